@@ -1,0 +1,159 @@
+"""BLIP: an image tower, a text encoder, a text decoder and their heads.
+
+Every task calls some of these methods; which, and with which parameters, is the
+task's business.  Position 0 of a text says what the text is for, so it is
+written here and nowhere else.
+
+Dimensions: B texts, I images (see `med.py`), N image tokens, L text length,
+D width, C joint embedding, V vocabulary.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from blip_jax.models import config as config_lib
+from blip_jax.models import layers, med, vit
+
+
+class Blip(nn.Module):
+  config: config_lib.BlipConfig
+
+  def setup(self):
+    c = self.config
+    self.visual_encoder = vit.ViT(c.vit)
+    self.text_encoder = med.Med(c.med)
+    self.text_decoder = med.Med(c.med, with_lm_head=True)
+    self.vision_proj = _torch_dense(c.embed_dim, c.vit.width)
+    self.text_proj = _torch_dense(c.embed_dim, c.med.width)
+    self.itm_head = _torch_dense(2, c.med.width)
+    self.temp = self.param("temp", nn.initializers.constant(0.07), ())
+
+  def encode_image(
+    self, image: Float[Array, "I H W 3"], deterministic: bool = True
+  ) -> Float[Array, "I N D"]:
+    """All image tokens, [CLS] first, of normalised pixels."""
+    return self.visual_encoder(image, deterministic)
+
+  def encode_text(
+    self,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    deterministic: bool = True,
+  ) -> Float[Array, "B L D"]:
+    """Hidden states of texts that see no image."""
+    input_ids = input_ids.at[:, 0].set(self.config.med.tokens.cls)
+    return self.text_encoder(
+      input_ids, attention_mask, deterministic=deterministic
+    )
+
+  def image_features(
+    self, image: Float[Array, "I H W 3"], deterministic: bool = True
+  ) -> tuple[Float[Array, "I N D"], Float[Array, "I C"]]:
+    """Image tokens, and unit vectors in the space shared with texts."""
+    image_embeds = self.encode_image(image, deterministic)
+    return image_embeds, _unit(self.vision_proj(image_embeds[:, 0]))
+
+  def text_feat(
+    self,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    deterministic: bool = True,
+  ) -> Float[Array, "B C"]:
+    """Unit vectors of texts in the space shared with images."""
+    embeds = self.encode_text(input_ids, attention_mask, deterministic)
+    return _unit(self.text_proj(embeds[:, 0]))
+
+  def project_image(self, image_embeds: Float[Array, "I N D"]) -> med.EncoderKV:
+    """Keys and values for `match`."""
+    return self.text_encoder.project_encoder_states(image_embeds)
+
+  def project_image_for_decoder(
+    self, image_embeds: Float[Array, "I N D"]
+  ) -> med.EncoderKV:
+    """Keys and values for `decode`; the same arrays where the text towers are
+    tied, and then not worth computing twice."""
+    return self.text_decoder.project_encoder_states(image_embeds)
+
+  def fuse(
+    self,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    image_kv: med.EncoderKV,
+    deterministic: bool = True,
+  ) -> Float[Array, "B L D"]:
+    """Hidden states of a text that looks at its image."""
+    input_ids = input_ids.at[:, 0].set(self.config.med.tokens.enc)
+    return self.text_encoder(
+      input_ids, attention_mask, image_kv, deterministic=deterministic
+    )
+
+  def match(
+    self,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    image_kv: med.EncoderKV,
+    deterministic: bool = True,
+  ) -> Float[Array, "B 2"]:
+    """ITM logits; class 1 says that text and image belong together."""
+    fused = self.fuse(input_ids, attention_mask, image_kv, deterministic)
+    return self.itm_head(fused[:, 0])
+
+  def decode(
+    self,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    image_kv: med.EncoderKV,
+    deterministic: bool = True,
+  ) -> Float[Array, "B L V"]:
+    """Scores of the token after each one, given the image."""
+    input_ids = input_ids.at[:, 0].set(self.config.med.tokens.dec)
+    hidden = self.text_decoder(
+      input_ids,
+      attention_mask,
+      image_kv,
+      causal=True,
+      deterministic=deterministic,
+    )
+    return self.text_decoder.logits(hidden)
+
+  def init_cache(self, batch_size: int, max_length: int) -> med.Cache:
+    return self.text_decoder.init_cache(batch_size, max_length)
+
+  def extend(
+    self,
+    input_ids: Int[Array, "B L"],
+    cache: med.Cache,
+    image_kv: med.EncoderKV,
+  ) -> tuple[Float[Array, "B V"], med.Cache]:
+    """Scores of the token after the given ones, which continue the cache."""
+    hidden, cache = self.text_decoder.extend(input_ids, cache, image_kv)
+    return self.text_decoder.logits(hidden[:, -1:])[:, 0], cache
+
+  def init_all(
+    self,
+    image: Float[Array, "I H W 3"],
+    input_ids: Int[Array, "I L"],
+    attention_mask: Int[Array, "I L"],
+  ) -> None:
+    """Visits every parameter: call `init` with this method."""
+    image_embeds, _ = self.image_features(image)
+    self.text_feat(input_ids, attention_mask)
+    self.match(input_ids, attention_mask, self.project_image(image_embeds))
+    image_kv = self.project_image_for_decoder(image_embeds)
+    self.decode(input_ids, attention_mask, image_kv)
+
+
+def _torch_dense(features: int, fan_in: int) -> nn.Dense:
+  # float32: logits and unit vectors feed losses directly.
+  return nn.Dense(
+    features,
+    kernel_init=layers.torch_kernel_init,
+    bias_init=layers.torch_bias_init(fan_in),
+  )
+
+
+def _unit(x: Float[Array, "B C"]) -> Float[Array, "B C"]:
+  """x / |x|, with PyTorch's guard against zero vectors."""
+  norm = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+  return x / jnp.maximum(norm, 1e-12)

@@ -1,0 +1,249 @@
+"""Text tower: one BERT that encodes, looks at images, or writes.
+
+The mode is in the arguments, not in the weights (paper section 3.1):
+  text        no `encoder_kv`, both directions: features for ITC
+  multimodal  with `encoder_kv`, both directions: ITM
+  decoder     with `encoder_kv`, `causal=True` or a `cache`: LM
+
+Dimensions: B texts, I images (B is a multiple of I: texts b*B/I and on look at
+image b), L text length, N image tokens, D width, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float, Int
+
+from blip_jax.models import config as config_lib
+from blip_jax.models import layers
+
+Params = dict
+# Keys and values of every layer's cross-attention.
+EncoderKV = tuple[layers.KV, ...]
+
+
+class Cache(NamedTuple):
+  """Self-attention keys and values of the tokens decoded so far.
+
+  `kv` holds one pair of [B, max_length, H, d] a layer, of which the first
+  `length` positions are written.
+  """
+
+  kv: tuple[layers.KV, ...]
+  length: Int[Array, ""]
+
+
+class Med(nn.Module):
+  config: config_lib.MedConfig
+  with_lm_head: bool = False
+
+  def setup(self):
+    c = self.config
+    shape = (c.vocab_size, c.width)
+    self.word_embeddings = self.param(
+      "word_embeddings", layers.normal_init, shape
+    )
+    self.position_embeddings = self.param(
+      "position_embeddings", layers.normal_init, (c.max_positions, c.width)
+    )
+    self.ln_embed = layer_norm(c.dtype)
+    self.drop = nn.Dropout(c.dropout)
+    layer = layers.remat(Layer, c.remat, 7)
+    self.layers = [layer(c, name=f"layer_{i}") for i in range(c.depth)]
+    if self.with_lm_head:
+      self.lm_head = LMHead(c)
+
+  def __call__(
+    self,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    encoder_kv: EncoderKV | None = None,
+    encoder_mask: Int[Array, "I N"] | None = None,
+    causal: bool = False,
+    deterministic: bool = True,
+  ) -> Float[Array, "B L D"]:
+    """Hidden states of the last layer."""
+    bias = (1.0 - attention_mask[:, None, None, :]) * -10000.0
+    if causal:
+      length = input_ids.shape[1]
+      visible = jnp.tril(jnp.ones((length, length), bool))[None, None]
+      bias = jnp.where(visible, bias, -10000.0)
+    x = self._embed(input_ids, jnp.arange(input_ids.shape[1]), deterministic)
+    encoder_bias = _encoder_bias(encoder_mask)
+    for i, layer in enumerate(self.layers):
+      cross = encoder_kv[i] if encoder_kv is not None else None
+      x, _ = layer(x, bias, cross, encoder_bias, None, None, deterministic)
+    return x
+
+  def extend(
+    self,
+    input_ids: Int[Array, "B L"],
+    cache: Cache,
+    encoder_kv: EncoderKV | None = None,
+    encoder_mask: Int[Array, "I N"] | None = None,
+  ) -> tuple[Float[Array, "B L D"], Cache]:
+    """Decodes the next L tokens; the cache must have room for them."""
+    length = input_ids.shape[1]
+    positions = cache.length + jnp.arange(length)
+    max_length = cache.kv[0][0].shape[1]
+    visible = jnp.arange(max_length)[None, :] <= positions[:, None]
+    bias = jnp.where(visible, 0.0, -10000.0)[None, None]
+    x = self._embed(input_ids, positions, deterministic=True)
+    encoder_bias = _encoder_bias(encoder_mask)
+    kv = []
+    for i, layer in enumerate(self.layers):
+      cross = encoder_kv[i] if encoder_kv is not None else None
+      x, layer_kv = layer(
+        x, bias, cross, encoder_bias, cache.kv[i], cache.length, True
+      )
+      kv.append(layer_kv)
+    return x, Cache(tuple(kv), cache.length + length)
+
+  def init_cache(self, batch_size: int, max_length: int) -> Cache:
+    c = self.config
+    shape = (batch_size, max_length, c.num_heads, c.width // c.num_heads)
+    empty = jnp.zeros(shape, c.dtype)
+    return Cache(((empty, empty),) * c.depth, jnp.int32(0))
+
+  def project_encoder_states(self, states: Float[Array, "I N E"]) -> EncoderKV:
+    """What every layer's cross-attention needs of the images, once."""
+    return tuple(layer.project_encoder_states(states) for layer in self.layers)
+
+  def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+    """Next-token scores in float32."""
+    return self.lm_head(hidden, self.word_embeddings)
+
+  def _embed(self, input_ids, positions, deterministic):
+    if input_ids.shape[1] > self.config.max_positions:
+      # An out-of-range lookup would silently repeat the last position.
+      raise ValueError(
+        f"texts of {input_ids.shape[1]} tokens: this model has only "
+        f"{self.config.max_positions} positions; truncate them"
+      )
+    x = self.word_embeddings[input_ids]
+    x = self.ln_embed(x + self.position_embeddings[positions][None])
+    return self.drop(x, deterministic=deterministic)
+
+
+class Layer(nn.Module):
+  """A post-norm BERT layer with cross-attention between its two halves."""
+
+  config: config_lib.MedConfig
+
+  def setup(self):
+    c = self.config
+    attention = lambda: PostNormAttention(
+      c.width, c.num_heads, c.dropout, c.dtype
+    )
+    self.attention = attention()
+    self.crossattention = attention()
+    dense = lambda width: nn.Dense(
+      width, dtype=c.dtype, kernel_init=layers.normal_init
+    )
+    self.fc_in = dense(c.mlp_dim)
+    self.fc_out = dense(c.width)
+    self.ln = layer_norm(c.dtype)
+    self.drop = nn.Dropout(c.dropout)
+
+  def __call__(
+    self, x, bias, encoder_kv, encoder_bias, cache, cache_length, deterministic
+  ):
+    x = nn.with_logical_constraint(x, ("batch", "seq", None))
+    kv = self.attention.project(x)
+    if cache is not None:
+      kv = _write(cache, kv, cache_length)
+    x = self.attention(x, kv, bias, deterministic)
+    if encoder_kv is not None:
+      x = self.crossattention(x, encoder_kv, encoder_bias, deterministic)
+    y = self.fc_out(nn.gelu(self.fc_in(x), approximate=False))
+    return self.ln(x + self.drop(y, deterministic=deterministic)), kv
+
+  def project_encoder_states(self, states):
+    return self.crossattention.project(states)
+
+
+class PostNormAttention(layers.Attention):
+  """Attention, residual and LayerNorm: one block, and one unit of tying."""
+
+  def setup(self):
+    super().setup()
+    self.ln = layer_norm(self.dtype)
+
+  def __call__(self, x, kv, bias=None, deterministic=True):
+    y = super().__call__(x, kv, bias, deterministic)
+    return self.ln(x + self.drop(y, deterministic=deterministic))
+
+
+class LMHead(nn.Module):
+  """BERT's prediction head; its matrix is the word embedding itself."""
+
+  config: config_lib.MedConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    hidden: Float[Array, "B L D"],
+    word_embeddings: Float[Array, "V D"],
+  ) -> Float[Array, "B L V"]:
+    c = self.config
+    x = nn.Dense(
+      c.width, dtype=c.dtype, kernel_init=layers.normal_init, name="transform"
+    )(hidden)
+    x = layer_norm(c.dtype, name="ln")(nn.gelu(x, approximate=False))
+    bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+    scores = jnp.einsum(
+      "bld,vd->blv",
+      x,
+      word_embeddings.astype(x.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    return scores + bias[None, None]
+
+
+def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
+  # E[x^2] - E[x]^2 cancels at BERT's tiny epsilon; subtract the mean first.
+  return nn.LayerNorm(
+    epsilon=1e-12, dtype=dtype, use_fast_variance=False, name=name
+  )
+
+
+def tie(params: Params) -> Params:
+  """Fills the decoder with what pre-training shares (paper, Table 3).
+
+  Encoder and decoder are one network but for self-attention: embeddings,
+  cross-attention and feed-forward are the encoder's, while the decoder owns its
+  self-attention (LayerNorm included) and its head.
+  """
+  encoder = traverse_util.flatten_dict(params["text_encoder"])
+  decoder = traverse_util.flatten_dict(params["text_decoder"])
+  shared = {path: x for path, x in encoder.items() if _is_shared(path)}
+  tied = traverse_util.unflatten_dict({**shared, **decoder})
+  return {**params, "text_decoder": tied}
+
+
+def drop_tied(params: Params) -> Params:
+  """What pre-training stores, optimises and counts; the inverse of `tie`."""
+  decoder = traverse_util.flatten_dict(params["text_decoder"])
+  own = {path: x for path, x in decoder.items() if not _is_shared(path)}
+  return {**params, "text_decoder": traverse_util.unflatten_dict(own)}
+
+
+def _is_shared(path: tuple[str, ...]) -> bool:
+  return "attention" not in path and "lm_head" not in path
+
+
+def _encoder_bias(mask):
+  if mask is None:
+    return None
+  return (1.0 - mask[:, None, None, :]) * -1e9
+
+
+def _write(cache, kv, position):
+  """Puts new keys and values at `position` of the cache's length axis."""
+  update = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+    old, new, position, axis=1
+  )
+  return update(cache[0], kv[0]), update(cache[1], kv[1])

@@ -1,0 +1,135 @@
+"""Image tower: a pre-norm vision transformer that returns all its tokens.
+
+Dimensions: B batch, H W pixels, N tokens ([CLS] first), D width.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from blip_jax.models import config as config_lib
+from blip_jax.models import layers
+
+
+class ViT(nn.Module):
+  """Section 3.1 of the paper; layout and numerics of timm's ViT.
+
+  Call with normalised pixels of any size that the patch size divides; other
+  sizes than the trained one interpolate the position embeddings.
+  """
+
+  config: config_lib.ViTConfig
+
+  @nn.compact
+  def __call__(
+    self, image: Float[Array, "B H W 3"], deterministic: bool = True
+  ) -> Float[Array, "B N D"]:
+    c = self.config
+    if any(side % c.patch_size for side in image.shape[1:3]):
+      raise ValueError(
+        f"images of {image.shape[1]} x {image.shape[2]} pixels: both sides "
+        f"must be multiples of the patch size {c.patch_size}"
+      )
+    grid = tuple(side // c.patch_size for side in image.shape[1:3])
+    x = PatchEmbed(c.width, c.patch_size, c.dtype, name="patch_embed")(image)
+    cls_token = self.param("cls_token", layers.normal_init, (1, 1, c.width))
+    pos_embed = self.param(
+      "pos_embed", layers.normal_init, (1, c.num_tokens, c.width)
+    )
+    cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, c.width))
+    x = jnp.concatenate([cls_token.astype(x.dtype), x], axis=1)
+    x = x + resize_pos_embed(pos_embed, c.grid, grid).astype(x.dtype)
+
+    block = layers.remat(Block, c.remat, 2)
+    for i, drop_path in enumerate(np.linspace(0, c.drop_path, c.depth)):
+      x = nn.with_logical_constraint(x, ("batch", "seq", None))
+      x = block(c, float(drop_path), name=f"block_{i}")(x, deterministic)
+    return layer_norm(c.dtype, "ln_post")(x)
+
+
+class Block(nn.Module):
+  config: config_lib.ViTConfig
+  drop_path: float
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N D"], deterministic: bool
+  ) -> Float[Array, "B N D"]:
+    c = self.config
+    dense = lambda width, name: nn.Dense(
+      width, dtype=c.dtype, kernel_init=layers.normal_init, name=name
+    )
+    drop_path = layers.DropPath(self.drop_path)
+    attention = layers.Attention(
+      c.width, c.num_heads, 0.0, c.dtype, name="attention"
+    )
+    y = layer_norm(c.dtype, "ln_1")(x)
+    x = x + drop_path(attention(y, attention.project(y)), deterministic)
+    y = dense(c.mlp_dim, "fc_in")(layer_norm(c.dtype, "ln_2")(x))
+    y = dense(c.width, "fc_out")(nn.gelu(y, approximate=False))
+    return x + drop_path(y, deterministic)
+
+
+class PatchEmbed(nn.Module):
+  """A convolution whose stride is its size, as one matrix product."""
+
+  width: int
+  patch_size: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    p = self.patch_size
+    shape = (p, p, image.shape[-1], self.width)
+    fan_in = p * p * image.shape[-1]
+    kernel = self.param("kernel", layers.torch_kernel_init, shape)
+    bias = self.param("bias", layers.torch_bias_init(fan_in), (self.width,))
+    batch, height, width, channels = image.shape
+    x = image.reshape(batch, height // p, p, width // p, p, channels)
+    x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+    x = jnp.einsum("bhpwqc,pqcd->bhwd", x, kernel)
+    return (x + bias[None, None, None]).reshape(batch, -1, self.width)
+
+
+def layer_norm(dtype: str, name: str) -> nn.LayerNorm:
+  return nn.LayerNorm(
+    epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
+  )
+
+
+def resize_pos_embed(
+  pos_embed: Float[Array, "1 N D"],
+  grid: tuple[int, int],
+  new_grid: tuple[int, int],
+) -> Float[Array, "1 M D"]:
+  """Interpolates position embeddings to another grid; [CLS] stays.
+
+  PyTorch's bicubic kernel without antialiasing, which the released checkpoints
+  were resized with.  `jax.image.resize` uses another cubic and antialiases.
+  """
+  if grid == new_grid:
+    return pos_embed
+  cls_token, patches = pos_embed[:, :1], pos_embed[:, 1:]
+  patches = patches.reshape(*grid, -1)
+  rows = _bicubic_matrix(grid[0], new_grid[0])
+  columns = _bicubic_matrix(grid[1], new_grid[1])
+  patches = jnp.einsum("ih,hwd,jw->ijd", rows, patches, columns)
+  patches = patches.reshape(1, -1, pos_embed.shape[-1])
+  return jnp.concatenate([cls_token, patches], axis=1)
+
+
+def _bicubic_matrix(size: int, new_size: int) -> Float[np.ndarray, "m n"]:
+  """Row i weighs the old points for new point i; edges repeat outwards."""
+  a = -0.75
+  centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+  matrix = np.zeros((new_size, size))
+  for tap in range(-1, 3):
+    index = np.floor(centre).astype(int) + tap
+    x = np.abs(centre - index)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    weight = np.where(x <= 1, near, np.where(x < 2, far, 0))
+    clamped = np.clip(index, 0, size - 1)
+    np.add.at(matrix, (np.arange(new_size), clamped), weight)
+  return matrix.astype(np.float32)

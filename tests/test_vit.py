@@ -1,0 +1,115 @@
+"""The image tower against the original (golden case `vit`)."""
+
+import dataclasses
+
+import golden_case
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip_jax.models import config, vit
+
+
+@pytest.fixture(scope="module")
+def golden():
+  return golden_case.arrays("vit")
+
+
+@pytest.fixture(scope="module")
+def params():
+  return golden_case.params("vit", "visual_encoder.")["visual_encoder"]
+
+
+def forward(params, image, config=golden_case.VIT, **kwargs):
+  return vit.ViT(config).apply({"params": params}, image, **kwargs)
+
+
+def test_features(golden, params):
+  features = forward(params, golden_case.image(golden["image"]))
+  np.testing.assert_allclose(features, golden["features"], atol=1e-5)
+
+
+def test_gradients(golden, params, golden_facts):
+  image = golden_case.image(golden["image"])
+
+  def loss(params):
+    return jnp.mean(forward(params, image) * golden["cotangent"])
+
+  value, grads = jax.value_and_grad(loss)(params)
+  np.testing.assert_allclose(value, golden["loss__f64"], rtol=1e-4)
+  names = [f"visual_encoder.{n}" for n in golden_facts("vit")["grad_names"]]
+  golden_case.assert_gradients_match(golden, {"visual_encoder": grads}, names)
+
+
+@pytest.mark.parametrize("side", [3, 4, 5, 8])
+def test_resize_pos_embed(golden, params, side):
+  resized = vit.resize_pos_embed(params["pos_embed"], (4, 4), (side, side))
+  expected = golden[f"pos_embed_to_grid{side}"]
+  np.testing.assert_allclose(resized, expected, atol=1e-6)
+
+
+def test_resize_pos_embed_keeps_rows_and_columns_apart():
+  rows = jnp.arange(4.0)[:, None, None] * jnp.ones((4, 4, 1))
+  pos_embed = jnp.concatenate(
+    [jnp.zeros((1, 1, 1)), rows.reshape(1, 16, 1)], axis=1
+  )
+  resized = vit.resize_pos_embed(pos_embed, (4, 4), (8, 6))
+  grid = resized[0, 1:, 0].reshape(8, 6)
+  np.testing.assert_allclose(grid, grid[:, :1] * jnp.ones((1, 6)), atol=1e-6)
+  assert (jnp.diff(grid[:, 0]) > 0).all()
+
+
+def test_other_image_size_interpolates(golden, params):
+  """The original resizes the weights; we resize on the fly."""
+  features = forward(params, golden_case.image(golden["image_big"]))
+  np.testing.assert_allclose(features, golden["features_big"], atol=1e-5)
+
+
+def test_impossible_image_size(params):
+  with pytest.raises(ValueError, match="multiples of the patch size 8"):
+    forward(params, jnp.zeros((1, 33, 32, 3)))
+
+
+@pytest.mark.parametrize("policy", config.REMAT_POLICIES)
+def test_remat_changes_memory_not_numbers(golden, params, policy):
+  image = golden_case.image(golden["image"])
+  cfg = dataclasses.replace(golden_case.VIT, remat=policy)
+
+  def grads(cfg):
+    return jax.grad(lambda p: jnp.sum(forward(p, image, cfg) ** 2))(params)
+
+  expected = grads(golden_case.VIT)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    grads(cfg),
+    expected,
+  )
+  recomputes = "remat" in str(
+    jax.make_jaxpr(lambda p: forward(p, image, cfg))(params)
+  )
+  assert recomputes == (policy != "none")
+
+
+def test_drop_path_drops_whole_samples_and_rescales(params):
+  """Only the last block may drop, so its output is kept or its input."""
+  cfg = dataclasses.replace(golden_case.VIT, drop_path=0.9)
+  image = jax.random.normal(jax.random.key(0), (64, 32, 32, 3))
+  still = forward(params, image, cfg)
+  moving = forward(
+    params, image, cfg, deterministic=False, rngs={"dropout": jax.random.key(1)}
+  )
+  first_block_only = dataclasses.replace(golden_case.VIT, depth=1)
+  expected = forward(params, image, first_block_only)
+  unchanged = jnp.abs(moving - expected).max(axis=(1, 2)) < 1e-5
+  # Both branches drop with probability 0.81.
+  assert 0.6 < unchanged.mean() < 0.95
+  assert jnp.abs(still - expected).max() > 1e-2
+
+
+def test_bfloat16_computes_in_bfloat16_over_float32_parameters(golden, params):
+  cfg = dataclasses.replace(golden_case.VIT, dtype="bfloat16")
+  features = forward(params, golden_case.image(golden["image"]), cfg)
+  assert features.dtype == jnp.bfloat16
+  error = np.abs(np.asarray(features, np.float32) - golden["features"])
+  assert error.mean() < 0.03

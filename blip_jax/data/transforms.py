@@ -1,0 +1,285 @@
+"""From a record's raw image and text to what the model reads.
+
+Everything stays uint8 here: a quarter of the bytes to move, and the device
+normalises. Decoding and resizing are PIL's, because the published models were
+trained and measured with it; OpenCV's bicubic does not antialias.
+"""
+
+import dataclasses
+import io
+import math
+import os
+import re
+
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+
+from blip_jax.data import randaugment
+
+# PIL knows many more, but some start a program (EPS: Ghostscript), which
+# nobody wants to do with a file from the web.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# How PIL opens grey images of more than 8 bits.
+_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+MAX_TEXT_BYTES = 100_000
+# C0, DEL and C1 without tab and line ends, which separate words.
+_CONTROLS = dict.fromkeys(
+  c for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\t\n\r"
+)
+# What BLIP takes out of captions and questions.
+_PUNCTUATION = '.!"()*#:;~'
+_TO_SPACE = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
+_TO_NOTHING = str.maketrans("", "", _PUNCTUATION)
+
+Image = UInt8[np.ndarray, "H W 3"]
+Resized = UInt8[np.ndarray, "h w 3"]
+# Square, or (height, width).
+Size = int | tuple[int, int]
+
+
+class BadSample(Exception):
+  """A sample that cannot be used; the loader counts it and goes on.
+
+  Attributes:
+    reason: one of a few words, to count by. Images: missing, unreadable,
+      empty, not_an_image, too_large, truncated, corrupt, bad_array. Texts:
+      invalid_utf8, empty_caption, too_long.
+    detail: what was found, for the report.
+  """
+
+  def __init__(self, reason: str, detail: str):
+    # Both go to `Exception` so that it survives pickling between processes.
+    super().__init__(reason, detail)
+    self.reason = reason
+    self.detail = detail
+
+  def __str__(self) -> str:
+    return f"{self.reason}: {self.detail}"
+
+
+def decode(
+  image: bytes | str | os.PathLike | np.ndarray, max_pixels: int
+) -> Image:
+  """Return an image as RGB, whatever it is stored as.
+
+  Transparency is dropped, of an animation the first frame is taken, and the
+  EXIF orientation is ignored, all as the original does. Unlike the original,
+  which cuts off all values above 255, 16-bit grey keeps its upper 8 bits (as
+  16-bit colour does in both).
+
+  Args:
+    image: the encoded bytes, the path of a file, or uint8 pixels [H, W],
+      [H, W, 1], [H, W, 3] or [H, W, 4].
+    max_pixels: larger images are refused by their header, before any pixel is
+      decoded: a file of some hundred bytes may claim gigabytes.
+
+  Raises:
+    BadSample: if it cannot be used.
+  """
+  if isinstance(image, np.ndarray):
+    return _to_rgb(_from_array(image), max_pixels)
+  try:
+    stream = _open(image)
+  except FileNotFoundError as error:
+    raise BadSample("missing", str(image)) from error
+  except (OSError, ValueError) as error:
+    raise BadSample("unreadable", f"{image!r}: {error}") from error
+  with stream:
+    return _read(stream, max_pixels)
+
+
+def _open(image: bytes | str | os.PathLike) -> io.BufferedIOBase:
+  return io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb")
+
+
+def _read(stream: io.BufferedIOBase, max_pixels: int) -> Image:
+  try:
+    if not stream.read(1):
+      raise BadSample("empty", "zero bytes")
+    stream.seek(0)
+    return _to_rgb(PIL.Image.open(stream, formats=_FORMATS), max_pixels)
+  except BadSample:
+    raise
+  except PIL.UnidentifiedImageError as error:
+    stream.seek(0)
+    detail = f"begins with {stream.read(16)!r}"
+    raise BadSample("not_an_image", detail) from error
+  except PIL.Image.DecompressionBombError as error:
+    raise BadSample("too_large", str(error)) from error
+  # PIL's readers raise nearly anything on damaged files.
+  except Exception as error:
+    reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
+    detail = f"{type(error).__name__}: {error}"
+    raise BadSample(reason, detail) from error
+
+
+def _from_array(image: np.ndarray) -> PIL.Image.Image:
+  grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
+  if image.dtype != np.uint8 or not (
+    grey or (image.ndim == 3 and image.shape[2] in (3, 4))
+  ):
+    found = f"expected uint8 [H, W, 3], found {image.dtype} {image.shape}"
+    raise BadSample("bad_array", found)
+  if image.size == 0:
+    raise BadSample("empty", f"an array of shape {image.shape}")
+  return PIL.Image.fromarray(image.reshape(image.shape[:2]) if grey else image)
+
+
+def _to_rgb(image: PIL.Image.Image, max_pixels: int) -> Image:
+  width, height = image.size
+  if width * height > max_pixels:
+    detail = f"{width} x {height} pixels, allowed {max_pixels} in all"
+    raise BadSample("too_large", detail)
+  if image.mode in _DEEP_GREY:
+    deep = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
+    image = PIL.Image.fromarray((deep >> 8).astype(np.uint8))
+  # It has no effect on the colours, but PIL would warn at each such palette.
+  image.info.pop("transparency", None)
+  return np.array(image.convert("RGB"))
+
+
+def resized_crop(
+  image: Image,
+  top: int,
+  left: int,
+  height: int,
+  width: int,
+  size: Size,
+  flip: bool,
+) -> Resized:
+  """Cut out a box, resize it (bicubic, antialiased), and mirror it or not."""
+  crop = image[top : top + height, left : left + width]
+  resized = _resize(crop, size)
+  return np.ascontiguousarray(resized[:, ::-1]) if flip else resized
+
+
+def _resize(image: Image, size: Size) -> Resized:
+  height, width = (size, size) if isinstance(size, int) else size
+  pixels = PIL.Image.fromarray(np.ascontiguousarray(image))
+  return np.array(pixels.resize((width, height), PIL.Image.Resampling.BICUBIC))
+
+
+def sample_crop(
+  height: int,
+  width: int,
+  scale: tuple[float, float],
+  ratio: tuple[float, float],
+  rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+  """Draw a box (top, left, height, width) as torchvision's crop does.
+
+  The share of the area is uniform in `scale` and width / height log-uniform in
+  `ratio`. If ten boxes do not fit (a panorama), the largest centred box whose
+  shape is nearest to the image's is taken, whatever its area.
+  """
+  for _ in range(10):
+    area = height * width * rng.uniform(*scale)
+    shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+    if 0 < w <= width and 0 < h <= height:
+      top = int(rng.integers(height - h + 1))
+      left = int(rng.integers(width - w + 1))
+      return top, left, h, w
+  h, w = height, width
+  if width / height < ratio[0]:
+    h = round(width / ratio[0])
+  elif width / height > ratio[1]:
+    w = round(height * ratio[1])
+  return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainImage:
+  """Random crop, random mirroring and RandAugment, to a fixed size.
+
+  Attributes:
+    size: of the result, square or (height, width).
+    min_scale: smallest share of the area that a crop takes. BLIP pre-trains
+      with 0.2 and fine-tunes with 0.5.
+    randaugment: None for none.
+    ratio: range of width / height of a crop.
+  """
+
+  size: Size
+  min_scale: float
+  randaugment: randaugment.RandAugment | None
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+  def __post_init__(self):
+    if not 0 < self.min_scale <= 1:
+      raise ValueError(
+        f"TrainImage.min_scale: expected a share in (0, 1], found "
+        f"{self.min_scale}"
+      )
+
+  def __call__(self, image: Image, rng: np.random.Generator) -> Resized:
+    scale = (self.min_scale, 1.0)
+    box = sample_crop(*image.shape[:2], scale, self.ratio, rng)
+    flip = bool(rng.random() < 0.5)
+    image = resized_crop(image, *box, self.size, flip)
+    if self.randaugment is not None:
+      image = self.randaugment(image, rng)
+    return image
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalImage:
+  """Resize to a fixed size without keeping the aspect ratio.
+
+  Attributes:
+    size: of the result, square or (height, width).
+  """
+
+  size: Size
+
+  def __call__(self, image: Image) -> Resized:
+    return _resize(image, self.size)
+
+
+def clean_text(text: str | bytes) -> str:
+  """Return a text without control characters (tab and line ends stay).
+
+  Raises:
+    BadSample: if it is no UTF-8, longer than `MAX_TEXT_BYTES`, or
+      nothing but white space and what `pre_caption` takes out ("...").
+  """
+  try:
+    # A str can fail too: JSON may hold half of a surrogate pair.
+    raw = text.encode() if isinstance(text, str) else text
+    if len(raw) > MAX_TEXT_BYTES:
+      detail = f"{len(raw)} bytes, allowed {MAX_TEXT_BYTES}: {raw[:60]!r}..."
+      raise BadSample("too_long", detail)
+    text = raw.decode()
+  except UnicodeError as error:
+    raise BadSample("invalid_utf8", f"{text[:60]!r}: {error}") from error
+  cleaned = text.translate(_CONTROLS)
+  if not cleaned.translate(_TO_NOTHING).strip():
+    raise BadSample("empty_caption", repr(text[:60]))
+  return cleaned
+
+
+def pre_caption(text: str, max_words: int) -> str:
+  """Normalise a caption as BLIP does.
+
+  Lower case; each of `.!"()*#:;~` becomes a space; runs of white space become
+  one space. Words are what stands between single spaces: the first
+  `max_words` are kept.
+  """
+  text = re.sub(r"\s{2,}", " ", text.lower().translate(_TO_SPACE))
+  return _first_words(text.rstrip("\n").strip(" "), max_words)
+
+
+def pre_question(text: str, max_words: int = 50) -> str:
+  """Normalise a question as BLIP does.
+
+  Lower case; each of `.!"()*#:;~` is deleted, leaving no space; spaces at the
+  end go. The first `max_words` words are kept.
+  """
+  text = text.lower().translate(_TO_NOTHING)
+  return _first_words(text.rstrip(" "), max_words)
+
+
+def _first_words(text: str, max_words: int) -> str:
+  return " ".join(text.split(" ")[:max_words])

@@ -1,0 +1,240 @@
+"""The tokenizer against ids of the original's transformers 4.15."""
+
+import concurrent.futures
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from blip_jax.data import tokenizer, transforms
+
+
+@pytest.fixture(scope="module")
+def tiny(golden_dir):
+  return tokenizer.Tokenizer.load(golden_dir / "tokenizer" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def captions(golden_facts):
+  return golden_facts("tokenizer_tiny")["captions"]
+
+
+@pytest.fixture(scope="module")
+def bert(shared_dir):
+  return tokenizer.Tokenizer.load(shared_dir / "vocab" / "bert-base-uncased")
+
+
+@pytest.fixture(scope="module")
+def bert_golden(golden_dir):
+  path = golden_dir / "tokenizer" / "bert_tokenizer.json"
+  return json.loads(path.read_text())
+
+
+def special_ids(tok):
+  return {
+    "pad": tok.pad_id,
+    "cls": tok.cls_id,
+    "sep": tok.sep_id,
+    "dec": tok.dec_id,
+    "enc": tok.enc_id,
+    "length": tok.vocab_size,
+  }
+
+
+def test_tiny_vocabulary_equals_the_original(
+  tiny, captions, golden_dir, golden_facts
+):
+  golden = np.load(golden_dir / "data" / "tokenizer_tiny.npz")
+  ids, mask = tiny.encode(captions, 30)
+  np.testing.assert_array_equal(ids, golden["ids_30"])
+  np.testing.assert_array_equal(mask, golden["mask_30"])
+  assert ids.dtype == mask.dtype == np.int32
+  special = golden_facts("tokenizer_tiny")["special_ids"]
+  assert special_ids(tiny).items() <= special.items()
+
+
+def test_bert_special_ids_equal_the_original(bert, bert_golden):
+  assert special_ids(bert).items() <= bert_golden["meta"]["special"].items()
+  assert (bert.dec_id, bert.enc_id, bert.vocab_size) == (30522, 30523, 30524)
+
+
+@pytest.mark.parametrize("length", [30, 35, 40])
+def test_bert_ids_equal_the_original(length, bert, bert_golden):
+  rows = bert_golden["captions"]
+  ids, mask = bert.encode([row["pre_caption"] for row in rows], length)
+  for row, row_ids, row_mask in zip(rows, ids, mask, strict=True):
+    expected = row[f"ids_{length}"], row[f"mask_{length}"]
+    assert (row_ids.tolist(), row_mask.tolist()) == expected, row["caption"]
+
+
+@pytest.mark.parametrize("text", ["pre_caption", "caption"])
+def test_bert_whole_texts_equal_the_original(text, bert, bert_golden):
+  """Uncleaned captions too: "[SEP]" in one is a token, as in the original."""
+  for row in bert_golden["captions"]:
+    expected = row["ids" if text == "pre_caption" else "raw_ids"]
+    ids, mask = bert.encode([row[text]], 512)
+    assert ids[0, : mask.sum()].tolist() == expected, row["caption"]
+
+
+def test_bert_batches_and_prompt_equal_the_original(bert, bert_golden):
+  batch = bert_golden["batch_longest"]
+  width = len(batch["ids"][0])
+  ids, mask = bert.encode(batch["texts"], width)
+  assert (ids.tolist(), mask.tolist()) == (batch["ids"], batch["mask"])
+  prompt = bert_golden["prompt"]
+  ids, mask = bert.encode([prompt["text"]], 30)
+  assert ids[0, : mask.sum()].tolist() == prompt["ids"]
+
+
+def test_bert_decoded_texts_equal_the_original(bert, bert_golden):
+  """Without specials: where a caption spells "[SEP]" the original goes on."""
+  for row in bert_golden["captions"]:
+    assert row["ids_40"].count(bert.sep_id) == 1
+    (text,) = bert.decode([row["ids_40"]])
+    assert text == row["decoded"], row["caption"]
+    (text,) = bert.decode([row["ids_dec_40"]])
+    assert text == row["decoded"], row["caption"]
+
+
+def test_pre_caption_feeds_the_tokenizer(bert, bert_golden):
+  for row in bert_golden["captions"]:
+    text = transforms.pre_caption(row["caption"], 50)
+    assert bert.encode([text], 40)[0][0].tolist() == row["ids_40"]
+
+
+def test_long_texts_keep_sep(tiny, captions):
+  ids, mask = tiny.encode([" ".join(captions)], 12)
+  assert ids[0, 0] == tiny.cls_id and ids[0, -1] == tiny.sep_id
+  assert mask.all()
+  whole, _ = tiny.encode([" ".join(captions)], 400)
+  np.testing.assert_array_equal(ids[0, :-1], whole[0, :11])
+
+
+def test_decode_stops_at_sep_or_pad(tiny):
+  (ids,) = tiny.encode(["two dogs"], 6)[0]
+  words = ids[1 : ids.tolist().index(tiny.sep_id)].tolist()
+  assert len(words) == 3  # two dog ##s
+  rows = [
+    [tiny.dec_id, *words, tiny.sep_id, *words],
+    [tiny.dec_id, *words, tiny.pad_id, *words],
+    [tiny.enc_id, *words],
+    [tiny.sep_id, *words],
+  ]
+  assert tiny.decode(rows) == ["two dogs", "two dogs", "two dogs", ""]
+  assert tiny.decode(np.array(rows[:2])) == ["two dogs", "two dogs"]
+
+
+def test_no_texts(tiny):
+  ids, mask = tiny.encode([], 5)
+  assert ids.shape == mask.shape == (0, 5)
+
+
+def test_max_length_must_hold_cls_and_sep(tiny):
+  with pytest.raises(ValueError, match="max_length: expected 2 or more"):
+    tiny.encode(["a"], 1)
+
+
+def test_threads_share_one_tokenizer(tiny, captions):
+  """Different lengths at the same time, as train and eval loaders do."""
+  lengths = [5, 12, 30, 60] * 50
+  expected = {n: tiny.encode(captions, n)[0] for n in set(lengths)}
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda n: tiny.encode(captions, n)[0], lengths))
+  for n, ids in zip(lengths, found, strict=True):
+    np.testing.assert_array_equal(ids, expected[n])
+
+
+def test_pickled_tokenizer_needs_no_transformers(tiny, captions, tmp_path):
+  """Worker processes start in a fraction of the second that it takes."""
+  path = tmp_path / "tokenizer.pickle"
+  path.write_bytes(pickle.dumps((tiny, captions)))
+  code = (
+    "import pickle, sys\n"
+    f"tok, texts = pickle.load(open({str(path)!r}, 'rb'))\n"
+    "print(tok.encode(texts, 30)[0].tolist())\n"
+    "assert 'transformers' not in sys.modules\n"
+  )
+  out = subprocess.run(
+    [sys.executable, "-c", code], check=True, capture_output=True, text=True
+  )
+  assert json.loads(out.stdout) == tiny.encode(captions, 30)[0].tolist()
+
+
+def test_saved_tokenizer_is_the_same(tiny, captions, tmp_path):
+  tiny.save(tmp_path / "new" / "vocab")
+  again = tokenizer.Tokenizer.load(tmp_path / "new" / "vocab")
+  assert special_ids(again) == special_ids(tiny)
+  ids, mask = tiny.encode(captions, 30)
+  again_ids, again_mask = again.encode(captions, 30)
+  np.testing.assert_array_equal(again_ids, ids)
+  np.testing.assert_array_equal(again_mask, mask)
+  assert again.decode(ids) == tiny.decode(ids)
+
+
+def write_vocab(directory, tokens, config=None):
+  (directory / "vocab.txt").write_text("\n".join(tokens) + "\n")
+  if config is not None:
+    text = json.dumps(config)
+    (directory / "tokenizer_config.json").write_text(text)
+  return directory
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def test_case_survives_saving(tmp_path):
+  tokens = [*SPECIAL, "A", "a", "Dog", "dog"]
+  config = {"do_lower_case": False, "tokenizer_class": "BertTokenizer"}
+  cased = tokenizer.Tokenizer.load(write_vocab(tmp_path, tokens, config))
+  cased.save(tmp_path / "saved")
+  again = tokenizer.Tokenizer.load(tmp_path / "saved")
+  for tok in (cased, again):
+    assert tok.encode(["A Dog"], 4)[0].tolist() == [[2, 5, 7, 3]]
+
+
+def test_vocab_txt_alone_is_enough(tmp_path):
+  tok = tokenizer.Tokenizer.load(write_vocab(tmp_path, [*SPECIAL, "dog"]))
+  assert (tok.dec_id, tok.enc_id, tok.vocab_size) == (6, 7, 8)
+  assert tok.encode(["Dog cat"], 4)[0].tolist() == [[2, 5, 1, 3]]
+
+
+def test_directory_without_vocabulary_is_refused(tmp_path):
+  """transformers itself returns a tokenizer of five tokens."""
+  with pytest.raises(ValueError, match=r"no vocab\.txt in it; pass"):
+    tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_the_file_instead_of_its_directory_is_refused(tmp_path):
+  write_vocab(tmp_path, [*SPECIAL, "dog"])
+  with pytest.raises(ValueError, match=r"no vocab\.txt in it; pass"):
+    tokenizer.Tokenizer.load(tmp_path / "vocab.txt")
+
+
+@pytest.mark.parametrize("name", ["/no/such/directory", "no-such-user/name"])
+def test_unreachable_name_says_what_to_pass(name, monkeypatch):
+  """A closed port stands for the hub, so that no network is needed."""
+  import huggingface_hub
+
+  def closed(*args, **kwargs):
+    return download(*args, **kwargs, endpoint="http://127.0.0.1:9")
+
+  download = huggingface_hub.snapshot_download
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", closed)
+  with pytest.raises(ValueError, match=r"pass .* a directory that holds"):
+    tokenizer.Tokenizer.load(name)
+
+
+def test_missing_special_tokens_are_named(tmp_path):
+  tokens = ["[PAD]", "[UNK]", "[CLS]", "dog"]
+  with pytest.raises(ValueError, match=r"lacks \[SEP\], \[MASK\];.*4 tokens"):
+    tokenizer.Tokenizer.load(write_vocab(tmp_path, tokens))
+
+
+def test_vocabulary_that_knows_no_word_is_refused(tmp_path):
+  """Lower-casing a vocabulary of capitals would make every word [UNK]."""
+  tokens = [*SPECIAL, "DOG", "CAT"]
+  with pytest.raises(ValueError, match="none of the words"):
+    tokenizer.Tokenizer.load(write_vocab(tmp_path, tokens))

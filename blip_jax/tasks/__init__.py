@@ -1,0 +1,52 @@
+"""What a step computes: one file per training objective."""
+
+from ml_collections import ConfigDict
+
+from blip_jax.models import blip
+from blip_jax.models import config as config_lib
+from blip_jax.tasks import base, pretrain
+
+
+def build(
+  config: ConfigDict,
+  *,
+  vocab_size: int,
+  tokens: config_lib.SpecialTokens,
+  num_shards: int,
+) -> base.Task:
+  """The task that a config asks for.
+
+  Args:
+    config: see `blip_jax/config.py`.
+    vocab_size: of the tokenizer.
+    tokens: its special ids.
+    num_shards: pieces that the batch is split into over the mesh.
+  """
+  c = config.model
+  vit = {"patch_size": c.patch_size, "drop_path": c.drop_path}
+  model = blip.Blip(
+    config_lib.variant(
+      c.variant,
+      image_size=c.image_size,
+      vocab_size=vocab_size,
+      tokens=tokens,
+      dtype=c.dtype,
+      vit={
+        "remat": c.vit_remat,
+        **{key: value for key, value in vit.items() if value is not None},
+      },
+      med={"dropout": c.dropout, "remat": c.text_remat},
+    )
+  )
+  p = config.pretrain
+  return pretrain.Pretrain(
+    model,
+    queue_size=p.queue_size,
+    momentum=p.momentum,
+    alpha=p.alpha,
+    alpha_ramp_steps=round(p.alpha_ramp_epochs * config.optim.steps_per_epoch),
+    label_smoothing=p.label_smoothing,
+    loss_weights=tuple(p.loss_weights),
+    groups=num_shards if config.scope == "local" else 1,
+    num_shards=num_shards,
+  )

@@ -1,0 +1,51 @@
+"""What the training loop knows of a task."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from blip_jax.models import config
+
+Params = dict
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@runtime_checkable
+class Task(Protocol):
+  """Owns the model, the loss of one batch and what evaluators may call."""
+
+  model: nn.Module
+  predict_fns: Mapping[str, Callable]
+
+  def init(self, rng: PRNGKeyArray, batch: Batch) -> Params:
+    """Fresh parameters, as they are stored and optimised."""
+
+  def init_momentum(self, params: Params, rng: PRNGKeyArray) -> Any | None:
+    """State beside the parameters that `loss` updates itself, if any."""
+
+  def project(self, params: Params) -> Params:
+    """Puts parameters back into their allowed range, before every step."""
+
+  def loss(
+    self,
+    params: Params,
+    momentum: Any | None,
+    batch: Batch,
+    *,
+    rng: PRNGKeyArray,
+    step: Array,
+    train: bool = True,
+  ) -> tuple[Float[Array, ""], tuple[Any | None, Metrics]]:
+    """The loss of one batch, the next momentum state, and metrics."""
+
+
+def normalise(image: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+  """Pixels as the image tower expects them; on the device, so that a quarter
+  of the bytes cross the bus."""
+  mean = jnp.array(config.IMAGE_MEAN)[None, None, None]
+  std = jnp.array(config.IMAGE_STD)[None, None, None]
+  return (image.astype(jnp.float32) / 255 - mean) / std

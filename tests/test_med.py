@@ -1,0 +1,175 @@
+"""The text tower in its three modes against the original (golden `med`)."""
+
+import dataclasses
+
+import golden_case
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip_jax.models import med
+from blip_jax.tasks import losses
+
+ENCODER = med.Med(golden_case.MED)
+DECODER = med.Med(golden_case.MED, with_lm_head=True)
+
+
+@pytest.fixture(scope="module")
+def golden():
+  return golden_case.arrays("med")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+  return {"params": golden_case.params("blip_base")["text_encoder"]}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+  return {"params": golden_case.params("blip_decoder")["text_decoder"]}
+
+
+def look_at(module, variables, golden):
+  """Cross-attention keys and values, and the mask over them."""
+  states = golden["encoder_hidden_states"]
+  kv = module.apply(variables, states, method="project_encoder_states")
+  return kv, golden["encoder_attention_mask"]
+
+
+def test_text_mode(golden, encoder):
+  hidden = ENCODER.apply(encoder, golden["input_ids"], golden["attention_mask"])
+  np.testing.assert_allclose(hidden, golden["text.hidden2"], atol=1e-5)
+
+
+def test_multimodal_mode(golden, encoder):
+  kv, mask = look_at(ENCODER, encoder, golden)
+  hidden = ENCODER.apply(
+    encoder, golden["input_ids"], golden["attention_mask"], kv, mask
+  )
+  np.testing.assert_allclose(hidden, golden["multimodal.hidden2"], atol=1e-5)
+
+
+def test_causal_mode(golden, encoder):
+  kv, mask = look_at(ENCODER, encoder, golden)
+  hidden = ENCODER.apply(
+    encoder,
+    golden["input_ids"],
+    golden["attention_mask"],
+    kv,
+    mask,
+    causal=True,
+  )
+  expected = golden["multimodal_causal.last"]
+  np.testing.assert_allclose(hidden, expected, atol=1e-5)
+
+
+def decode(decoder, golden, kv, mask):
+  hidden = DECODER.apply(
+    decoder,
+    golden["input_ids"],
+    golden["attention_mask"],
+    kv,
+    mask,
+    causal=True,
+  )
+  return DECODER.apply(decoder, hidden, method="logits")
+
+
+def test_decoder_logits_and_loss(golden, decoder):
+  logits = decode(decoder, golden, *look_at(DECODER, decoder, golden))
+  np.testing.assert_allclose(logits, golden["dec.logits"], atol=1e-5)
+  shifted = golden["dec.return_logits"]
+  np.testing.assert_allclose(logits[:, :-1], shifted, atol=1e-5)
+  labels = golden["dec.labels"]
+  mean = losses.lm_loss(logits, labels, label_smoothing=0.1)
+  np.testing.assert_allclose(mean, golden["dec.loss_mean"], rtol=1e-5)
+  sums = losses.lm_loss_per_text(logits, labels, label_smoothing=0.1)
+  np.testing.assert_allclose(sums, golden["dec.loss_none"], rtol=1e-5)
+
+
+def test_decoder_without_image(golden, decoder):
+  logits = decode(decoder, golden, None, None)
+  np.testing.assert_allclose(logits, golden["dec_text.logits"], atol=1e-5)
+
+
+def test_cached_decoding(golden, decoder):
+  """A prompt of three tokens, then one at a time."""
+  kv, mask = look_at(DECODER, decoder, golden)
+  ids = golden["input_ids"]
+  cache = DECODER.apply(decoder, len(ids), 10, method="init_cache")
+  steps = []
+  for start, end in [(0, 3), *((i, i + 1) for i in range(3, 8))]:
+    hidden, cache = DECODER.apply(
+      decoder, ids[:, start:end], cache, kv, mask, method="extend"
+    )
+    logits = DECODER.apply(decoder, hidden[:, -1:], method="logits")
+    steps.append(logits[:, 0])
+  np.testing.assert_allclose(
+    jnp.stack(steps, axis=1), golden["dec_cached.logits"], atol=1e-5
+  )
+  assert cache.length == 8
+  key, value = cache.kv[0][0][:, :8], cache.kv[1][1][:, :8]
+  np.testing.assert_allclose(
+    key.transpose(0, 2, 1, 3), golden["dec_cached.past_key_l0"], atol=1e-5
+  )
+  np.testing.assert_allclose(
+    value.transpose(0, 2, 1, 3), golden["dec_cached.past_value_l1"], atol=1e-5
+  )
+
+
+def test_texts_of_one_image_share_its_keys(golden, encoder):
+  """Three texts an image, without copying the image, equal three copies."""
+  kv, _ = look_at(ENCODER, encoder, golden)
+  ids = jnp.repeat(golden["input_ids"], 3, axis=0)[::-1]
+  mask = jnp.repeat(golden["attention_mask"], 3, axis=0)[::-1]
+  folded = ENCODER.apply(encoder, ids, mask, kv)
+  copies = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), kv)
+  np.testing.assert_allclose(
+    folded, ENCODER.apply(encoder, ids, mask, copies), atol=1e-5
+  )
+
+
+def test_causality_through_gradients(decoder, golden):
+  """No token may move the scores that come before it."""
+  kv, _ = look_at(DECODER, decoder, golden)
+
+  def score(table, position):
+    params = {**decoder["params"], "position_embeddings": table}
+    ids = golden["input_ids"]
+    hidden = DECODER.apply(
+      {"params": params}, ids, jnp.ones_like(ids), kv, causal=True
+    )
+    return hidden[:, position].sum()
+
+  table = decoder["params"]["position_embeddings"]
+  moved = jnp.abs(jax.grad(score)(table, 4)).sum(axis=1) > 0
+  np.testing.assert_array_equal(moved[:12], np.arange(12) <= 4)
+
+
+def test_too_long_text(encoder):
+  ids = jnp.ones((1, 65), jnp.int32)
+  with pytest.raises(ValueError, match="only 64 positions"):
+    ENCODER.apply(encoder, ids, ids)
+
+
+def test_dropout_is_active_only_in_training(golden, encoder):
+  cfg = dataclasses.replace(golden_case.MED, dropout=0.1)
+  args = encoder, golden["input_ids"], golden["attention_mask"]
+  still = med.Med(cfg).apply(*args)
+  np.testing.assert_allclose(still, golden["text.hidden2"], atol=1e-5)
+  moving = med.Med(cfg).apply(
+    *args, deterministic=False, rngs={"dropout": jax.random.key(0)}
+  )
+  assert np.abs(moving - still).max() > 1e-2
+
+
+def test_tie_and_drop_tied_are_inverse():
+  params = golden_case.params("blip_pretrain")
+  stored = med.drop_tied(params)
+  assert "word_embeddings" not in stored["text_decoder"]
+  assert "crossattention" not in stored["text_decoder"]["layer_0"]
+  assert "ln" in stored["text_decoder"]["layer_0"]["attention"]
+  full = med.tie(stored)
+  # The original's checkpoint holds every tied tensor under both names.
+  jax.tree.map(np.testing.assert_array_equal, full, params)

@@ -1,0 +1,430 @@
+"""Images against the original's pipeline, texts against its functions."""
+
+import io
+import itertools
+import json
+import math
+import pickle
+import struct
+import warnings
+import zlib
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from blip_jax.data import randaugment, transforms
+from blip_jax.tasks import base
+
+MAX_PIXELS = 10_000_000
+SIZES = (32, 40)
+
+
+@pytest.fixture(scope="module")
+def golden(golden_dir):
+  return np.load(golden_dir / "data" / "image_preprocess.npz")
+
+
+@pytest.fixture(scope="module")
+def files(golden_facts):
+  return golden_facts("image_preprocess")["files"]
+
+
+@pytest.fixture(scope="module")
+def photo():
+  """Smooth colours: nothing that a JPEG would change much."""
+  y, x = np.mgrid[0:48, 0:64]
+  return np.stack([3 * x, 4 * y, 2 * (x + y)], -1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def noise():
+  """Does not compress: every byte of the file is needed."""
+  return np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+
+
+def encode(image, format, **options):
+  if isinstance(image, np.ndarray):
+    image = PIL.Image.fromarray(image)
+  stream = io.BytesIO()
+  image.save(stream, format, **options)
+  return stream.getvalue()
+
+
+def bad(image, max_pixels=MAX_PIXELS):
+  with pytest.raises(transforms.BadSample) as caught:
+    transforms.decode(image, max_pixels)
+  return caught.value
+
+
+# Decoding.
+
+
+@pytest.mark.parametrize("kind", ["path", "str", "bytes"])
+def test_eval_image_equals_the_original(kind, golden, files, golden_dir):
+  for name, size in itertools.product(files, SIZES):
+    path = golden_dir / "images" / name
+    raw = {"path": path, "str": str(path), "bytes": path.read_bytes()}[kind]
+    image = transforms.decode(raw, MAX_PIXELS)
+    image = transforms.EvalImage(size)(image)
+    key = f"{path.stem}.S{size}"
+    if f"{key}.uint8" in golden:
+      np.testing.assert_array_equal(image, golden[f"{key}.uint8"], key)
+    normalised = base.normalise(jnp.asarray(image)[None])[0]
+    expected = golden[key].transpose(1, 2, 0)
+    np.testing.assert_allclose(normalised, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_modes_are_converted_as_pil_does(mode, photo):
+  image = PIL.Image.fromarray(photo).convert("RGB").convert(mode)
+  format = {"CMYK": "JPEG", "YCbCr": "JPEG"}.get(mode, "PNG")
+  raw = encode(image, format)
+  found = transforms.decode(raw, MAX_PIXELS)
+  expected = PIL.Image.open(io.BytesIO(raw)).convert("RGB")
+  np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_cmyk_jpeg_keeps_its_colours(photo):
+  image = PIL.Image.fromarray(photo).convert("CMYK")
+  found = transforms.decode(encode(image, "JPEG", quality=95), MAX_PIXELS)
+  assert np.abs(found.astype(int) - photo).mean() < 3
+
+
+@pytest.mark.parametrize("transparency", [0, bytes(range(256))])
+def test_transparent_palettes_are_converted_in_silence(photo, transparency):
+  image = PIL.Image.fromarray(photo).quantize(16)
+  raw = encode(image, "PNG", transparency=transparency)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    found = transforms.decode(raw, MAX_PIXELS)
+  np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_keeps_its_upper_bits(format):
+  deep = np.arange(0, 0x10000, 0x101, dtype=np.uint16).reshape(16, 16)
+  found = transforms.decode(encode(deep, format), MAX_PIXELS)
+  np.testing.assert_array_equal(found, (deep >> 8)[..., None].repeat(3, -1))
+  assert found.max() == 255
+
+
+def test_16_bit_colour_keeps_its_upper_bits():
+  deep = np.random.default_rng(0).integers(0, 0x10000, (5, 6, 3), np.uint16)
+  written, png = cv2.imencode(".png", deep[..., ::-1])
+  assert written
+  found = transforms.decode(png.tobytes(), MAX_PIXELS)
+  np.testing.assert_array_equal(found, deep >> 8)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(format):
+  colors = ["red", "lime", "blue"]
+  frames = [PIL.Image.new("RGB", (8, 6), color) for color in colors]
+  options = {"lossless": True} if format == "WEBP" else {}
+  raw = encode(
+    frames[0], format, save_all=True, append_images=frames[1:], **options
+  )
+  found = transforms.decode(raw, MAX_PIXELS)
+  assert found.shape == (6, 8, 3) and (found == [255, 0, 0]).all()
+
+
+def test_exif_orientation_is_ignored_as_in_the_original(photo):
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  turned = transforms.decode(encode(photo, "JPEG", exif=exif), MAX_PIXELS)
+  plain = transforms.decode(encode(photo, "JPEG"), MAX_PIXELS)
+  np.testing.assert_array_equal(turned, plain)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+def test_arrays_are_converted(channels, photo):
+  if channels in (None, 1):
+    image = photo[..., 0] if channels is None else photo[..., :1]
+    expected = photo[..., :1].repeat(3, -1)
+  else:
+    alpha = np.full_like(photo[..., :1], 7)
+    image = np.concatenate([photo, alpha], -1)[..., :channels]
+    expected = photo
+  found = transforms.decode(image, MAX_PIXELS)
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+  ("image", "reason"),
+  [
+    (np.zeros((4, 4, 3), np.float32), "bad_array"),
+    (np.zeros((4, 4, 2), np.uint8), "bad_array"),
+    (np.zeros((2, 4, 4, 3), np.uint8), "bad_array"),
+    (np.zeros((0, 4, 3), np.uint8), "empty"),
+    (np.zeros((4000, 4000), np.uint8), "too_large"),
+    (b"", "empty"),
+    (b"<!DOCTYPE html><html><body>404</body></html>", "not_an_image"),
+    (b"\x00" * 500, "not_an_image"),
+    ("/no/such/file.jpg", "missing"),
+    ("/", "unreadable"),
+    ("nul\x00byte.jpg", "unreadable"),
+  ],
+)
+def test_what_cannot_be_used_is_refused(image, reason):
+  assert bad(image).reason == reason
+
+
+def test_mislabelled_files_are_told_apart(tmp_path, photo):
+  """The name does not matter, the content does."""
+  path = tmp_path / "photo.jpg"
+  path.write_text("<html>not found</html>")
+  error = bad(path)
+  assert error.reason == "not_an_image" and "<html>" in error.detail
+  path.write_bytes(b"")
+  assert bad(path).reason == "empty"
+  path.write_bytes(encode(photo, "PNG"))
+  np.testing.assert_array_equal(transforms.decode(path, MAX_PIXELS), photo)
+
+
+@pytest.mark.parametrize(
+  ("format", "reasons"),
+  [
+    ("JPEG", {"truncated"}),
+    ("PNG", {"truncated"}),
+    ("GIF", {"truncated"}),
+    ("BMP", {"truncated"}),
+    ("WEBP", {"corrupt", "not_an_image"}),
+    ("TIFF", {"truncated"}),
+  ],
+)
+def test_truncated_files_are_refused(format, reasons, noise):
+  raw = encode(noise, format)
+  for share in (0.5, 0.9):
+    assert bad(raw[: int(share * len(raw))]).reason in reasons
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_damage_is_a_bad_sample_or_an_image(photo):
+  """Whatever PIL raises on broken bytes, nothing else comes out."""
+  rng = np.random.default_rng(0)
+  reasons = set()
+  for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000"):
+    raw = np.frombuffer(encode(photo, format), np.uint8)
+    for _ in range(60):
+      broken = raw.copy()
+      where = rng.integers(len(raw), size=8)
+      broken[where] = rng.integers(0, 256, size=8)
+      try:
+        found = transforms.decode(broken.tobytes(), 100_000)
+        assert found.ndim == 3 and found.dtype == np.uint8
+      except transforms.BadSample as error:
+        reasons.add(error.reason)
+  assert {"corrupt", "not_an_image", "too_large"} <= reasons
+
+
+def png_claiming(width, height):
+  """A file of less than 100 bytes that says it is of this size."""
+
+  def chunk(kind, body):
+    checksum = struct.pack(">I", zlib.crc32(kind + body))
+    return struct.pack(">I", len(body)) + kind + body + checksum
+
+  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+  return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+def test_a_tiny_file_that_claims_gigabytes_is_refused():
+  error = bad(png_claiming(9000, 9000))
+  assert error.reason == "too_large"
+  assert "9000 x 9000" in error.detail and str(MAX_PIXELS) in error.detail
+  # Here PIL's own guard speaks first, which must stay on.
+  assert bad(png_claiming(60_000, 60_000), 10**12).reason == "too_large"
+  assert PIL.Image.MAX_IMAGE_PIXELS
+
+
+def test_max_pixels_is_inclusive(photo):
+  assert transforms.decode(encode(photo, "PNG"), photo[..., 0].size).any()
+  raw = encode(photo, "PNG")
+  assert bad(raw, photo[..., 0].size - 1).reason == "too_large"
+
+
+def test_formats_that_start_programs_are_refused():
+  eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+  assert PIL.Image.open(io.BytesIO(eps)).format == "EPS"
+  assert bad(eps).reason == "not_an_image"
+
+
+def test_bad_samples_travel_between_processes():
+  error = pickle.loads(pickle.dumps(transforms.BadSample("empty", "0 bytes")))
+  assert (error.reason, error.detail) == ("empty", "0 bytes")
+  assert str(error) == "empty: 0 bytes"
+
+
+# Training crops.
+
+
+@pytest.mark.parametrize(
+  ("key", "box", "flip"),
+  [
+    ("crop0", (3, 5, 40, 50), False),
+    ("crop1", (0, 0, 60, 60), True),
+    ("crop2", (20, 30, 17, 33), True),
+  ],
+)
+def test_resized_crop_equals_the_original(key, box, flip, golden, golden_dir):
+  path = golden_dir / "images" / "grad_rgb.png"
+  image = transforms.decode(path, MAX_PIXELS)
+  found = transforms.resized_crop(image, *box, size=32, flip=flip)
+  np.testing.assert_array_equal(found, golden[key])
+
+
+def test_sizes_may_be_oblong(photo):
+  expected = PIL.Image.fromarray(photo).resize((20, 10), PIL.Image.BICUBIC)
+  found = transforms.EvalImage((10, 20))(photo)
+  np.testing.assert_array_equal(found, np.asarray(expected))
+  train = transforms.TrainImage((10, 20), 0.5, randaugment.RandAugment())
+  assert train(photo, np.random.default_rng(0)).shape == (10, 20, 3)
+
+
+def test_crops_are_drawn_from_the_stated_ranges():
+  height, width, scale, ratio = 300, 400, (0.2, 1.0), (3 / 4, 4 / 3)
+  rng = np.random.default_rng(0)
+  boxes = np.array(
+    [
+      transforms.sample_crop(height, width, scale, ratio, rng)
+      for _ in range(4000)
+    ]
+  )
+  top, left, h, w = boxes.T
+  assert (top >= 0).all() and (top + h <= height).all()
+  assert (left >= 0).all() and (left + w <= width).all()
+  area, shape = h * w / (height * width), w / h
+  assert 0.19 < area.min() < 0.21 and area.max() > 0.95
+  assert shape.min() > 0.74 and shape.max() < 1.35
+  # Where all shapes fit, log(shape) is uniform and so is the area.
+  small = area < 0.5
+  np.testing.assert_allclose(np.log(shape[small]).mean(), 0, atol=0.02)
+  spread = math.log(16 / 9) / math.sqrt(12)
+  np.testing.assert_allclose(np.log(shape[small]).std(), spread, rtol=0.05)
+  np.testing.assert_allclose(area[small].mean(), 0.35, atol=0.01)
+  # Every position is as likely as any other.
+  middle = (left / (width - w + 1))[small]
+  np.testing.assert_allclose(middle.mean(), 0.5, atol=0.02)
+
+
+@pytest.mark.parametrize(
+  ("height", "width", "box"),
+  [
+    (10, 1000, (0, 493, 10, 13)),
+    (1000, 9, (494, 0, 12, 9)),
+    (1, 1000, (0, 499, 1, 1)),
+  ],
+)
+def test_panoramas_fall_back_to_a_central_crop(height, width, box):
+  """Worked by hand: 10 * 4/3 rounds to 13, 9 / (3/4) is 12."""
+  rng = np.random.default_rng(0)
+  full = (1.0, 1.0)
+  ratio = (3 / 4, 4 / 3)
+  assert transforms.sample_crop(height, width, full, ratio, rng) == box
+
+
+def test_train_image_is_a_function_of_the_generator(photo):
+  train = transforms.TrainImage(24, 0.2, randaugment.RandAugment())
+  images = [train(photo, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+  np.testing.assert_array_equal(images[0], images[1])
+  assert (images[0] != images[2]).any()
+  assert images[0].shape == (24, 24, 3) and images[0].dtype == np.uint8
+
+
+def test_half_of_the_images_are_mirrored(photo):
+  train = transforms.TrainImage(8, 1.0, None, ratio=(4 / 3, 4 / 3))
+  plain = transforms.EvalImage(8)(photo)
+  mirrored = 0
+  for seed in range(400):
+    image = train(photo, np.random.default_rng(seed))
+    flipped = (image != plain).any()
+    np.testing.assert_array_equal(image, plain[:, ::-1] if flipped else plain)
+    mirrored += flipped
+  assert 160 < mirrored < 240
+
+
+def test_impossible_scale_is_refused():
+  with pytest.raises(ValueError, match=r"min_scale: expected .* found 1\.5"):
+    transforms.TrainImage(24, 1.5, None)
+
+
+# Texts.
+
+
+def test_texts_equal_the_original(golden_dir):
+  path = golden_dir / "tokenizer" / "bert_tokenizer.json"
+  rows = json.loads(path.read_text())["captions"]
+  for row in rows:
+    caption = row["caption"]
+    assert transforms.pre_caption(caption, 50) == row["pre_caption"]
+    assert transforms.pre_caption(caption, 30) == row["pre_caption_30"]
+    assert transforms.pre_question(caption) == row["pre_question"]
+
+
+@pytest.mark.parametrize(
+  ("text", "caption", "question"),
+  [
+    ("A Dog.", "a dog", "a dog"),
+    ("What's (this)?", "what's this ?", "what's this?"),
+    ("a.b", "a b", "ab"),
+    ("what? who, or - an_example/%&", *["what? who, or - an_example/%&"] * 2),
+    ("  a  b  ", "a b", "  a  b"),
+    ("a \n b", "a b", "a \n b"),
+    ("a\nb", "a\nb", "a\nb"),
+    ("one line\n", "one line", "one line\n"),
+    ("ends in tab\t", "ends in tab\t", "ends in tab\t"),
+    ("one two three four", "one two three", "one two three"),
+    ("Is * it : so ; ~ ?", "is it so ?", "is  it"),
+    ('.!"()*#:;~', "", ""),
+  ],
+)
+def test_texts_worked_by_hand(text, caption, question):
+  assert transforms.pre_caption(text, 3) == " ".join(caption.split(" ")[:3])
+  assert transforms.pre_question(text, 3) == " ".join(question.split(" ")[:3])
+
+
+@pytest.mark.parametrize(
+  ("text", "cleaned"),
+  [
+    ("a dog", "a dog"),
+    ("café".encode(), "café"),
+    ("a\x00b\x07\x1b[0m\x7f\x85c", "ab[0mc"),
+    ("tab\tand\r\nlines", "tab\tand\r\nlines"),
+    ("日本 😀\u200b", "日本 😀\u200b"),
+    ("x" * transforms.MAX_TEXT_BYTES, "x" * transforms.MAX_TEXT_BYTES),
+  ],
+)
+def test_clean_text(text, cleaned):
+  assert transforms.clean_text(text) == cleaned
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("", "empty_caption"),
+    (b"", "empty_caption"),
+    (" \n\t ", "empty_caption"),
+    ("\x00\x01", "empty_caption"),
+    ("...", "empty_caption"),
+    ("x" * (transforms.MAX_TEXT_BYTES + 1), "too_long"),
+    ("é" * (transforms.MAX_TEXT_BYTES // 2 + 1), "too_long"),
+    (b"x" * 1_000_000, "too_long"),
+    (b"caf\xe9", "invalid_utf8"),
+    ("half a pair \ud83d", "invalid_utf8"),
+  ],
+)
+def test_texts_that_cannot_be_used(text, reason):
+  with pytest.raises(transforms.BadSample) as caught:
+    transforms.clean_text(text)
+  assert caught.value.reason == reason
+  assert len(json.dumps(caught.value.detail)) < 500
+
+
+def test_usable_text_is_never_cleaned_to_nothing():
+  """What `clean_text` lets pass has a word for `pre_caption`."""
+  for text in ("?", ". a", "\xa0a", "~'~", "-"):
+    assert transforms.pre_caption(transforms.clean_text(text), 30)

@@ -1,0 +1,313 @@
+"""The pipeline: what comes in which batch, and where it goes on."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from blip_jax.data import loader, sources, transforms
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """A source of `num` rows; a row of `bad` gives a bad example."""
+
+  num: int
+  name: str = "rows"
+  bad: tuple[int, ...] = ()
+  broken: tuple[int, ...] = ()
+
+  def __len__(self):
+    return self.num
+
+  def __getitem__(self, row):
+    id = f"{self.name}:{row}"
+    if row in self.broken:
+      raise sources.BadRow(id, "broken_row", "of the source")
+    return {"image": row, "caption": "bad" if row in self.bad else "", "id": id}
+
+
+def example(record, rng):
+  if record["caption"]:
+    raise transforms.BadSample("truncated", "of the example")
+  draw = rng.integers(1 << 30)
+  return {"row": np.int64(record["image"]), "draw": draw, "image": BLANK}
+
+
+# Large enough to travel through shared memory.
+BLANK = np.full((64, 64, 3), 7, np.uint8)
+
+
+def _loader(source, **kwargs):
+  settings = {"batch_size": 4, "seed": 0, "num_threads": 2} | kwargs
+  rows = source if isinstance(source, list) else [source]
+  return loader.train_loader(rows, example, **settings)
+
+
+def _lax():
+  return loader.BadSamples(max_fraction=0.9)
+
+
+def _take(batches, count):
+  return [
+    (ids, arrays["draw"].tolist())
+    for arrays, ids in itertools.islice(batches, count)
+  ]
+
+
+def _run(count, source, **kwargs):
+  batches = _loader(source, **kwargs)
+  taken = _take(batches, count)
+  batches.close()
+  return taken
+
+
+def test_a_batch_is_stacked_arrays_and_ids():
+  batches = _loader(Rows(10))
+  arrays, ids = next(batches)
+  assert ids == [f"rows:{row}" for row in arrays["row"]]
+  assert arrays["image"].shape == (4, 64, 64, 3)
+  np.testing.assert_array_equal(arrays["image"], 7)
+  assert arrays["valid"].tolist() == [True] * 4
+  batches.close()
+
+
+def test_batches_depend_on_the_seed_alone():
+  source = Rows(10)
+  runs = [_run(8, source, num_threads=n) for n in (0, 1, 4)]
+  assert runs[0] == runs[1] == runs[2]
+  assert runs[0] != _run(8, source, seed=1)
+
+
+def test_each_visit_of_a_row_draws_anew():
+  draws = {}
+  for ids, numbers in _run(10, Rows(4)):
+    for id, number in zip(ids, numbers, strict=True):
+      draws.setdefault(id, set()).add(number)
+  assert [len(draws[f"rows:{row}"]) for row in range(4)] == [10] * 4
+
+
+def test_worker_processes_change_nothing_nor_does_resuming():
+  source = [Rows(9, "a", bad=(1, 5), broken=(2,)), Rows(4, "b")]
+  kwargs = {"rotate": [Rows(3, "c"), Rows(5, "d")]}
+  expected = _run(12, source, bad_samples=_lax(), **kwargs)
+
+  threads = _loader(source, bad_samples=_lax(), **kwargs)
+  assert _take(threads, 3) == expected[:3]
+  state = json.loads(json.dumps(threads.get_state()))
+  workers = _loader(source, bad_samples=_lax(), num_workers=2, **kwargs)
+  workers.set_state(state)
+  assert _take(workers, 5) == expected[3:8]
+  threads.set_state(workers.get_state())
+  assert _take(threads, 4) == expected[8:]
+  workers.close()
+  threads.close()
+
+
+def test_a_state_may_be_set_at_any_time():
+  batches = _loader(Rows(9, bad=(2,)), bad_samples=_lax())
+  first = _take(batches, 2)
+  state = batches.get_state()
+  expected = _take(batches, 4)
+  batches.set_state(state)
+  assert _take(batches, 4) == expected
+  batches.set_state({**state, "next_index": 0})
+  assert _take(batches, 2) == first
+  batches.close()
+
+
+def test_an_iterator_that_was_closed_says_so():
+  batches = _loader(Rows(9))
+  batches.close()
+  batches.close()
+  with pytest.raises(ValueError, match="closed"):
+    next(batches)
+
+
+def test_orbax_saves_and_restores_the_position(tmp_path):
+  from orbax.checkpoint import v1 as ocp
+
+  batches = _loader(Rows(9, bad=(3,)), bad_samples=_lax())
+  _take(batches, 3)
+  ocp.save_checkpointables(tmp_path / "0", {"data": batches})
+  expected = _take(batches, 3)
+  batches.close()
+  restored = _loader(Rows(9, bad=(3,)), bad_samples=_lax())
+  ocp.load_checkpointables(tmp_path / "0", {"data": restored})
+  assert _take(restored, 3) == expected
+  restored.close()
+
+
+def _shards(count, source, processes, **kwargs):
+  """Rows of each global batch, with a batch of 12 for all processes."""
+  batch = {"batch_size": 12 // processes, "process_count": processes}
+  shards = [
+    _run(count, source, process_index=i, **batch, **kwargs)
+    for i in range(processes)
+  ]
+  return [
+    sorted(pair for shard in shards for pair in zip(*shard[step], strict=True))
+    for step in range(count)
+  ]
+
+
+def test_processes_share_each_global_batch():
+  source = [Rows(35)]  # that 2, 3 and 12 do not divide
+  alone = _shards(6, source, 1)
+  assert alone == _shards(6, source, 2) == _shards(6, source, 3)
+  ids = [id for batch in alone for id, _ in batch]
+  assert len(set(ids[:24])) == 24, "disjoint within an epoch"
+
+
+def test_another_number_of_processes_goes_on_at_the_same_place():
+  source, kwargs = Rows(50), {"process_count": 2, "batch_size": 6}
+  alone = _run(5, source, batch_size=12)
+  two = [_loader(source, process_index=i, **kwargs) for i in range(2)]
+  for batches in two:
+    _take(batches, 3)
+  one = _loader(source, batch_size=12)
+  one.set_state(two[1].get_state())
+  assert _take(one, 2) == alone[3:]
+  for batches in (*two, one):
+    batches.close()
+
+
+def test_weights_and_sources_are_passed_on():
+  batches = _run(20, [Rows(3, "a"), Rows(50, "b")], weights=(1, 3))
+  for ids, _ in batches:
+    assert sum(id.startswith("a") for id in ids) == 1
+
+
+def test_nothing_to_train_on_is_refused():
+  with pytest.raises(ValueError, match="nothing to train on"):
+    _loader([])
+
+
+def test_bad_samples_are_skipped_counted_and_listed_once(tmp_path):
+  path = tmp_path / "bad_samples.jsonl"
+  source = Rows(10, bad=(2, 7), broken=(4,))
+  for _ in range(2):  # the second run finds the list of the first
+    bad = loader.BadSamples(path, max_fraction=0.5)
+    batches = _run(7, source, bad_samples=bad)
+    seen = [id for ids, _ in batches for id in ids]
+    assert not {"rows:2", "rows:7", "rows:4"} & set(seen)
+    assert bad.seen == len(seen) + bad.reasons.total()
+    epochs = bad.seen // 10
+    assert epochs <= bad.reasons["broken_row"] <= epochs + 1
+    assert 2 * epochs <= bad.reasons["truncated"] <= 2 * epochs + 2
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(rows, key=lambda row: row["id"]) == [
+      {"id": "rows:2", "reason": "truncated", "detail": "of the example"},
+      {"id": "rows:4", "reason": "broken_row", "detail": "of the source"},
+      {"id": "rows:7", "reason": "truncated", "detail": "of the example"},
+    ]
+
+
+def test_a_list_that_was_cut_in_mid_line_goes_on(tmp_path):
+  path = tmp_path / "bad_samples.jsonl"
+  whole = json.dumps({"id": "rows:2", "reason": "truncated", "detail": ""})
+  path.write_text(whole + "\n" + whole[:15])
+  bad = loader.BadSamples(path, max_fraction=0.5)
+  _run(5, Rows(10, bad=(2, 7)), bad_samples=bad)
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [row["id"] for row in rows] == ["rows:2", "rows:7"]
+
+
+def test_too_many_bad_samples_end_the_run(tmp_path):
+  path = tmp_path / "bad_samples.jsonl"
+  bad = loader.BadSamples(path, max_fraction=0.1, min_seen=30)
+  batches = _loader(Rows(10, bad=(2, 7), broken=(4,)), bad_samples=bad)
+  with pytest.raises(ValueError) as error:
+    _take(batches, 100)
+  batches.close()
+  message = str(error.value)
+  assert bad.seen == 30
+  assert "9 of 30 rows" in message and "30.0%, allowed 10.0%" in message
+  assert "truncated 6, broken_row 3" in message
+  assert str(path) in message and "config.data.max_bad_fraction" in message
+
+
+def test_a_share_of_one_would_never_end():
+  with pytest.raises(ValueError, match=r"max_bad_fraction.*found 1\.0"):
+    loader.BadSamples(max_fraction=1.0)
+
+
+def test_other_errors_name_the_row():
+  def fail(record, rng):
+    if record["image"] == 5:
+      raise KeyError("size")
+    return {"row": record["image"]}
+
+  batches = loader.train_loader([Rows(10)], fail, batch_size=4, seed=0)
+  with pytest.raises(RuntimeError, match="rows:5: KeyError: 'size'"):
+    list(itertools.islice(batches, 5))
+  batches.close()
+
+
+def _evaluate(source, processes, batch_size, **kwargs):
+  shards = [
+    loader.eval_loader(
+      source,
+      example,
+      batch_size,
+      process_index=i,
+      process_count=processes,
+      **kwargs,
+    )
+    for i in range(processes)
+  ]
+  assert len({len(shard) for shard in shards}) == 1
+  batches = [list(shard) for shard in shards]
+  assert all(len(batch) == len(shards[0]) for batch in batches)
+  # Global batch after global batch, each a block from every process.
+  return [pair for step in zip(*batches, strict=True) for pair in step]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("num", [1, 8, 11, 13])
+def test_evaluation_sees_every_row_once_and_in_order(processes, num):
+  batches = _evaluate(Rows(num), processes, batch_size=4)
+  ids = [id for _, ids in batches for id in ids]
+  valid = np.concatenate([arrays["valid"] for arrays, _ in batches])
+  rows = np.concatenate([arrays["row"] for arrays, _ in batches])
+  assert ids[:num] == [f"rows:{row}" for row in range(num)]
+  assert set(ids[num:]) <= {""}
+  assert valid.tolist() == [place < num for place in range(len(ids))]
+  assert rows[:num].tolist() == list(range(num)) and not rows[num:].any()
+  assert all(a["image"].shape == (4, 64, 64, 3) for a, _ in batches)
+
+
+def test_evaluation_draws_by_row():
+  def draws(*args):
+    batches = _evaluate(Rows(9), *args)
+    draw = np.concatenate([arrays["draw"] for arrays, _ in batches])
+    return draw[:9].tolist()
+
+  assert draws(1, 4) == draws(2, 3) == draws(1, 1)
+
+
+def test_bad_rows_keep_their_place_in_evaluation(tmp_path):
+  path = tmp_path / "bad_samples.jsonl"
+  source = Rows(10, bad=(0, 7), broken=(4,))
+  bad = loader.BadSamples(path, max_fraction=0.5)
+  batches = list(loader.eval_loader(source, example, 4, bad_samples=bad))
+  ids = [id for _, ids in batches for id in ids]
+  valid = np.concatenate([arrays["valid"] for arrays, _ in batches])
+  assert ids == [f"rows:{row}" for row in range(10)] + ["", ""]
+  assert np.flatnonzero(~valid).tolist() == [0, 4, 7, 10, 11]
+  for arrays, _ in batches:
+    assert not arrays["image"][~arrays["valid"]].any()
+  assert bad.seen == 10
+  assert dict(bad.reasons) == {"truncated": 2, "broken_row": 1}
+  assert len(path.read_text().splitlines()) == 3
+
+
+def test_too_few_good_rows_end_an_evaluation():
+  batches = loader.eval_loader(Rows(10, bad=(0, 7)), example, 4)
+  with pytest.raises(ValueError, match="2 of 10 rows"):
+    list(batches)
+  batches = loader.eval_loader(Rows(3, bad=(0, 1, 2)), example, 4)
+  with pytest.raises(ValueError, match="None of the 3 rows"):
+    list(batches)

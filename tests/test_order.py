@@ -1,0 +1,115 @@
+"""The order of rows: epochs, mixtures, rotation."""
+
+import collections
+
+import pytest
+
+from blip_jax.data import order
+
+
+def _take(count, *args, start=0, **kwargs):
+  stream = order.picks(*args, **kwargs)
+  return [stream[i] for i in range(start, start + count)]
+
+
+def _all_rows(*numbered):
+  return sorted((n, row) for n, length in numbered for row in range(length))
+
+
+def test_an_epoch_holds_every_row_once_and_each_has_another_order():
+  sources = [range(7), range(5)]
+  rows = _take(36, sources, seed=0)
+  epochs = [rows[i : i + 12] for i in range(0, 36, 12)]
+  for epoch in epochs:
+    assert sorted(epoch) == _all_rows((0, 7), (1, 5))
+  assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_order_depends_on_the_seed_alone():
+  sources = [range(50)]
+  assert _take(200, sources, seed=3) == _take(200, sources, seed=3)
+  runs = {seed: _take(200, sources, seed=seed) for seed in range(4)}
+  # Nor does a run repeat an epoch of the run with the next seed.
+  epochs = [
+    tuple(run[i : i + 50]) for run in runs.values() for i in range(0, 200, 50)
+  ]
+  assert len(set(epochs)) == len(epochs)
+
+
+def test_any_position_is_open():
+  sources, kwargs = [range(9)], {"seed": 0, "rotate": [range(4), range(6)]}
+  assert (
+    _take(50, sources, start=31, **kwargs) == _take(81, sources, **kwargs)[31:]
+  )
+
+
+def test_each_epoch_takes_the_next_split():
+  static, splits = [range(3)], [range(4), range(2), range(4)]
+  lengths = order.epoch_lengths(static, splits)
+  assert lengths == [7, 5, 7]
+  rows = iter(_take(2 * sum(lengths), static, seed=1, rotate=splits))
+  epochs = [[next(rows) for _ in range(n)] for n in lengths * 2]
+  for number, epoch in enumerate(epochs):
+    split = number % 3
+    expected = _all_rows((0, 3), (1 + split, len(splits[split])))
+    assert sorted(epoch) == expected
+  # Splits of one length must not come in one order, nor a split twice.
+  of_split = [[row for n, row in epoch if n > 0] for epoch in epochs]
+  places = [[i for i, (n, _) in enumerate(epoch) if n > 0] for epoch in epochs]
+  assert (of_split[0], places[0]) != (of_split[2], places[2])
+  assert epochs[0] != epochs[3]
+
+
+def test_splits_alone_rotate_as_well():
+  rows = _take(5, [], seed=0, rotate=[range(2), range(3)])
+  assert sorted(rows[:2]) == _all_rows((0, 2))
+  assert sorted(rows[2:]) == _all_rows((1, 3))
+
+
+@pytest.mark.parametrize(
+  "weights, turns",
+  [
+    ((1, 3), (1, 3)),
+    ((0.7, 0.3), (7, 3)),
+    ((0.5, 0.25, 0.25), (2, 1, 1)),
+    ((2, 5, 11), (2, 5, 11)),
+  ],
+)
+def test_weights_are_exact_after_every_round(weights, turns):
+  sources = [range(11) for _ in weights]
+  period = sum(turns)
+  rows = _take(20 * period, sources, seed=0, weights=weights)
+  for start in range(0, len(rows), period):
+    counts = collections.Counter(n for n, _ in rows[start : start + period])
+    assert tuple(counts[n] for n in range(len(turns))) == turns
+  # Within a round, too, no source is far from its share.
+  for end in range(1, period + 1):
+    counts = collections.Counter(n for n, _ in rows[:end])
+    for number, share in enumerate(turns):
+      assert abs(counts[number] - share * end / period) <= len(turns)
+
+
+def test_every_weighted_source_has_epochs_of_its_own():
+  rows = _take(400, [range(10), range(100)], seed=0, weights=(1, 1))
+  first = [row for n, row in rows if n == 0]
+  for start in range(0, 200, 10):
+    assert sorted(first[start : start + 10]) == list(range(10))
+  assert sorted(row for n, row in rows if n == 1) == sorted([*range(100)] * 2)
+
+
+def test_rotating_splits_share_one_weight():
+  rows = _take(
+    60, [range(5)], seed=0, weights=(1, 2), rotate=[range(4), range(6)]
+  )
+  turns = [pick for pick in rows if pick[0] > 0]
+  assert len(turns) == 40
+  for start in range(0, 40, 10):
+    assert sorted(turns[start : start + 4]) == _all_rows((1, 4))
+    assert sorted(turns[start + 4 : start + 10]) == _all_rows((2, 6))
+
+
+def test_wrong_weights_are_refused():
+  with pytest.raises(ValueError, match=r"expected 3 .* found 2"):
+    order.picks([range(2)] * 2, seed=0, weights=(1, 1), rotate=[range(2)])
+  with pytest.raises(ValueError, match="positive"):
+    order.picks([range(2)] * 2, seed=0, weights=(1, 0))

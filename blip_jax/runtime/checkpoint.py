@@ -1,0 +1,295 @@
+"""Saving runs, and deciding where a run starts.
+
+Orbax writes `WORKDIR/checkpoints/<step>/` in the background; what is in such a
+folder, and how to read it, is in `snapshot.py`.
+"""
+
+import os
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from blip_jax.runtime import sharding, snapshot, train_state
+
+
+@typing.runtime_checkable
+class Loader(typing.Protocol):
+  """What a checkpoint needs of the input pipeline."""
+
+  def get_state(self) -> dict[str, Any]: ...
+  def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    workdir: the run's folder.
+    every_steps: how often `save` saves.
+    keep: how many of the latest are kept.
+    keep_every_steps: steps at multiples of this are kept for ever; 0 for none.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    every_steps: int,
+    keep: int = 2,
+    keep_every_steps: int = 0,
+  ):
+    if every_steps < 1 or keep < 1:
+      raise ValueError(
+        "config.checkpoint.every_steps and config.checkpoint.keep must be at "
+        f"least 1, found {every_steps} and {keep}"
+      )
+    policies = ocp.training.preservation_policies
+    kept = [policies.LatestN(keep)]
+    if keep_every_steps:
+      kept.append(policies.EveryNSteps(keep_every_steps))
+    save_policies = ocp.training.save_decision_policies
+    self._checkpointer = ocp.training.Checkpointer(
+      epath.Path(workdir).absolute() / snapshot.FOLDER,
+      save_decision_policy=save_policies.FixedIntervalPolicy(every_steps),
+      preservation_policy=policies.AnyPreservationPolicy(kept),
+      # What a killed process left half written; never a committed step.
+      cleanup_tmp_directories=True,
+    )
+
+  @property
+  def latest(self) -> epath.Path | None:
+    """The folder of the last committed step."""
+    latest = self._checkpointer.latest
+    return epath.Path(latest.path) if latest else None
+
+  def save(
+    self,
+    step: int,
+    state: train_state.TrainState,
+    loader: Loader,
+    config: Mapping[str, Any],
+    *,
+    force: bool = False,
+  ) -> bool:
+    """Saves in the background if it is time to, or if `force`.
+
+    Returns once the arrays are copied off the devices, so that the next step
+    may donate them. A failure to write is raised by the next call, or `wait`.
+
+    Args:
+      step: `state.step` as the host knows it.
+      state: the state after that many updates.
+      loader: asked now for the position of the next batch.
+      config: JSON-able, kept for people and for later jobs.
+      force: save even off the interval. A step that is saved already stays.
+    """
+    latest = self._checkpointer.latest
+    if latest and latest.step == step:
+      return False
+    if not force and not self._checkpointer.should_save(step):
+      return False
+    items = {
+      "params": state.params,
+      "opt_state": state.opt_state,
+      "data": snapshot.JsonItem(snapshot.process_file(), loader.get_state()),
+      "meta": snapshot.JsonItem("meta.json", {"step": step}),
+      "config": snapshot.JsonItem("config.json", dict(config)),
+    }
+    if state.momentum is not None:
+      items["momentum"] = state.momentum
+    self._checkpointer.save_checkpointables_async(step, items, force=force)
+    return True
+
+  def wait(self) -> None:
+    """Blocks until nothing is being written; raises what went wrong."""
+    self._checkpointer.wait()
+
+  def close(self) -> None:
+    self._checkpointer.close()
+
+
+def initialise(
+  config: Any,
+  checkpoints: Checkpoints,
+  abstract: train_state.TrainState,
+  make_state: Callable[[Any], train_state.TrainState],
+  loader: Loader,
+) -> tuple[train_state.TrainState, str]:
+  """Decides where a run starts. The first of these that applies, in this order:
+
+  1. RESUME. This workdir has a committed checkpoint: continue it exactly, and
+     read nothing else, whatever the config names. So one command both starts a
+     run and continues it after a preemption.
+  2. RESTORE. `config.restore` names another run (its workdir, or one of its
+     checkpoints): take its whole state, step and data position included.
+  3. INIT FROM. `config.weights` names a checkpoint: take its parameters only,
+     at step 0, with a new optimiser and a momentum twin that starts equal to
+     them. Names must agree both ways, but for `config.allow_missing` (ours that
+     stay fresh) and `config.allow_unexpected` (theirs that are dropped), which
+     are regular expressions for whole paths.
+  4. SCRATCH.
+
+  Args:
+    config: `config.init`, with the four keys above; empty means unset.
+    checkpoints: of this workdir.
+    abstract: shapes and shardings of the state, from `train_state.abstract`.
+    make_state: `params | None -> state`, from `train_state.create`.
+    loader: set to the saved position in 1 and 2.
+
+  Returns:
+    The state, and a sentence for the log that says where it came from.
+
+  Raises:
+    ValueError: a source that is no checkpoint, is damaged, or does not fit.
+  """
+  if config.restore and config.weights:
+    raise ValueError(
+      "config.init.restore and config.init.weights exclude each other: the "
+      "first takes a whole run, the second its parameters"
+    )
+  if checkpoints.latest is not None:
+    state = load_state(checkpoints.latest, abstract, loader)
+    return state, f"resumed {checkpoints.latest}"
+  if config.restore:
+    folder = snapshot.find(config.restore)
+    return load_state(folder, abstract, loader), f"restored {folder}"
+  if config.weights:
+    folder = snapshot.find(config.weights)
+    params, report = _load_weights(config, folder, abstract, make_state)
+    return make_state(params), f"weights of {folder}\n{report}".rstrip()
+  return make_state(None), "from scratch"
+
+
+def load_state(
+  folder: epath.Path, abstract: train_state.TrainState, loader: Loader
+) -> train_state.TrainState:
+  """Loads a whole run, onto any mesh; bit for bit what was saved.
+
+  Raises:
+    ValueError: the checkpoint is damaged, or belongs to another model,
+      optimiser, or number of processes.
+  """
+  wanted = {
+    name: getattr(abstract, name)
+    for name in snapshot.ARRAYS
+    if getattr(abstract, name) is not None
+  }
+  for name, tree in wanted.items():
+    _check_same(folder, name, tree)
+  data = snapshot.JsonItem(snapshot.process_file())
+  if not (folder / "data" / data.filename).exists():
+    found = sorted(p.name for p in (folder / "data").glob("process_*"))
+    raise ValueError(
+      f"{folder}/data has no {data.filename} but {found}: a run continues only "
+      f"on as many processes as it was saved by. To start a new run from its "
+      f"parameters, use another --workdir and config.init.weights"
+    )
+  loader.set_state(snapshot.load(folder, "data", data).value)
+  meta = snapshot.load(folder, "meta", snapshot.JsonItem("meta.json")).value
+  arrays = {name: snapshot.load(folder, name, wanted[name]) for name in wanted}
+  return train_state.TrainState(
+    step=jax.device_put(np.int32(meta["step"]), abstract.step.sharding),
+    **{"momentum": None, **arrays},
+  )
+
+
+def load_params(path: str | os.PathLike, mesh: jax.sharding.Mesh) -> Any:
+  """Loads the parameters of a checkpoint onto a mesh, for inference.
+
+  Args:
+    path: a workdir (its latest step) or the folder of one step.
+    mesh: any; need not be the one that it was trained on.
+
+  Returns:
+    Nested dicts, as the model's `init` makes them.
+  """
+  folder = snapshot.find(path)
+  abstract = sharding.abstract_state(snapshot.stored(folder, "params"), mesh)
+  return snapshot.load(folder, "params", abstract)
+
+
+def _check_same(folder: epath.Path, name: str, tree: Any) -> None:
+  """Refuses a run that this config would not have made."""
+  theirs = snapshot.by_path(snapshot.stored(folder, name))
+  lines = _differences(theirs, snapshot.by_path(tree))
+  if lines:
+    raise ValueError(
+      f"{folder} was saved by another config; its {name} differ ( - only this "
+      f"config has it, + only the checkpoint has it):\n{_first(lines)}\n"
+      f"To train this config, use another --workdir"
+    )
+
+
+def _differences(
+  theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> list[str]:
+  """What keeps one set of arrays from standing for the other, a line each."""
+
+  def text(leaf):
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+  missing = [f" - {path}" for path in sorted(ours.keys() - theirs.keys())]
+  unexpected = [f" + {path}" for path in sorted(theirs.keys() - ours.keys())]
+  return [
+    *missing,
+    *unexpected,
+    *(
+      f"   {path}: checkpoint {text(theirs[path])}, config {text(ours[path])}"
+      for path in sorted(theirs.keys() & ours.keys())
+      if text(theirs[path]) != text(ours[path])
+    ),
+  ]
+
+
+def _first(lines: list[str], limit: int = 20) -> str:
+  """A wrong width differs in every line; twenty of them tell it."""
+  rest = len(lines) - limit
+  more = [f"   ... and {rest} more"] if rest > 0 else []
+  return "\n".join(lines[:limit] + more)
+
+
+def _load_weights(
+  config: Any,
+  folder: epath.Path,
+  abstract: train_state.TrainState,
+  make_state: Callable[[Any], train_state.TrainState],
+) -> tuple[Any, str]:
+  """Takes the parameters of another run by name; nothing is left out unsaid."""
+  theirs = snapshot.by_path(snapshot.stored(folder, "params"))
+  ours = snapshot.by_path(abstract.params)
+  refused = _differences(
+    _without(theirs, config.allow_unexpected, keep=ours),
+    _without(ours, config.allow_missing, keep=theirs),
+  )
+  if refused:
+    raise ValueError(
+      f"the parameters of config.init.weights={folder} do not fit ( - this "
+      f"model needs it, + only the checkpoint has it):\n{_first(refused)}\n"
+      f"If meant, name them with config.init.allow_missing ( - ) or "
+      f"config.init.allow_unexpected ( + )"
+    )
+  # Only what is wanted is read: a dropped tower costs neither time nor memory.
+  context = ocp.Context()
+  context.pytree.loading.partial_load = True
+  wanted = {path: leaf for path, leaf in ours.items() if path in theirs}
+  with context:
+    loaded = snapshot.load(folder, "params", snapshot.nested(wanted))
+  params = snapshot.by_path(loaded)
+  if len(params) < len(ours):
+    params = {**snapshot.by_path(make_state(None).params), **params}
+  return snapshot.nested(params), "\n".join(_differences(theirs, ours))
+
+
+def _without(
+  flat: Mapping[str, Any], patterns: Sequence[str], keep: Mapping[str, Any]
+) -> dict[str, Any]:
+  return {
+    path: leaf
+    for path, leaf in flat.items()
+    if path in keep or not any(re.fullmatch(p, path) for p in patterns)
+  }

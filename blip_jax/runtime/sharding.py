@@ -1,0 +1,284 @@
+"""Where every array lives: parameter path -> logical axes -> mesh axes.
+
+Models never name a mesh axis. A weight's path says which logical axes it has
+(PARAM_AXES), and one short table says which mesh axis carries each of them
+(AXIS_RULES). To split a model differently, edit AXIS_RULES; to add a parameter,
+add a line to PARAM_AXES. Adam's moments and the momentum twin end in the same
+paths, so they are split like their parameters without being told.
+
+The mesh has three axes:
+  data    copies of the weights, each with its own rows of the batch
+  fsdp    also splits the batch, and the weights, which are gathered when used
+  tensor  splits heads, MLP units and the vocabulary inside one row of the batch
+"""
+
+import contextlib
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axis or axes. `embed` shards weights only: activations
+# leave their width unnamed, because `fsdp` already splits their rows.
+AXIS_RULES = (
+  ("batch", ("data", "fsdp")),
+  ("seq", None),
+  ("embed", "fsdp"),
+  ("heads", "tensor"),
+  ("mlp", "tensor"),
+  ("vocab", "tensor"),
+)
+
+# End of the path -> logical axes, one name or None per dimension. A path must
+# match exactly one line. Vectors of width D stay whole: gathering each of them
+# would cost more than the few kilobytes it saves. So do the queues, which every
+# row of the batch is compared with in every step.
+#   D width, P patch, N image tokens, L text positions, V vocabulary, M MLP,
+#   H*K heads times head size, C joint embedding, Q queue
+PARAM_AXES = (
+  (r"patch_embed/kernel", (None, None, None, "embed")),  # P P 3 D
+  (r"cls_token|pos_embed", (None, None, "embed")),  # 1 N D
+  (r"word_embeddings", ("vocab", "embed")),  # V D
+  (r"position_embeddings", (None, "embed")),  # L D
+  (r"(query|key|value)/kernel", ("embed", "heads")),  # D H*K
+  (r"(query|key|value)/bias", ("heads",)),  # H*K
+  (r"out/kernel", ("heads", "embed")),  # H*K D
+  (r"fc_in/kernel", ("embed", "mlp")),  # D M
+  (r"fc_in/bias", ("mlp",)),  # M
+  (r"fc_out/kernel", ("mlp", "embed")),  # M D
+  (r"lm_head/transform/kernel", ("embed", None)),  # D D
+  (r"lm_head/bias", ("vocab",)),  # V
+  (r"(vision_proj|text_proj|itm_head)/kernel", ("embed", None)),  # D C, D 2
+  (
+    r"(patch_embed|out|fc_out|transform|vision_proj|text_proj|itm_head)/bias",
+    (None,),
+  ),  # D, C or 2
+  (r"(ln|ln_1|ln_2|ln_post|ln_embed)/(scale|bias)", (None,)),  # D
+  (r"(image|text)_queue", (None, None)),  # Q C
+  (r"temp|queue_ptr|step|count", ()),
+)
+
+
+def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
+  """Makes the mesh that `config.data`, `.fsdp` and `.tensor` ask for.
+
+  At most one of the three may be -1 and then takes the devices that are left.
+
+  Raises:
+    ValueError: the three do not multiply to the number of devices, or a group
+      of `tensor` devices would span processes (each process reads other rows).
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = [int(config[axis]) for axis in AXES]
+  known = math.prod(size for size in sizes if size != -1)
+  if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if min(sizes) < 1 or math.prod(sizes) != len(devices):
+    raise ValueError(
+      "config.mesh.data * config.mesh.fsdp * config.mesh.tensor must be the "
+      f"number of devices, {len(devices)} (one of them may be -1, the rest); "
+      f"found {_mesh_text([int(config[axis]) for axis in AXES])}. "
+      f"Nearest that fit: {'; '.join(_nearest(sizes, len(devices)))}"
+    )
+  # Axis types are Explicit unless asked otherwise; Linen modules need Auto.
+  mesh = jax.make_mesh(
+    tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  )
+  for group in mesh.devices.reshape(-1, mesh.shape["tensor"]):
+    if len({device.process_index for device in group}) > 1:
+      raise ValueError(
+        f"config.mesh.tensor={mesh.shape['tensor']} would split one row of the "
+        f"batch over several processes; use at most the number of devices of "
+        f"one process, {jax.local_device_count()}"
+      )
+  return mesh
+
+
+def _mesh_text(sizes: Sequence[int]) -> str:
+  return ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+
+
+def _nearest(sizes: Sequence[int], num_devices: int) -> list[str]:
+  """The three meshes of all devices that differ least from `sizes`."""
+  divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
+  fitting = [
+    shape
+    for shape in itertools.product(divisors, repeat=3)
+    if math.prod(shape) == num_devices
+  ]
+
+  def distance(shape):
+    # In octaves, so that 3 is as near to 2 as 30 is to 20. A -1 is free.
+    return sum(
+      abs(math.log(new / max(old, 1)))
+      for new, old in zip(shape, sizes, strict=True)
+      if old != -1
+    )
+
+  return [_mesh_text(shape) for shape in sorted(fitting, key=distance)[:3]]
+
+
+def num_data_shards(mesh: Mesh) -> int:
+  """Into how many pieces the batch is cut."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over the batch axes, everything else whole."""
+  return NamedSharding(mesh, PartitionSpec(dict(AXIS_RULES)["batch"]))
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh) -> Iterator[None]:
+  """Gives `nn.with_logical_constraint` its mesh and its rules.
+
+  Trace, and so first call, every jitted function inside it. Neither half works
+  alone, and both fail silently: under `with mesh:` Flax drops the constraint,
+  and the compiler is then free to gather whole activations on each device.
+  """
+  with jax.set_mesh(mesh), nn.logical_axis_rules(AXIS_RULES):
+    yield
+
+
+def put_batch(
+  arrays: Mapping[str, np.ndarray], mesh: Mesh
+) -> dict[str, jax.Array]:
+  """Makes global arrays, split over the batch axes, of each process's rows.
+
+  Args:
+    arrays: the rows of this process, `[B / processes, ...]` each.
+    mesh: from `make_mesh`.
+
+  Raises:
+    ValueError: the global batch does not split evenly over the mesh.
+  """
+  sharding, shards = batch_sharding(mesh), num_data_shards(mesh)
+  batch = {}
+  for name, rows in arrays.items():
+    shape = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
+    if shape[0] % shards:
+      raise ValueError(
+        f"a batch of {shape[0]} rows ({name}) does not split over "
+        f"{shards} shards (data * fsdp of {dict(mesh.shape)}); make "
+        f"config.batch_size a multiple of {shards}"
+      )
+    batch[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
+  return batch
+
+
+def path_str(path: tuple[Any, ...]) -> str:
+  """Renders a pytree path as `visual_encoder/block_0/ln_1/scale`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def logical_axes(path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+  """Looks a path up in PARAM_AXES.
+
+  Raises:
+    ValueError: no line, or more than one, matches the path; or the line
+      describes another number of dimensions.
+  """
+  found = [
+    (pattern, axes)
+    for pattern, axes in PARAM_AXES
+    if re.fullmatch(rf"(?:.*/)?(?:{pattern})", path)
+  ]
+  if len(found) != 1:
+    lines = ", ".join(pattern for pattern, _ in found) or "none"
+    raise ValueError(
+      f"{path} {shape} must match exactly one line of PARAM_AXES in "
+      f"blip_jax/runtime/sharding.py; it matches {lines}"
+    )
+  ((pattern, axes),) = found
+  if len(axes) != len(shape):
+    raise ValueError(
+      f"{path} has shape {shape}, but PARAM_AXES gives {pattern} the "
+      f"{len(axes)} axes {axes}"
+    )
+  return axes
+
+
+def partition_spec(
+  path: str, shape: tuple[int, ...], mesh: Mesh
+) -> tuple[PartitionSpec, list[str]]:
+  """Resolves one array's mesh axes, and says which dims it had to leave whole.
+
+  A dim that its mesh axis does not divide is replicated: the vocabulary of
+  30,524 does not split in 8, and refusing the mesh for it would be worse than
+  storing it whole. Heads are the exception, as half a head has no meaning.
+
+  Raises:
+    ValueError: `heads` does not divide, or a mesh axis would be used twice.
+  """
+  rules, entries, notes = dict(AXIS_RULES), [], []
+  for dim, logical in zip(shape, logical_axes(path, shape), strict=True):
+    axis = rules[logical] if logical else None
+    if axis and dim % mesh.shape[axis]:
+      note = (
+        f"{path} {shape}: {logical} of {dim} is not a multiple of "
+        f"{axis}={mesh.shape[axis]}"
+      )
+      if logical == "heads":
+        raise ValueError(f"{note}; choose another config.mesh.{axis}")
+      notes.append(f"{note}, so it is replicated")
+      axis = None
+    entries.append(axis)
+  used = [axis for axis in entries if axis]
+  if len(set(used)) < len(used):
+    raise ValueError(
+      f"{path} {shape} would use a mesh axis twice: {entries}; two of its "
+      f"logical axes share a mesh axis in AXIS_RULES"
+    )
+  return PartitionSpec(*entries), notes
+
+
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
+  """Maps each leaf of any tree (arrays or shapes) to its NamedSharding."""
+
+  def one(path, leaf):
+    spec, _ = partition_spec(path_str(path), leaf.shape, mesh)
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def abstract_state(tree: Any, mesh: Mesh) -> Any:
+  """The same tree as shapes, dtypes and shardings, with no data."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+    state_shardings(tree, mesh),
+  )
+
+
+def describe(tree: Any, mesh: Mesh) -> str:
+  """Tells what the mesh costs here: bytes per device, and dims left whole."""
+  whole, local, notes = 0, 0, []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    spec, leaf_notes = partition_spec(path_str(path), leaf.shape, mesh)
+    shard = NamedSharding(mesh, spec).shard_shape(leaf.shape)
+    whole += math.prod(leaf.shape) * leaf.dtype.itemsize
+    local += math.prod(shard) * leaf.dtype.itemsize
+    notes += leaf_notes
+  return "\n".join(
+    [
+      f"{whole / 2**20:,.1f} MiB in all, {local / 2**20:,.1f} MiB per device "
+      f"on {_mesh_text(list(mesh.shape.values()))}",
+      *notes,
+    ]
+  )

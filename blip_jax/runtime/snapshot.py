@@ -1,0 +1,142 @@
+"""One step of a run on disk: what its folder holds, and how to read it.
+
+`WORKDIR/checkpoints/<step>/` has one folder per item:
+  params, momentum, opt_state   arrays, in pieces as they were sharded
+  data                          where each process was in its data, JSON
+  meta, config                  the step; the config that made the run, JSON
+Items are apart so that inference reads the weights alone, on any mesh. The
+folder gets its final name only when every process has written its part, so a
+name that is a number is a whole step.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import traverse_util
+from orbax.checkpoint import v1 as ocp
+
+from blip_jax.runtime import sharding
+
+FOLDER = "checkpoints"
+ARRAYS = ("params", "momentum", "opt_state")
+
+
+def find(path: str | os.PathLike) -> epath.Path:
+  """Finds a checkpoint: a step's folder, or the latest step of a workdir.
+
+  Raises:
+    ValueError: there is none; says what was looked for.
+  """
+  path = epath.Path(path).absolute()
+  if (path / "params").exists():
+    return path
+  root = path / FOLDER if (path / FOLDER).exists() else path
+  steps = []
+  if root.is_dir():
+    steps = [int(p.name) for p in root.iterdir() if p.name.isdecimal()]
+  if not steps:
+    raise ValueError(
+      f"{path} holds no checkpoint: expected a run's workdir (with "
+      f"{FOLDER}/<step>/ in it) or the folder of one step (with params/ in it)"
+    )
+  return root / str(max(steps))
+
+
+def load_to_host(folder: epath.Path, name: str) -> Any:
+  """Loads an item of ARRAYS into host memory, as NumPy arrays."""
+  abstract = jax.tree.map(
+    lambda leaf: np.empty(leaf.shape, leaf.dtype), stored(folder, name)
+  )
+  return load(folder, name, abstract)
+
+
+def stored(folder: epath.Path, name: str) -> Any:
+  """The tree of shapes and dtypes that one item of a checkpoint holds.
+
+  Raises:
+    ValueError: the item is missing or broken.
+  """
+  cause = None
+  try:
+    metadata = ocp.metadata(folder, checkpointable_name=name).metadata
+  # Orbax and TensorStore raise many types for what is not whole, none of which
+  # says that another checkpoint would do; for some damage there is only None.
+  except Exception as error:
+    metadata, cause = None, error
+  if metadata is None:
+    raise _damaged(folder, name) from cause
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata
+  )
+
+
+def load(folder: epath.Path, name: str, abstract: Any) -> Any:
+  """Loads one item, as its abstract value asks.
+
+  Raises:
+    ValueError: the item is missing or broken.
+  """
+  try:
+    return ocp.load_checkpointables(folder, {name: abstract})[name]
+  except Exception as error:
+    raise _damaged(folder, name) from error
+
+
+def _damaged(folder: epath.Path, name: str) -> ValueError:
+  return ValueError(
+    f"{folder} is not a whole checkpoint: cannot read {name}/ (expected are "
+    f"{', '.join(ARRAYS)}, data, meta and config). Delete or move this folder "
+    f"to continue from an earlier step"
+  )
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+  """Maps the path of each leaf to the leaf."""
+  return {
+    sharding.path_str(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Undoes `by_path` for parameters, which are plain dicts."""
+  return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+class JsonItem:
+  """A JSON value as an Orbax item, in a file that people can read.
+
+  Each process writes its own file if the name tells them apart; otherwise only
+  the first process writes.
+  """
+
+  def __init__(self, filename: str, value: Any = None):
+    self.filename = filename
+    self.value = value
+
+  async def save(self, directory):
+    # Rendered before the loader moves on; written in the background.
+    text = json.dumps(self.value, indent=2, sort_keys=True)
+
+    async def write():
+      folder = await directory.await_creation()
+      if self.filename == process_file() or jax.process_index() == 0:
+        (folder / self.filename).write_text(text)
+
+    return write()
+
+  async def load(self, directory):
+    async def read():
+      self.value = json.loads((directory / self.filename).read_text())
+
+    return read()
+
+
+def process_file() -> str:
+  """The name of the file that only this process writes and reads."""
+  return f"process_{jax.process_index()}-of-{jax.process_count()}.json"

@@ -1,0 +1,452 @@
+"""Runs continue bit for bit, start where they should, and say why not."""
+
+import asyncio
+import json
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import types
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from blip_jax.runtime import checkpoint, sharding, snapshot, train_state
+
+CONFIG = {"model": {"variant": "tiny"}, "num_steps": 10}
+
+
+class Loader:
+  """Hands out its own dict, as an iterator may; the next batch changes it."""
+
+  def __init__(self, position=0):
+    self.state = {"next_index": position, "parts": [{"seen": 3}]}
+
+  @property
+  def position(self):
+    return self.state["next_index"]
+
+  def get_state(self):
+    return self.state
+
+  def set_state(self, state):
+    assert state["parts"] == [{"seen": 3}]
+    self.state = state
+
+
+@flax.struct.dataclass
+class Momentum:
+  params_m: dict
+  text_queue: jax.Array
+  queue_ptr: jax.Array
+
+
+class Run:
+  """What `train.py` gives a checkpoint, on a toy model."""
+
+  def __init__(self, sizes=(2, 2, 2), width=8, heads=("itm_head",), seed=0):
+    names = dict(zip(sharding.AXES, sizes, strict=True))
+    self.mesh = sharding.make_mesh(names, jax.devices()[: np.prod(sizes)])
+    self.tx = optax.adamw(1e-3)
+
+    def init_fn(params=None):
+      if params is None:
+        key = jax.random.key(seed)
+        params = {"temp": jnp.float32(0.07)}
+        for head in ("text_proj", *heads):
+          key = jax.random.fold_in(key, 1)
+          params[head] = {
+            "kernel": jax.random.normal(key, (width, 4)),
+            "bias": jnp.ones(4),
+          }
+      return params, Momentum(params, jnp.ones((6, 4)), jnp.int32(5))
+
+    self.init_fn = init_fn
+    self.abstract = train_state.abstract(init_fn, self.tx, self.mesh)
+
+  def make(self, params=None):
+    return train_state.create(self.init_fn, self.tx, self.mesh, params)
+
+  def start(self, workdir, loader=None, **init):
+    """Starts in a workdir as `config.init` says."""
+    unset = {"restore": "", "weights": ""}
+    unset |= {"allow_missing": (), "allow_unexpected": ()}
+    store = checkpoint.Checkpoints(workdir, every_steps=1)
+    try:
+      return checkpoint.initialise(
+        types.SimpleNamespace(**{**unset, **init}),
+        store,
+        self.abstract,
+        self.make,
+        loader or Loader(),
+      )
+    finally:
+      store.close()
+
+  def save(self, workdir, step, state=None, position=0):
+    state = self.make() if state is None else state
+    state = state.replace(step=jnp.int32(step))
+    store = checkpoint.Checkpoints(workdir, every_steps=1)
+    store.save(step, state, Loader(position), CONFIG)
+    store.close()
+    return state
+
+
+def assert_same(left, right):
+  """Equal structures, types and bits."""
+  assert jax.tree.structure(left) == jax.tree.structure(right)
+  for one, two in zip(
+    jax.tree.leaves(left), jax.tree.leaves(right), strict=True
+  ):
+    assert one.dtype == two.dtype
+    assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
+
+
+def scrambled(state):
+  """The state with other values everywhere, odd floats among them."""
+  odd = jnp.asarray([jnp.nan, -0.0, 1e-42, jnp.inf], jnp.float32)
+
+  def scramble(leaf):
+    if leaf.dtype == jnp.float32 and leaf.shape[-1:] == (4,):
+      return jnp.broadcast_to(odd, leaf.shape)
+    return leaf + 7
+
+  return jax.jit(lambda s: jax.tree.map(scramble, s))(state)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 1), (1, 8, 1)])
+def test_whole_state_returns_bit_for_bit_on_any_mesh(tmp_path, sizes):
+  run = Run((4, 2, 1))
+  saved = run.save(tmp_path, 12, scrambled(run.make()), position=99)
+  other, loader = Run(sizes, seed=1), Loader()
+  state, origin = other.start(tmp_path, loader)
+  assert_same(state, saved)
+  assert int(state.step) == 12
+  assert loader.position == 99
+  assert origin == f"resumed {tmp_path}/checkpoints/12"
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  assert shardings == jax.tree.map(lambda s: s.sharding, other.abstract)
+
+
+def test_saving_is_not_disturbed_by_donating_the_state(tmp_path):
+  run = Run()
+  state = run.make()
+  before = jax.device_get(state)
+  store = checkpoint.Checkpoints(tmp_path, every_steps=1)
+  store.save(1, state, Loader(), CONFIG)
+  step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  step(state)
+  store.close()
+  loaded, _ = run.start(tmp_path)
+  assert_same(loaded.replace(step=np.int32(0)), before)
+
+
+def test_loader_may_move_on_while_its_position_is_written(tmp_path):
+  class Folder:
+    async def await_creation(self):
+      return tmp_path
+
+  async def save():
+    loader = Loader(3)
+    item = snapshot.JsonItem("data.json", loader.get_state())
+    write = await item.save(Folder())
+    loader.state["next_index"] = 4
+    await write
+
+  asyncio.run(save())
+  text = (tmp_path / "data.json").read_text()
+  assert json.loads(text)["next_index"] == 3
+
+
+def test_interval_and_policy(tmp_path):
+  run = Run((1, 1, 1))
+  state = run.make()
+  store = checkpoint.Checkpoints(
+    tmp_path, every_steps=2, keep=2, keep_every_steps=6
+  )
+  saved = [s for s in range(1, 12) if store.save(s, state, Loader(), CONFIG)]
+  assert saved == [2, 4, 6, 8, 10]
+  assert store.save(11, state, Loader(), CONFIG, force=True)
+  assert not store.save(11, state, Loader(), CONFIG, force=True)
+  store.close()
+  folders = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+  assert folders == [6, 10, 11]
+  assert store.latest.name == "11"
+
+
+@pytest.mark.parametrize("wrong", [{"every_steps": 0}, {"keep": 0}])
+def test_impossible_policy_is_refused(tmp_path, wrong):
+  with pytest.raises(ValueError, match=r"config\.checkpoint\.every_steps"):
+    checkpoint.Checkpoints(tmp_path, **{"every_steps": 1, **wrong})
+
+
+def test_order_of_initialisation(tmp_path):
+  run = Run(seed=2)
+  here, whole, weights = (tmp_path / n for n in ("here", "whole", "weights"))
+  scratch, origin = run.start(here)
+  assert origin == "from scratch" and int(scratch.step) == 0
+  assert_same(scratch, run.make())
+
+  theirs = Run(seed=3).save(weights, 20)
+  state, origin = run.start(here, weights=str(weights))
+  assert origin == f"weights of {weights}/checkpoints/20"
+  assert_same(state.params, theirs.params)
+  # The twin starts equal to the weights, not to what was drawn before.
+  assert_same(state.momentum.params_m, theirs.params)
+  assert int(state.step) == 0
+  assert_same(state.opt_state, scratch.opt_state)
+
+  saved = Run(seed=4).save(whole, 30, position=5)
+  loader = Loader()
+  state, origin = run.start(here, loader, restore=str(whole))
+  assert origin == f"restored {whole}/checkpoints/30"
+  assert_same(state, saved)
+  assert loader.position == 5
+
+  # Once this workdir has a checkpoint, nothing else is even looked at.
+  mine = run.save(here, 1)
+  for init in ({"restore": str(whole)}, {"weights": "/nowhere"}):
+    state, origin = run.start(here, **init)
+    assert origin.startswith("resumed")
+    assert_same(state, mine)
+
+
+def test_restore_and_weights_exclude_each_other(tmp_path):
+  with pytest.raises(ValueError, match="exclude each other"):
+    Run().start(tmp_path, restore="a", weights="b")
+
+
+def test_one_step_of_a_run_can_be_named(tmp_path):
+  run = Run()
+  store = checkpoint.Checkpoints(tmp_path / "a", every_steps=1)
+  for step in (1, 2):
+    store.save(step, run.make(), Loader(), CONFIG)
+  store.close()
+  folder = tmp_path / "a" / "checkpoints" / "1"
+  # A copy under any name still knows its step.
+  copy = folder.rename(tmp_path / "best")
+  state, _ = run.start(tmp_path / "b", restore=str(copy))
+  assert int(state.step) == 1
+
+
+def test_weights_name_what_is_missing_and_unexpected(tmp_path):
+  Run(heads=("itm_head",)).save(tmp_path / "from", 1)
+  run = Run(heads=("vision_proj",), seed=5)
+  weights = str(tmp_path / "from")
+  with pytest.raises(ValueError) as error:
+    run.start(tmp_path / "to", weights=weights)
+  lines = str(error.value).splitlines()
+  assert lines[1:5] == [
+    " - vision_proj/bias",
+    " - vision_proj/kernel",
+    " + itm_head/bias",
+    " + itm_head/kernel",
+  ]
+  assert "config.init.allow_missing" in lines[5]
+  with pytest.raises(ValueError) as error:
+    run.start(tmp_path / "to", weights=weights, allow_missing=("vision.*",))
+  assert " + itm_head/bias" in str(error.value)
+  assert " - " not in str(error.value).split("has it):\n")[1].split("\nIf")[0]
+
+  state, origin = run.start(
+    tmp_path / "to",
+    weights=weights,
+    allow_missing=("vision_proj/.*",),
+    allow_unexpected=("itm_head/.*",),
+  )
+  assert " - vision_proj/kernel" in origin and " + itm_head/bias" in origin
+  fresh = run.make().params
+  assert_same(state.params["vision_proj"], fresh["vision_proj"])
+  theirs = checkpoint.load_params(weights, run.mesh)
+  assert_same(state.params["text_proj"], theirs["text_proj"])
+  assert_same(state.momentum.params_m, state.params)
+
+
+def test_weights_of_another_shape_are_refused_even_if_allowed(tmp_path):
+  Run(width=8).save(tmp_path / "from", 1)
+  with pytest.raises(ValueError) as error:
+    Run(width=16).start(
+      tmp_path / "to",
+      weights=str(tmp_path / "from"),
+      allow_missing=(".*",),
+      allow_unexpected=(".*",),
+    )
+  assert (
+    "text_proj/kernel: checkpoint float32[8, 4], config float32[16, 4]"
+    in str(error.value)
+  )
+
+
+def test_resuming_another_model_names_parameter_and_both_shapes(tmp_path):
+  Run(width=8).save(tmp_path, 1)
+  with pytest.raises(ValueError) as error:
+    Run(width=16).start(tmp_path)
+  message = str(error.value)
+  assert f"{tmp_path}/checkpoints/1" in message
+  line = "text_proj/kernel: checkpoint float32[8, 4], config float32[16, 4]"
+  assert line in message
+  assert "use another --workdir" in message
+
+
+def test_load_params_onto_another_mesh(tmp_path):
+  saved = Run((1, 4, 2)).save(tmp_path, 1)
+  mesh = Run((8, 1, 1)).mesh
+  params = checkpoint.load_params(tmp_path, mesh)
+  assert_same(params, saved.params)
+  assert params["temp"].sharding.mesh == mesh
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir()])
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, make):
+  make(tmp_path / "foreign")
+  with pytest.raises(ValueError) as error:
+    snapshot.find(tmp_path / "foreign")
+  assert f"{tmp_path}/foreign holds no checkpoint" in str(error.value)
+  assert "checkpoints/<step>/" in str(error.value)
+
+
+def _lose_params(folder):
+  shutil.rmtree(folder / "params")
+
+
+def _lose_opt_state(folder):
+  shutil.rmtree(folder / "opt_state")
+
+
+def _truncate_arrays(folder):
+  for file in (folder / "params").glob("**/d/*"):
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def _truncate_position(folder):
+  file = folder / "data" / "process_0-of-1.json"
+  file.write_bytes(file.read_bytes()[:20])
+
+
+def _put_something_else(folder):
+  shutil.rmtree(folder)
+  (folder / "params").mkdir(parents=True)
+
+
+# TensorStore's thread may report to an event loop that the error has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+  ("damage", "item"),
+  [
+    (_lose_params, "params"),
+    (_lose_opt_state, "opt_state"),
+    (_truncate_arrays, "params"),
+    (_truncate_position, "data"),
+    (_put_something_else, "params"),
+  ],
+)
+def test_damaged_checkpoint_is_named(tmp_path, damage, item):
+  run = Run()
+  run.save(tmp_path / "a", 3)
+  folder = tmp_path / "a" / "checkpoints" / "3"
+  damage(folder)
+  for init in ({}, {"restore": str(tmp_path / "a")}):
+    with pytest.raises(ValueError) as error:
+      run.start(tmp_path / ("b" if init else "a"), **init)
+    message = f"{folder} is not a whole checkpoint: cannot read {item}/"
+    assert message in str(error.value)
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+  run = Run()
+  run.save(tmp_path, 1)
+  data = tmp_path / "checkpoints" / "1" / "data"
+  (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
+  with pytest.raises(ValueError, match=r"no process_0-of-1\.json but.*of-2"):
+    run.start(tmp_path)
+
+
+def run_python(script, *args):
+  here = pathlib.Path(__file__).resolve().parent
+  code = f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n"
+  code += "import conftest\n" + textwrap.dedent(script)
+  return subprocess.Popen([sys.executable, "-c", code, *map(str, args)])
+
+
+def test_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path):
+  # The second save stops for ever between its arrays and its data position, so
+  # that the kill surely falls inside it.
+  script = """
+    import pathlib, sys, threading
+    import test_checkpoint as t
+    from blip_jax.runtime import checkpoint, snapshot
+
+    workdir, run = sys.argv[1], t.Run((1, 1, 1))
+    store = checkpoint.Checkpoints(workdir, every_steps=1)
+    store.save(1, run.make(), t.Loader(41), t.CONFIG)
+    store.wait()
+    def write_text(self, text):
+      if self.name.startswith("process_"):
+        (pathlib.Path(workdir) / "inside").touch()
+        threading.Event().wait()
+    type(snapshot.epath.Path(workdir)).write_text = write_text
+    store.save(2, t.scrambled(run.make()), t.Loader(42), t.CONFIG)
+    store.wait()
+  """
+  child = run_python(script, tmp_path)
+  deadline = time.monotonic() + 120
+  while not (tmp_path / "inside").exists():
+    assert child.poll() is None and time.monotonic() < deadline
+    time.sleep(0.05)
+  child.send_signal(signal.SIGKILL)
+  child.wait()
+  left = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+  assert len(left) == 2 and "2" not in left, left
+
+  run, loader = Run(), Loader()
+  state, origin = run.start(tmp_path, loader)
+  assert origin.endswith("checkpoints/1") and loader.position == 41
+  assert_same(state, run.make().replace(step=jnp.int32(1)))
+  # The torn folder is gone, and the step can be saved again.
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+  run.save(tmp_path, 2)
+  assert int(run.start(tmp_path)[0].step) == 2
+
+
+def test_two_processes_save_and_continue_one_run(tmp_path):
+  script = """
+    import sys
+    import jax, numpy as np
+    workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+    import test_checkpoint as t
+    from blip_jax.runtime import checkpoint, sharding
+
+    assert jax.device_count() == 4
+    run = t.Run((2, 2, 1))
+    rows = np.full((2, 3), index, np.int32)
+    batch = sharding.put_batch({"rows": rows}, run.mesh)["rows"]
+    assert batch.shape == (4, 3)
+    for shard in batch.addressable_shards:
+      assert shard.data.shape == (1, 3) and (shard.data == index).all()
+    state = run.save(workdir, 7, position=70 + index)
+    loader = t.Loader()
+    loaded, _ = run.start(workdir, loader)
+    assert loader.position == 70 + index
+    same = jax.jit(lambda a, b: jax.tree.map(lambda x, y: (x == y).all(), a, b))
+    assert all(jax.tree.leaves(jax.device_get(same(state, loaded))))
+  """
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  children = [run_python(script, tmp_path, port, i) for i in range(2)]
+  assert [child.wait(timeout=180) for child in children] == [0, 0]
+  # One process cannot continue it: its share of the data would be wrong.
+  with pytest.raises(ValueError, match="as many processes"):
+    Run().start(tmp_path)
+  params = checkpoint.load_params(tmp_path, Run((1, 1, 1)).mesh)
+  assert_same(params, Run().make().params)

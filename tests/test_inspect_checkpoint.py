@@ -1,0 +1,118 @@
+"""The tool's table and digests, on real checkpoints."""
+
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_checkpoint
+
+from blip_jax.runtime import snapshot
+
+
+@pytest.fixture(scope="module")
+def tool(root):
+  path = root / "tools" / "inspect_checkpoint.py"
+  spec = importlib.util.spec_from_file_location("inspect_checkpoint", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def digests(tool, capsys, *args):
+  assert tool.main([*map(str, args), "--digest"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  return dict(line.split(" ") for line in lines)
+
+
+def test_table_counts_numbers_and_bytes(tool, capsys, tmp_path):
+  test_checkpoint.Run().save(tmp_path, 3)
+  assert tool.main([str(tmp_path)]) == 0
+  folder, head, *rows = capsys.readouterr().out.splitlines()
+  assert folder == f"{tmp_path}/checkpoints/3"
+  assert head.split() == ["item", "leaves", "numbers", "bytes"]
+  # temp, and two heads of an 8 x 4 kernel and a bias of 4.
+  assert rows[0].split() == ["params", "5", "73", "292"]
+  assert [row.split()[0] for row in rows] == [
+    "params",
+    "momentum",
+    "opt_state",
+    "data",
+  ]
+
+
+def test_equal_runs_have_equal_digests_on_any_mesh(tool, capsys, tmp_path):
+  for name, sizes in {"a": (2, 2, 2), "b": (1, 1, 1)}.items():
+    test_checkpoint.Run(sizes).save(tmp_path / name, 3, position=8)
+  first = digests(tool, capsys, tmp_path / "a")
+  assert list(first) == ["params", "momentum", "opt_state", "data"]
+  assert all(len(value) == 64 for value in first.values())
+  assert digests(tool, capsys, tmp_path / "b") == first
+
+
+def test_one_bit_changes_only_its_item(tool, capsys, tmp_path):
+  run = test_checkpoint.Run()
+  state = run.make()
+  run.save(tmp_path / "a", 3, state, position=8)
+  momentum = state.momentum.replace(queue_ptr=state.momentum.queue_ptr ^ 1)
+  run.save(tmp_path / "b", 3, state.replace(momentum=momentum), position=9)
+  a, b = (digests(tool, capsys, tmp_path / name) for name in "ab")
+  assert {item for item in a if a[item] != b[item]} == {"momentum", "data"}
+
+
+def test_digest_sees_names_types_and_shapes(tool):
+  def digest(tree):
+    return tool._digest_arrays(tree)
+
+  zeros = {"a": np.zeros(4, np.float32)}
+  others = [
+    {"b": np.zeros(4, np.float32)},
+    {"a": np.zeros(4, np.int32)},
+    {"a": np.zeros((2, 2), np.float32)},
+    {"a": -np.zeros(4, np.float32)},
+  ]
+  assert len({digest(tree) for tree in [zeros, *others]}) == 5
+  # The order in which a tree was built is no difference.
+  pair = {"x": np.ones(1), "y": np.zeros(1)}
+  assert digest(pair) == digest(dict(reversed(pair.items())))
+
+
+def test_task_without_momentum_says_so(tool, capsys, tmp_path):
+  run = test_checkpoint.Run()
+  run.save(tmp_path, 3, run.make().replace(momentum=None))
+  assert digests(tool, capsys, tmp_path)["momentum"] == "absent"
+
+
+def test_step_is_chosen(tool, capsys, tmp_path):
+  run = test_checkpoint.Run()
+  state = run.save(tmp_path, 1)
+  run.save(tmp_path, 2, jax.tree.map(lambda x: x + 1, state))
+  last = digests(tool, capsys, tmp_path)
+  assert digests(tool, capsys, tmp_path, "--step", 2) == last
+  first = digests(tool, capsys, tmp_path, "--step", 1)
+  assert first["params"] != last["params"]
+  assert tool.main([str(tmp_path), "--step", "7"]) == 1
+  assert "checkpoints/7 holds no checkpoint" in capsys.readouterr().err
+
+
+def test_arrays_come_to_the_host_as_they_were(tmp_path):
+  state = test_checkpoint.Run().save(tmp_path, 1)
+  params = snapshot.load_to_host(snapshot.find(tmp_path), "params")
+  assert isinstance(params["temp"], np.ndarray)
+  test_checkpoint.assert_same(params, jax.tree.map(jnp.asarray, state.params))
+
+
+def test_command_line_names_a_foreign_folder(root, tmp_path):
+  script = root / "tools" / "inspect_checkpoint.py"
+  done = subprocess.run(
+    [sys.executable, script, tmp_path],
+    cwd=root,
+    env={"PYTHONPATH": str(root)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1 and not done.stdout
+  assert f"{tmp_path} holds no checkpoint" in done.stderr

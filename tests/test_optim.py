@@ -1,0 +1,179 @@
+"""Schedules against the original's numbers; AdamW against PyTorch's."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from blip_jax.runtime import optim
+
+
+def config(**changes):
+  values = dict(
+    schedule="step",
+    lr=3e-4,
+    min_lr=1e-6,
+    warmup_lr=1e-6,
+    warmup_steps=3000,
+    decay_rate=0.9,
+    steps_per_epoch=5000,
+    betas=(0.9, 0.999),
+    weight_decay=0.05,
+    clip=0.0,
+  )
+  return types.SimpleNamespace(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def golden(golden_dir):
+  return np.load(golden_dir / "data" / "lr_schedules.npz")
+
+
+def test_formulas_equal_the_original_in_float64(golden):
+  steps = [
+    optim.step_lr(epoch, lr=3e-4, min_lr=1e-6, decay_rate=0.9)
+    for epoch in range(0, 70, 5)
+  ]
+  np.testing.assert_allclose(steps, golden["step__f64"], rtol=1e-9)
+  cosines = [
+    optim.cosine_lr(epoch, lr=1e-5, min_lr=0.0, epochs=6) for epoch in range(7)
+  ]
+  np.testing.assert_allclose(
+    cosines, golden["cosine__f64"], rtol=1e-9, atol=1e-20
+  )
+  warm = [
+    optim.warmup_lr(step, lr=3e-4, warmup_lr=1e-6, warmup_steps=3000)
+    for step in (0, 1, 100, 1500, 2999, 3000, 5000)
+  ]
+  np.testing.assert_allclose(warm, golden["warmup__f64"], rtol=1e-9)
+
+
+def test_compiled_schedules_equal_the_original_to_float32(golden):
+  # float32 has a relative spacing of 1.2e-7; warm-up takes three roundings.
+  rate = jax.jit(optim.schedule(config(), 70 * 5000))
+  epochs = [rate(jnp.int32(epoch * 5000)) for epoch in range(5, 70, 5)]
+  np.testing.assert_allclose(epochs, golden["step__f64"][1:], rtol=6e-8)
+  warm = [rate(jnp.int32(s)) for s in (0, 1, 100, 1500, 2999, 3000, 4999)]
+  np.testing.assert_allclose(warm, golden["warmup__f64"], rtol=2e-7)
+  rate = jax.jit(
+    optim.schedule(
+      config(schedule="cosine_epoch", lr=1e-5, min_lr=0.0, steps_per_epoch=10),
+      60,
+    )
+  )
+  cosines = [rate(jnp.int32(10 * epoch + 9)) for epoch in range(6)]
+  np.testing.assert_allclose(cosines, golden["cosine__f64"][:6], rtol=6e-8)
+
+
+def test_warmup_is_cut_by_the_end_of_epoch_0_and_the_rate_jumps():
+  rate = optim.schedule(config(steps_per_epoch=1000), 20_000)
+  np.testing.assert_allclose(rate(999), 1e-6 + 2.99e-4 * 999 / 3000, rtol=3e-7)
+  np.testing.assert_allclose(rate(1000), 3e-4 * 0.9, rtol=1e-7)
+  # Constant within an epoch.
+  assert rate(1000) == rate(1999)
+
+
+@pytest.mark.parametrize(
+  ("lr", "decay_rate", "epoch_19"),
+  [
+    (3e-4, 0.9, 4.0525515e-05),  # repository YAML
+    (3e-4, 0.85, 1.3679835e-05),  # paper, base
+    (2e-4, 0.85, 9.1198897e-06),  # paper, large
+  ],
+)
+def test_named_recipes(lr, decay_rate, epoch_19):
+  rate = optim.schedule(config(lr=lr, decay_rate=decay_rate), 20 * 5000)
+  np.testing.assert_allclose(rate(0), 1e-6, rtol=1e-6)
+  np.testing.assert_allclose(rate(3000), lr, rtol=1e-7)
+  np.testing.assert_allclose(rate(99_999), epoch_19, rtol=1e-6)
+
+
+def test_smooth_cosine_reaches_its_floor():
+  rate = optim.schedule(
+    config(schedule="cosine", lr=1e-3, min_lr=2e-5, warmup_steps=100), 1000
+  )
+  np.testing.assert_allclose(
+    [rate(0), rate(50), rate(100), rate(550), rate(1000), rate(2000)],
+    [1e-6, 5.005e-4, 1e-3, 5.1e-4, 2e-5, 2e-5],
+    rtol=1e-5,
+  )
+
+
+@pytest.mark.parametrize(
+  ("changes", "key"),
+  [
+    (dict(schedule="linear"), "config.optim.schedule"),
+    (dict(steps_per_epoch=0), "config.optim.steps_per_epoch"),
+    (dict(schedule="cosine", warmup_steps=100), "config.optim.warmup_steps"),
+  ],
+)
+def test_impossible_schedules_name_their_key(changes, key):
+  with pytest.raises(ValueError, match=key):
+    optim.schedule(config(**changes), 100)
+
+
+def test_decay_touches_biases_and_temp():
+  tx, _ = optim.make(config(schedule="cosine", warmup_steps=0, lr=0.5), 10)
+  params = {"bias": jnp.full((2,), 4.0), "temp": jnp.float32(2.0)}
+  grads = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  # No gradient: all that is left is lr * weight_decay * p.
+  np.testing.assert_allclose(updates["bias"], -0.5 * 0.05 * 4.0, rtol=1e-6)
+  np.testing.assert_allclose(updates["temp"], -0.5 * 0.05 * 2.0, rtol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm_and_keeps_the_structure():
+  params = {"a": jnp.zeros(3), "b": jnp.zeros(4)}
+  grads = {"a": jnp.full((3,), 30.0), "b": jnp.full((4,), -40.0)}
+  free, _ = optim.make(config(), 10_000)
+  clipped, _ = optim.make(config(clip=1.0), 10_000)
+  tree = jax.tree.structure
+  assert tree(free.init(params)) == tree(clipped.init(params))
+  _, state = clipped.update(grads, clipped.init(params), params)
+  # The first moment is (1 - beta1) times the gradient that Adam was given.
+  mu = optax.tree_utils.tree_get(state, "mu")
+  norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in mu.values()))
+  np.testing.assert_allclose(norm, 0.1, rtol=1e-6)
+
+
+@pytest.mark.parity
+def test_adamw_equals_torch():
+  import torch
+
+  rng = np.random.default_rng(0)
+  start = {
+    "kernel": rng.normal(size=(5, 7)).astype(np.float32),
+    "bias": rng.normal(size=(7,)).astype(np.float32),
+    "temp": np.float32(0.07),
+  }
+  conf = config(lr=1e-2, warmup_lr=1e-3, warmup_steps=4, steps_per_epoch=6)
+  tx, rate = optim.make(conf, 12)
+  params = jax.tree.map(jnp.asarray, start)
+  state = tx.init(params)
+  twins = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
+  theirs = torch.optim.AdamW(
+    twins.values(), lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05
+  )
+  moved = 0.0
+  for step in range(12):
+    grads = {
+      k: np.float32(rng.normal(size=v.shape) * 10.0 ** -rng.integers(0, 5))
+      for k, v in start.items()
+    }
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    for group in theirs.param_groups:
+      group["lr"] = float(rate(step))
+    for k, twin in twins.items():
+      twin.grad = torch.tensor(grads[k])
+    theirs.step()
+    moved += float(rate(step))
+    for k, twin in twins.items():
+      # Bias corrections are float32 here and float64 there, which is 1e-5 of
+      # an update in the first steps and less later.
+      np.testing.assert_allclose(
+        params[k], twin.detach().numpy(), rtol=5e-7, atol=1e-5 * moved
+      )

@@ -1,0 +1,230 @@
+"""What is written can be read back, and alarms ring once, when they should."""
+
+import io
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+from tensorboardX.proto import event_pb2
+
+from blip_jax.runtime import writers
+
+
+def lines(workdir):
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_one_flat_json_object_per_line(tmp_path):
+  writer = writers.Writer(tmp_path)
+  writer.write(1, {"train/loss_itc": jnp.float32(3.5), "train/lr": 1e-4})
+  writer.write(2, {"scenes_val/txt_r1": np.float64(80)})
+  # Readable while the run goes on.
+  assert lines(tmp_path) == [
+    {"step": 1, "train/loss_itc": 3.5, "train/lr": 1e-4},
+    {"step": 2, "scenes_val/txt_r1": 80.0},
+  ]
+  writer.close()
+
+
+def test_numbers_that_json_lacks_become_words(tmp_path):
+  writer = writers.Writer(tmp_path)
+  values = [math.nan, math.inf, -math.inf]
+  writer.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+  writer.close()
+
+  def refuse(word):
+    raise AssertionError(f"{word} is not JSON")
+
+  line = (tmp_path / "metrics.jsonl").read_text()
+  read = json.loads(line, parse_constant=refuse)
+  assert read == {"step": 1, "a": "NaN", "b": "Infinity", "c": "-Infinity"}
+  np.testing.assert_array_equal([float(read[k]) for k in "abc"], values)
+
+
+def test_resuming_takes_back_what_was_written_after_the_checkpoint(tmp_path):
+  writer = writers.Writer(tmp_path)
+  for step in (1, 2, 3, 4):
+    writer.write(step, {"train/loss": step})
+  writer.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 5, "train/lo')  # killed in the middle of a line
+  writer = writers.Writer(tmp_path, start_step=2)
+  writer.write(3, {"train/loss": 30})
+  writer.close()
+  assert [(r["step"], r["train/loss"]) for r in lines(tmp_path)] == [
+    (1, 1),
+    (2, 2),
+    (3, 30),
+  ]
+
+
+def test_tensorboard_reads_the_same_numbers(tmp_path):
+  writer = writers.Writer(tmp_path)
+  for step in (1, 2, 3):
+    writer.write(step, {"train/loss": step / 2})
+  writer.close()
+  writer = writers.Writer(tmp_path, start_step=2)
+  writer.write(3, {"train/loss": 9.0})
+  writer.close()
+  assert scalars(tmp_path / "tb") == [(1, 0.5), (2, 1.0), (3, 9.0)]
+
+
+def scalars(folder):
+  """Reads event files as TensorBoard does: a START hides what it repeats."""
+  found = []
+  for path in sorted(folder.iterdir()):
+    data = path.read_bytes()
+    while data:
+      # A record is its length, 8 bytes; a checksum, 4; itself; a checksum, 4.
+      size = int.from_bytes(data[:8], "little")
+      event = event_pb2.Event.FromString(data[12 : 12 + size])
+      data = data[16 + size :]
+      if event.session_log.status == event_pb2.SessionLog.START:
+        found = [(step, value) for step, value in found if step < event.step]
+      for value in event.summary.value:
+        found.append((event.step, value.simple_value))
+  return found
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+  writer = writers.Writer(tmp_path)
+  writer.write(1, {"train/loss": 1.0})
+  writer.close()
+  stream = io.StringIO()
+  writers.Progress(10, stream=stream).update(1, {"train/loss": 1.0})
+  writers.print_overview({"temp": jnp.ones(())}, stream)
+  assert not list(tmp_path.iterdir()) and not stream.getvalue()
+
+
+def test_json_is_replaced_whole(tmp_path):
+  path = tmp_path / "deep" / "results.json"
+  writers.write_json(path, {"a": [1, math.inf]})
+  assert json.loads(path.read_text()) == {"a": [1, "Infinity"]}
+  with pytest.raises(TypeError):
+    writers.write_json(path, {"a": object()})
+  assert json.loads(path.read_text()) == {"a": [1, "Infinity"]}
+  assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+class Clock:
+  def __init__(self):
+    self.now = 100.0
+
+  def __call__(self):
+    return self.now
+
+
+def test_timer_leaves_out_compilation_and_pauses():
+  clock = Clock()
+  timer = writers.StepTimer(batch_size=32, clock=clock)
+  clock.now += 60  # compilation, and step 1
+  assert timer.tick(1) == {}
+  clock.now += 4.5
+  assert timer.tick(10) == {"step_time": 0.5, "images_per_second": 64.0}
+  clock.now += 1
+  with timer.paused():
+    clock.now += 1000
+  clock.now += 1
+  assert timer.tick(14)["step_time"] == 0.5
+
+
+METRICS = {
+  "train/loss_itc": 3.21987,
+  "train/lr": 1e-4,
+  "step_time": 0.11,
+  "images_per_second": 145.3,
+}
+
+
+def test_progress_is_plain_lines_off_a_terminal():
+  stream = io.StringIO()
+  progress = writers.Progress(1724, stream=stream)
+  progress.update(1, {"train/loss_itc": 5.0})
+  progress.update(724, METRICS)
+  progress.close()
+  assert stream.getvalue() == (
+    "step 1/1724  loss_itc 5\n"
+    "step 724/1724  loss_itc 3.22  lr 0.0001  110 ms/step  145.3 img/s  "
+    "eta 01:50\n"
+  )
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_progress_is_a_bar_on_a_terminal():
+  stream = Terminal()
+  progress = writers.Progress(1724, start_step=700, stream=stream)
+  progress.update(724, METRICS)
+  progress.close()
+  text = stream.getvalue()
+  assert "\r" in text and "700/1724" in text
+  assert "724/1724, loss_itc 3.22" in text and "eta 01:50" in text
+
+
+def test_overview_names_every_parameter_once():
+  stream = io.StringIO()
+  writers.print_overview({"itm_head": {"bias": jnp.ones(2)}}, stream)
+  assert stream.getvalue().count("itm_head/bias") == 1
+  assert "Total: 2" in stream.getvalue()
+
+
+def test_finite_metrics_pass(tmp_path):
+  writers.check_finite(tmp_path, 3, {"train/loss": 1.0}, ["a:0"])
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nonfinite_loss_stops_with_the_batch(tmp_path, value):
+  metrics = {"train/loss_itc": 1.0, "train/loss_lm": jnp.float32(value)}
+  ids = ["train.json:17", "scenes/train:5"]
+  with pytest.raises(FloatingPointError) as error:
+    writers.check_finite(tmp_path, 12, metrics, ids)
+  assert "step 12: train/loss_lm not finite" in str(error.value)
+  assert f"{tmp_path}/nonfinite_12.json" in str(error.value)
+  report = json.loads((tmp_path / "nonfinite_12.json").read_text())
+  assert report["ids"] == ids and report["step"] == 12
+  np.testing.assert_equal(float(report["metrics"]["train/loss_lm"]), value)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  said = []
+  monkeypatch.setattr(
+    logging, "warning", lambda text, *a: said.append(text % a)
+  )
+  return said
+
+
+def test_collapse_is_reported_once(warnings):
+  rng = np.random.default_rng(0)
+  alarm = writers.CollapseAlarm(window=100)
+  losses = writers.ITM_COLLAPSED + 0.02 * rng.standard_normal(500)
+  rang = [step for step, x in enumerate(losses) if alarm.update(step, x)]
+  assert rang == [99]
+  assert len(warnings) == 1
+  assert "loss_itm" in warnings[0] and "config.init.weights" in warnings[0]
+  np.testing.assert_allclose(writers.ITM_COLLAPSED, 0.6365, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "losses",
+  [
+    np.linspace(0.75, 0.50, 300),  # falls through the value
+    np.full(300, 0.55),  # learns
+    np.full(99, 0.6365),  # too early to tell
+    np.tile([0.45, 0.45, 0.823, 0.823], 75) + 0.02,  # scatters high
+  ],
+)
+def test_healthy_losses_do_not_ring(warnings, losses):
+  alarm = writers.CollapseAlarm(window=100)
+  for step, loss in enumerate(losses):
+    assert not alarm.update(step, loss)
+  assert not warnings

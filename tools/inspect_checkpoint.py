@@ -1,0 +1,88 @@
+"""Shows what a checkpoint holds, and digests that tell equal runs apart.
+
+  python tools/inspect_checkpoint.py WORKDIR [--step N] [--digest]
+
+Two runs that should be equal have equal lines under --digest: a sha256 over the
+values of each item, independent of the mesh they were trained on.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+
+import jax
+from etils import epath
+
+from blip_jax.runtime import snapshot
+
+
+def table(folder: epath.Path) -> Iterator[str]:
+  """Yields a line per item: leaves, numbers in them, bytes."""
+  yield f"{'item':<12}{'leaves':>8}{'numbers':>16}{'bytes':>16}"
+  for name in snapshot.ARRAYS:
+    if not (folder / name).exists():
+      continue
+    leaves = jax.tree.leaves(snapshot.stored(folder, name))
+    numbers = sum(leaf.size for leaf in leaves)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    yield f"{name:<12}{len(leaves):>8}{numbers:>16,}{size:>16,}"
+  files = _data_files(folder)
+  size = sum(len(file.read_bytes()) for file in files)
+  yield f"{'data':<12}{len(files):>8}{'':>16}{size:>16,}"
+
+
+def digests(folder: epath.Path) -> Iterator[str]:
+  """Yields `<item> <sha256>` for each item, or `<item> absent`."""
+  for name in snapshot.ARRAYS:
+    if (folder / name).exists():
+      yield f"{name} {_digest_arrays(snapshot.load_to_host(folder, name))}"
+    else:
+      yield f"{name} absent"
+  data = hashlib.sha256()
+  for file in _data_files(folder):
+    data.update(f"{file.name}\n{file.read_text()}\n".encode())
+  yield f"data {data.hexdigest()}"
+
+
+def _digest_arrays(tree) -> str:
+  """Hashes path, dtype, shape and bytes of each leaf, in order of the paths."""
+  digest = hashlib.sha256()
+  for path, leaf in sorted(snapshot.by_path(tree).items()):
+    digest.update(f"{path} {leaf.dtype.name} {leaf.shape}\n".encode())
+    digest.update(leaf.tobytes())
+  return digest.hexdigest()
+
+
+def _data_files(folder: epath.Path) -> list[epath.Path]:
+  return sorted((folder / "data").glob("process_*.json"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("workdir", help="a run's folder, or one step's")
+  parser.add_argument("--step", type=int, help="default: the latest")
+  parser.add_argument(
+    "--digest", action="store_true", help="one line per item, with a sha256"
+  )
+  args = parser.parse_args(argv)
+  path = epath.Path(args.workdir)
+  if args.step is not None:
+    path = path / snapshot.FOLDER / str(args.step)
+  try:
+    folder = snapshot.find(path)
+    if args.digest:
+      print("\n".join(digests(folder)))
+    else:
+      print(folder)
+      print("\n".join(table(folder)))
+  except ValueError as error:
+    print(f"inspect_checkpoint: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  # The digest is of bytes; no accelerator is wanted, nor waited for.
+  jax.config.update("jax_platforms", "cpu")
+  sys.exit(main())

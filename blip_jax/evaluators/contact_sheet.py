@@ -1,0 +1,192 @@
+"""Contact sheets: pictures with what is true and what a model said."""
+
+import bisect
+import dataclasses
+import math
+import os
+import pathlib
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+PICTURE = 192  # box of a picture, pixels: 32, 64 and 96 grow evenly into it
+GAP = 16
+PADDING = 12
+FONT_SIZE = 15
+LINE_HEIGHT = 20
+MAX_LINES = 4  # of one text; a caption of a megabyte must not make the sheet
+
+INK = (32, 33, 36)
+FAINT = (110, 115, 122)
+GREEN = (18, 122, 58)
+RED = (196, 38, 38)
+PAGE = (238, 240, 243)
+CARD = (255, 255, 255)
+
+
+class Line(NamedTuple):
+  """A labelled text under a picture; `right` colours it and says so."""
+
+  label: str
+  text: str
+  right: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A picture and the lines below it."""
+
+  image: UInt8[np.ndarray, "H W 3"]
+  lines: Sequence[Line]
+
+
+def contact_sheet(
+  cells: Sequence[Cell],
+  path: str | os.PathLike,
+  title: str = "",
+  columns: int = 6,
+) -> None:
+  """Writes a PNG that shows every cell, row by row.
+
+  Pictures keep their proportions: small ones grow by a whole factor, pixel by
+  pixel, so that one sees what the model sees; others are resampled. The file
+  appears under `path` complete or not at all.
+
+  Raises:
+    ValueError: if there is no cell.
+  """
+  if not cells:
+    raise ValueError(f"A contact sheet needs at least one cell: {path}")
+  font = ImageFont.load_default(size=FONT_SIZE)
+  small = ImageFont.load_default(size=FONT_SIZE - 2)
+  columns = min(columns, len(cells))
+  rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+  heights = [max(_text_height(cell, font) for cell in row) for row in rows]
+
+  card_width = PICTURE + 2 * PADDING
+  head = GAP + (FONT_SIZE + GAP if title else 0)
+  sheet = Image.new(
+    "RGB",
+    (
+      GAP + columns * (card_width + GAP),
+      head + sum(PICTURE + height + 2 * PADDING + GAP for height in heights),
+    ),
+    PAGE,
+  )
+  draw = ImageDraw.Draw(sheet)
+  if title:
+    (title,) = _wrap(title, font, sheet.width - 2 * GAP, max_lines=1)
+    draw.text((GAP, GAP), title, INK, font)
+  top = head
+  for row, height in zip(rows, heights, strict=True):
+    bottom = top + PICTURE + height + 2 * PADDING
+    for column, cell in enumerate(row):
+      left = GAP + column * (card_width + GAP)
+      draw.rounded_rectangle(
+        (left, top, left + card_width, bottom), radius=8, fill=CARD
+      )
+      picture = _fit(cell.image)
+      sheet.paste(
+        picture,
+        (
+          left + PADDING + (PICTURE - picture.width) // 2,
+          top + PADDING + (PICTURE - picture.height) // 2,
+        ),
+      )
+      _draw_lines(
+        draw, (left + PADDING, top + PADDING + PICTURE), cell, font, small
+      )
+    top = bottom + GAP
+  _save(sheet, pathlib.Path(path))
+
+
+def _fit(image: UInt8[np.ndarray, "H W 3"]) -> Image.Image:
+  """Scales a picture into the box."""
+  height, width, _ = image.shape
+  factor = PICTURE / max(height, width)
+  resample = Image.Resampling.LANCZOS
+  if factor >= 2:
+    factor, resample = math.floor(factor), Image.Resampling.NEAREST
+  size = (max(1, round(width * factor)), max(1, round(height * factor)))
+  return Image.fromarray(image).resize(size, resample)
+
+
+def _text_height(cell: Cell, font: ImageFont.FreeTypeFont) -> int:
+  texts = [_wrap(line.text, font) for line in cell.lines]
+  return sum(PADDING + LINE_HEIGHT * (1 + len(text)) for text in texts)
+
+
+def _draw_lines(
+  draw: ImageDraw.ImageDraw,
+  corner: tuple[int, int],
+  cell: Cell,
+  font: ImageFont.FreeTypeFont,
+  small: ImageFont.FreeTypeFont,
+) -> None:
+  x, y = corner
+  for line in cell.lines:
+    y += PADDING
+    label, ink = line.label, INK
+    if line.right is not None:
+      # In words too: a tenth of the readers cannot tell red from green.
+      label += ": right" if line.right else ": wrong"
+      ink = GREEN if line.right else RED
+    draw.text((x, y), label, FAINT if line.right is None else ink, small)
+    y += LINE_HEIGHT
+    for text in _wrap(line.text, font):
+      draw.text((x, y), text, ink, font)
+      y += LINE_HEIGHT
+
+
+def _wrap(
+  text: str,
+  font: ImageFont.FreeTypeFont,
+  width: int = PICTURE,
+  max_lines: int = MAX_LINES,
+) -> list[str]:
+  """Breaks `text` into lines of at most `width` pixels, "..." where cut off."""
+  # No line holds more characters than pixels: the rest of a megabyte is not
+  # worth measuring.
+  text = _plain(text[: width * (max_lines + 1)])
+  words = text.split()
+  lines = [""]
+  while words:
+    word = words.pop(0)
+    joined = f"{lines[-1]} {word}" if lines[-1] else word
+    if font.getlength(joined) <= width:
+      lines[-1] = joined
+    elif lines[-1]:
+      lines.append("")
+      words.insert(0, word)
+    else:
+      # A file name or a URL wider than the line breaks where it must.
+      fits = bisect.bisect_right(
+        range(len(word)), width, key=lambda n: font.getlength(word[:n])
+      )
+      lines[-1] = word[: fits - 1]
+      words.insert(0, word[fits - 1 :])
+  if len(lines) > max_lines:
+    last = lines[max_lines - 1]
+    while font.getlength(last + "...") > width:
+      last = last[:-1]
+    lines = [*lines[: max_lines - 1], last + "..."]
+  return lines
+
+
+def _plain(text: str) -> str:
+  """Folds `text` to what the font of PIL can draw, which is ASCII."""
+  letters = unicodedata.normalize("NFKD", text)
+  bare = "".join(c for c in letters if not unicodedata.combining(c))
+  return bare.encode("ascii", "replace").decode()
+
+
+def _save(sheet: Image.Image, path: pathlib.Path) -> None:
+  """Writes a PNG so that a reader never meets half of it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.with_name(path.name + ".tmp")
+  sheet.save(unfinished, "PNG")
+  os.replace(unfinished, path)

@@ -1,0 +1,49 @@
+"""Image-text matching on true pairs and on random ones."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from blip_jax.evaluators import base
+from blip_jax.runtime import train_state
+from blip_jax.tasks import base as tasks
+
+
+class Matching:
+  """Accuracy of the ITM head when half of the pairs are true.
+
+  The wrong text of a picture is that of the row half a batch away: neighbours
+  in a file are often captions of one picture.
+  """
+
+  def __init__(self, split: base.Split, task: tasks.Task):
+    self._split = split
+    features = task.predict_fns["image_features"]
+    match = task.predict_fns["match"]
+
+    @jax.jit
+    def correct(params, batch):
+      image_embeds, _ = features(params, batch["image"])
+      other = lambda x: jnp.roll(x, len(x) // 2, axis=0)
+      both = lambda x: jnp.stack([x, other(x)], axis=1).reshape(-1, x.shape[-1])
+      ids, mask = both(batch["input_ids"]), both(batch["attention_mask"])
+      says_match = jnp.argmax(match(params, image_embeds, ids, mask), axis=-1)
+      right = says_match.reshape(-1, 2) == jnp.array([[1, 0]])
+      # Padding, and a batch of one row, have no wrong text to offer.
+      wrong_text = other(batch["valid"]) & (other(ids[::2]) != ids[::2]).any(-1)
+      return right, wrong_text
+
+    self._correct = correct
+
+  def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
+    program = lambda batch: self._correct(state.params, batch)
+    (right, wrong_text), valid = self._split.map(program)
+    true_pairs = right[valid, 0]
+    random_pairs = right[valid & wrong_text, 1]
+    if not len(random_pairs):
+      raise ValueError(
+        "config.evals: matching needs at least two different texts; "
+        f"found {valid.sum()} row(s)"
+      )
+    yield "itm_acc", 50.0 * (true_pairs.mean() + random_pairs.mean())

@@ -1,0 +1,75 @@
+"""The entry point: flags, devices of all processes, and the config's job."""
+
+import logging
+import os
+import pathlib
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from blip_jax import evaluate, train
+from blip_jax.runtime import host
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Where the run keeps everything; runs/<config's name> by default. A workdir "
+  "that holds a run continues it.",
+)
+_DISTRIBUTED = flags.DEFINE_string(
+  "distributed",
+  "off",
+  "Whether other processes take part: off, auto (Cloud TPU, Slurm, Open MPI), "
+  "or HOST:PORT,PROCESSES,INDEX of the first process.",
+)
+
+JOBS = {"train": train.train, "evaluate": evaluate.evaluate}
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  # Ours alone: at INFO, Orbax tells of every file it renames.
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  logging.getLogger("blip_jax").setLevel(logging.INFO)
+  join_processes(_DISTRIBUTED.value)
+  if jax.default_backend() == "cpu":
+    host.keep_freed_memory()
+  config = _CONFIG.value
+  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+  workdir = os.path.abspath(_WORKDIR.value or f"runs/{name.stem}")
+  if config.job not in JOBS:
+    raise app.UsageError(
+      f"config.job: expected one of {sorted(JOBS)}, found {config.job!r}"
+    )
+  results = JOBS[config.job](config, workdir)
+  if jax.process_index() == 0:
+    for metric, value in results.items():
+      print(f"{metric:32} {value:.4g}")
+    print(f"Everything is in {workdir}")
+
+
+def join_processes(how: str) -> None:
+  """Makes the devices of all processes one."""
+  if how == "off":
+    return
+  if how == "auto":
+    jax.distributed.initialize()
+    return
+  try:
+    address, processes, index = how.split(",")
+    processes, index = int(processes), int(index)
+  except ValueError as error:
+    raise app.UsageError(
+      f"--distributed: expected off, auto or HOST:PORT,PROCESSES,INDEX, found "
+      f"{how!r}"
+    ) from error
+  jax.distributed.initialize(address, processes, index)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,48 @@
+"""Pre-training on your own pictures, by flags alone.
+
+  python -m blip_jax.main --config configs/pretrain_custom.py --workdir W \
+    --config.data.train=train.json --config.data.image_root=pictures \
+    --config.evals.val.source=val.json --config.evals.val.image_root=pictures
+
+`train` and `val` are anything that the README's "Data" lists.  The defaults
+train the tiny model on a laptop; with accelerators say
+`--config.model.variant=base --config.model.image_size=224` and a larger batch.
+From nothing BLIP needs millions of pairs: on few, expect retrieval above
+chance and captions that name what is common.
+
+The tokenizer is BERT's, from the hub; `--config.tokenizer=DIRECTORY` reads a
+`vocab.txt` of your own, in any language that WordPiece suits.
+"""
+
+from blip_jax import config as defaults
+
+
+def get_config():
+  config = defaults.pretrain()
+  config.batch_size = 32
+  config.num_steps = 1000
+  config.log_every_steps = 20
+
+  config.model.variant = "tiny"
+  config.model.image_size = 64
+  config.model.dtype = "float32"
+
+  config.pretrain.queue_size = 1024
+  config.pretrain.momentum = 0.98
+
+  # The paper's 0.2 leaves little of a small picture.
+  config.data.min_scale = 0.5
+
+  config.optim.schedule = "cosine"
+  config.optim.lr = 1e-3
+  config.optim.min_lr = 1e-5
+  config.optim.warmup_lr = 0.0
+  config.optim.warmup_steps = 100
+  config.optim.steps_per_epoch = 250
+  config.optim.betas = (0.9, 0.98)
+  config.optim.clip = 1.0
+
+  config.checkpoint.every_steps = 500
+  config.evals.every_steps = 500
+  config.evals.val.samples = 24
+  return config

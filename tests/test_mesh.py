@@ -1,0 +1,125 @@
+"""The same numbers on one device and on eight, however they are arranged."""
+
+import golden_case
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from blip_jax import train
+from blip_jax.models import blip, med
+from blip_jax.runtime import sharding, train_state
+from blip_jax.tasks import pretrain
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (2, 1, 4)]
+
+
+def make_task(scope, mesh):
+  """Groups stay those of eight shards, whatever the mesh."""
+  return pretrain.Pretrain(
+    blip.Blip(golden_case.BLIP),
+    queue_size=12,
+    momentum=0.995,
+    alpha=0.4,
+    alpha_ramp_steps=0,
+    groups=8 if scope == "local" else 1,
+    num_shards=sharding.num_data_shards(mesh),
+  )
+
+
+def make_mesh(shape):
+  sizes = dict(zip(sharding.AXES, shape, strict=True))
+  return sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(4, 12, 16)
+  return {
+    "image": rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8),
+    "input_ids": rng.integers(5, 400, (16, 12), dtype=np.int32),
+    "attention_mask": (np.arange(12) < lengths[:, None]).astype(np.int32),
+  }
+
+
+def make_state(task, tx, mesh):
+  """The goldens' weights, split over the mesh."""
+  golden = med.drop_tied(golden_case.params("blip_pretrain"))
+
+  def init(given):
+    return golden, task.init_momentum(golden, jax.random.key(1))
+
+  return train_state.create(init, tx, mesh)
+
+
+def losses_and_grads(scope, shape):
+  mesh = make_mesh(shape)
+  task = make_task(scope, mesh)
+  state = make_state(task, optax.identity(), mesh)
+
+  @jax.jit
+  def step(state, batch):
+    loss = lambda params: task.loss(
+      params,
+      state.momentum,
+      batch,
+      rng=jax.random.key(0),
+      step=jnp.int32(1),
+    )
+    (_, (momentum, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
+      state.params
+    )
+    return momentum, metrics, grads
+
+  with sharding.activate(mesh):
+    momentum, metrics, grads = step(state, sharding.put_batch(batch(), mesh))
+  return jax.device_get((momentum, metrics, grads))
+
+
+@pytest.fixture(scope="module", params=["global", "local"])
+def one_device(request):
+  return request.param, losses_and_grads(request.param, (1, 1, 1))
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_losses_and_gradients(one_device, shape):
+  scope, (momentum, metrics, grads) = one_device
+  momentum_8, metrics_8, grads_8 = losses_and_grads(scope, shape)
+  for name, value in metrics.items():
+    np.testing.assert_allclose(metrics_8[name], value, rtol=1e-5, err_msg=name)
+  # Against the global norm: key biases have no gradient but rounding.
+  norm = optax.global_norm(grads)
+  error = optax.global_norm(jax.tree.map(np.subtract, grads_8, grads))
+  assert error / norm < 1e-5
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    momentum_8,
+    momentum,
+  )
+
+
+def test_scopes_differ(one_device):
+  """Or the two scopes above would be one test."""
+  scope, (_, metrics, _) = one_device
+  other = "local" if scope == "global" else "global"
+  _, others, _ = losses_and_grads(other, (1, 1, 1))
+  assert abs(metrics["loss_itc"] - others["loss_itc"]) > 1e-3
+
+
+def test_training_step_keeps_the_state_sharded():
+  """Parameters, moments and twin leave a step where they entered it."""
+  mesh = make_mesh((2, 2, 2))
+  task = make_task("global", mesh)
+  tx = optax.adamw(1e-3)
+  state = make_state(task, tx, mesh)
+  before = jax.tree.map(lambda x: x.sharding, state)
+  step = train.make_train_step(task, tx, seed=0)
+  with sharding.activate(mesh):
+    state, _ = step(state, sharding.put_batch(batch(), mesh), 0)
+  same = jax.tree.map(
+    lambda x, old: x.sharding.is_equivalent_to(old, x.ndim), state, before
+  )
+  assert all(jax.tree.leaves(same))
+  kernel = state.params["visual_encoder"]["block_0"]["fc_in"]["kernel"]
+  assert kernel.addressable_shards[0].data.size * 4 == kernel.size

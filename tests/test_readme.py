@@ -1,0 +1,127 @@
+"""What the README shows is run, shrunk; what it claims is looked up."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from PIL import Image
+
+from blip_jax.data import scenes
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = [
+  block.replace("\\\n", " ").strip()
+  for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+]
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+# Added to every run, so that it takes seconds.
+SHRINK = (
+  "--config.num_steps=2",
+  "--config.batch_size=8",
+  "--config.model.image_size=16",
+  "--config.optim.warmup_steps=1",
+  "--config.pretrain.queue_size=16",
+  "--config.tokenizer=scenes",
+)
+
+
+@pytest.fixture(scope="module")
+def user_dir(tmp_path_factory):
+  """A checkout, and the files that a user of the README has."""
+  folder = tmp_path_factory.mktemp("user")
+  for name in ("configs", "tools"):
+    (folder / name).symlink_to(ROOT / name)
+  pictures, shards = folder / "pictures", folder / "shards"
+  pictures.mkdir()
+  shards.mkdir()
+  rows = []
+  for i, record in enumerate(map(scenes.Scenes("val").__getitem__, range(16))):
+    Image.fromarray(record["image"]).save(pictures / f"{i}.png")
+    rows.append({"image": f"{i}.png", "caption": record["caption"]})
+    (shards / f"{i}.txt").write_text(record["caption"])
+  for name in ("train.json", "val.json"):
+    (folder / name).write_text(json.dumps(rows))
+  with tarfile.open(shards / "0.tar", "w") as tar:
+    for i in range(16):
+      tar.add(pictures / f"{i}.png", f"{i}.png")
+      tar.add(shards / f"{i}.txt", f"{i}.txt")
+  return folder
+
+
+def test_install_and_test_commands_are_those_of_ci():
+  """pip lines cannot run inside a test; CI runs them to the letter."""
+  ci = (ROOT / ".ci" / "run").read_text().splitlines()
+  assert COMMANDS[0] == (
+    "pip install -e . && python -m blip_jax.main --config configs/quickstart.py"
+  )
+  assert COMMANDS[1] == ci[-1]
+
+
+@pytest.mark.parametrize(
+  "command", [c for c in COMMANDS if "pytest" not in c], ids=str
+)
+def test_commands(command, user_dir):
+  """In the README's order: later ones look at what earlier ones made."""
+  words = shlex.split(command.split("&&")[-1])
+  assert words[0] == "python"
+  words[0] = sys.executable
+  if "blip_jax.main" in words:
+    words += SHRINK
+  done = subprocess.run(
+    words,
+    cwd=user_dir,
+    env={**os.environ, "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  if "quickstart.py" in command:
+    workdir = (
+      words[words.index("--workdir") + 1]
+      if "--workdir" in words
+      else ("runs/quickstart")
+    )
+    left = {path.name for path in (user_dir / workdir).iterdir()}
+    promised = re.findall(r"^\| `(\w+\.?\w*)/?`", README, re.MULTILINE)
+    assert {"results.json", "samples.png", "checkpoints"} <= left
+    assert "results.json" in promised
+  if "--digest" in command:
+    assert re.search(r"^params [0-9a-f]{64}$", done.stdout, re.MULTILINE)
+
+
+def test_every_config_is_in_the_table():
+  listed = set(re.findall(r"^\| `(\w+\.py)`", README, re.MULTILINE))
+  assert listed == {path.name for path in (ROOT / "configs").glob("*.py")}
+
+
+def test_every_room_of_the_tour_exists():
+  tour = README.split("## A guided tour")[1].split("```")[1]
+  for name in re.findall(r"^  (\w+/\w+\.py|\w+\.py|\w+/)", tour, re.MULTILINE):
+    assert (ROOT / "blip_jax" / name).exists(), name
+
+
+def test_every_bound_of_a_difference_exists():
+  table = README.split("## Differences")[1].split("\n\n")[1]
+  for file, test in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", table):
+    text = (ROOT / "tests" / file).read_text()
+    assert f"def {test}" in text, (file, test)
+
+
+def test_keys_that_stay_exist():
+  from blip_jax import config
+
+  keys = README.split("Keys that stay:")[1].split("All of them")[0]
+  for key in re.findall(r"`config\.([\w.|*]+)`", keys):
+    value = config.pretrain()
+    for part in key.replace(".*", "").split("."):
+      for choice in part.split("|"):
+        assert choice in value, key
+      value = value[part.split("|")[0]]

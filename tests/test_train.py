@@ -1,0 +1,318 @@
+"""Whole runs: every config, exact resume, preemption, bad numbers."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from blip_jax import train
+from blip_jax.runtime import snapshot
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def load_config(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config().lock()
+
+
+def shrink(config):
+  """The same recipe on Scenes, at a size that two steps of take seconds."""
+  config.batch_size = 16
+  config.num_steps = 2
+  config.log_every_steps = 1
+  config.tokenizer = "scenes"
+  config.model.variant = "tiny"
+  config.model.image_size = 16
+  # Of the mesh that the recipe asks for, as much as eight devices allow.
+  config.mesh.fsdp = min(config.mesh.fsdp, 4)
+  config.pretrain.queue_size = 24
+  config.data.train = ("scenes:train?num=64",)
+  if config.data.rotate:
+    config.data.rotate = ""
+  config.data.num_workers = 0
+  config.optim.warmup_steps = 1
+  config.optim.steps_per_epoch = 1
+  config.evals.every_steps = 0
+  config.evals.batch_size = 16
+  for name, split in config.evals.items():
+    if name not in ("every_steps", "batch_size") and split.source:
+      split.source = "scenes:val?num=24"
+  return config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_two_steps(path, tmp_path):
+  config = shrink(load_config(path))
+  results = train.train(config, str(tmp_path))
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  steps = [json.loads(line) for line in lines]
+  assert [row["step"] for row in steps][:2] == [1, 2]
+  assert all(np.isfinite(row["train/loss"]) for row in steps[:2])
+  assert snapshot.find(tmp_path).name == "2"
+  splits = {name.split("/")[0] for name in results}
+  wanted = {
+    name
+    for name, split in config.evals.items()
+    if name not in ("every_steps", "batch_size") and split.source
+  }
+  assert splits == wanted
+  if splits:
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_recipes_have_the_published_numbers():
+  """Laid beside the original's YAML and section 4.1 of the paper."""
+  get = lambda name: load_config(ROOT / "configs" / f"{name}.py")
+  yaml, base, large = map(
+    get, ("pretrain_14m", "pretrain_paper_base", "pretrain_paper_large")
+  )
+  for config in (yaml, base, large):
+    assert config.model.image_size == 224
+    assert config.pretrain.queue_size == 57600
+    assert config.pretrain.alpha == 0.4
+    assert config.pretrain.alpha_ramp_epochs == 2
+    assert config.pretrain.momentum == 0.995
+    assert config.optim.weight_decay == 0.05
+    assert config.optim.min_lr == config.optim.warmup_lr == 1e-6
+    assert config.optim.warmup_steps == 3000
+    assert config.data.max_length == config.data.max_words == 30
+    assert config.data.min_scale == 0.2
+    assert config.num_steps == 20 * config.optim.steps_per_epoch
+  assert (yaml.batch_size, base.batch_size, large.batch_size) == (
+    600,
+    2880,
+    2400,
+  )
+  rates = [c.optim.decay_rate for c in (yaml, base, large)]
+  assert rates == [0.9, 0.85, 0.85]
+  assert [c.optim.lr for c in (yaml, base, large)] == [3e-4, 3e-4, 2e-4]
+  assert large.model.variant == "large" and base.model.variant == "base"
+
+
+QUICK = (
+  "--config.num_steps=8",
+  "--config.batch_size=8",
+  "--config.model.image_size=16",
+  "--config.optim.warmup_steps=2",
+  "--config.log_every_steps=1",
+  "--config.checkpoint.every_steps=4",
+  "--config.pretrain.queue_size=20",
+  "--config.data.augment=True",
+  "--config.model.dropout=0.1",
+  "--config.evals.scenes_val.source=",
+)
+
+
+def command(workdir, *extra, config="quickstart"):
+  return [
+    sys.executable,
+    "-m",
+    "blip_jax.main",
+    f"--config={ROOT}/configs/{config}.py",
+    f"--workdir={workdir}",
+    *QUICK,
+    *extra,
+  ]
+
+
+def run(workdir, *extra, check=True, **kwargs):
+  """A run as a user starts it, in a process of its own with one device."""
+  env = {**os.environ, "XLA_FLAGS": ""}
+  done = subprocess.run(
+    command(workdir, *extra, **kwargs),
+    env=env,
+    cwd=workdir.parent,
+    capture_output=True,
+    text=True,
+  )
+  if check:
+    assert done.returncode == 0, done.stderr[-3000:]
+  return done
+
+
+def digest(workdir):
+  """What `tools/inspect_checkpoint.py --digest` prints, for comparison."""
+  tool = ROOT / "tools" / "inspect_checkpoint.py"
+  return subprocess.run(
+    [sys.executable, tool, workdir, "--digest"],
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+  run(workdir)
+  return workdir
+
+
+def test_resume_is_bit_exact(uninterrupted):
+  """Stopped by SIGTERM at any step, continued by a new process: same bits.
+
+  With dropout, augmentation, a wrapping queue and a momentum twin.
+  """
+  workdir = uninterrupted.parent / "stopped"
+  env = {**os.environ, "XLA_FLAGS": ""}
+  process = subprocess.Popen(
+    command(workdir, "--config.num_steps=8"),
+    env=env,
+    cwd=workdir.parent,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  metrics = workdir / "metrics.jsonl"
+  while not (metrics.exists() and metrics.read_text()):
+    assert process.poll() is None, process.stderr.read()[-3000:]
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=60) == 0
+  stopped_at = int(snapshot.find(workdir).name)
+  assert stopped_at < 8
+  run(workdir)
+  assert snapshot.find(workdir).name == "8"
+  expected = digest(uninterrupted)
+  assert digest(workdir) == expected
+  names = [line.split()[0] for line in expected.splitlines()]
+  assert names == ["params", "momentum", "opt_state", "data"]
+  steps = [
+    json.loads(line)["step"] for line in metrics.read_text().splitlines()
+  ]
+  assert steps == list(range(1, 9))
+
+
+def test_another_seed_is_another_run(uninterrupted):
+  """The digests of the test above can differ."""
+  workdir = uninterrupted.parent / "other_seed"
+  run(workdir, "--config.seed=7")
+  ours, others = digest(uninterrupted), digest(workdir)
+  for line, other in zip(
+    ours.splitlines()[:3], others.splitlines()[:3], strict=True
+  ):
+    assert line != other
+
+
+def test_a_finished_run_only_evaluates(uninterrupted):
+  """The same command again trains nothing and answers the same."""
+  before = digest(uninterrupted)
+  done = run(
+    uninterrupted, "--config.evals.scenes_val.source=scenes:val?num=16"
+  )
+  assert digest(uninterrupted) == before
+  assert "scenes_val/txt_r1" in done.stdout
+  results = json.loads((uninterrupted / "results.json").read_text())
+  assert {
+    "scenes_val/txt_r1",
+    "scenes_val/img_r1",
+    "scenes_val/itm_acc",
+  } <= set(results)
+  again = run(
+    uninterrupted,
+    "--config.job=evaluate",
+    "--config.evals.scenes_val.source=scenes:val?num=16",
+  )
+  results_again = json.loads((uninterrupted / "results.json").read_text())
+  assert "scenes_val/txt_r1" in again.stdout
+  for name in ("scenes_val/txt_r1", "scenes_val/itm_acc"):
+    assert results_again[name] == pytest.approx(results[name])
+
+
+def test_contact_sheet_and_captions(tmp_path, capsys):
+  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config.evals.scenes_val.samples = 6
+  results = train.train(config, str(tmp_path))
+  assert "scenes_val/caption_exact" in results
+  assert capsys.readouterr().out.count("written:") == 5
+  with Image.open(tmp_path / "samples.png") as sheet:
+    assert sheet.width > 600
+
+
+def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
+  """The step and its rows are named, and the state stays as it was before."""
+  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config.evals.scenes_val.source = ""
+  config.num_steps = 6
+  config.optim.clip = 0.0
+  config.checkpoint.every_steps = 1
+  make = train.make_train_step
+
+  def poisoned(task, tx, seed):
+    step = make(task, tx, seed)
+
+    def run_step(state, batch, steps_done):
+      if steps_done == 3:
+        state = state.replace(
+          params={**state.params, "temp": state.params["temp"] * np.nan}
+        )
+      return step(state, batch, steps_done)
+
+    return run_step
+
+  monkeypatch.setattr(train, "make_train_step", poisoned)
+  with pytest.raises(FloatingPointError, match=r"step 4: .*loss"):
+    train.train(config, str(tmp_path))
+  assert snapshot.find(tmp_path).name == "3"
+  told = json.loads((tmp_path / "nonfinite_4.json").read_text())
+  assert len(told["ids"]) == 16
+  assert all(name.startswith("scenes/train:") for name in told["ids"])
+
+
+def test_no_step_is_made_after_a_bad_one():
+  """The device stops by itself: the host looks one step later."""
+
+  class Exploding:
+    def project(self, params):
+      return params
+
+    def loss(self, params, momentum, batch, *, rng, step):
+      loss = jnp.where(step == 1, jnp.nan, params["w"] ** 2)
+      return loss, (None, {"loss": loss})
+
+  tx = optax.sgd(0.1)
+  params = {"w": jnp.float32(1.0)}
+  state = train.State(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=tx.init(params),
+    momentum=None,
+  )
+  step = train.make_train_step(Exploding(), tx, seed=0)
+  for steps_done in range(4):
+    state, _ = step(state, {}, steps_done)
+  assert state.step == 1
+  np.testing.assert_allclose(state.params["w"], 0.8)
+
+
+@pytest.mark.parametrize(
+  "flag, told",
+  [
+    ("--config.optim.wram_steps=3", "warmup_steps"),
+    ("--config.optim.lr=fast", "could not convert string to float"),
+    ("--config.mesh.tensor=3", "config.mesh.tensor"),
+    ("--config.job=trian", "config.job: expected one of"),
+    ("--config.scope=golbal", "config.scope: expected one of"),
+    ("--config.data.train=pictures.docx", "pictures.docx"),
+    ("--config.model.variant=huge", "config.model.variant: expected one of"),
+    ("--distributed=yes", "HOST:PORT,PROCESSES,INDEX"),
+  ],
+)
+def test_mistakes_are_refused_at_start(tmp_path, flag, told):
+  done = run(tmp_path / "run", flag, check=False)
+  assert done.returncode != 0
+  assert told in done.stderr
+  assert not (tmp_path / "run" / "checkpoints" / "1").exists()

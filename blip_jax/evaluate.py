@@ -4,6 +4,7 @@ import logging
 import os
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from blip_jax import config as config_lib
@@ -29,13 +30,12 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
   config_lib.validate(config)
   mesh = sharding.make_mesh(config.mesh)
   tokenizer = inputs.load_tokenizer(config.tokenizer)
-  task = train.build_task(config, tokenizer, sharding.num_data_shards(mesh))
-  folder = snapshot.find(workdir)
-  params = checkpoint.load_params(folder, mesh)
-  _, momentum = jax.jit(train.make_init_fn(config, task))(params)
-  state = train_state.TrainState(
-    step=int(folder.name), params=params, opt_state=None, momentum=momentum
+  task = train.build_task(config, tokenizer, mesh)
+  abstract = train_state.abstract(
+    train.make_init_fn(config, task), optax.identity(), mesh
   )
+  folder = snapshot.find(workdir)
+  state = checkpoint.load_state(folder, abstract.replace(opt_state=None))
   evaluators = evaluators_lib.build(config, task, tokenizer, mesh, workdir)
   log.info("Evaluating %s", folder)
   results = evaluators_lib.run(evaluators, state)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
@@ -20,6 +21,7 @@ from blip_jax import config as config_lib
 from blip_jax import evaluators as evaluators_lib
 from blip_jax import tasks
 from blip_jax.data import inputs
+from blip_jax.data.tokenizer import Tokenizer
 from blip_jax.models import config as model_config
 from blip_jax.runtime import (
   checkpoint,
@@ -44,8 +46,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
   # 1. Where: devices, and the part of the batch that each takes.
   mesh = sharding.make_mesh(config.mesh)
-  num_shards = sharding.num_data_shards(mesh)
-  check_batch_size(config.batch_size, num_shards)
+  check_batch_size(config.batch_size, sharding.num_data_shards(mesh))
 
   # 2. On what: rows of this process, in an order that the seed decides.
   tokenizer = inputs.load_tokenizer(config.tokenizer)
@@ -54,7 +55,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
   )
 
   # 3. What is learned, and how.
-  task = build_task(config, tokenizer, num_shards)
+  task = build_task(config, tokenizer, mesh)
   tx, learning_rate = optim.make(config.optim, config.num_steps)
 
   # 4. The state: resumed > restored > initial weights > scratch.
@@ -116,7 +117,9 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
   return results
 
 
-def build_task(config: ConfigDict, tokenizer, num_shards: int):
+def build_task(
+  config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+) -> tasks.base.Task:
   """The task, for the vocabulary that the tokenizer has."""
   tokens = model_config.SpecialTokens(
     pad=tokenizer.pad_id,
@@ -129,7 +132,8 @@ def build_task(config: ConfigDict, tokenizer, num_shards: int):
     config,
     vocab_size=tokenizer.vocab_size,
     tokens=tokens,
-    num_shards=num_shards,
+    num_shards=sharding.num_data_shards(mesh),
+    num_tensor=mesh.shape["tensor"],
   )
 
 
@@ -245,7 +249,9 @@ class StopSignal:
 
   def __init__(self):
     self._received = False
-    signal.signal(signal.SIGTERM, self._receive)
+    # Of several processes JAX's own service listens, to let them agree.
+    if jax.process_count() == 1:
+      signal.signal(signal.SIGTERM, self._receive)
 
   def _receive(self, *_) -> None:
     self._received = True
@@ -254,7 +260,7 @@ class StopSignal:
     """Whether to stop after this step; the same answer on every process."""
     if jax.process_count() == 1:
       return self._received
-    return jax.experimental.multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 def check_batch_size(batch_size: int, num_shards: int) -> None:

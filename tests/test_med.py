@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.models import med
+from blip_jax.models import config, med
 from blip_jax.tasks import losses
 
 ENCODER = med.Med(golden_case.MED)
@@ -173,3 +173,22 @@ def test_tie_and_drop_tied_are_inverse():
   full = med.tie(stored)
   # The original's checkpoint holds every tied tensor under both names.
   jax.tree.map(np.testing.assert_array_equal, full, params)
+
+
+@pytest.mark.parametrize("policy", config.REMAT_POLICIES)
+def test_remat_changes_memory_not_numbers(golden, encoder, policy):
+  kv, _ = look_at(ENCODER, encoder, golden)
+  module = med.Med(dataclasses.replace(golden_case.MED, remat=policy))
+
+  def loss(variables, module=module):
+    ids, mask = golden["input_ids"], golden["attention_mask"]
+    return jnp.sum(module.apply(variables, ids, mask, kv) ** 2)
+
+  expected = jax.grad(lambda v: loss(v, ENCODER))(encoder)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+    jax.grad(loss)(encoder),
+    expected,
+  )
+  recomputes = "remat" in str(jax.make_jaxpr(loss)(encoder))
+  assert recomputes == (policy != "none")

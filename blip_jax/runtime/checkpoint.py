@@ -166,9 +166,16 @@ def initialise(
 
 
 def load_state(
-  folder: epath.Path, abstract: train_state.TrainState, loader: Loader
+  folder: epath.Path,
+  abstract: train_state.TrainState,
+  loader: Loader | None = None,
 ) -> train_state.TrainState:
   """Loads a whole run, onto any mesh; bit for bit what was saved.
+
+  Args:
+    folder: of one step.
+    abstract: shapes and shardings; an item that is None here is not read.
+    loader: set to the saved position, if given.
 
   Raises:
     ValueError: the checkpoint is damaged, or belongs to another model,
@@ -181,6 +188,17 @@ def load_state(
   }
   for name, tree in wanted.items():
     _check_same(folder, name, tree)
+  if loader is not None:
+    loader.set_state(_load_position(folder))
+  meta = snapshot.load(folder, "meta", snapshot.JsonItem("meta.json")).value
+  arrays = {name: snapshot.load(folder, name, wanted[name]) for name in wanted}
+  return train_state.TrainState(
+    step=jax.device_put(np.int32(meta["step"]), abstract.step.sharding),
+    **{"momentum": None, "opt_state": None, **arrays},
+  )
+
+
+def _load_position(folder: epath.Path) -> dict[str, Any]:
   data = snapshot.JsonItem(snapshot.process_file())
   if not (folder / "data" / data.filename).exists():
     found = sorted(p.name for p in (folder / "data").glob("process_*"))
@@ -189,13 +207,7 @@ def load_state(
       f"on as many processes as it was saved by. To start a new run from its "
       f"parameters, use another --workdir and config.init.weights"
     )
-  loader.set_state(snapshot.load(folder, "data", data).value)
-  meta = snapshot.load(folder, "meta", snapshot.JsonItem("meta.json")).value
-  arrays = {name: snapshot.load(folder, name, wanted[name]) for name in wanted}
-  return train_state.TrainState(
-    step=jax.device_put(np.int32(meta["step"]), abstract.step.sharding),
-    **{"momentum": None, **arrays},
-  )
+  return snapshot.load(folder, "data", data).value
 
 
 def load_params(path: str | os.PathLike, mesh: jax.sharding.Mesh) -> Any:

@@ -13,6 +13,7 @@ def build(
   vocab_size: int,
   tokens: config_lib.SpecialTokens,
   num_shards: int,
+  num_tensor: int,
 ) -> base.Task:
   """The task that a config asks for.
 
@@ -21,6 +22,10 @@ def build(
     vocab_size: of the tokenizer.
     tokens: its special ids.
     num_shards: pieces that the batch is split into over the mesh.
+    num_tensor: pieces that attention heads are split into.
+
+  Raises:
+    ValueError: the model does not exist, or its heads do not split.
   """
   c = config.model
   vit = {"patch_size": c.patch_size, "drop_path": c.drop_path}
@@ -38,6 +43,12 @@ def build(
       med={"dropout": c.dropout, "remat": c.text_remat},
     )
   )
+  for tower in (model.config.vit, model.config.med):
+    if tower.num_heads % num_tensor:
+      raise ValueError(
+        f"config.mesh.tensor: {tower.num_heads} attention heads of variant "
+        f"{c.variant!r} do not split over {num_tensor} devices"
+      )
   p = config.pretrain
   return pretrain.Pretrain(
     model,

@@ -1,0 +1,175 @@
+"""Evaluators on a task whose answers are known, with padding and bad rows."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip_jax.data import datasets, loader, scenes, tokenizer, transforms
+from blip_jax.evaluators import base, losses, matching, retrieval, samples
+from blip_jax.runtime import sharding, train_state
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "pink", "cyan")
+TEXTS = tokenizer.Tokenizer.load(scenes.vocab_dir())
+
+
+class Pictures(list):
+  """Plain pictures of seven colours; the caption is the colour."""
+
+  def __init__(self, number=7, bad=(), captions=1):
+    for i in range(number):
+      image = np.full((8, 8, 3), scenes.COLOURS[COLOURS[i]], np.uint8)
+      caption = [COLOURS[i], f"a {COLOURS[i]} square"][:captions]
+      self.append(
+        {
+          "image": b"" if i in bad else image,
+          "caption": caption,
+          "id": f"pictures:{i}",
+        }
+      )
+
+
+def make_split(source, batch_size=4, **kwargs):
+  mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
+  example = datasets.PretrainExample(
+    TEXTS, transforms.EvalImage(8), max_words=5, max_length=6
+  )
+  bad = loader.BadSamples(max_fraction=0.5, **kwargs)
+  return base.Split(source, example, batch_size, mesh, bad)
+
+
+def colour_ids():
+  ids, _ = TEXTS.encode(list(COLOURS), 3)
+  return jnp.asarray(ids[:, 1])
+
+
+PALETTE = jnp.array([scenes.COLOURS[c] for c in COLOURS], jnp.float32)
+
+
+def which(image):
+  """One-hot of the colour that a picture has."""
+  distance = jnp.abs(image[:, :1, 0].astype(jnp.float32) - PALETTE[None])
+  return jax.nn.one_hot(distance.sum(-1).argmin(-1), len(COLOURS))
+
+
+def named(ids):
+  """One-hot of the colour that a text names."""
+  found = (ids[:, :, None] == colour_ids()[None, None]).any(1)
+  return found.astype(jnp.float32)
+
+
+def match(params, image_embeds, ids, mask):
+  both = (jnp.repeat(image_embeds, len(ids) // len(image_embeds), 0)) * named(
+    ids
+  )
+  return jnp.stack([0.5 * jnp.ones(len(ids)), both.sum(-1)], axis=-1)
+
+
+def caption(params, image, max_length):
+  ids = colour_ids()[which(image).argmax(-1)]
+  blank = jnp.zeros((len(ids), max_length), jnp.int32)
+  return blank.at[:, 0].set(TEXTS.dec_id).at[:, 1].set(ids)
+
+
+class Knows:
+  """A task that knows its colours, and has nothing to learn."""
+
+  model = None
+  init = init_momentum = staticmethod(lambda *_: None)
+  predict_fns = types.MappingProxyType(
+    {
+      "image_features": lambda params, image: (which(image), which(image)),
+      "text_feat": lambda params, ids, mask: named(ids),
+      "match": match,
+      "caption": caption,
+    }
+  )
+
+  def project(self, params):
+    return params
+
+  def loss(self, params, momentum, batch, *, rng, step, train):
+    assert not train
+    loss = batch["image"].astype(jnp.float32).mean()
+    return loss, (momentum, {"loss": loss, "temp": loss})
+
+
+STATE = train_state.TrainState(
+  step=np.int32(5), params={}, opt_state=None, momentum=None
+)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_rows_come_once_and_in_order(batch_size):
+  split = make_split(Pictures(), batch_size)
+  program = jax.jit(lambda batch: batch["image"][:, 0, 0])
+  rows, valid = split.map(program)
+  np.testing.assert_array_equal(rows, PALETTE)
+  assert valid.all() and len(valid) == 7
+
+
+@pytest.mark.parametrize("captions", [1, 2])
+@pytest.mark.parametrize("bad", [(), (2, 6)])
+def test_retrieval_leaves_out_what_cannot_be_read(captions, bad):
+  split = make_split(Pictures(bad=bad, captions=captions))
+  ranking = retrieval.Retrieval(split, Knows())
+  results = dict(ranking.run(STATE))
+  assert results["txt_r1"] == results["img_r1"] == 100
+  sim, image_of, rows, texts = ranking.similarities({})
+  assert sim.shape == (7 - len(bad), captions * (7 - len(bad)))
+  assert set(rows) == set(range(7)) - set(bad)
+  of_row = [COLOURS.index(split.source[r]["caption"][0]) for r in rows]
+  for text, image in zip(texts, image_of, strict=True):
+    assert COLOURS[of_row[image]] in ranking.texts[text]["caption"]
+
+
+def test_retrieval_can_be_wrong():
+  task = Knows()
+  task.predict_fns = {
+    **task.predict_fns,
+    "text_feat": lambda params, ids, mask: jnp.roll(named(ids), 1, axis=-1),
+  }
+  results = dict(retrieval.Retrieval(make_split(Pictures()), task).run(STATE))
+  assert results["txt_r1"] == results["img_r1"] == 0
+
+
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_matching_counts_no_padding(batch_size):
+  split = make_split(Pictures(bad=(3,)), batch_size)
+  assert dict(matching.Matching(split, Knows()).run(STATE))["itm_acc"] == 100
+
+
+@pytest.mark.parametrize("answer, accuracy", [(1.0, 50.0), (0.0, 50.0)])
+def test_matching_of_a_constant_is_chance(answer, accuracy):
+  task = Knows()
+  task.predict_fns = {
+    **task.predict_fns,
+    "match": lambda params, embeds, ids, mask: jnp.stack(
+      [jnp.full(len(ids), 0.5), jnp.full(len(ids), answer)], axis=-1
+    ),
+  }
+  split = make_split(Pictures(), 8)
+  assert dict(matching.Matching(split, task).run(STATE))["itm_acc"] == accuracy
+
+
+def test_losses_average_whole_batches():
+  """Seven rows make no whole batch of eight, and sixteen make two."""
+  assert dict(losses.Losses(make_split(Pictures()), Knows()).run(STATE)) == {}
+  two = Pictures() + Pictures() + Pictures(2)
+  result = dict(losses.Losses(make_split(two), Knows()).run(STATE))
+  images = np.stack([row["image"] for row in two]).astype(np.float64)
+  assert result == {"loss": pytest.approx(images.mean(), rel=1e-5)}
+
+
+def test_samples(tmp_path, capsys):
+  split = make_split(Pictures(bad=(0,)))
+  ranking = retrieval.Retrieval(split, Knows())
+  path = tmp_path / "samples.png"
+  sheet = samples.Samples(split, Knows(), ranking, 3, path)
+  assert dict(sheet.run(STATE)) == {"caption_exact": 100.0}
+  assert path.exists()
+  told = capsys.readouterr().out
+  assert "true:    green" in told and "written: green" in told
+  assert "red" not in told

@@ -179,7 +179,7 @@ def make_train_step(
       params
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
-    metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+    metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
     new = State(
       step=state.step + 1,
       params=optax.apply_updates(params, updates),

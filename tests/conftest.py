@@ -3,12 +3,19 @@
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 
 # XLA reads these once, when jax is first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# Programs that several tests, or the processes they start, have in common are
+# compiled once.
+_CACHE = tempfile.mkdtemp(prefix="blip_jax_tests_")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
 
 import jax
 import pytest
@@ -21,6 +28,10 @@ flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure():
+  shutil.rmtree(_CACHE)
 
 
 @pytest.fixture(scope="session")

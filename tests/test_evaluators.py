@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stub_task
 
 from blip_jax.data import datasets, loader, scenes, tokenizer, transforms
 from blip_jax.evaluators import base, losses, matching, retrieval, samples
@@ -73,11 +74,9 @@ def caption(params, image, max_length):
   return blank.at[:, 0].set(TEXTS.dec_id).at[:, 1].set(ids)
 
 
-class Knows:
-  """A task that knows its colours, and has nothing to learn."""
+class Knows(stub_task.StubTask):
+  """Knows its colours."""
 
-  model = None
-  init = init_momentum = staticmethod(lambda *_: None)
   predict_fns = types.MappingProxyType(
     {
       "image_features": lambda params, image: (which(image), which(image)),
@@ -87,10 +86,7 @@ class Knows:
     }
   )
 
-  def project(self, params):
-    return params
-
-  def loss(self, params, momentum, batch, *, rng, step, train):
+  def loss(self, params, momentum, batch, *, rng, step, train=True):
     assert not train
     loss = batch["image"].astype(jnp.float32).mean()
     return loss, (momentum, {"loss": loss, "temp": loss})

@@ -89,8 +89,8 @@ def test_losses_and_gradients(one_device, shape):
   for name, value in metrics.items():
     np.testing.assert_allclose(metrics_8[name], value, rtol=1e-5, err_msg=name)
   # Against the global norm: key biases have no gradient but rounding.
-  norm = optax.global_norm(grads)
-  error = optax.global_norm(jax.tree.map(np.subtract, grads_8, grads))
+  norm = optax.tree.norm(grads)
+  error = optax.tree.norm(jax.tree.map(np.subtract, grads_8, grads))
   assert error / norm < 1e-5
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),

@@ -1,5 +1,6 @@
 """Whole runs: every config, exact resume, preemption, bad numbers."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import stub_task
 from PIL import Image
 
-from blip_jax import train
-from blip_jax.runtime import snapshot
+from blip_jax import tasks, train
+from blip_jax.models import config as model_config
+from blip_jax.runtime import sharding, snapshot
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -37,8 +40,8 @@ def shrink(config):
   config.tokenizer = "scenes"
   config.model.variant = "tiny"
   config.model.image_size = 16
-  # Of the mesh that the recipe asks for, as much as eight devices allow.
-  config.mesh.fsdp = min(config.mesh.fsdp, 4)
+  # Of the mesh that the recipe asks for, as much as two devices allow.
+  config.mesh.fsdp = min(config.mesh.fsdp, 2)
   config.pretrain.queue_size = 24
   config.data.train = ("scenes:train?num=64",)
   if config.data.rotate:
@@ -52,6 +55,13 @@ def shrink(config):
     if name not in ("every_steps", "batch_size") and split.source:
       split.source = "scenes:val?num=24"
   return config
+
+
+@pytest.fixture(autouse=True)
+def two_devices(monkeypatch):
+  """Eight take long to compile for; `test_mesh.py` is about them."""
+  make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:2])
+  monkeypatch.setattr(sharding, "make_mesh", make_mesh)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -104,12 +114,12 @@ def test_recipes_have_the_published_numbers():
 
 
 QUICK = (
-  "--config.num_steps=8",
-  "--config.batch_size=8",
+  "--config.num_steps=60",
+  "--config.batch_size=4",
   "--config.model.image_size=16",
   "--config.optim.warmup_steps=2",
   "--config.log_every_steps=1",
-  "--config.checkpoint.every_steps=4",
+  "--config.checkpoint.every_steps=25",
   "--config.pretrain.queue_size=20",
   "--config.data.augment=True",
   "--config.model.dropout=0.1",
@@ -170,7 +180,7 @@ def test_resume_is_bit_exact(uninterrupted):
   workdir = uninterrupted.parent / "stopped"
   env = {**os.environ, "XLA_FLAGS": ""}
   process = subprocess.Popen(
-    command(workdir, "--config.num_steps=8"),
+    command(workdir),
     env=env,
     cwd=workdir.parent,
     stderr=subprocess.PIPE,
@@ -183,9 +193,9 @@ def test_resume_is_bit_exact(uninterrupted):
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=60) == 0
   stopped_at = int(snapshot.find(workdir).name)
-  assert stopped_at < 8
+  assert 1 < stopped_at < 60
   run(workdir)
-  assert snapshot.find(workdir).name == "8"
+  assert snapshot.find(workdir).name == "60"
   expected = digest(uninterrupted)
   assert digest(workdir) == expected
   names = [line.split()[0] for line in expected.splitlines()]
@@ -193,7 +203,7 @@ def test_resume_is_bit_exact(uninterrupted):
   steps = [
     json.loads(line)["step"] for line in metrics.read_text().splitlines()
   ]
-  assert steps == list(range(1, 9))
+  assert steps == list(range(1, 61))
 
 
 def test_another_seed_is_another_run(uninterrupted):
@@ -275,11 +285,8 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
 def test_no_step_is_made_after_a_bad_one():
   """The device stops by itself: the host looks one step later."""
 
-  class Exploding:
-    def project(self, params):
-      return params
-
-    def loss(self, params, momentum, batch, *, rng, step):
+  class Exploding(stub_task.StubTask):
+    def loss(self, params, momentum, batch, *, rng, step, train=True):
       loss = jnp.where(step == 1, jnp.nan, params["w"] ** 2)
       return loss, (None, {"loss": loss})
 
@@ -299,20 +306,54 @@ def test_no_step_is_made_after_a_bad_one():
 
 
 @pytest.mark.parametrize(
+  "key, value, told",
+  [
+    ("mesh.tensor", 3, r"config\.mesh\.tensor .* number of devices, 2"),
+    ("mesh.data", 7, r"Nearest that fit: data=2, fsdp=1, tensor=1"),
+    ("scope", "golbal", r"config\.scope: expected one of .*golbal"),
+    ("batch_size", 15, r"config\.batch_size: 15 rows .* nearest: 14"),
+    ("num_steps", 0, r"config\.num_steps: expected at least 1"),
+    ("data.train", ("pictures.docx",), r"pictures\.docx"),
+    ("data.train", ("",), r"config\.data\.train: no source"),
+    ("model.variant", "huge", r"config\.model\.variant: .*base.*huge"),
+    ("model.image_size", 33, r"config\.model\.image_size: .* multiple"),
+    ("model.vit_remat", "all", r"remat must be one of"),
+    ("optim.schedule", "linear", r"config\.optim\.schedule must be one of"),
+    ("tokenizer", "nowhere/at/all", r"config\.tokenizer"),
+    ("init.weights", "nowhere", r"nowhere holds no checkpoint"),
+  ],
+)
+def test_mistakes_are_refused_at_start(tmp_path, key, value, told):
+  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(ValueError, match=told):
+    train.train(config, str(tmp_path))
+  assert not (tmp_path / "checkpoints" / "1").exists()
+
+
+def test_heads_that_do_not_split():
+  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config.model.variant = "large"
+  with pytest.raises(ValueError, match=r"config\.mesh\.tensor: 16 attention"):
+    tasks.build(
+      config,
+      vocab_size=30524,
+      tokens=model_config.SpecialTokens(),
+      num_shards=1,
+      num_tensor=3,
+    )
+
+
+@pytest.mark.parametrize(
   "flag, told",
   [
-    ("--config.optim.wram_steps=3", "warmup_steps"),
+    ("--config.optim.warmup_stesp=3", "warmup_steps"),
     ("--config.optim.lr=fast", "could not convert string to float"),
-    ("--config.mesh.tensor=3", "config.mesh.tensor"),
     ("--config.job=trian", "config.job: expected one of"),
-    ("--config.scope=golbal", "config.scope: expected one of"),
-    ("--config.data.train=pictures.docx", "pictures.docx"),
-    ("--config.model.variant=huge", "config.model.variant: expected one of"),
     ("--distributed=yes", "HOST:PORT,PROCESSES,INDEX"),
   ],
 )
-def test_mistakes_are_refused_at_start(tmp_path, flag, told):
+def test_wrong_flags_are_refused(tmp_path, flag, told):
   done = run(tmp_path / "run", flag, check=False)
   assert done.returncode != 0
   assert told in done.stderr
-  assert not (tmp_path / "run" / "checkpoints" / "1").exists()

@@ -32,6 +32,7 @@ class ViTConfig:
   Attributes:
     image_size: (height, width) in pixels of the trained position embeddings.
     drop_path: rate of the last block; earlier blocks ramp up from 0.
+    pos_embed_std: of fresh position embeddings.
     remat: what the backward pass recomputes, one of REMAT_POLICIES.
     dtype: of the activations; parameters are always float32.
   """
@@ -43,6 +44,7 @@ class ViTConfig:
   num_heads: int
   mlp_dim: int
   drop_path: float = 0.0
+  pos_embed_std: float = 0.02
   remat: str = "none"
   dtype: str = "float32"
 
@@ -102,10 +104,19 @@ _BERT_BASE = dict(width=768, depth=12, num_heads=12, mlp_dim=3072)
 
 # base and large: section 4.1 of the paper (ViT-B/16 and ViT-L/16 with BERT-base
 # text); the original always trains ViT-L with drop-path 0.1.  tiny is ours: the
-# smallest model that learns Scenes well within minutes on a laptop.
+# smallest model that learns Scenes well within minutes on a laptop.  It starts
+# from no pre-trained tower, so its positions must be told apart from step one:
+# with 0.02 beside patches of size one, "left" is hardly learned in that time.
 VARIANTS = {
   "tiny": dict(
-    vit=dict(patch_size=8, width=128, depth=3, num_heads=2, mlp_dim=512),
+    vit=dict(
+      patch_size=8,
+      width=128,
+      depth=3,
+      num_heads=2,
+      mlp_dim=512,
+      pos_embed_std=0.3,
+    ),
     med=dict(width=128, depth=2, num_heads=2, mlp_dim=512, max_positions=64),
     embed_dim=64,
   ),

@@ -35,7 +35,9 @@ class ViT(nn.Module):
     x = PatchEmbed(c.width, c.patch_size, c.dtype, name="patch_embed")(image)
     cls_token = self.param("cls_token", layers.normal_init, (1, 1, c.width))
     pos_embed = self.param(
-      "pos_embed", layers.normal_init, (1, c.num_tokens, c.width)
+      "pos_embed",
+      nn.initializers.normal(c.pos_embed_std),
+      (1, c.num_tokens, c.width),
     )
     cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, c.width))
     x = jnp.concatenate([cls_token.astype(x.dtype), x], axis=1)

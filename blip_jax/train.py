@@ -3,6 +3,7 @@
 config -> mesh -> data -> task -> state -> step -> checkpoint -> evaluators
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -81,8 +82,12 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
   # 6. The loop.  The host reads the metrics of a step while the devices
   # compute the next one, so that they never wait for it.
-  results = {}
-  with sharding.activate(mesh):
+  with (
+    contextlib.closing(loader),
+    contextlib.closing(checkpoints),
+    contextlib.closing(monitor),
+    sharding.activate(mesh),
+  ):
     for step in range(first_step + 1, config.num_steps + 1):
       batch, ids = next(loader)
       batch = sharding.put_batch(batch, mesh)
@@ -91,7 +96,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
       last = step == config.num_steps
       stopping = stop.requested(step)
-      if last or stopping or step % config.checkpoint.every_steps == 0:
+      if last or stopping or _due(step, config.checkpoint.every_steps):
         # Nothing is saved that was not found to be finite.
         monitor.flush()
         checkpoints.save(
@@ -99,19 +104,15 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         )
       if stopping:
         log.warning("Stopped at step %d as asked to; saved.", step)
-        break
-      if last or _due(step, config.evals.every_steps):
+        return {}
+      if not last and _due(step, config.evals.every_steps):
         monitor.flush()
         with monitor.timer.paused():
-          results = evaluators_lib.run(evaluators, state)
-        monitor.writer.write(step, results)
+          monitor.write(step, evaluators_lib.run(evaluators, state))
 
-  # 7. What came out.
-  if not results and first_step >= config.num_steps:
+    # 7. What came out.
     results = evaluators_lib.run(evaluators, state)
-  checkpoints.close()
-  loader.close()
-  monitor.close()
+    monitor.write(config.num_steps, results)
   if results and jax.process_index() == 0:
     writers.write_json(os.path.join(workdir, "results.json"), results)
   return results
@@ -204,7 +205,7 @@ class Monitor:
     first_step: int,
     learning_rate: optax.Schedule,
   ):
-    self.writer = writers.Writer(workdir, first_step)
+    self._writer = writers.Writer(workdir, first_step)
     self.timer = writers.StepTimer(config.batch_size)
     self._config = config
     self._workdir = workdir
@@ -228,7 +229,7 @@ class Monitor:
       return
     step, metrics, ids = self._pending
     self._pending = None
-    metrics = jax.device_get(metrics)
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
     writers.check_finite(self._workdir, step, metrics, ids)
     if "loss_itm" in metrics:
       self._collapse.update(step, metrics["loss_itm"])
@@ -236,12 +237,17 @@ class Monitor:
       rate = float(self._learning_rate(step - 1))
       metrics = {**metrics, "lr": rate, **self.timer.tick(step)}
       metrics = {f"train/{name}": value for name, value in metrics.items()}
-      self.writer.write(step, metrics)
+      self._writer.write(step, metrics)
       self._progress.update(step, metrics)
+
+  def write(self, step: int, results: dict[str, float]) -> None:
+    """Keeps what evaluators found."""
+    if results:
+      self._writer.write(step, results)
 
   def close(self) -> None:
     self._progress.close()
-    self.writer.close()
+    self._writer.close()
 
 
 class StopSignal:

@@ -16,7 +16,7 @@ from blip_jax import config as defaults
 def get_config():
   config = defaults.pretrain()
   config.batch_size = 16  # many small steps beat few large ones here
-  config.num_steps = 2000
+  config.num_steps = 2800
   config.tokenizer = "scenes"
 
   config.model.variant = "tiny"
@@ -33,7 +33,7 @@ def get_config():
   # LM is the slowest to learn, ITC the fastest.
   config.pretrain.loss_weights = (0.5, 1.0, 4.0)
 
-  config.data.train = ("scenes:train?num=32000",)  # each is seen once
+  config.data.train = ("scenes:train?num=44800",)  # each is seen once
   config.data.augment = False  # a flip would make "left" untrue
   config.data.max_words = 20
   config.data.max_length = 18

@@ -131,10 +131,25 @@ def test_retrieval_can_be_wrong():
   assert results["txt_r1"] == results["img_r1"] == 0
 
 
-@pytest.mark.parametrize("batch_size", [4, 8])
+@pytest.mark.parametrize("batch_size", [4, 8, 100])
 def test_matching_counts_no_padding(batch_size):
   split = make_split(Pictures(bad=(3,)), batch_size)
   assert dict(matching.Matching(split, Knows()).run(STATE))["itm_acc"] == 100
+
+
+@pytest.mark.parametrize(
+  "valid, partner",
+  [
+    ([1, 1, 1, 1], [2, 3, 0, 1]),
+    ([1, 0, 1, 1], [2, None, 3, 0]),
+    ([1, 1, 0, 0, 0, 0], [1, 0, None, None, None, None]),
+    ([1, 1, 1, 0], [1, 2, 0, None]),
+  ],
+)
+def test_partners_are_valid_and_others(valid, partner):
+  found = matching._half_a_batch_away(jnp.array(valid, bool))
+  for row, expected in enumerate(partner):
+    assert expected is None or found[row] == expected
 
 
 @pytest.mark.parametrize("answer, accuracy", [(1.0, 50.0), (0.0, 50.0)])

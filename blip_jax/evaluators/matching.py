@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from blip_jax.evaluators import base
 from blip_jax.runtime import train_state
@@ -13,8 +14,8 @@ from blip_jax.tasks import base as tasks
 class Matching:
   """Accuracy of the ITM head when half of the pairs are true.
 
-  The wrong text of a picture is that of the row half a batch away: neighbours
-  in a file are often captions of one picture.
+  The wrong text of a picture is that of the row half a batch away, for
+  neighbours in a file are often captions of one picture.
   """
 
   def __init__(self, split: base.Split, task: tasks.Task):
@@ -25,25 +26,33 @@ class Matching:
     @jax.jit
     def correct(params, batch):
       image_embeds, _ = features(params, batch["image"])
-      other = lambda x: jnp.roll(x, len(x) // 2, axis=0)
-      both = lambda x: jnp.stack([x, other(x)], axis=1).reshape(-1, x.shape[-1])
+      partner = _half_a_batch_away(batch["valid"])
+      both = lambda x: jnp.stack([x, x[partner]], axis=1).reshape(
+        -1, x.shape[-1]
+      )
       ids, mask = both(batch["input_ids"]), both(batch["attention_mask"])
       says_match = jnp.argmax(match(params, image_embeds, ids, mask), axis=-1)
       right = says_match.reshape(-1, 2) == jnp.array([[1, 0]])
-      # Padding, and a batch of one row, have no wrong text to offer.
-      wrong_text = other(batch["valid"]) & (other(ids[::2]) != ids[::2]).any(-1)
-      return right, wrong_text
+      return right, (ids[0::2] != ids[1::2]).any(axis=-1)
 
     self._correct = correct
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
     program = lambda batch: self._correct(state.params, batch)
-    (right, wrong_text), valid = self._split.map(program)
+    (right, differs), valid = self._split.map(program)
     true_pairs = right[valid, 0]
-    random_pairs = right[valid & wrong_text, 1]
+    random_pairs = right[valid & differs, 1]
     if not len(random_pairs):
       raise ValueError(
         "config.evals: matching needs at least two different texts; "
         f"found {valid.sum()} row(s)"
       )
     yield "itm_acc", 50.0 * (true_pairs.mean() + random_pairs.mean())
+
+
+def _half_a_batch_away(valid: Bool[Array, " B"]) -> Int[Array, " B"]:
+  """The row to borrow from, counting valid rows only."""
+  number = jnp.maximum(valid.sum(), 1)
+  row_of_rank = jnp.argsort(~valid, stable=True)
+  rank = jnp.cumsum(valid) - 1
+  return row_of_rank[(rank + jnp.maximum(number // 2, 1)) % number]

@@ -98,6 +98,21 @@ def held_out(source: str) -> ConfigDict:
   )
 
 
+def use_paper_sources(config: ConfigDict) -> None:
+  """The sets of section 4.1 but LAION, as JSON lists of {image, caption}."""
+  config.data.train = (
+    "data/coco_karpathy_train.json",
+    "data/vg_caption.json",
+    "data/sbu.json",
+    "data/cc3m.json",
+    "data/cc12m.json",
+  )
+  config.data.image_root = "data/images"
+  config.data.num_workers = 8
+  config.evals.val.source = "data/coco_karpathy_val.json"
+  config.evals.val.image_root = "data/images"
+
+
 def validate(config: ConfigDict) -> None:
   """Refuses what could not run, before anything is read or allocated.
 

@@ -27,16 +27,8 @@ def get_config():
   config.model.image_size = 224
   config.model.vit_remat = "full"
 
-  config.data.train = (
-    "data/coco_karpathy_train.json",
-    "data/vg_caption.json",
-    "data/sbu.json",
-    "data/cc3m.json",
-    "data/cc12m.json",
-  )
+  defaults.use_paper_sources(config)
   config.data.rotate = "data/laion/*.json"
-  config.data.image_root = "data/images"
-  config.data.num_workers = 8
 
   config.optim.schedule = "step"
   config.optim.lr = 2e-4
@@ -47,6 +39,4 @@ def get_config():
   config.optim.weight_decay = 0.05
 
   config.evals.every_steps = config.optim.steps_per_epoch
-  config.evals.val.source = "data/coco_karpathy_val.json"
-  config.evals.val.image_root = "data/images"
   return config

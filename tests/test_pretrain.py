@@ -25,8 +25,8 @@ def golden():
 
 
 def make_task(**kwargs):
-  """The goldens' task; they give `alpha` per step, so its ramp is over."""
-  fields = dict(queue_size=12, momentum=0.995, alpha=0.4, alpha_ramp_steps=0)
+  """The goldens' task.  They give `alpha` per step: step 400 is alpha 0.4."""
+  fields = dict(queue_size=12, momentum=0.995, alpha=1.0, alpha_ramp_steps=1000)
   return pretrain.Pretrain(blip.Blip(golden_case.BLIP), **{**fields, **kwargs})
 
 
@@ -37,7 +37,6 @@ def loss_and_grads(
   """One step with recorded negatives: ((loss, (momentum, metrics)), grads)."""
   recorded = iter(drawn)
   task = make_task(
-    alpha=alpha,
     groups=groups,
     num_shards=num_shards,
     # The original draws each text's image first, then each image's text.
@@ -46,7 +45,11 @@ def loss_and_grads(
 
   def loss(params):
     return task.loss(
-      params, momentum, batch, rng=jax.random.key(0), step=jnp.int32(1)
+      params,
+      momentum,
+      batch,
+      rng=jax.random.key(0),
+      step=jnp.int32(jnp.round(1000 * alpha)),
     )
 
   return jax.value_and_grad(loss, has_aux=True)(task.project(params))

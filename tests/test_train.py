@@ -59,10 +59,16 @@ def shrink(config):
 
 
 @pytest.fixture(autouse=True)
-def two_devices(monkeypatch):
-  """Eight take long to compile for; `test_mesh.py` is about them."""
+def quick_to_compile(monkeypatch):
+  """Two devices and two layers; `test_mesh.py` is about eight devices."""
   make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:2])
   monkeypatch.setattr(sharding, "make_mesh", make_mesh)
+  tiny = model_config.VARIANTS["tiny"]
+  shallow = {
+    "vit": {**tiny["vit"], "depth": 1},
+    "med": {**tiny["med"], "depth": 1},
+  }
+  monkeypatch.setitem(model_config.VARIANTS, "tiny", {**tiny, **shallow})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

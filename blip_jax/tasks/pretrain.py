@@ -79,20 +79,9 @@ class Pretrain:
     input_ids and attention_mask [B, L].  `params` went through `project` (1).
     """
     self._check(batch)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    image = batch["image"]
-    if image.dtype == jnp.uint8:
-      image = base.normalise(image)
-    key_neg_image, key_neg_text, *keys = jax.random.split(rng, 10)
-    dropout = iter(keys)
-
-    def run(params, method, *args):
-      """One pass, with dropout of its own."""
-      rngs = {"dropout": next(dropout)}
-      variables = {"params": params}
-      return self.model.apply(
-        variables, *args, not train, method=method, rngs=rngs
-      )
+    image, ids, mask = _inputs(batch)
+    key_negatives, key_dropout = jax.random.split(rng)
+    run = self._passes(key_dropout, train)
 
     # 2-4. Student, then its twin after the twin's EMA.
     full = med.tie(params)
@@ -105,59 +94,35 @@ class Pretrain:
     _, image_feat_m = run(twin, "image_features", image)
     text_feat_m = run(twin, "text_feat", ids, mask)
 
-    # 5-7. The student is compared with the *twin's* candidates.
+    # 5-7. ITC against the twin's features, which then join the queue.
     alpha = momentum_lib.ramp(self.alpha, step, self.alpha_ramp_steps)
-    candidates = self._candidates(image_feat_m, text_feat_m, momentum)
-    sim_i2t, sim_t2i = candidates(image_feat, text_feat, params["temp"])
-    teacher = candidates(
+    similarities = self._candidates(image_feat_m, text_feat_m, momentum)
+    sims = similarities(image_feat, text_feat, params["temp"])
+    sims_m = similarities(
       image_feat_m, text_feat_m, jax.lax.stop_gradient(params["temp"])
     )
-    hard = self._hard_targets(sim_i2t.shape)
-    loss_itc = 0.5 * sum(
-      losses.itc_loss(sim, momentum_lib.soft_targets(sim_m, hard, alpha))
-      for sim, sim_m in zip((sim_i2t, sim_t2i), teacher, strict=True)
-    )
+    loss_itc = self._itc(sims, sims_m, alpha)
     momentum = momentum_lib.enqueue(momentum, image_feat_m, text_feat_m)
 
-    # 8. Image keys and values serve the positive, the negative text and LM.
+    # 8-9. One projection of the image serves all three texts that look at it.
     project = functools.partial(
       self.model.apply, {"params": full}, method="project_image"
     )
     image_kv = project(image_embeds)
-    neg_image, valid_t2i = self._draw(key_neg_image, sim_t2i)
-    neg_text, valid_i2t = self._draw(key_neg_text, sim_i2t)
-    if self.groups == self.num_shards:
-      take = lambda x: losses.take_in_group(x, neg_image)
-      image_kv_neg = jax.tree.map(take, image_kv)
-    else:
-      # From other devices: one layer of tokens is less to send than keys and
-      # values of all layers, and cheap to project again.
-      image_kv_neg = project(losses.take_in_group(image_embeds, neg_image))
-    with_negative_text = lambda x: jnp.stack(
-      [x, losses.take_in_group(x, neg_text)], axis=1
-    ).reshape(-1, x.shape[-1])
-    own_image = run(
-      full,
-      "match",
-      with_negative_text(ids),
-      with_negative_text(mask),
+    loss_itm, itm_acc = self._itm(
+      functools.partial(run, full, "match"),
+      project,
+      image_embeds,
       image_kv,
+      ids,
+      mask,
+      self._draw(key_negatives, sims),
     )
-    neg_image_logits = run(full, "match", ids, mask, image_kv_neg)
-    itm_logits = jnp.concatenate(
-      [own_image[0::2], neg_image_logits, own_image[1::2]]
-    )
-    itm_labels = jnp.repeat(jnp.array([1, 0, 0]), len(ids))
-    itm_valid = jnp.concatenate(
-      [jnp.ones_like(valid_t2i), valid_t2i, valid_i2t]
-    )
-    loss_itm, itm_acc = losses.itm_loss(itm_logits, itm_labels, itm_valid)
-
-    # 9. Every token but the first is to be written.
-    lm_labels = jnp.where(mask == 1, ids, losses.IGNORE)
-    lm_logits = run(full, "decode", ids, mask, image_kv)
     lm_loss = functools.partial(
-      losses.lm_loss, lm_logits, lm_labels, groups=self.groups
+      losses.lm_loss,
+      run(full, "decode", ids, mask, image_kv),
+      jnp.where(mask == 1, ids, losses.IGNORE),
+      groups=self.groups,
     )
     loss_lm = lm_loss(self.label_smoothing)
 
@@ -231,8 +196,23 @@ class Pretrain:
         "batch_size, or config.scope='global' for one group)"
       )
 
+  def _passes(self, key: PRNGKeyArray, train: bool) -> Callable:
+    """Applies a method of the model, each time with dropout of its own."""
+    keys = iter(jax.random.split(key, 7))
+
+    def run(params, method, *args):
+      return self.model.apply(
+        {"params": params},
+        *args,
+        not train,
+        method=method,
+        rngs={"dropout": next(keys)},
+      )
+
+    return run
+
   def _candidates(self, image_feat_m, text_feat_m, momentum):
-    """Similarities of features with [the twin's group; queue]."""
+    """Compares features with [the twin's features of the group; queue]."""
 
     def compare(feat, feat_m, queue):
       in_group = jnp.einsum(
@@ -249,13 +229,60 @@ class Pretrain:
 
     return similarities
 
-  def _hard_targets(self, shape: tuple[int, int]) -> Float[Array, "B K"]:
-    group_size = shape[0] // self.groups
-    return jnp.tile(jnp.eye(group_size, shape[1]), (self.groups, 1))
+  def _itc(self, sims, sims_m, alpha) -> Float[Array, ""]:
+    """Mean of both directions, with the twin's opinion in the targets."""
+    batch_size, candidates = sims[0].shape
+    own = jnp.eye(batch_size // self.groups, candidates)
+    hard = jnp.tile(own, (self.groups, 1))
+    directions = [
+      losses.itc_loss(sim, momentum_lib.soft_targets(sim_m, hard, alpha))
+      for sim, sim_m in zip(sims, sims_m, strict=True)
+    ]
+    return 0.5 * sum(directions)
 
-  def _draw(self, key, sim):
-    """A negative for each row, and whether the row has any."""
-    group_size = len(sim) // self.groups
-    in_group = losses.grouped(sim[:, :group_size], self.groups)
-    weights = losses.hard_negative_weights(jax.lax.stop_gradient(in_group))
-    return self.draw(key, weights), (weights.sum(-1) > 0).reshape(-1)
+  def _draw(self, key, sims):
+    """For each row a negative image and a negative text of its group.
+
+    Returns:
+      (index [G, b], whether there is any [B]) of the images, then the texts.
+    """
+    sim_i2t, sim_t2i = sims
+    negatives = []
+    keys = jax.random.split(key)
+    for key, sim in zip(keys, (sim_t2i, sim_i2t), strict=True):
+      in_group = losses.grouped(sim[:, : len(sim) // self.groups], self.groups)
+      weights = losses.hard_negative_weights(jax.lax.stop_gradient(in_group))
+      has_any = (weights.sum(-1) > 0).reshape(-1)
+      negatives.append((self.draw(key, weights), has_any))
+    return negatives
+
+  def _itm(self, match, project, image_embeds, image_kv, ids, mask, negatives):
+    """True pairs, (negative image, text) and (image, negative text)."""
+    (neg_image, has_image), (neg_text, has_text) = negatives
+    if self.groups == self.num_shards:
+      take = lambda x: losses.take_in_group(x, neg_image)
+      image_kv_neg = jax.tree.map(take, image_kv)
+    else:
+      # From other devices: one layer of tokens is less to send than keys and
+      # values of all layers, and cheap to project again.
+      image_kv_neg = project(losses.take_in_group(image_embeds, neg_image))
+    # The true and the negative text of an image side by side, so that both
+    # look at its one set of keys.
+    both = lambda x: jnp.stack(
+      [x, losses.take_in_group(x, neg_text)], axis=1
+    ).reshape(-1, x.shape[-1])
+    own_image = match(both(ids), both(mask), image_kv)
+    other_image = match(ids, mask, image_kv_neg)
+    return losses.itm_loss(
+      jnp.concatenate([own_image[0::2], other_image, own_image[1::2]]),
+      jnp.repeat(jnp.array([1, 0, 0]), len(ids)),
+      jnp.concatenate([jnp.ones_like(has_image), has_image, has_text]),
+    )
+
+
+def _inputs(batch: base.Batch):
+  """Normalised pixels, token ids and their mask."""
+  image = batch["image"]
+  if image.dtype == jnp.uint8:
+    image = base.normalise(image)
+  return image, batch["input_ids"], batch["attention_mask"]

@@ -1,0 +1,33 @@
+"""The quick start keeps what the README promises, for three seeds."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_quickstart(seed, tmp_path):
+  subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "blip_jax.main",
+      f"--config={ROOT}/configs/quickstart.py",
+      f"--workdir={tmp_path}",
+      f"--config.seed={seed}",
+    ],
+    env={**os.environ, "XLA_FLAGS": ""},
+    check=True,
+  )
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert results["scenes_val/txt_r1"] >= 80
+  assert results["scenes_val/img_r1"] >= 80
+  assert results["scenes_val/itm_acc"] >= 95
+  assert results["scenes_val/caption_exact"] >= 60

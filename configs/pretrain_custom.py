@@ -28,7 +28,9 @@ def get_config():
   config.model.dtype = "float32"
 
   config.pretrain.queue_size = 1024
+  # As in the quick start: a short run needs a fast and a patient twin.
   config.pretrain.momentum = 0.98
+  config.pretrain.alpha_ramp_epochs = 4.0
 
   # The paper's 0.2 leaves little of a small picture.
   config.data.min_scale = 0.5
@@ -40,7 +42,6 @@ def get_config():
   config.optim.warmup_steps = 100
   config.optim.steps_per_epoch = 250
   config.optim.betas = (0.9, 0.98)
-  config.optim.clip = 1.0
 
   config.checkpoint.every_steps = 500
   config.evals.every_steps = 500

@@ -137,6 +137,12 @@ def test_matching_counts_no_padding(batch_size):
   assert dict(matching.Matching(split, Knows()).run(STATE))["itm_acc"] == 100
 
 
+def test_matching_of_one_text_is_left_out(caplog):
+  split = make_split(Pictures(1) + Pictures(1))
+  assert dict(matching.Matching(split, Knows()).run(STATE)) == {}
+  assert "itm_acc is left out" in caplog.text
+
+
 @pytest.mark.parametrize(
   "valid, partner",
   [

@@ -15,6 +15,8 @@ from PIL import Image
 from blip_jax.data import scenes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# For the processes that tests start: one device, and little optimisation.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
 README = (ROOT / "README.md").read_text()
 BLOCKS = [
   block.replace("\\\n", " ").strip()
@@ -78,7 +80,7 @@ def test_commands(command, user_dir):
   done = subprocess.run(
     words,
     cwd=user_dir,
-    env={**os.environ, "XLA_FLAGS": ""},
+    env={**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE},
     capture_output=True,
     text=True,
   )

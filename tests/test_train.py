@@ -23,6 +23,8 @@ from blip_jax.models import config as model_config
 from blip_jax.runtime import sharding, snapshot
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# For the processes that tests start: one device, and little optimisation.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
@@ -148,7 +150,7 @@ def command(workdir, *extra, config="quickstart"):
 
 def run(workdir, *extra, check=True, **kwargs):
   """A run as a user starts it, in a process of its own with one device."""
-  env = {**os.environ, "XLA_FLAGS": ""}
+  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
   done = subprocess.run(
     command(workdir, *extra, **kwargs),
     env=env,
@@ -185,7 +187,7 @@ def test_resume_is_bit_exact(uninterrupted):
   With dropout, augmentation, a wrapping queue and a momentum twin.
   """
   workdir = uninterrupted.parent / "stopped"
-  env = {**os.environ, "XLA_FLAGS": ""}
+  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
   process = subprocess.Popen(
     command(workdir),
     env=env,

@@ -32,6 +32,7 @@ class ViTConfig:
   Attributes:
     image_size: (height, width) in pixels of the trained position embeddings.
     drop_path: rate of the last block; earlier blocks ramp up from 0.
+    init_std: of fresh weights.
     pos_embed_std: of fresh position embeddings.
     remat: what the backward pass recomputes, one of REMAT_POLICIES.
     dtype: of the activations; parameters are always float32.
@@ -44,6 +45,7 @@ class ViTConfig:
   num_heads: int
   mlp_dim: int
   drop_path: float = 0.0
+  init_std: float = 0.02
   pos_embed_std: float = 0.02
   remat: str = "none"
   dtype: str = "float32"
@@ -73,6 +75,7 @@ class MedConfig:
   Attributes:
     encoder_width: width of what cross-attention looks at.
     dropout: of hidden states and of attention probabilities alike.
+    init_std: of fresh weights.
   """
 
   vocab_size: int
@@ -83,6 +86,7 @@ class MedConfig:
   mlp_dim: int
   max_positions: int = 512
   dropout: float = 0.1
+  init_std: float = 0.02
   tokens: SpecialTokens = SpecialTokens()
   remat: str = "none"
   dtype: str = "float32"
@@ -102,6 +106,11 @@ class BlipConfig:
 
 _BERT_BASE = dict(width=768, depth=12, num_heads=12, mlp_dim=3072)
 
+# 0.02 is right for BERT's width, where a layer then passes on 0.55 of what it
+# gets; a narrow one would pass on almost nothing, and all texts look alike to
+# the losses until it has grown.
+_TINY_STD = 0.02 * (768 / 128) ** 0.5
+
 # base and large: section 4.1 of the paper (ViT-B/16 and ViT-L/16 with BERT-base
 # text); the original always trains ViT-L with drop-path 0.1.  tiny is ours: the
 # smallest model that learns Scenes well within minutes on a laptop.  It starts
@@ -115,9 +124,17 @@ VARIANTS = {
       depth=3,
       num_heads=2,
       mlp_dim=512,
+      init_std=_TINY_STD,
       pos_embed_std=0.3,
     ),
-    med=dict(width=128, depth=2, num_heads=2, mlp_dim=512, max_positions=64),
+    med=dict(
+      width=128,
+      depth=2,
+      num_heads=2,
+      mlp_dim=512,
+      max_positions=64,
+      init_std=_TINY_STD,
+    ),
     embed_dim=64,
   ),
   "base": dict(

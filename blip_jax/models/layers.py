@@ -13,9 +13,6 @@ from jaxtyping import Array, Float
 
 KV = tuple[Float[Array, "I N H d"], Float[Array, "I N H d"]]
 
-# timm cuts its truncated normal at +-2 *absolute*, which at this width is no
-# cut at all; BERT never had one.
-normal_init = nn.initializers.normal(0.02)
 # PyTorch's default for linear layers: uniform within 1/sqrt(fan_in).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -28,6 +25,20 @@ def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return init
+
+
+def normal_dense(features: int, config, name: str | None = None) -> nn.Dense:
+  """A linear layer as a tower's config starts it.
+
+  timm cuts its truncated normal at +-2 *absolute*, which is no cut at all;
+  BERT never had one.
+  """
+  return nn.Dense(
+    features,
+    dtype=config.dtype,
+    kernel_init=nn.initializers.normal(config.init_std),
+    name=name,
+  )
 
 
 def identity(x: Array) -> Array:
@@ -69,12 +80,11 @@ class Attention(nn.Module):
   width: int
   num_heads: int
   dropout: float
+  init_std: float
   dtype: str
 
   def setup(self):
-    dense = lambda: nn.Dense(
-      self.width, dtype=self.dtype, kernel_init=normal_init
-    )
+    dense = lambda: normal_dense(self.width, self)
     self.query = dense()
     self.key = dense()
     self.value = dense()

@@ -42,12 +42,12 @@ class Med(nn.Module):
 
   def setup(self):
     c = self.config
-    shape = (c.vocab_size, c.width)
+    normal = nn.initializers.normal(c.init_std)
     self.word_embeddings = self.param(
-      "word_embeddings", layers.normal_init, shape
+      "word_embeddings", normal, (c.vocab_size, c.width)
     )
     self.position_embeddings = self.param(
-      "position_embeddings", layers.normal_init, (c.max_positions, c.width)
+      "position_embeddings", normal, (c.max_positions, c.width)
     )
     self.ln_embed = layer_norm(c.dtype)
     self.drop = nn.Dropout(c.dropout)
@@ -136,15 +136,12 @@ class Layer(nn.Module):
   def setup(self):
     c = self.config
     attention = lambda: PostNormAttention(
-      c.width, c.num_heads, c.dropout, c.dtype
+      c.width, c.num_heads, c.dropout, c.init_std, c.dtype
     )
     self.attention = attention()
     self.crossattention = attention()
-    dense = lambda width: nn.Dense(
-      width, dtype=c.dtype, kernel_init=layers.normal_init
-    )
-    self.fc_in = dense(c.mlp_dim)
-    self.fc_out = dense(c.width)
+    self.fc_in = layers.normal_dense(c.mlp_dim, c)
+    self.fc_out = layers.normal_dense(c.width, c)
     self.ln = layer_norm(c.dtype)
     self.drop = nn.Dropout(c.dropout)
 
@@ -189,9 +186,7 @@ class LMHead(nn.Module):
     word_embeddings: Float[Array, "V D"],
   ) -> Float[Array, "B L V"]:
     c = self.config
-    x = nn.Dense(
-      c.width, dtype=c.dtype, kernel_init=layers.normal_init, name="transform"
-    )(hidden)
+    x = layers.normal_dense(c.width, c, "transform")(hidden)
     x = layer_norm(c.dtype, name="ln")(nn.gelu(x, approximate=False))
     bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
     scores = jnp.einsum(

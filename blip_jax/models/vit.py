@@ -33,7 +33,9 @@ class ViT(nn.Module):
       )
     grid = tuple(side // c.patch_size for side in image.shape[1:3])
     x = PatchEmbed(c.width, c.patch_size, c.dtype, name="patch_embed")(image)
-    cls_token = self.param("cls_token", layers.normal_init, (1, 1, c.width))
+    cls_token = self.param(
+      "cls_token", nn.initializers.normal(c.init_std), (1, 1, c.width)
+    )
     pos_embed = self.param(
       "pos_embed",
       nn.initializers.normal(c.pos_embed_std),
@@ -59,17 +61,16 @@ class Block(nn.Module):
     self, x: Float[Array, "B N D"], deterministic: bool
   ) -> Float[Array, "B N D"]:
     c = self.config
-    dense = lambda width, name: nn.Dense(
-      width, dtype=c.dtype, kernel_init=layers.normal_init, name=name
-    )
     drop_path = layers.DropPath(self.drop_path)
     attention = layers.Attention(
-      c.width, c.num_heads, 0.0, c.dtype, name="attention"
+      c.width, c.num_heads, 0.0, c.init_std, c.dtype, name="attention"
     )
     y = layer_norm(c.dtype, "ln_1")(x)
     x = x + drop_path(attention(y, attention.project(y)), deterministic)
-    y = dense(c.mlp_dim, "fc_in")(layer_norm(c.dtype, "ln_2")(x))
-    y = dense(c.width, "fc_out")(nn.gelu(y, approximate=False))
+    y = layers.normal_dense(c.mlp_dim, c, "fc_in")(
+      layer_norm(c.dtype, "ln_2")(x)
+    )
+    y = layers.normal_dense(c.width, c, "fc_out")(nn.gelu(y, approximate=False))
     return x + drop_path(y, deterministic)
 
 

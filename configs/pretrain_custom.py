@@ -26,20 +26,28 @@ def get_config():
   config.model.variant = "tiny"
   config.model.image_size = 64
   config.model.dtype = "float32"
+  config.model.dropout = 0.0
 
-  config.pretrain.queue_size = 1024
-  # As in the quick start: a short run needs a fast and a patient twin.
-  config.pretrain.momentum = 0.98
+  # A long queue spoils a short run: while the towers still change quickly, the
+  # age of a feature is easier to tell than what is in the picture, and ITC
+  # falls without learning anything.  Thousands of steps want the paper's 57600
+  # and 0.995.
+  config.pretrain.queue_size = 1
+  config.pretrain.momentum = 0.9
   config.pretrain.alpha_ramp_epochs = 4.0
+  # ITC has to tell pictures apart before ITM and LM can use them.
+  config.pretrain.loss_weights = (4.0, 1.0, 1.0)
 
   # The paper's 0.2 leaves little of a small picture.
   config.data.min_scale = 0.5
+  config.data.max_words = 18
+  config.data.max_length = 20
 
   config.optim.schedule = "cosine"
   config.optim.lr = 1e-3
   config.optim.min_lr = 1e-5
   config.optim.warmup_lr = 0.0
-  config.optim.warmup_steps = 100
+  config.optim.warmup_steps = 50
   config.optim.steps_per_epoch = 250
   config.optim.betas = (0.9, 0.98)
 

@@ -1,0 +1,406 @@
+"""A safe reader of PyTorch and safetensors checkpoints, without torch.
+
+No pickle is ever executed (`pickles.py`).
+"""
+
+import dataclasses
+import json
+import math
+import mmap
+import os
+import pathlib
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Hashable, Iterator, Mapping
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from blip_jax.convert import pickles
+from blip_jax.convert.pickles import BRIEF, RESAVE, Refusal, Tensor
+
+# In the order of preference; an index names the files of a sharded one.
+_IN_DIRECTORY = (
+  "model.safetensors",
+  "model.safetensors.index.json",
+  "pytorch_model.bin",
+  "pytorch_model.bin.index.json",
+  "model.pth",
+)
+_SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin|pth|pt)")
+
+_MAX_PICKLE_BYTES = 4 << 20  # of BLIP ViT-L and its optimizer: below 1 MiB
+# Weights hardly compress; deflate reaches 1000.
+_MAX_INFLATION = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 100}
+_FETCH_AGAIN = "compare its size with the one at its source, and fetch it again"
+_OTHER_FORMATS = {
+  b"\x80": (
+    "a bare pickle, as PyTorch wrote before 1.6; save it anew: python -c "
+    "\"import torch; torch.save(torch.load('{path}', map_location='cpu', "
+    "weights_only=True), 'NEW')\""
+  ),
+  b"<": "a web page, not a checkpoint; download the file that it links to",
+  b"version https://git-lfs": (
+    "a git-lfs pointer, not the file itself; run `git lfs pull`"
+  ),
+  b"{": "a JSON file; pass the checkpoint, or the directory that holds it",
+  b"\x89HDF": "an HDF5 file (Keras or TensorFlow); only PyTorch's can be read",
+  b"GGUF": "a GGUF file (llama.cpp); only PyTorch's weights can be read",
+  b"\x93NUMPY": "a NumPy array; expected a state dict of named tensors",
+  b"\x1f\x8b": "compressed by gzip; unpack it first",
+}
+
+_SAFETENSORS_DTYPES = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "I64": np.int64,
+  "I32": np.int32,
+  "I16": np.int16,
+  "I8": np.int8,
+  "U8": np.uint8,
+  "BOOL": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+  """Bytes of a file, of which tensors are views."""
+
+  path: pathlib.Path
+  file: BinaryIO
+  name: str
+  start: int
+  stored: int
+  size: int
+  deflated: bool
+
+  def buffer(self) -> memoryview | bytes:
+    if not self.stored:
+      return b""
+    # Mapped alone, and so out of memory again when its array is: a whole model
+    # is read without ever being here twice.
+    before = self.start % mmap.ALLOCATIONGRANULARITY
+    mapped = mmap.mmap(
+      self.file.fileno(),
+      before + self.stored,
+      access=mmap.ACCESS_READ,
+      offset=self.start - before,
+    )
+    stored = memoryview(mapped)[before:]
+    if not self.deflated:
+      return stored
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+      # One byte more than declared, so that too much is noticed.
+      content = inflater.decompress(stored, self.size + 1)
+    except zlib.error as error:
+      raise _damaged(self.path, f"{self.name}: {error}") from error
+    if len(content) != self.size:
+      raise _damaged(self.path, f"{self.name} does not inflate to {self.size}")
+    return content
+
+
+class Tensors(Mapping[str, np.ndarray]):
+  """The named tensors of a checkpoint, each read when it is asked for.
+
+  `tensors[name]` is a read-only array; unless the file is compressed it is a
+  view of the file, which takes no memory and must not change meanwhile. Files
+  are closed when neither this nor an array of it is left.
+
+  Attributes:
+    path: the file (of a sharded checkpoint: the index).
+    ignored: what else the file holds at its top level ("optimizer", "epoch").
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    tensors: Mapping[str, Tensor],
+    ignored: list[str],
+  ):
+    self.path = path
+    self.ignored = ignored
+    self._tensors = tensors
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    tensor = self._tensors[name]
+    buffer = tensor.storage.buffer()
+    return np.ndarray(
+      tensor.shape, tensor.dtype, buffer, tensor.offset, tensor.strides
+    )
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._tensors)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self._tensors
+
+  def __len__(self) -> int:
+    return len(self._tensors)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return self._tensors[name].shape
+
+  def dtype(self, name: str) -> np.dtype:
+    return self._tensors[name].dtype
+
+  def alias(self, name: str) -> Hashable:
+    """A key that is equal for tied tensors: those that are the same memory."""
+    return self._tensors[name]
+
+
+def read(path: str | os.PathLike) -> Tensors:
+  """Opens a checkpoint; reads names, shapes and dtypes only.
+
+  Args:
+    path: a file of `torch.save` (PyTorch 1.6 or later) or of safetensors,
+      whatever its suffix; the index of a sharded one; or a directory with
+      model.safetensors, pytorch_model.bin, an index of either, or model.pth.
+
+  Raises:
+    ValueError: there is none, or it is damaged, hostile or no checkpoint of
+      weights; says what was found and what to do.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    path = _in_directory(path)
+  elif not path.is_file():
+    raise ValueError(f"{path}: no such file or directory; check the path")
+  if path.name.endswith(".index.json"):
+    return Tensors(path, _read_shards(path), [])
+  return Tensors(path, *_read_file(path))
+
+
+def _in_directory(directory: pathlib.Path) -> pathlib.Path:
+  for name in _IN_DIRECTORY:
+    if (directory / name).is_file():
+      return directory / name
+  raise ValueError(
+    f"{directory} holds no checkpoint: expected one of "
+    f"{', '.join(_IN_DIRECTORY)}; if it has another name, pass the file itself"
+  )
+
+
+def _read_shards(index: pathlib.Path) -> dict[str, Tensor]:
+  try:
+    shard_of = dict(json.loads(index.read_bytes())["weight_map"])
+  except (ValueError, LookupError, TypeError, RecursionError) as error:
+    raise ValueError(
+      f'{index}: expected JSON with "weight_map", an object from names to '
+      f"files ({error}); fetch it again"
+    ) from error
+  shards = {}
+  for shard in shard_of.values():
+    # An index must not lead out of its directory.
+    if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+      raise ValueError(
+        f"{index}: expected the plain name of a file beside it, such as "
+        f"model-00001-of-00002.safetensors, found {BRIEF.repr(shard)}; do "
+        "not use this checkpoint unless you know why"
+      )
+    if not (index.parent / shard).is_file():
+      raise ValueError(f"{index} needs {shard} beside it; fetch that file too")
+    if shard not in shards:
+      shards[shard], _ = _read_file(index.parent / shard)
+  missing = [n for n, shard in shard_of.items() if n not in shards[shard]]
+  if missing or not shard_of:
+    raise ValueError(
+      f"{index}: {len(missing)} of {len(shard_of)} tensors are not in their "
+      f"files ({BRIEF.repr(missing)}); fetch index and files again, together"
+    )
+  return {name: shards[shard][name] for name, shard in shard_of.items()}
+
+
+def _read_file(path: pathlib.Path) -> tuple[dict[str, Tensor], list[str]]:
+  """Returns the tensors of one file, and the names of what else is there."""
+  with path.open("rb") as file:
+    try:
+      return _parse(path, file)
+    except Refusal as refusal:
+      raise ValueError(f"{path}: {refusal}") from None
+    except ValueError as error:
+      raise _damaged(path, str(error)) from error
+    # What is cut, flipped or forged makes parsers raise anything: IndexError,
+    # struct.error, BadZipFile, RecursionError, MemoryError, SafetensorError...
+    except Exception as error:
+      raise _damaged(path, repr(error)) from error
+
+
+def _damaged(path: pathlib.Path, why: str) -> ValueError:
+  return ValueError(
+    f"{path} is damaged or was made to do harm: {why:.300} "
+    f"(nothing in it was executed); {_FETCH_AGAIN}"
+  )
+
+
+def _parse(
+  path: pathlib.Path, file: BinaryIO
+) -> tuple[dict[str, Tensor], list[str]]:
+  head = file.read(64)
+  if not head:
+    raise Refusal(f"expected a checkpoint, found 0 bytes; {_FETCH_AGAIN}")
+  if head.startswith(b"PK"):
+    return _parse_torch(path, file)
+  # The length of the header, then its JSON.
+  if head[4:9] == b"\0\0\0\0{":
+    return _parse_safetensors(path, file), []
+  for magic, what in _OTHER_FORMATS.items():
+    if head.lstrip().startswith(magic):
+      raise Refusal(what.format(path=path))
+  raise Refusal(
+    "expected a file of torch.save or of safetensors, found one that starts "
+    f"with {head[:16]!r}; {_FETCH_AGAIN}"
+  )
+
+
+def _parse_safetensors(path, file):
+  # Checks that the header fits the file, and that no two tensors overlap.
+  with safetensors.safe_open(path, framework="np"):
+    pass
+  file.seek(0)
+  length = int.from_bytes(file.read(8), "little")
+  header = json.loads(file.read(length))
+  header.pop("__metadata__", None)
+  opened = _reopen(file)
+  tensors = {}
+  for name, entry in header.items():
+    if entry["dtype"] not in _SAFETENSORS_DTYPES:
+      raise Refusal(
+        f"{BRIEF.repr(name)} has the dtype {entry['dtype']}; expected one of "
+        f"{', '.join(_SAFETENSORS_DTYPES)}; convert it in PyTorch first"
+      )
+    dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
+    start, end = entry["data_offsets"]
+    size = end - start
+    storage = _Storage(
+      path, opened, name, 8 + length + start, size, size, False
+    )
+    shape = tuple(entry["shape"])
+    strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    elements = pickles.Elements(storage, dtype, size // dtype.itemsize)
+    tensors[name] = pickles.tensor(elements, 0, shape, strides)
+  return _checked(tensors)
+
+
+def _parse_torch(path, file):
+  members = _members(path, file)
+  if any(re.search(r"(^|/)(code/|constants\.pkl$)", name) for name in members):
+    raise Refusal(
+      "a TorchScript program, expected weights alone; save them: torch.save("
+      f'{{"model": torch.jit.load("{path}").state_dict()}}, "NEW")'
+    )
+  roots = [
+    n.removesuffix("data.pkl") for n in members if n.endswith("/data.pkl")
+  ]
+  if len(roots) != 1:
+    raise Refusal(
+      "a zip file, but not one of torch.save: expected one member "
+      f"<name>/data.pkl, found {len(roots)}; pass the checkpoint itself, or "
+      f"make one: {RESAVE}"
+    )
+  (root,) = roots
+  order = members.get(f"{root}byteorder")
+  if order and (order.size != 6 or bytes(order.buffer()) != b"little"):
+    raise Refusal(
+      f"numbers are big-endian, expected little-endian; load it and {RESAVE} "
+      "on an x86 or ARM machine"
+    )
+  program = members[f"{root}data.pkl"]
+  if program.size > _MAX_PICKLE_BYTES:
+    raise Refusal(
+      f"data.pkl has {program.size} bytes, expected at most "
+      f"{_MAX_PICKLE_BYTES} of a state dict; save the weights alone: {RESAVE}"
+    )
+  prefix = f"{root}data/"
+  storages = {
+    name.removeprefix(prefix): storage
+    for name, storage in members.items()
+    if name.startswith(prefix)
+  }
+  return _state_dict(pickles.interpret(bytes(program.buffer()), storages))
+
+
+def _reopen(file: BinaryIO) -> BinaryIO:
+  """The same file, open for as long as somebody has tensors of it."""
+  return os.fdopen(os.dup(file.fileno()), "rb")
+
+
+def _members(path, file) -> dict[str, _Storage]:
+  """Where the members of a zip file lie, by name.
+
+  The table at the file's end and the header before each member both say so;
+  whoever forges a file makes them differ, or makes members overlap.
+  """
+  with zipfile.ZipFile(file) as archive:
+    infos = archive.infolist()
+  opened, size = _reopen(file), os.fstat(file.fileno()).st_size
+  members, end = {}, 0
+  for info in sorted(infos, key=lambda info: info.header_offset):
+    name, brief = info.orig_filename, BRIEF.repr(info.orig_filename)
+    file.seek(info.header_offset)
+    magic, method, name_length, extra_length = struct.unpack(
+      "<4s4xH16xHH", file.read(30)
+    )
+    raw_name = name.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
+    if (magic, method) != (b"PK\3\4", info.compress_type) or (
+      file.read(name_length) != raw_name
+    ):
+      raise ValueError(f"the two headers of member {brief} differ")
+    start = info.header_offset + 30 + name_length + extra_length
+    if info.header_offset < end or start + info.compress_size > size:
+      raise ValueError(f"member {brief} overlaps another or the file's end")
+    end = start + info.compress_size
+    if name in members:
+      raise ValueError(f"there are two members {brief}")
+    if info.flag_bits & 1 or method not in _MAX_INFLATION:
+      raise Refusal(
+        f"member {brief} is encrypted or compressed in an unusual way; load "
+        f"it with torch, if you can, and {RESAVE}"
+      )
+    if info.file_size > _MAX_INFLATION[method] * info.compress_size:
+      raise ValueError(
+        f"member {brief} claims to become {info.file_size} bytes, of "
+        f"{info.compress_size} in the file"
+      )
+    deflated = method == zipfile.ZIP_DEFLATED
+    members[name] = _Storage(
+      path, opened, name, start, info.compress_size, info.file_size, deflated
+    )
+  return members
+
+
+def _state_dict(saved) -> tuple[dict[str, Tensor], list[str]]:
+  """Finds the state dict in what was saved; names what else is there."""
+  if not isinstance(saved, dict):
+    raise Refusal(
+      f"expected a state dict, found a {_kind(saved)}; save one: {RESAVE}"
+    )
+  for key in ("model", "state_dict"):
+    if isinstance(saved.get(key), dict):
+      return _checked(saved[key]), [str(k) for k in saved if k != key]
+  return _checked(saved), []
+
+
+def _checked(tensors):
+  others = [
+    f"{BRIEF.repr(name)}: {_kind(value)}"
+    for name, value in tensors.items()
+    if not isinstance(name, str) or not isinstance(value, Tensor)
+  ]
+  if others or not tensors:
+    raise Refusal(
+      "expected a state dict (names and tensors), alone or under "
+      f'"model" or "state_dict", found {", ".join(others[:5]) or "no tensors"}'
+      f"{', ...' if others[5:] else ''}; save one: {RESAVE}"
+    )
+  return tensors
+
+
+def _kind(value) -> str:
+  return type(value).__name__.lstrip("_")

@@ -1,0 +1,206 @@
+"""Writes what `torch.load` reads, without torch."""
+
+import json
+import math
+import os
+import pathlib
+import pickle
+import struct
+import types
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+_STORAGES = {
+  np.dtype(np.float64): "DoubleStorage",
+  np.dtype(np.float32): "FloatStorage",
+  np.dtype(np.float16): "HalfStorage",
+  np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
+  np.dtype(np.int64): "LongStorage",
+  np.dtype(np.int32): "IntStorage",
+  np.dtype(np.uint8): "ByteStorage",
+  np.dtype(np.bool_): "BoolStorage",
+}
+
+_ROOT = "archive"
+_ALIGNMENT = 64  # of storages, as in PyTorch's own files
+_LOCAL_HEADER = 30
+_ZIP64_FIELD = 20
+
+
+class _Stored(NamedTuple):
+  """A tensor whose bytes are the member data/<key>."""
+
+  key: str
+  storage: str
+  shape: tuple[int, ...]
+
+
+def save_torch(
+  path: str | os.PathLike,
+  tensors: Mapping[str, np.ndarray | Callable[[], np.ndarray]],
+  ties: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
+  """Writes `{"model": state_dict}` as `torch.save` does.
+
+  The file appears under its name when it is whole.
+
+  Args:
+    path: the file; one that is there is replaced.
+    tensors: arrays, or functions that return one; only one array is asked for
+      at a time.
+    ties: further names, each for the tensor of `tensors` whose memory it
+      shares. They come last in the state dict.
+
+  Raises:
+    ValueError: an array's dtype is not PyTorch's, or a tie leads nowhere.
+  """
+  for name, target in ties.items():
+    if name in tensors or target not in tensors:
+      raise ValueError(
+        f"ties: expected a new name for one of the tensors, found {name!r} "
+        f"for {target!r}; correct the name, or leave the tie out"
+      )
+  path = pathlib.Path(path)
+  unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with zipfile.ZipFile(unfinished, "w") as archive:
+      _write(archive, tensors, ties)
+    os.replace(unfinished, path)
+  finally:
+    unfinished.unlink(missing_ok=True)
+
+
+def _write(archive, tensors, ties):
+  stored = {
+    name: _store(archive, str(number), name, value)
+    for number, (name, value) in enumerate(tensors.items())
+  }
+  stored |= {name: stored[target] for name, target in ties.items()}
+  # Readers find members by name, so what is known last can come last.
+  _member(archive, "data.pkl", _pickle(stored))
+  _member(archive, "byteorder", b"little")
+  _member(archive, "version", b"3\n")
+
+
+# The array is gone when this returns, before the next one is made.
+def _store(archive, key, name, value) -> _Stored:
+  array = np.asarray(value() if callable(value) else value)
+  if array.dtype not in _STORAGES:
+    raise ValueError(
+      f"{name}: expected one of {', '.join(map(str, _STORAGES))}, found "
+      f"{array.dtype}; convert it first"
+    )
+  # As bytes, since not every dtype (bfloat16) can be a buffer.
+  content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  _member(archive, f"data/{key}", content)
+  return _Stored(key, _STORAGES[array.dtype], array.shape)
+
+
+def _member(archive, name, content):
+  """Writes a member whose bytes start at a multiple of `_ALIGNMENT`."""
+  info = zipfile.ZipInfo(f"{_ROOT}/{name}")
+  start = archive.fp.tell() + _LOCAL_HEADER + len(info.filename) + _ZIP64_FIELD
+  # A field of the header: the tag, its length, padding.
+  padding = -(start + 4) % _ALIGNMENT
+  info.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
+  # Always with the field for large sizes, so that its length is known.
+  with archive.open(info, "w", force_zip64=True) as member:
+    member.write(memoryview(content))
+
+
+def _pickle(stored: Mapping[str, _Stored]) -> bytes:
+  """Returns the pickle of {"model": OrderedDict} over stored tensors."""
+  state_dict = b"".join(
+    _text(name) + _tensor(tensor) for name, tensor in stored.items()
+  )
+  return b"".join(
+    (
+      pickle.PROTO + b"\2",
+      pickle.EMPTY_DICT + _text("model") + _ordered_dict(),
+      pickle.MARK + state_dict + pickle.SETITEMS,
+      pickle.SETITEM + pickle.STOP,
+    )
+  )
+
+
+def _tensor(tensor: _Stored) -> bytes:
+  size = int(np.prod(tensor.shape, dtype=np.int64))
+  strides = [
+    int(np.prod(tensor.shape[axis + 1 :], dtype=np.int64))
+    for axis in range(len(tensor.shape))
+  ]
+  storage = _tuple(
+    _text("storage"),
+    _global("torch", tensor.storage),
+    _text(tensor.key),
+    _text("cpu"),
+    _integer(size),
+  )
+  return (
+    _global("torch._utils", "_rebuild_tensor_v2")
+    + _tuple(
+      storage + pickle.BINPERSID,
+      _integer(0),
+      _tuple(*map(_integer, tensor.shape)),
+      _tuple(*map(_integer, strides)),
+      pickle.NEWFALSE,
+      _ordered_dict(),
+    )
+    + pickle.REDUCE
+  )
+
+
+def _ordered_dict() -> bytes:
+  return _global("collections", "OrderedDict") + _tuple() + pickle.REDUCE
+
+
+def _global(module: str, name: str) -> bytes:
+  return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _tuple(*items: bytes) -> bytes:
+  return pickle.MARK + b"".join(items) + pickle.TUPLE
+
+
+def _integer(value: int) -> bytes:
+  content = pickle.encode_long(value)
+  return pickle.LONG1 + bytes([len(content)]) + content
+
+
+def _text(value: str) -> bytes:
+  content = value.encode()
+  return pickle.BINUNICODE + struct.pack("<I", len(content)) + content
+
+
+def save_safetensors(
+  path: str | os.PathLike,
+  tensors: Mapping[str, Callable[[], np.ndarray]],
+  shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+  """Writes a safetensors file of float32 arrays, one in memory at a time.
+
+  The library's own writer wants all of them at once.
+
+  Args:
+    path: the file; one that is there is replaced.
+    tensors: functions that return an array.
+    shapes: of the arrays.
+  """
+  header, end = {"__metadata__": {"format": "pt"}}, 0
+  for name, shape in shapes.items():
+    begin, end = end, end + 4 * math.prod(shape)
+    header[name] = {
+      "dtype": "F32",
+      "shape": list(shape),
+      "data_offsets": [begin, end],
+    }
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
+  with open(path, "wb") as file:
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in shapes:
+      file.write(np.ascontiguousarray(tensors[name](), "<f4"))

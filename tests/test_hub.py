@@ -1,0 +1,421 @@
+"""Checkpoints found on disk, on the hub, and behind a bad server."""
+
+import fnmatch
+import hashlib
+import http.server
+import logging
+import os
+import pathlib
+import shutil
+import socket
+import threading
+
+import huggingface_hub
+import pytest
+
+from blip_jax.convert import hub, registry
+
+CONTENT = os.urandom(3_000_000)
+NAME = "model_of_a_test"
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """Serves `content` at every address, as badly as its attributes say.
+
+  Attributes:
+    cuts: for each of the next answers, the bytes after which it is cut.
+    statuses: of the next answers, instead of 200.
+    ranges: whether Range is understood.
+    if_range: whether If-Range is.
+    shift: bytes by which a range starts too early.
+    asked: the Range of each request so far, or None.
+    sent: bytes of content sent so far.
+  """
+
+  def __init__(self):
+    super().__init__(("127.0.0.1", 0), Handler)
+    self.content = CONTENT
+    self.etag = '"one"'
+    self.content_type = "application/octet-stream"
+    self.cuts, self.statuses = [], []
+    self.ranges = self.if_range = True
+    self.shift = 0
+    self.asked, self.sent = [], 0
+
+  @property
+  def url(self):
+    return f"http://127.0.0.1:{self.server_port}/{NAME}.pth"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  def do_GET(self):
+    server, wanted = self.server, self.headers["Range"]
+    server.asked.append(wanted)
+    if server.statuses:
+      return self.send_error(server.statuses.pop(0))
+    start = 0
+    same = self.headers["If-Range"] == server.etag or not server.if_range
+    if wanted and server.ranges and same:
+      start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+      start -= server.shift
+    if start >= len(server.content):
+      return self.send_error(416)
+    self.send_response(206 if start else 200)
+    size = len(server.content)
+    if start:
+      self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+    if server.etag:
+      self.send_header("ETag", server.etag)
+    self.send_header("Content-Type", server.content_type)
+    self.send_header("Content-Length", str(size - start))
+    self.end_headers()
+    body = server.content[start:]
+    body = body[: server.cuts.pop(0)] if server.cuts else body
+    server.sent += len(body)
+    self.wfile.write(body)
+
+  def log_message(self, *_):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  folder = tmp_path / "cache"
+  monkeypatch.setenv("BLIP_JAX_CACHE", str(folder))
+  monkeypatch.setenv("no_proxy", "*")
+  monkeypatch.setattr(hub, "_WAITS", (0, 0))
+  return folder
+
+
+@pytest.fixture
+def server(monkeypatch):
+  with Server() as server:
+    # At every address, as a released checkpoint, and as any other.
+    row = registry.Released(NAME, server.url, "caption", "base", 384)
+    monkeypatch.setitem(registry.RELEASED, NAME, row)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+def _cut_once(server, at=1_000_000):
+  server.cuts = [at, 0, 0]
+  with pytest.raises(ValueError, match=f"cut after {at} of 3000000 bytes"):
+    hub.fetch(NAME)
+  server.asked.clear()
+  server.sent = 0
+
+
+def _only(cache, *names):
+  return sorted(p.name for p in cache.iterdir() if p.suffix != ".lock") == (
+    sorted(names)
+  )
+
+
+def test_what_is_here_is_returned_as_it_is(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "model_vqa").write_bytes(b"mine")
+  (tmp_path / "Salesforce" / "blip-vqa-base").mkdir(parents=True)
+  for name in ("model_vqa", "Salesforce/blip-vqa-base"):
+    assert hub.fetch(name) == pathlib.Path(name)
+    assert hub.fetch(tmp_path / name) == tmp_path / name
+
+
+def test_a_file_is_downloaded_once(server, cache, caplog, monkeypatch):
+  caplog.set_level(logging.INFO)
+  path = hub.fetch(NAME)
+  assert path == cache / f"{NAME}.pth" and path.read_bytes() == CONTENT
+  assert _only(cache, path.name)
+  assert hashlib.sha256(CONTENT).hexdigest() in caplog.text
+  # Somebody else's cache, to read from.
+  monkeypatch.setattr(os, "access", lambda *_: False)
+  assert hub.fetch(f"{NAME}.pth") == path
+  assert server.asked == [None]
+
+
+def test_a_cut_download_goes_on_in_the_same_call(server):
+  server.cuts = [1_000_000, 500_000]
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert server.asked == [None, "bytes=1000000-", "bytes=1500000-"]
+  assert server.sent == len(CONTENT)
+
+
+def test_a_line_may_fail_often_if_it_gets_on(server):
+  server.cuts = [300_000] * 9
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+
+
+def test_a_cut_download_goes_on_in_a_later_call(server, cache):
+  _cut_once(server)
+  assert _only(cache, f"{NAME}.pth.part", f"{NAME}.pth.part.etag")
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert server.asked == ["bytes=1000000-"]
+  assert server.sent == len(CONTENT) - 1_000_000
+  assert _only(cache, f"{NAME}.pth")
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+@pytest.mark.parametrize("etag", ['"two"', 'W/"one"', ""])
+def test_a_changed_file_is_not_spliced(server, etag, if_range):
+  _cut_once(server)
+  server.content, server.etag = CONTENT[::-1], etag
+  server.if_range = if_range
+  assert hub.fetch(NAME).read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("etag", ['W/"one"', ""])
+def test_what_has_no_strong_tag_is_not_continued(server, etag):
+  server.etag = etag
+  server.cuts = [1_000_000]
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert server.asked == [None, None]
+
+
+def test_a_server_without_ranges_sends_all_again(server):
+  server.ranges = False
+  server.cuts = [1_000_000]
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert server.asked == [None, "bytes=1000000-"]
+
+
+def test_a_rest_from_elsewhere_is_not_spliced(server):
+  _cut_once(server)
+  server.shift = 7
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+
+
+def test_a_file_that_shrank_is_loaded_anew(server):
+  _cut_once(server)
+  server.content, server.if_range = b"short", False
+  assert hub.fetch(NAME).read_bytes() == b"short"
+
+
+@pytest.mark.parametrize("sha256", [("0" * 64, ""), ("", "0000000")])
+def test_a_wrong_checksum_is_refused(server, cache, monkeypatch, sha256):
+  row = registry.Released(
+    NAME, server.url, "caption", "base", 384, sha256=sha256
+  )
+  monkeypatch.setitem(registry.RELEASED, NAME, row)
+  with pytest.raises(ValueError, match=r"expected SHA-256 .*0000, found"):
+    hub.fetch(NAME)
+  assert not [p for p in cache.iterdir() if p.suffix in (".pth", ".part")]
+  digest = hashlib.sha256(CONTENT).hexdigest()
+  row = registry.Released(
+    NAME, server.url, "caption", "base", 384, sha256=(digest[:8], digest[-7:])
+  )
+  monkeypatch.setitem(registry.RELEASED, NAME, row)
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert server.asked == [None, None]
+
+
+@pytest.mark.parametrize(
+  "content, content_type",
+  [
+    (b"log in, please", "text/html; charset=utf-8"),
+    (b"\n<!DOCTYPE html><p>log in, please", "application/octet-stream"),
+  ],
+)
+def test_a_web_page_is_refused_and_what_is_here_kept(
+  server, content, content_type
+):
+  _cut_once(server)
+  right = server.content, server.content_type, server.etag
+  server.content, server.content_type, server.etag = content, content_type, ""
+  with pytest.raises(ValueError, match="found a web page"):
+    hub.fetch(NAME)
+  server.content, server.content_type, server.etag = right
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert server.sent == len(content) + len(CONTENT) - 1_000_000
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_missing_file_is_not_asked_for_again(server, cache, status):
+  server.statuses = [status]
+  with pytest.raises(ValueError, match=f"answered {status} .*check the addr"):
+    hub.fetch(NAME)
+  assert server.asked == [None] and _only(cache)
+
+
+def test_a_busy_server_is_asked_again(server, caplog):
+  server.statuses = [500, 503]
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert "500 Internal Server Error. Trying again" in caplog.text
+  server.statuses = [503] * 3
+  with pytest.raises(ValueError, match="503 Service Unavailable"):
+    hub.fetch(server.url)
+  assert not server.statuses
+
+
+def test_without_network_it_says_what_to_put_where(server, cache, monkeypatch):
+  _cut_once(server)
+  with socket.create_server(("127.0.0.1", 0)) as closed:
+    port = closed.getsockname()[1]
+  url = f"http://127.0.0.1:{port}/{NAME}.pth"
+  row = registry.Released(NAME, url, "caption", "base", 384)
+  monkeypatch.setitem(registry.RELEASED, NAME, row)
+  with pytest.raises(ValueError) as error:
+    hub.fetch(NAME)
+  message = str(error.value)
+  assert f"{url} cannot be downloaded: no connection (" in message
+  assert f"put it at {cache / NAME}.pth, or pass the path" in message
+  assert f"1000000 bytes) is kept in {cache / NAME}.pth.part" in message
+
+
+def test_a_full_disk_is_noticed_before(server, cache, monkeypatch):
+  usage = shutil.disk_usage(cache.parent)._replace(free=2_000_000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+  with pytest.raises(ValueError, match=r"0\.0 GB free.*set BLIP_JAX_CACHE"):
+    hub.fetch(NAME)
+  assert _only(cache)
+
+
+def test_a_rest_that_fits_the_disk_is_loaded(server, cache, monkeypatch):
+  _cut_once(server)
+  usage = shutil.disk_usage(cache)._replace(free=2_000_000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+
+
+def test_a_cache_that_cannot_be_made_is_named(server, cache):
+  cache.write_bytes(b"a file")
+  with pytest.raises(ValueError, match=f"{cache} cannot be written.*set BLIP_"):
+    hub.fetch(NAME)
+  assert server.asked == []
+
+
+def test_two_at_once_download_once(server):
+  found = []
+  threads = [
+    threading.Thread(target=lambda: found.append(hub.fetch(NAME).read_bytes()))
+    for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert found == [CONTENT] * 4
+  assert server.asked == [None]
+
+
+@pytest.mark.parametrize(
+  "path, name",
+  [
+    ("/a/mine.pth?signature=1/2", "mine.pth"),
+    ("/model*_vqa.pth", "model__vqa.pth"),
+    ("/a/..%2f..%2Fevil.pth", "evil.pth"),
+    ("/a/%2e%2e", ".."),
+    ("/a/b%5c..%5cc", "b_.._c"),
+    ("/a/", ""),
+  ],
+)
+def test_a_url_cannot_choose_where_its_file_lies(server, cache, path, name):
+  base = server.url.removesuffix(f"/{NAME}.pth")
+  found = hub.fetch(base + path)
+  assert found.parent == cache and found.read_bytes() == CONTENT
+  assert found.name[9:] == name
+  # Files of one name from two places are two files.
+  assert hub.fetch(f"{base}/other{path}") != found
+
+
+def test_the_cache_is_where_it_is_expected(monkeypatch, cache):
+  assert hub.cache_dir() == cache
+  monkeypatch.delenv("BLIP_JAX_CACHE")
+  monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+  assert hub.cache_dir() == pathlib.Path("/xdg/blip_jax")
+  monkeypatch.delenv("XDG_CACHE_HOME")
+  monkeypatch.setenv("HOME", "/home/me")
+  assert hub.cache_dir() == pathlib.Path("/home/me/.cache/blip_jax")
+
+
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("model_large_captoin", r"\. Did you mean model_large_caption "),
+    ("weights/model_vqq.pth", r"here, nor the name .* Did you mean model_vqa"),
+    ("ftp://127.0.0.1/model.pth", r"nor an http\(s\) URL"),
+    ("file:///etc/passwd", r"nor an http\(s\) URL"),
+    ("", "is neither a file or folder here"),
+    ("a/b/c", r"nor a repository .* \(Owner/name\)$"),
+  ],
+)
+def test_an_unknown_name_says_what_was_tried(name, message, monkeypatch):
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+  with pytest.raises(ValueError, match=message) as error:
+    hub.fetch(name)
+  assert repr(name) in str(error.value)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+  """The hub as one repository, a set of names; returns them and the folder."""
+  files, folder = set(), tmp_path / "snapshot"
+
+  def download(name, allow_patterns):
+    folder.mkdir(exist_ok=True)
+    for file in files:
+      if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+        (folder / file).touch()
+    return str(folder)
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  return files, folder
+
+
+SMALL = {"config.json", "vocab.txt", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize(
+  "weights, unwanted",
+  [
+    ({"model.safetensors"}, {"pytorch_model.bin", "tf_model.h5"}),
+    (
+      {"model.safetensors.index.json", "model-00001-of-00002.safetensors"},
+      set(),
+    ),
+    ({"pytorch_model.bin"}, {"tf_model.h5", "README.md"}),
+  ],
+)
+def test_one_format_of_a_repository_is_fetched(repository, weights, unwanted):
+  files, folder = repository
+  files |= SMALL | weights | unwanted
+  assert hub.fetch("Salesforce/blip-vqa-base") == folder
+  assert set(os.listdir(folder)) == SMALL | weights
+
+
+def test_a_repository_without_weights_is_refused(repository):
+  files, _ = repository
+  files |= SMALL
+  with pytest.raises(ValueError, match=r"no weights.*only \['config.json'"):
+    hub.fetch("somebody/blip")
+
+
+def test_without_network_a_repository_is_found_in_the_cache_only(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(
+    huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub")
+  )
+  with pytest.raises(ValueError) as error:
+    hub.fetch("Salesforce/blip-vqa-base")
+  kept = tmp_path / "hub" / "models--Salesforce--blip-vqa-base"
+  message = str(error.value)
+  assert "run `hf download Salesforce/blip-vqa-base --local-dir" in message
+  assert "pass its path" in message and f"to {kept}" in message
+  assert "Did you mean" not in message
+  with pytest.raises(ValueError, match="mean Salesforce/blip-vqa-base "):
+    hub.fetch("salesforce/blip-vqa-bas")
+
+  snapshot = kept / "snapshots" / "1234"
+  snapshot.mkdir(parents=True)
+  (kept / "refs").mkdir()
+  (kept / "refs" / "main").write_text("1234")
+  (snapshot / "model.safetensors").touch()
+  assert hub.fetch("Salesforce/blip-vqa-base") == snapshot
+
+
+def test_what_can_be_no_repository_says_so():
+  with pytest.raises(ValueError, match="nor a repository that the Hugging"):
+    hub.fetch("some--body/blip..base")

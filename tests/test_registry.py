@@ -1,0 +1,127 @@
+"""The table of released checkpoints."""
+
+import pytest
+
+from blip_jax.convert import registry
+from blip_jax.models import config as models_config
+
+FILES = {
+  "model_base_14M.pth": ("pretrain", "base", 224),
+  "model_base.pth": ("pretrain", "base", 224),
+  "model_base_capfilt_large.pth": ("pretrain", "base", 224),
+  "model_large.pth": ("pretrain", "large", 224),
+  "model_base_retrieval_coco.pth": ("retrieval", "base", 384),
+  "model_large_retrieval_coco.pth": ("retrieval", "large", 384),
+  "model_base_retrieval_flickr.pth": ("retrieval", "base", 384),
+  "model_large_retrieval_flickr.pth": ("retrieval", "large", 384),
+  "model_base_caption_capfilt_large.pth": ("caption", "base", 384),
+  "model_large_caption.pth": ("caption", "large", 384),
+  "model_vqa.pth": ("vqa", "base", 480),
+  "model_base_vqa_capfilt_large.pth": ("vqa", "base", 480),
+  "model_base_nlvr.pth": ("nlvr", "base", 384),
+}
+REPOSITORIES = {
+  "Salesforce/blip-image-captioning-base": ("caption", "base", 384),
+  "Salesforce/blip-image-captioning-large": ("caption", "large", 384),
+  "Salesforce/blip-vqa-base": ("vqa", "base", 384),
+  "Salesforce/blip-vqa-capfilt-large": ("vqa", "base", 384),
+  "Salesforce/blip-itm-base-coco": ("itm", "base", 384),
+  "Salesforce/blip-itm-large-coco": ("itm", "large", 384),
+  "Salesforce/blip-itm-base-flickr": ("itm", "base", 384),
+  "Salesforce/blip-itm-large-flickr": ("itm", "large", 384),
+}
+URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
+
+
+def test_the_table_is_what_was_released():
+  files = {
+    row.source: (row.task, row.variant, row.image_size)
+    for row in registry.RELEASED.values()
+  }
+  assert files == {URL + name: row for name, row in FILES.items()} | (
+    REPOSITORIES
+  )
+
+
+@pytest.mark.parametrize(
+  "row", registry.RELEASED.values(), ids=lambda r: r.name
+)
+def test_a_row_is_consistent(row):
+  assert registry.RELEASED[row.name] is row
+  assert row.task in registry.TASKS
+  assert row.variant in models_config.VARIANTS
+  assert row.image_size % 16 == 0
+  assert row.source in (row.name, f"{URL}{row.name}.pth")
+  assert (row.variant == "large") == ("large" in row.name.split("capfilt")[0])
+  # Only the original's captioners were trained behind the prompt.
+  original_captioner = row.task == "caption" and row.source != row.name
+  assert row.prompt == ("a picture of " if original_captioner else "")
+  assert bool(row.generation) == (row.task in ("caption", "vqa"))
+
+
+def test_decoding_is_the_originals():
+  assert registry.find("model_large_caption").generation == dict(
+    num_beams=3, max_length=20, min_length=5, repetition_penalty=1.0
+  )
+  vqa = registry.find("Salesforce/blip-vqa-base")
+  assert vqa.generation == dict(num_beams=3, max_length=10, min_length=1)
+  vqa.generation["num_beams"] = 1
+  assert vqa.generation["num_beams"] == 3, "a caller's change must not stay"
+
+
+@pytest.mark.parametrize(
+  "name", ["model_vqa", "model_vqa.pth", URL + "model_vqa.pth"]
+)
+def test_a_file_is_found_by_name_and_by_url(name):
+  assert registry.find(name).name == "model_vqa"
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["Model_VQA", "model*_vqa.pth", "blip-vqa-base", "https://a.b/model_vqa", ""],
+)
+def test_what_only_looks_alike_is_not_found(name):
+  assert registry.find(name) is None
+
+
+@pytest.mark.parametrize(
+  "name, meant",
+  [
+    ("Model_VQA.pth", "model_vqa"),
+    ("model_large_captoin", "model_large_caption"),
+    ("blip-vqa-base", "Salesforce/blip-vqa-base"),
+    ("salesforce/blip-itm-base-coc", "Salesforce/blip-itm-base-coco"),
+    ("/data/models/of/blip/model_vqq.pth", "model_vqa"),
+  ],
+)
+def test_the_nearest_name_comes_first(name, meant):
+  assert registry.nearest(name)[0] == meant
+  assert len(registry.nearest(name)) <= 3
+
+
+def test_nothing_is_near_to_nonsense():
+  assert registry.nearest("runs/42") == []
+
+
+def test_surprises_are_noted():
+  notes = {name: row.note for name, row in registry.RELEASED.items()}
+  for name, row in registry.RELEASED.items():
+    if row.task == "pretrain":
+      assert "only pre-trained" in notes[name]
+  captioning = notes["Salesforce/blip-image-captioning-base"]
+  assert "model_base_capfilt_large" in captioning
+  for name in ("Salesforce/blip-vqa-base", "Salesforce/blip-vqa-capfilt-large"):
+    assert name in notes[name] and "384" in notes[name] and "480" in notes[name]
+  # Whatever a note sends its reader to must exist.
+  for note in notes.values():
+    for word in note.replace(",", "").split():
+      if word.startswith("model_"):
+        assert registry.find(word), word
+
+
+def test_a_digest_is_compared_as_far_as_it_is_known():
+  known = registry.find("model_base_capfilt_large")
+  assert known.has_digest("8f518745" + "0" * 49 + "a0b235f")
+  assert not known.has_digest("8f518745" + "0" * 56)
+  assert not known.has_digest("0" * 57 + "a0b235f")
+  assert registry.find("model_base").has_digest("0" * 64)

@@ -21,8 +21,10 @@ from ml_collections import ConfigDict
 from blip_jax import config as config_lib
 from blip_jax import evaluators as evaluators_lib
 from blip_jax import tasks
+from blip_jax.convert import source
 from blip_jax.data import inputs
 from blip_jax.data.tokenizer import Tokenizer
+from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
 from blip_jax.runtime import (
   checkpoint,
@@ -61,9 +63,13 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
   # 4. The state: resumed > restored > initial weights > scratch.
   init_fn = make_init_fn(config, task)
-  checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint)
+  card = card_lib.Card(config.task, task.model.config)
+  checkpoints = checkpoint.Checkpoints(
+    workdir, **config.checkpoint, model=source.model_files(card, tokenizer)
+  )
   state, origin = checkpoint.initialise(
     config.init,
+    functools.partial(source.open_weights, card=card),
     checkpoints,
     train_state.abstract(init_fn, tx, mesh),
     functools.partial(train_state.create, init_fn, tx, mesh),
@@ -122,17 +128,10 @@ def build_task(
   config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
 ) -> tasks.base.Task:
   """The task, for the vocabulary that the tokenizer has."""
-  tokens = model_config.SpecialTokens(
-    pad=tokenizer.pad_id,
-    cls=tokenizer.cls_id,
-    sep=tokenizer.sep_id,
-    dec=tokenizer.dec_id,
-    enc=tokenizer.enc_id,
-  )
   return tasks.build(
     config,
     vocab_size=tokenizer.vocab_size,
-    tokens=tokens,
+    tokens=model_config.SpecialTokens(**tokenizer.special_ids),
     num_shards=sharding.num_data_shards(mesh),
     num_tensor=mesh.shape["tensor"],
   )
@@ -140,20 +139,11 @@ def build_task(
 
 def make_init_fn(config: ConfigDict, task: tasks.base.Task) -> Callable:
   """`params | None -> (params, momentum)`, all from the seed."""
-  size = config.model.image_size
-  size = (size, size) if isinstance(size, int) else tuple(size)
-  length = config.data.max_length
 
   def init(params: Any | None):
     key_params, key_momentum = jax.random.split(jax.random.key(config.seed))
     if params is None:
-      # Shapes are all that matters of the first batch.
-      batch = {
-        "image": jnp.zeros((1, *size, 3), jnp.uint8),
-        "input_ids": jnp.zeros((1, length), jnp.int32),
-        "attention_mask": jnp.ones((1, length), jnp.int32),
-      }
-      params = task.init(key_params, batch)
+      params = task.init(key_params)
     return params, task.init_momentum(params, key_momentum)
 
   return init

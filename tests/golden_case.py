@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blip_jax.convert import names
+from blip_jax.convert import weights
 from blip_jax.models import config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -24,7 +24,6 @@ VIT = config.ViTConfig(
 )
 MED = config.MedConfig(
   vocab_size=424,
-  encoder_width=48,
   width=64,
   depth=2,
   num_heads=4,
@@ -60,20 +59,39 @@ def flatten(params: dict) -> dict[str, np.ndarray]:
   return {path: np.asarray(x) for path, x in flat.items()}
 
 
+def leaves(state: dict[str, np.ndarray], layout: str = "original") -> dict:
+  return weights.from_theirs(state, layout, weights.Report())
+
+
 def params(name: str, prefix: str = "") -> dict:
   """Our parameter tree of a golden checkpoint; tied weights appear twice."""
-  return unflatten(names.from_original(state_dict(name, prefix)))
+  return item(leaves(state_dict(name, prefix)), "params")
 
 
 def momentum_params(name: str) -> dict:
   """The momentum twin's tree of a golden checkpoint."""
-  state = {
-    key.replace(f"{tower}_m.", f"{tower}."): array
-    for key, array in state_dict(name).items()
-    for tower in ("visual_encoder", "vision_proj", "text_encoder", "text_proj")
-    if key.startswith(f"{tower}_m.")
+  return item(leaves(state_dict(name)), "momentum/params_m")
+
+
+def item(leaves: dict, prefix: str) -> dict:
+  prefix += "/"
+  return unflatten(
+    {
+      path.removeprefix(prefix): leaf.read()
+      for path, leaf in leaves.items()
+      if path.startswith(prefix)
+    }
+  )
+
+
+def to_original(params: dict, prefix: str = "params") -> dict[str, np.ndarray]:
+  """The original's names and arrays of a tree of ours."""
+  ours = {
+    f"{prefix}/{path}": weights.Leaf.of(x)
+    for path, x in flatten(params).items()
   }
-  return unflatten(names.from_original(state))
+  theirs = weights.to_theirs(ours, "original")
+  return {name: leaf.read() for name, leaf in theirs.items()}
 
 
 def image(array: jax.Array) -> jax.Array:
@@ -93,7 +111,7 @@ def assert_gradients_match(golden, grads, grad_names, skip=()):
   Tolerances are relative to the global norm: a key bias has no true gradient,
   so a relative error of its own would compare rounding with rounding.
   """
-  ours = names.to_original(flatten(grads))
+  ours = to_original(grads)
   total = np.sqrt(np.sum(np.asarray(golden["grad_norm"], np.float64) ** 2))
   for i, name in enumerate(grad_names):
     if name in skip:

@@ -7,7 +7,7 @@ class StubTask:
   model = None
   predict_fns = types.MappingProxyType({})
 
-  def init(self, rng, batch):
+  def init(self, rng):
     return {}
 
   def init_momentum(self, params, rng):

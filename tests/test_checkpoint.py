@@ -83,6 +83,7 @@ class Run:
     try:
       return checkpoint.initialise(
         types.SimpleNamespace(**{**unset, **init}),
+        lambda path: snapshot.Params(snapshot.find(path)),
         store,
         self.abstract,
         self.make,

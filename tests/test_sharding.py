@@ -1,8 +1,10 @@
 """Every parameter has its place, and constraints are not silently dropped."""
 
+import dataclasses
 import re
 
 import flax
+import golden_case
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,13 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
+from blip_jax.models import families
 from blip_jax.runtime import sharding, train_state
 
+# Deep enough for layers that merge two images.
+DEEP = dataclasses.replace(
+  golden_case.BLIP, med=dataclasses.replace(golden_case.MED, depth=7)
+)
 D, M, V, C = 16, 32, 24, 8
 
 
@@ -151,7 +158,12 @@ def test_every_parameter_matches_one_line_and_every_line_is_used():
     opt_state=opt_state,
     momentum=momentum,
   )
-  paths = specs(state, mesh_of(2, 2, 2))
+  paths = {
+    **specs(state, mesh_of(2, 2, 2)),
+    # What no pre-training has.
+    **specs(families.abstract("nlvr", DEEP), mesh_of(2, 2, 2)),
+    **specs({"idx_queue": jnp.zeros(8, int)}, mesh_of(2, 2, 2)),
+  }
   for pattern, _ in sharding.PARAM_AXES:
     line = re.compile(rf"(.*/)?({pattern})")
     assert any(line.fullmatch(path) for path in paths), pattern

@@ -203,13 +203,32 @@ def test_vocab_txt_alone_is_enough(tmp_path):
 
 def test_directory_without_vocabulary_is_refused(tmp_path):
   """transformers itself returns a tokenizer of five tokens."""
-  with pytest.raises(ValueError, match=r"no vocab\.txt in it; pass"):
+  with pytest.raises(ValueError, match=r"no vocab\.txt in it .*; pass"):
     tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_vocabulary_as_transformers_5_writes_it(tmp_path, golden_dir):
+  """A tokenizer.json and no vocab.txt, with [DEC] and [ENC] already in it."""
+  import transformers
+
+  tiny = golden_dir / "tokenizer" / "tiny"
+  theirs = transformers.BertTokenizerFast.from_pretrained(tiny)
+  theirs.add_special_tokens({"bos_token": "[DEC]"})
+  theirs.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+  theirs.save_pretrained(tmp_path)
+  (tmp_path / "vocab.txt").unlink(missing_ok=True)
+  ours, expected = (tokenizer.Tokenizer.load(d) for d in (tmp_path, tiny))
+  assert ours.special_ids == expected.special_ids
+  assert ours.vocab_size == expected.vocab_size
+  texts = ["A dog's red ball", "zyzzyva"]
+  np.testing.assert_array_equal(
+    ours.encode(texts, 12)[0], expected.encode(texts, 12)[0]
+  )
 
 
 def test_the_file_instead_of_its_directory_is_refused(tmp_path):
   write_vocab(tmp_path, [*SPECIAL, "dog"])
-  with pytest.raises(ValueError, match=r"no vocab\.txt in it; pass"):
+  with pytest.raises(ValueError, match=r"no vocab\.txt in it .*; pass"):
     tokenizer.Tokenizer.load(tmp_path / "vocab.txt")
 
 

@@ -328,7 +328,7 @@ def test_no_step_is_made_after_a_bad_one():
     ("model.vit_remat", "all", r"remat must be one of"),
     ("optim.schedule", "linear", r"config\.optim\.schedule must be one of"),
     ("tokenizer", "nowhere/at/all", r"config\.tokenizer"),
-    ("init.weights", "nowhere", r"nowhere holds no checkpoint"),
+    ("init.weights", "nowhere", r"config\.init\.weights: 'nowhere' is neither"),
   ],
 )
 def test_mistakes_are_refused_at_start(tmp_path, key, value, told):

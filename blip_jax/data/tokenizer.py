@@ -15,6 +15,8 @@ import tokenizers
 from jaxtyping import Int, Int32
 
 _VOCAB_FILES = ("vocab.txt", "tokenizer_config.json")
+# Either has the words; transformers 5 writes the second.
+_WORDS_FILES = ("vocab.txt", "tokenizer.json")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -69,6 +71,17 @@ class Tokenizer:
     _check_words(bert.backend_tokenizer, vocab, directory)
     return cls(bert.backend_tokenizer)
 
+  @property
+  def special_ids(self) -> dict[str, int]:
+    """The ids that a model itself writes, by their short names."""
+    return {
+      "pad": self.pad_id,
+      "cls": self.cls_id,
+      "sep": self.sep_id,
+      "dec": self.dec_id,
+      "enc": self.enc_id,
+    }
+
   def encode(
     self, texts: Sequence[str], max_length: int
   ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
@@ -112,6 +125,11 @@ class Tokenizer:
     """Write a vocabulary directory from which `load` makes this tokenizer."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for name, text in self.files().items():
+      (directory / name).write_text(text, encoding="utf-8")
+
+  def files(self) -> dict[str, str]:
+    """The files of a vocabulary directory, name -> text."""
     vocab = self._backend.get_vocab(with_added_tokens=False)
     lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
     normalizer = self._backend.normalizer
@@ -121,21 +139,30 @@ class Tokenizer:
       "tokenize_chinese_chars": normalizer.handle_chinese_chars,
       "tokenizer_class": "BertTokenizer",
     }
-    vocab_file, config_file = (directory / name for name in _VOCAB_FILES)
-    vocab_file.write_text(lines, encoding="utf-8")
-    config_file.write_text(json.dumps(config, indent=2) + "\n")
+    vocab_file, config_file = _VOCAB_FILES
+    return {
+      vocab_file: lines,
+      config_file: json.dumps(config, indent=2) + "\n",
+    }
+
+
+def has_vocabulary(directory: str | os.PathLike) -> bool:
+  """Whether `Tokenizer.load` finds a vocabulary in a directory."""
+  directory = pathlib.Path(directory)
+  return any((directory / name).is_file() for name in _WORDS_FILES)
 
 
 def _directory(name_or_dir: str | os.PathLike) -> pathlib.Path:
-  """Return a directory that has vocab.txt, fetched from the hub if need be."""
+  """Return a directory with a vocabulary, fetched from the hub if need be."""
   directory = pathlib.Path(name_or_dir)
   if not directory.exists():
     directory = _from_hub(str(name_or_dir))
   # transformers would return a tokenizer without any words.
-  if not (directory / "vocab.txt").is_file():
+  if not has_vocabulary(directory):
     raise ValueError(
-      f"{directory}: no vocab.txt in it; pass (config.tokenizer) the "
-      "directory that holds the vocabulary, not the file or its parent"
+      f"{directory}: no vocab.txt in it (nor a tokenizer.json); pass "
+      "(config.tokenizer) the directory that holds the vocabulary, not the "
+      "file or its parent"
     )
   return directory
 

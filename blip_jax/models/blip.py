@@ -1,8 +1,8 @@
 """BLIP: an image tower, a text encoder, a text decoder and their heads.
 
 Every task calls some of these methods; which, and with which parameters, is the
-task's business.  Position 0 of a text says what the text is for, so it is
-written here and nowhere else.
+task's business (`families.py` lists the models of the paper).  Position 0 of a
+text says what the text is for, so it is written here and nowhere else.
 
 Dimensions: B texts, I images (see `med.py`), N image tokens, L text length,
 D width, C joint embedding, V vocabulary.
@@ -24,10 +24,9 @@ class Blip(nn.Module):
     self.visual_encoder = vit.ViT(c.vit)
     self.text_encoder = med.Med(c.med)
     self.text_decoder = med.Med(c.med, with_lm_head=True)
-    self.vision_proj = _torch_dense(c.embed_dim, c.vit.width)
-    self.text_proj = _torch_dense(c.embed_dim, c.med.width)
-    self.itm_head = _torch_dense(2, c.med.width)
-    self.temp = self.param("temp", nn.initializers.constant(0.07), ())
+    self.vision_proj = layers.torch_dense(c.embed_dim, c.vit.width)
+    self.text_proj = layers.torch_dense(c.embed_dim, c.med.width)
+    self.itm_head = layers.torch_dense(2, c.med.width)
 
   def encode_image(
     self, image: Float[Array, "I H W 3"], deterministic: bool = True
@@ -42,7 +41,7 @@ class Blip(nn.Module):
     deterministic: bool = True,
   ) -> Float[Array, "B L D"]:
     """Hidden states of texts that see no image."""
-    input_ids = input_ids.at[:, 0].set(self.config.med.tokens.cls)
+    input_ids = med.begin_with(self.config.med.tokens.cls, input_ids)
     return self.text_encoder(
       input_ids, attention_mask, deterministic=deterministic
     )
@@ -68,12 +67,11 @@ class Blip(nn.Module):
     """Keys and values for `match`."""
     return self.text_encoder.project_encoder_states(image_embeds)
 
-  def project_image_for_decoder(
-    self, image_embeds: Float[Array, "I N D"]
-  ) -> med.EncoderKV:
-    """Keys and values for `decode`; the same arrays where the text towers are
-    tied, and then not worth computing twice."""
-    return self.text_decoder.project_encoder_states(image_embeds)
+  def project_for_decoder(self, states: Float[Array, "I N D"]) -> med.EncoderKV:
+    """Keys and values for `decode`, of images or of questions; the same arrays
+    as `project_image` where the text towers are tied, and then not worth
+    computing twice."""
+    return self.text_decoder.project_encoder_states(states)
 
   def fuse(
     self,
@@ -81,9 +79,16 @@ class Blip(nn.Module):
     attention_mask: Int[Array, "B L"],
     image_kv: med.EncoderKV,
     deterministic: bool = True,
+    legacy_cls: bool = False,
   ) -> Float[Array, "B L D"]:
-    """Hidden states of a text that looks at its image."""
-    input_ids = input_ids.at[:, 0].set(self.config.med.tokens.enc)
+    """Hidden states of a text that looks at its image.
+
+    `legacy_cls` leaves [CLS] where training had [ENC], as the original's demo
+    and Hugging Face do; it is for comparing numbers with theirs.
+    """
+    tokens = self.config.med.tokens
+    first = tokens.cls if legacy_cls else tokens.enc
+    input_ids = med.begin_with(first, input_ids)
     return self.text_encoder(
       input_ids, attention_mask, image_kv, deterministic=deterministic
     )
@@ -94,24 +99,29 @@ class Blip(nn.Module):
     attention_mask: Int[Array, "B L"],
     image_kv: med.EncoderKV,
     deterministic: bool = True,
+    legacy_cls: bool = False,
   ) -> Float[Array, "B 2"]:
     """ITM logits; class 1 says that text and image belong together."""
-    fused = self.fuse(input_ids, attention_mask, image_kv, deterministic)
+    fused = self.fuse(
+      input_ids, attention_mask, image_kv, deterministic, legacy_cls
+    )
     return self.itm_head(fused[:, 0])
 
   def decode(
     self,
     input_ids: Int[Array, "B L"],
     attention_mask: Int[Array, "B L"],
-    image_kv: med.EncoderKV,
+    encoder_kv: med.EncoderKV,
     deterministic: bool = True,
+    encoder_mask: Int[Array, "I N"] | None = None,
   ) -> Float[Array, "B L V"]:
-    """Scores of the token after each one, given the image."""
-    input_ids = input_ids.at[:, 0].set(self.config.med.tokens.dec)
+    """Scores of the token after each one, given an image or a question."""
+    input_ids = med.begin_with(self.config.med.tokens.dec, input_ids)
     hidden = self.text_decoder(
       input_ids,
       attention_mask,
-      image_kv,
+      encoder_kv,
+      encoder_mask,
       causal=True,
       deterministic=deterministic,
     )
@@ -124,33 +134,14 @@ class Blip(nn.Module):
     self,
     input_ids: Int[Array, "B L"],
     cache: med.Cache,
-    image_kv: med.EncoderKV,
+    encoder_kv: med.EncoderKV,
+    encoder_mask: Int[Array, "I N"] | None = None,
   ) -> tuple[Float[Array, "B V"], med.Cache]:
     """Scores of the token after the given ones, which continue the cache."""
-    hidden, cache = self.text_decoder.extend(input_ids, cache, image_kv)
+    hidden, cache = self.text_decoder.extend(
+      input_ids, cache, encoder_kv, encoder_mask
+    )
     return self.text_decoder.logits(hidden[:, -1:])[:, 0], cache
-
-  def init_all(
-    self,
-    image: Float[Array, "I H W 3"],
-    input_ids: Int[Array, "I L"],
-    attention_mask: Int[Array, "I L"],
-  ) -> None:
-    """Visits every parameter: call `init` with this method."""
-    image_embeds, _ = self.image_features(image)
-    self.text_feat(input_ids, attention_mask)
-    self.match(input_ids, attention_mask, self.project_image(image_embeds))
-    image_kv = self.project_image_for_decoder(image_embeds)
-    self.decode(input_ids, attention_mask, image_kv)
-
-
-def _torch_dense(features: int, fan_in: int) -> nn.Dense:
-  # float32: logits and unit vectors feed losses directly.
-  return nn.Dense(
-    features,
-    kernel_init=layers.torch_kernel_init,
-    bias_init=layers.torch_bias_init(fan_in),
-  )
 
 
 def _unit(x: Float[Array, "B C"]) -> Float[Array, "B C"]:

@@ -73,13 +73,11 @@ class MedConfig:
   """Text tower, a "mixture of encoder-decoder" (paper section 3.1).
 
   Attributes:
-    encoder_width: width of what cross-attention looks at.
     dropout: of hidden states and of attention probabilities alike.
     init_std: of fresh weights.
   """
 
   vocab_size: int
-  encoder_width: int
   width: int
   depth: int
   num_heads: int
@@ -192,7 +190,6 @@ def variant(
   med_config = MedConfig(
     **{**row["med"], **(med or {})},
     vocab_size=vocab_size,
-    encoder_width=vit_config.width,
     tokens=tokens,
     dtype=dtype,
   )

@@ -27,6 +27,21 @@ def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
   return init
 
 
+def torch_dense(
+  features: int, fan_in: int, name: str | None = None
+) -> nn.Dense:
+  """A head, as PyTorch starts linear layers.
+
+  In float32 whatever the towers compute in: it feeds losses directly.
+  """
+  return nn.Dense(
+    features,
+    kernel_init=torch_kernel_init,
+    bias_init=torch_bias_init(fan_in),
+    name=name,
+  )
+
+
 def normal_dense(features: int, config, name: str | None = None) -> nn.Dense:
   """A linear layer as a tower's config starts it.
 

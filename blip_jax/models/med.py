@@ -6,9 +6,11 @@ The mode is in the arguments, not in the weights (paper section 3.1):
   decoder     with `encoder_kv`, `causal=True` or a `cache`: LM
 
 Dimensions: B texts, I images (B is a multiple of I: texts b*B/I and on look at
-image b), L text length, N image tokens, D width, V vocabulary.
+image b; J images are I single ones or I pairs), L text length, N image tokens,
+D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,8 +23,8 @@ from blip_jax.models import config as config_lib
 from blip_jax.models import layers
 
 Params = dict
-# Keys and values of every layer's cross-attention.
-EncoderKV = tuple[layers.KV, ...]
+# Keys and values of every layer's cross-attention: of one image, or of two.
+EncoderKV = tuple[layers.KV | tuple[layers.KV, layers.KV], ...]
 
 
 class Cache(NamedTuple):
@@ -36,9 +38,17 @@ class Cache(NamedTuple):
   length: Int[Array, ""]
 
 
+def look_at_one(config: config_lib.MedConfig, index: int) -> nn.Module:
+  """Cross-attention of layer `index` to one image."""
+  return _attention(config)
+
+
 class Med(nn.Module):
+  """`cross_attention` makes that block of a layer; NLVR has another."""
+
   config: config_lib.MedConfig
   with_lm_head: bool = False
+  cross_attention: Callable[..., nn.Module] = look_at_one
 
   def setup(self):
     c = self.config
@@ -52,7 +62,10 @@ class Med(nn.Module):
     self.ln_embed = layer_norm(c.dtype)
     self.drop = nn.Dropout(c.dropout)
     layer = layers.remat(Layer, c.remat, 7)
-    self.layers = [layer(c, name=f"layer_{i}") for i in range(c.depth)]
+    self.layers = [
+      layer(c, i, self.cross_attention, name=f"layer_{i}")
+      for i in range(c.depth)
+    ]
     if self.with_lm_head:
       self.lm_head = LMHead(c)
 
@@ -108,7 +121,7 @@ class Med(nn.Module):
     empty = jnp.zeros(shape, c.dtype)
     return Cache(((empty, empty),) * c.depth, jnp.int32(0))
 
-  def project_encoder_states(self, states: Float[Array, "I N E"]) -> EncoderKV:
+  def project_encoder_states(self, states: Float[Array, "J N E"]) -> EncoderKV:
     """What every layer's cross-attention needs of the images, once."""
     return tuple(layer.project_encoder_states(states) for layer in self.layers)
 
@@ -132,14 +145,13 @@ class Layer(nn.Module):
   """A post-norm BERT layer with cross-attention between its two halves."""
 
   config: config_lib.MedConfig
+  index: int
+  cross_attention: Callable[..., nn.Module]
 
   def setup(self):
     c = self.config
-    attention = lambda: PostNormAttention(
-      c.width, c.num_heads, c.dropout, c.init_std, c.dtype
-    )
-    self.attention = attention()
-    self.crossattention = attention()
+    self.attention = _attention(c)
+    self.crossattention = self.cross_attention(c, self.index)
     self.fc_in = layers.normal_dense(c.mlp_dim, c)
     self.fc_out = layers.normal_dense(c.width, c)
     self.ln = layer_norm(c.dtype)
@@ -198,11 +210,20 @@ class LMHead(nn.Module):
     return scores + bias[None, None]
 
 
+def _attention(c: config_lib.MedConfig) -> PostNormAttention:
+  return PostNormAttention(c.width, c.num_heads, c.dropout, c.init_std, c.dtype)
+
+
 def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
   # E[x^2] - E[x]^2 cancels at BERT's tiny epsilon; subtract the mean first.
   return nn.LayerNorm(
     epsilon=1e-12, dtype=dtype, use_fast_variance=False, name=name
   )
+
+
+def begin_with(token: int, input_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
+  """Puts the token that says what a text is for at position 0."""
+  return jnp.asarray(input_ids).at[:, 0].set(token)
 
 
 def tie(params: Params) -> Params:
@@ -214,7 +235,7 @@ def tie(params: Params) -> Params:
   """
   encoder = traverse_util.flatten_dict(params["text_encoder"])
   decoder = traverse_util.flatten_dict(params["text_decoder"])
-  shared = {path: x for path, x in encoder.items() if _is_shared(path)}
+  shared = {path: x for path, x in encoder.items() if is_shared(path)}
   tied = traverse_util.unflatten_dict({**shared, **decoder})
   return {**params, "text_decoder": tied}
 
@@ -222,11 +243,12 @@ def tie(params: Params) -> Params:
 def drop_tied(params: Params) -> Params:
   """What pre-training stores, optimises and counts; the inverse of `tie`."""
   decoder = traverse_util.flatten_dict(params["text_decoder"])
-  own = {path: x for path, x in decoder.items() if not _is_shared(path)}
+  own = {path: x for path, x in decoder.items() if not is_shared(path)}
   return {**params, "text_decoder": traverse_util.unflatten_dict(own)}
 
 
-def _is_shared(path: tuple[str, ...]) -> bool:
+def is_shared(path: tuple[str, ...]) -> bool:
+  """Whether pre-training's text towers share the parameter at this path."""
   return "attention" not in path and "lm_head" not in path
 
 

@@ -6,6 +6,7 @@ folder, and how to read it, is in `snapshot.py`.
 
 import os
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ class Checkpoints:
     every_steps: how often `save` saves.
     keep: how many of the latest are kept.
     keep_every_steps: steps at multiples of this are kept for ever; 0 for none.
+    model: files that say what the parameters are, name -> text.
   """
 
   def __init__(
@@ -42,12 +44,14 @@ class Checkpoints:
     every_steps: int,
     keep: int = 2,
     keep_every_steps: int = 0,
+    model: Mapping[str, str] = types.MappingProxyType({}),
   ):
     if every_steps < 1 or keep < 1:
       raise ValueError(
         "config.checkpoint.every_steps and config.checkpoint.keep must be at "
         f"least 1, found {every_steps} and {keep}"
       )
+    self._model = model
     policies = ocp.training.preservation_policies
     kept = [policies.LatestN(keep)]
     if keep_every_steps:
@@ -99,6 +103,7 @@ class Checkpoints:
       "data": snapshot.JsonItem(snapshot.process_file(), loader.get_state()),
       "meta": snapshot.JsonItem("meta.json", {"step": step}),
       "config": snapshot.JsonItem("config.json", dict(config)),
+      "model": snapshot.FilesItem(self._model),
     }
     if state.momentum is not None:
       items["momentum"] = state.momentum
@@ -113,8 +118,22 @@ class Checkpoints:
     self._checkpointer.close()
 
 
+@typing.runtime_checkable
+class Weights(typing.Protocol):
+  """Parameters by path, of which some may be wanted.
+
+  `str` of it says for the log where they are from.
+  """
+
+  stored: Mapping[str, jax.ShapeDtypeStruct]
+
+  def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The arrays of some paths, with the shardings that are asked for."""
+
+
 def initialise(
   config: Any,
+  open_weights: Callable[[str], Weights],
   checkpoints: Checkpoints,
   abstract: train_state.TrainState,
   make_state: Callable[[Any], train_state.TrainState],
@@ -127,7 +146,7 @@ def initialise(
      run and continues it after a preemption.
   2. RESTORE. `config.restore` names another run (its workdir, or one of its
      checkpoints): take its whole state, step and data position included.
-  3. INIT FROM. `config.weights` names a checkpoint: take its parameters only,
+  3. INIT FROM. `config.weights` names weights: take the parameters only,
      at step 0, with a new optimiser and a momentum twin that starts equal to
      them. Names must agree both ways, but for `config.allow_missing` (ours that
      stay fresh) and `config.allow_unexpected` (theirs that are dropped), which
@@ -136,6 +155,7 @@ def initialise(
 
   Args:
     config: `config.init`, with the four keys above; empty means unset.
+    open_weights: finds what `config.weights` names.
     checkpoints: of this workdir.
     abstract: shapes and shardings of the state, from `train_state.abstract`.
     make_state: `params | None -> state`, from `train_state.create`.
@@ -159,9 +179,12 @@ def initialise(
     folder = snapshot.find(config.restore)
     return load_state(folder, abstract, loader), f"restored {folder}"
   if config.weights:
-    folder = snapshot.find(config.weights)
-    params, report = _load_weights(config, folder, abstract, make_state)
-    return make_state(params), f"weights of {folder}\n{report}".rstrip()
+    try:
+      weights = open_weights(config.weights)
+    except ValueError as error:
+      raise ValueError(f"config.init.weights: {error}") from error
+    params, report = _load_weights(config, weights, abstract, make_state)
+    return make_state(params), f"weights of {weights}\n{report}".rstrip()
   return make_state(None), "from scratch"
 
 
@@ -228,73 +251,42 @@ def load_params(path: str | os.PathLike, mesh: jax.sharding.Mesh) -> Any:
 def _check_same(folder: epath.Path, name: str, tree: Any) -> None:
   """Refuses a run that this config would not have made."""
   theirs = snapshot.by_path(snapshot.stored(folder, name))
-  lines = _differences(theirs, snapshot.by_path(tree))
+  lines = snapshot.differences(theirs, snapshot.by_path(tree))
   if lines:
     raise ValueError(
       f"{folder} was saved by another config; its {name} differ ( - only this "
-      f"config has it, + only the checkpoint has it):\n{_first(lines)}\n"
+      "config has it, + only the checkpoint has it):\n"
+      f"{snapshot.first_lines(lines)}\n"
       f"To train this config, use another --workdir"
     )
 
 
-def _differences(
-  theirs: Mapping[str, Any], ours: Mapping[str, Any]
-) -> list[str]:
-  """What keeps one set of arrays from standing for the other, a line each."""
-
-  def text(leaf):
-    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-
-  missing = [f" - {path}" for path in sorted(ours.keys() - theirs.keys())]
-  unexpected = [f" + {path}" for path in sorted(theirs.keys() - ours.keys())]
-  return [
-    *missing,
-    *unexpected,
-    *(
-      f"   {path}: checkpoint {text(theirs[path])}, config {text(ours[path])}"
-      for path in sorted(theirs.keys() & ours.keys())
-      if text(theirs[path]) != text(ours[path])
-    ),
-  ]
-
-
-def _first(lines: list[str], limit: int = 20) -> str:
-  """A wrong width differs in every line; twenty of them tell it."""
-  rest = len(lines) - limit
-  more = [f"   ... and {rest} more"] if rest > 0 else []
-  return "\n".join(lines[:limit] + more)
-
-
 def _load_weights(
   config: Any,
-  folder: epath.Path,
+  weights: Weights,
   abstract: train_state.TrainState,
   make_state: Callable[[Any], train_state.TrainState],
 ) -> tuple[Any, str]:
-  """Takes the parameters of another run by name; nothing is left out unsaid."""
-  theirs = snapshot.by_path(snapshot.stored(folder, "params"))
-  ours = snapshot.by_path(abstract.params)
-  refused = _differences(
+  """Takes parameters by name; nothing is left out unsaid."""
+  theirs, ours = weights.stored, snapshot.by_path(abstract.params)
+  refused = snapshot.differences(
     _without(theirs, config.allow_unexpected, keep=ours),
     _without(ours, config.allow_missing, keep=theirs),
   )
   if refused:
     raise ValueError(
-      f"the parameters of config.init.weights={folder} do not fit ( - this "
-      f"model needs it, + only the checkpoint has it):\n{_first(refused)}\n"
+      f"the parameters of config.init.weights={config.weights} do not fit ( - "
+      "this model needs it, + only the checkpoint has it):\n"
+      f"{snapshot.first_lines(refused)}\n"
       f"If meant, name them with config.init.allow_missing ( - ) or "
       f"config.init.allow_unexpected ( + )"
     )
   # Only what is wanted is read: a dropped tower costs neither time nor memory.
-  context = ocp.Context()
-  context.pytree.loading.partial_load = True
-  wanted = {path: leaf for path, leaf in ours.items() if path in theirs}
-  with context:
-    loaded = snapshot.load(folder, "params", snapshot.nested(wanted))
-  params = snapshot.by_path(loaded)
+  params = weights.load({p: leaf for p, leaf in ours.items() if p in theirs})
   if len(params) < len(ours):
     params = {**snapshot.by_path(make_state(None).params), **params}
-  return snapshot.nested(params), "\n".join(_differences(theirs, ours))
+  report = "\n".join(snapshot.differences(theirs, ours))
+  return snapshot.nested(params), report
 
 
 def _without(

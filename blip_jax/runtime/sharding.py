@@ -57,12 +57,14 @@ PARAM_AXES = (
   (r"lm_head/transform/kernel", ("embed", None)),  # D D
   (r"lm_head/bias", ("vocab",)),  # V
   (r"(vision_proj|text_proj|itm_head)/kernel", ("embed", None)),  # D C, D 2
+  (r"merge/kernel", (None, "embed")),  # 2D D
   (
-    r"(patch_embed|out|fc_out|transform|vision_proj|text_proj|itm_head)/bias",
+    r"(patch_embed|out|fc_out|transform|merge|(vision|text)_proj|itm_head)/bias",
     (None,),
   ),  # D, C or 2
   (r"(ln|ln_1|ln_2|ln_post|ln_embed)/(scale|bias)", (None,)),  # D
   (r"(image|text)_queue", (None, None)),  # Q C
+  (r"idx_queue", (None,)),  # Q
   (r"temp|queue_ptr|step|count", ()),
 )
 

@@ -4,6 +4,7 @@
   params, momentum, opt_state   arrays, in pieces as they were sharded
   data                          where each process was in its data, JSON
   meta, config                  the step; the config that made the run, JSON
+  model                         what the parameters are, and the vocabulary
 Items are apart so that inference reads the weights alone, on any mesh. The
 folder gets its final name only when every process has written its part, so a
 name that is a number is a whole step.
@@ -11,7 +12,7 @@ name that is a number is a whole step.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +46,12 @@ def find(path: str | os.PathLike) -> epath.Path:
       f"{FOLDER}/<step>/ in it) or the folder of one step (with params/ in it)"
     )
   return root / str(max(steps))
+
+
+def holds_one(path: str | os.PathLike) -> bool:
+  """Whether there is a checkpoint of ours at a path, whole or not."""
+  path = epath.Path(path)
+  return (path / "params").exists() or (path / FOLDER).exists()
 
 
 def load_to_host(folder: epath.Path, name: str) -> Any:
@@ -108,6 +115,52 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(leaves, sep="/")
 
 
+def differences(
+  theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> list[str]:
+  """What keeps one set of arrays from standing for the other, a line each."""
+
+  def text(leaf):
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+  missing = [f" - {path}" for path in sorted(ours.keys() - theirs.keys())]
+  unexpected = [f" + {path}" for path in sorted(theirs.keys() - ours.keys())]
+  return [
+    *missing,
+    *unexpected,
+    *(
+      f"   {path}: checkpoint {text(theirs[path])}, config {text(ours[path])}"
+      for path in sorted(theirs.keys() & ours.keys())
+      if text(theirs[path]) != text(ours[path])
+    ),
+  ]
+
+
+def first_lines(lines: Sequence[str], limit: int = 20) -> str:
+  """A wrong width differs in every line; twenty of them tell it."""
+  rest = len(lines) - limit
+  more = [f"   ... and {rest} more"] if rest > 0 else []
+  return "\n".join([*lines[:limit], *more])
+
+
+class Params:
+  """The parameters of a checkpoint, by path."""
+
+  def __init__(self, folder: epath.Path):
+    self._folder = folder
+    self.stored = by_path(stored(folder, "params"))
+
+  def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The arrays of some paths, with the shardings that are asked for."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+      return by_path(load(self._folder, "params", nested(wanted)))
+
+  def __str__(self) -> str:
+    return str(self._folder)
+
+
 class JsonItem:
   """A JSON value as an Orbax item, in a file that people can read.
 
@@ -133,6 +186,29 @@ class JsonItem:
   async def load(self, directory):
     async def read():
       self.value = json.loads((directory / self.filename).read_text())
+
+    return read()
+
+
+class FilesItem:
+  """Text files as an Orbax item, written by the first process."""
+
+  def __init__(self, files: Mapping[str, str]):
+    self._files = dict(files)
+
+  async def save(self, directory):
+    async def write():
+      folder = await directory.await_creation()
+      if jax.process_index() == 0:
+        for name, text in self._files.items():
+          (folder / name).write_text(text)
+
+    return write()
+
+  async def load(self, directory):
+    async def read():
+      names = [path.name for path in directory.iterdir()]
+      self._files = {name: (directory / name).read_text() for name in names}
 
     return read()
 

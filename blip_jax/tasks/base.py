@@ -1,11 +1,13 @@
 """What the training loop knows of a task."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from blip_jax.models import config
 
@@ -21,7 +23,7 @@ class Task(Protocol):
   model: nn.Module
   predict_fns: Mapping[str, Callable]
 
-  def init(self, rng: PRNGKeyArray, batch: Batch) -> Params:
+  def init(self, rng: PRNGKeyArray) -> Params:
     """Fresh parameters, as they are stored and optimised."""
 
   def init_momentum(self, params: Params, rng: PRNGKeyArray) -> Any | None:
@@ -41,6 +43,47 @@ class Task(Protocol):
     train: bool = True,
   ) -> tuple[Float[Array, ""], tuple[Any | None, Metrics]]:
     """The loss of one batch, the next momentum state, and metrics."""
+
+
+class WithoutMomentum:
+  """What a task without a twin and a temperature has of `Task`."""
+
+  def init_momentum(self, params: Params, rng: PRNGKeyArray) -> None:
+    return None
+
+  def project(self, params: Params) -> Params:
+    return params
+
+  @property
+  def predict_fns(self) -> dict[str, Callable]:
+    return {}
+
+
+def passes(model: nn.Module, rng: PRNGKeyArray, train: bool) -> Callable:
+  """`(params, method, ...)`: applies it, each time with dropout of its own."""
+  count = itertools.count()
+
+  def run(params: Params, method: str, *args, **kwargs):
+    return model.apply(
+      {"params": params},
+      *args,
+      deterministic=not train,
+      method=method,
+      rngs={"dropout": jax.random.fold_in(rng, next(count))},
+      **kwargs,
+    )
+
+  return run
+
+
+def pixels(batch: Batch, key: str = "image") -> Float[Array, "B H W 3"]:
+  """Normalised pixels of a batch, whose images are uint8 or normalised."""
+  image = batch[key]
+  return normalise(image) if image.dtype == jnp.uint8 else image
+
+
+def text(batch: Batch) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+  return batch["input_ids"], batch["attention_mask"]
 
 
 def normalise(image: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:

@@ -1,4 +1,4 @@
-"""The three losses of pre-training, as functions of arrays (paper, 3.2).
+"""The losses of all tasks, as functions of arrays (paper, 3.2).
 
 Dimensions: B batch, G groups of b rows each (B = G * b; see `grouped`), K
 candidates, L text length, V vocabulary.
@@ -27,14 +27,16 @@ def itc_loss(
   return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(sim, axis=-1), axis=-1))
 
 
-def hard_negative_weights(sim: Float[Array, "G b b"]) -> Float[Array, "G b b"]:
+def hard_negative_weights(
+  sim: Float[Array, "G b b"], same: Bool[Array, "#G b b"], constant: float
+) -> Float[Array, "G b b"]:
   """How likely each row of a group is to be another's negative.
 
-  The small constant keeps every other row possible; the diagonal is the
-  positive itself.
+  `same` marks positives, which never are; `constant` is added to the others.
+  Nothing is learned through a draw.
   """
-  weights = jax.nn.softmax(sim, axis=-1) + 1e-4
-  return weights * (1 - jnp.eye(sim.shape[-1]))[None]
+  sim = jax.lax.stop_gradient(sim)
+  return jnp.where(same, 0.0, jax.nn.softmax(sim, axis=-1) + constant)
 
 
 def draw_negatives(
@@ -56,12 +58,12 @@ def take_in_group(
   return rows.reshape(x.shape)
 
 
-def itm_loss(
+def classification_loss(
   logits: Float[Array, "n 2"],
   labels: Int[Array, " n"],
   valid: Bool[Array, " n"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Mean cross-entropy of the valid pairs, and their accuracy."""
+  """Mean cross-entropy of the valid rows, and their accuracy."""
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
   correct = jnp.argmax(logits, axis=-1) == labels

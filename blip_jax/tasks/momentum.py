@@ -26,6 +26,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 Params = dict
 
+# The id in `idx_queue` of a row that no image has filled yet.
+NO_IMAGE = -100
+
 # What the twin copies.  It keeps cross-attention although it never looks at an
 # image: so do the released checkpoints.
 TWIN_PARTS = ("visual_encoder", "vision_proj", "text_encoder", "text_proj")
@@ -42,6 +45,7 @@ class Momentum:
   image_queue: Any  # float32 [Q, C]
   text_queue: Any  # float32 [Q, C]
   queue_ptr: Any  # int32 []: the row that is written next
+  idx_queue: Any = None  # int32 [Q]: of which images; retrieval has it
 
 
 def init(
@@ -74,6 +78,7 @@ def enqueue(
   momentum: Momentum,
   image_feat_m: Float[Array, "B C"],
   text_feat_m: Float[Array, "B C"],
+  image_id: Int[Array, " B"] | None = None,
 ) -> Momentum:
   """Overwrites the oldest rows, wrapping around.
 
@@ -86,13 +91,16 @@ def enqueue(
   kept = min(batch_size, queue_size)
   start = momentum.queue_ptr + batch_size - kept
   rows = (start + jnp.arange(kept)) % queue_size
-  write = lambda queue, feat: queue.at[rows].set(
-    feat[-kept:], unique_indices=True
+  write = lambda queue, new: queue.at[rows].set(
+    new[-kept:], unique_indices=True
   )
   return momentum.replace(
     image_queue=write(momentum.image_queue, image_feat_m),
     text_queue=write(momentum.text_queue, text_feat_m),
     queue_ptr=(momentum.queue_ptr + batch_size) % queue_size,
+    idx_queue=(
+      None if image_id is None else write(momentum.idx_queue, image_id)
+    ),
   )
 
 

@@ -1,0 +1,373 @@
+"""Opens a checkpoint of any kind, ours, the original's or Hugging Face's, as a
+model of ours: what it is, and leaves that are read when they are wanted.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from blip_jax.convert import (
+  adapt,
+  configs,
+  hub,
+  names,
+  reader,
+  registry,
+  weights,
+)
+from blip_jax.data import tokenizer as tokenizer_lib
+from blip_jax.models import card as card_lib
+from blip_jax.models import config as config_lib
+from blip_jax.models import families
+from blip_jax.runtime import checkpoint, sharding, snapshot
+
+# What the original's captioners were trained behind.
+PROMPT = "a picture of "
+BERT = "bert-base-uncased"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A model with its weights, most of them still in their file.
+
+  Attributes:
+    card: what it is.
+    leaves: `params/...`, and `momentum/...` if it has a twin.
+    tokenizer: None where its vocabulary was not found.
+    report: what became of every name.
+  """
+
+  card: card_lib.Card
+  leaves: weights.Leaves
+  tokenizer: tokenizer_lib.Tokenizer | None
+  report: weights.Report
+
+  @property
+  def stored(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the parameters."""
+    return {
+      path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+      for path, leaf in self.item("params").items()
+    }
+
+  def item(self, name: str) -> weights.Leaves:
+    """The leaves of `params` or `momentum`, by their paths in it."""
+    return {
+      path.removeprefix(f"{name}/"): leaf
+      for path, leaf in self.leaves.items()
+      if path.startswith(f"{name}/")
+    }
+
+  def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The parameters of some paths, each on the shards that it asks for."""
+    params = self.item("params")
+    return {
+      path: put(params[path], abstract.sharding)
+      for path, abstract in wanted.items()
+    }
+
+  def on_mesh(self, item: str, mesh: Mesh) -> dict[str, Any] | None:
+    """All of `params` or `momentum` as nested dicts; None if it has none."""
+    leaves = self.item(item)
+    if not leaves:
+      return None
+    shapes = {
+      path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+      for path, leaf in leaves.items()
+    }
+    placed = sharding.state_shardings(snapshot.nested(shapes), mesh)
+    placed = snapshot.by_path(placed)
+    return snapshot.nested(
+      {path: put(leaf, placed[path]) for path, leaf in leaves.items()}
+    )
+
+  def __str__(self) -> str:
+    return f"{self.card.source}\n{self.report}"
+
+
+def put(leaf: weights.Leaf, where: jax.sharding.Sharding) -> jax.Array:
+  """Reads a leaf onto its shards; a host reads what its devices hold."""
+  array = leaf.read()
+  # A copy: JAX would keep a view of the file otherwise, and give it away.
+  return jax.make_array_from_callback(
+    leaf.shape, where, lambda index: np.array(array[index], order="C")
+  )
+
+
+def open_checkpoint(
+  name_or_path: str | os.PathLike,
+  *,
+  task: str | None = None,
+  image_size: int | None = None,
+  model_config: str | os.PathLike | None = None,
+  tokenizer: str | os.PathLike | None = None,
+  keep_momentum: bool = True,
+) -> Checkpoint:
+  """Finds a checkpoint and describes it as a model of ours.
+
+  Args:
+    name_or_path: a released name (`registry.RELEASED`), a hub id, an URL, a
+      .pth or .safetensors file, a Hugging Face folder, a workdir or checkpoint
+      of ours.
+    task: the family that is wanted, if not the checkpoint's own; see
+      `adapt.py` for what is possible.
+    image_size: pixels a side, if not the checkpoint's; position embeddings are
+      interpolated.
+    model_config: a config file, where shapes do not tell the number of heads.
+    tokenizer: a vocabulary's directory or hub id, where none lies beside the
+      weights.
+    keep_momentum: whether twin and queues are wanted, where there are any.
+
+  Raises:
+    ValueError: it is none of these, is damaged or hostile, or does not fit;
+      says what was found where, and which argument helps.
+  """
+  if task is not None and task not in families.FAMILIES:
+    raise ValueError(
+      f"task: expected one of {families.FAMILIES}, found {task!r}"
+    )
+  path = hub.fetch(name_or_path)
+  name = os.fspath(name_or_path)
+  if path.is_dir() and snapshot.holds_one(path):
+    folder = snapshot.find(path)
+    opened = _open_ours(folder)
+    path = folder / "model"
+  else:
+    opened = _open_theirs(name, path, task, _hints(path, model_config))
+  opened = _with_tokenizer(opened, path, tokenizer)
+  return _as(opened, task, image_size, keep_momentum)
+
+
+def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
+  """Weights for a run whose model `card` describes.
+
+  A checkpoint of ours of that family is read shard by shard; anything else is
+  opened and adapted to it.
+  """
+  path = hub.fetch(name_or_path)
+  if path.is_dir() and snapshot.holds_one(path):
+    folder = snapshot.find(path)
+    opened = _open_ours(folder)
+    if opened.card.family == card.family:
+      return snapshot.Params(folder)
+  else:
+    hints = configs.read_hints(card.to_json())
+    opened = _open_theirs(name_or_path, path, card.family, hints)
+  leaves = adapt.to_family(
+    opened.leaves,
+    opened.card.family,
+    card.family,
+    card.config,
+    opened.report,
+    keep_momentum=False,
+  )
+  source = opened.card.source or str(path)
+  card = dataclasses.replace(card, source=source)
+  return dataclasses.replace(opened, card=card, leaves=leaves)
+
+
+def model_files(
+  card: card_lib.Card, tokenizer: tokenizer_lib.Tokenizer | None
+) -> dict[str, str]:
+  """What lies beside the weights: their description, vocabulary and the size
+  and statistics that pictures are brought to."""
+  files = {"model.json": _text(card.to_json())}
+  if tokenizer is not None:
+    files |= tokenizer.files()
+  return {**files, "preprocessor_config.json": _text(preprocessing(card))}
+
+
+def preprocessing(card: card_lib.Card) -> dict[str, Any]:
+  """In the words of Hugging Face's image processors."""
+  height, width = card.config.vit.image_size
+  return {
+    "image_processor_type": "BlipImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"height": height, "width": width},
+    "resample": 3,  # PIL's bicubic
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(config_lib.IMAGE_MEAN),
+    "image_std": list(config_lib.IMAGE_STD),
+  }
+
+
+def _as(
+  opened: Checkpoint,
+  task: str | None,
+  image_size: int | None,
+  keep_momentum: bool,
+) -> Checkpoint:
+  """The checkpoint as another family, or for another size of pictures."""
+  card = opened.card
+  if image_size is not None:
+    vit = dataclasses.replace(
+      card.config.vit, image_size=(image_size, image_size)
+    )
+    config = dataclasses.replace(card.config, vit=vit)
+    card = dataclasses.replace(card, config=config)
+  target = task or card.family
+  leaves = adapt.to_family(
+    opened.leaves,
+    opened.card.family,
+    target,
+    card.config,
+    opened.report,
+    keep_momentum,
+  )
+  adapt.check(leaves, target, card.config)
+  if target != card.family:
+    card = dataclasses.replace(
+      card,
+      family=target,
+      prompt=PROMPT if target == "caption" else "",
+      generation=registry.GENERATION.get(target, {}),
+    )
+  return dataclasses.replace(opened, card=card, leaves=leaves)
+
+
+def _open_ours(folder: epath.Path) -> Checkpoint:
+  file = folder / "model" / "model.json"
+  if not file.exists():
+    raise ValueError(
+      f"{folder} has no model/model.json, which says what its parameters are"
+    )
+  card = card_lib.Card.from_json(json.loads(file.read_text()))
+  leaves = {}
+  for item in ("params", "momentum"):
+    if (folder / item).exists():
+      # Read once, when the first of them is.
+      arrays = functools.cache(
+        lambda item=item: snapshot.by_path(snapshot.load_to_host(folder, item))
+      )
+      for name, leaf in snapshot.by_path(snapshot.stored(folder, item)).items():
+        read = lambda arrays=arrays, name=name: arrays()[name]
+        leaves[f"{item}/{name}"] = weights.Leaf(leaf.shape, leaf.dtype, read)
+  if card.family == "pretrain":
+    leaves = adapt.tie(leaves)
+  return Checkpoint(card, leaves, None, weights.Report())
+
+
+def _open_theirs(
+  name: str, path: pathlib.Path, task: str | None, hints: configs.Hints
+) -> Checkpoint:
+  tensors = reader.read(path)
+  layout = names.layout_of(tensors)
+  if layout is None:
+    raise ValueError(
+      f"{tensors.path}: none of its {len(tensors)} names is of a BLIP image "
+      f"tower (visual_encoder.* or vision_model.*); it begins with "
+      f"{weights.some(tensors)}"
+    )
+  report = weights.Report(warnings=list(hints.warnings))
+  if tensors.ignored:
+    report.drop("not weights", *tensors.ignored)
+  leaves = weights.from_theirs(tensors, layout, report)
+  family = adapt.family_of(leaves)
+  config = configs.from_shapes(leaves, task or family, hints)
+  released = registry.find(name) or registry.find(path.name)
+  if released and released.note:
+    report.warnings.append(released.note)
+  if layout == "hf":
+    report.warnings += _traps(path, family)
+  prompt = PROMPT if family == "caption" and layout == "original" else ""
+  generation = registry.GENERATION.get(family, {})
+  card = card_lib.Card(family, config, prompt, generation, path.name)
+  return Checkpoint(card, leaves, None, report)
+
+
+def _hints(path: pathlib.Path, given) -> configs.Hints:
+  """What config files say: the one that is given, else a folder's own.
+
+  The original splits its config in two; `vit.json` is read beside the given.
+  """
+  if given is None:
+    given = path / "config.json"
+    if not given.is_file():
+      return configs.Hints()
+  given = pathlib.Path(given)
+  hints = configs.read_hints(_json(given))
+  beside = given.parent / "vit.json"
+  if not hints.vit and beside.is_file():
+    hints.vit = configs.read_hints(_json(beside)).vit
+  return hints
+
+
+def _with_tokenizer(
+  opened: Checkpoint, path: pathlib.Path, given: str | os.PathLike | None
+) -> Checkpoint:
+  """Adds the given vocabulary, one beside the weights, or BERT's of the hub."""
+  med = opened.card.config.med
+  folder = path if path.is_dir() else path.parent
+  if given is None and tokenizer_lib.has_vocabulary(folder):
+    given = folder
+  why = f"the model's vocabulary of {med.vocab_size} tokens is not BERT's."
+  if given is None and med.vocab_size == configs.BERT_VOCAB:
+    try:
+      return _with_tokenizer(opened, path, BERT)
+    except ValueError as error:
+      why = str(error)
+  if given is None:
+    opened.report.warnings.append(
+      f"no vocabulary: {why} Give one with --tokenizer (tokenizer=); without, "
+      "the model takes and gives token ids only"
+    )
+    return opened
+  tokenizer = tokenizer_lib.Tokenizer.load(given)
+  if tokenizer.vocab_size != med.vocab_size:
+    raise ValueError(
+      f"{given}: a vocabulary of {tokenizer.vocab_size} tokens ([DEC] and "
+      f"[ENC] included) for a model of {med.vocab_size}; give the one that "
+      "belongs to these weights with --tokenizer (tokenizer=)"
+    )
+  tokens = config_lib.SpecialTokens(**tokenizer.special_ids)
+  config = dataclasses.replace(
+    opened.card.config, med=dataclasses.replace(med, tokens=tokens)
+  )
+  card = dataclasses.replace(opened.card, config=config)
+  return dataclasses.replace(opened, card=card, tokenizer=tokenizer)
+
+
+def _traps(path: pathlib.Path, family: str) -> list[str]:
+  """Where Hugging Face computes something else from the same weights."""
+  traps = []
+  if family in ("itm", "vqa"):
+    traps.append(
+      "Hugging Face encodes texts that look at an image with [CLS] first; here "
+      "it is [ENC], as in training (legacy_cls=True gives their numbers)"
+    )
+  file = path / "preprocessor_config.json"
+  if file.is_file():
+    found = _json(file)
+    for key, expected in (
+      ("image_mean", config_lib.IMAGE_MEAN),
+      ("image_std", config_lib.IMAGE_STD),
+    ):
+      if not np.allclose(found.get(key, expected), expected, atol=1e-6):
+        traps.append(
+          f"{file.name}: {key} is {found[key]}; set to {list(expected)}, which "
+          "BLIP was trained with"
+        )
+  return traps
+
+
+def _json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def _text(value: Any) -> str:
+  return json.dumps(value, indent=2) + "\n"

@@ -1,0 +1,101 @@
+"""The models of the paper: which parts each has, and how they start.
+
+One module serves all but NLVR, and a family is a set of its parts:
+
+  family     visual_encoder  text_encoder  text_decoder  heads
+  feature    yes             yes
+  caption    yes                           yes
+  vqa        yes             yes           yes
+  itm        yes             yes                         projections, ITM
+  retrieval  yes             yes                         projections, ITM, temp
+  pretrain   yes             yes           yes, tied     projections, ITM, temp
+  nlvr       yes             yes, twin                   cls_head
+
+Parameters are stored as they are learned: pre-training keeps what its text
+towers share once (`med.tie` fills it in), all others share nothing.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from blip_jax.models import blip, med, nlvr
+from blip_jax.models import config as config_lib
+
+# Of ITC, which divides similarities by it.
+INITIAL_TEMP = 0.07
+
+
+def _feature(model, image, *text):
+  model.encode_text(*text)
+  model.fuse(*text, model.project_image(model.encode_image(image)))
+
+
+def _caption(model, image, *text):
+  model.decode(*text, model.project_for_decoder(model.encode_image(image)))
+
+
+def _vqa(model, image, *text):
+  image_kv = model.project_image(model.encode_image(image))
+  question = model.fuse(*text, image_kv)
+  model.decode(*text, model.project_for_decoder(question))
+
+
+def _itm(model, image, *text):
+  image_embeds, _ = model.image_features(image)
+  model.text_feat(*text)
+  model.match(*text, model.project_image(image_embeds))
+
+
+def _pretrain(model, image, *text):
+  _itm(model, image, *text)
+  _caption(model, image, *text)
+
+
+def _nlvr(model, image, *text):
+  model(jnp.concatenate([image, image]), *text)
+
+
+# What visits every parameter of a family, once or more.
+_VISITS: dict[str, Callable] = {
+  "feature": _feature,
+  "caption": _caption,
+  "vqa": _vqa,
+  "itm": _itm,
+  "retrieval": _itm,
+  "pretrain": _pretrain,
+  "nlvr": _nlvr,
+}
+FAMILIES = tuple(_VISITS)
+# Those that learn a temperature, and have a momentum twin with queues.
+WITH_MOMENTUM = ("retrieval", "pretrain")
+
+
+def build(family: str, config: config_lib.BlipConfig) -> nn.Module:
+  """The module of a family."""
+  return nlvr.Nlvr(config) if family == "nlvr" else blip.Blip(config)
+
+
+def init(
+  family: str, config: config_lib.BlipConfig, rng: PRNGKeyArray
+) -> med.Params:
+  """Fresh parameters, as they are stored; `jax.eval_shape` gives shapes."""
+  image = jnp.zeros((1, *config.vit.image_size, 3))
+  ids = jnp.zeros((1, 2), jnp.int32)
+  model = build(family, config)
+  params = model.init(
+    rng, image, ids, jnp.ones_like(ids), method=_VISITS[family]
+  )["params"]
+  if family in WITH_MOMENTUM:
+    params = {**params, "temp": jnp.float32(INITIAL_TEMP)}
+  return med.drop_tied(params) if family == "pretrain" else params
+
+
+@functools.lru_cache
+def abstract(family: str, config: config_lib.BlipConfig) -> med.Params:
+  """Shapes and dtypes of a family's parameters."""
+  return jax.eval_shape(lambda: init(family, config, jax.random.key(0)))

@@ -1,0 +1,225 @@
+"""ITC and ITM with a momentum twin: what pre-training and retrieval share.
+
+A step of both follows the order that `tasks/momentum.py` numbers.
+
+Dimensions: B batch, G groups of b rows (see `losses.grouped`), L text length,
+C joint embedding, Q queue, K = b + Q candidates.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from blip_jax.models import blip
+from blip_jax.tasks import base, losses
+from blip_jax.tasks import momentum as momentum_lib
+
+Draw = Callable[[PRNGKeyArray, Float[Array, "G b b"]], Int[Array, "G b"]]
+
+
+class Features(NamedTuple):
+  """What student and twin see in a batch, and the twin after its EMA."""
+
+  image_embeds: Float[Array, "B N D"]
+  image_feat: Float[Array, "B C"]
+  text_feat: Float[Array, "B C"]
+  image_feat_m: Float[Array, "B C"]
+  text_feat_m: Float[Array, "B C"]
+  momentum: momentum_lib.Momentum
+
+
+@dataclasses.dataclass(frozen=True)
+class Align:
+  """ITC and ITM.
+
+  Attributes:
+    model: with the parts of its family (`models/families.py`).
+    queue_size: past features that ITC also compares with.
+    momentum: decay of the twin's parameters.
+    alpha: final weight of the twin's soft targets.
+    alpha_ramp_steps: steps until `alpha` is reached.
+    groups: rows of other groups are no ITC candidates; 1 is the whole batch,
+      the number of data shards is the original.
+    num_shards: data shards that the batch lies on.
+    draw: picks a negative a row; tests inject recorded draws.
+  """
+
+  model: blip.Blip
+  queue_size: int
+  momentum: float
+  alpha: float
+  alpha_ramp_steps: int
+  groups: int = 1
+  num_shards: int = 1
+  draw: Draw = losses.draw_negatives
+
+  def init_momentum(
+    self, params: base.Params, rng: PRNGKeyArray
+  ) -> momentum_lib.Momentum:
+    embed_dim = self.model.config.embed_dim
+    return momentum_lib.init(params, self.queue_size, embed_dim, rng)
+
+  def project(self, params: base.Params) -> base.Params:
+    return momentum_lib.clamp_temp(params)
+
+  def features(
+    self,
+    run: Callable,
+    params: base.Params,
+    momentum: momentum_lib.Momentum,
+    image: Float[Array, "B H W 3"],
+    ids: Int[Array, "B L"],
+    mask: Int[Array, "B L"],
+  ) -> Features:
+    """Steps 2-4: the student, then its twin after the twin's EMA."""
+    image_embeds, image_feat = run(params, "image_features", image)
+    text_feat = run(params, "text_feat", ids, mask)
+    momentum = momentum_lib.ema(
+      jax.lax.stop_gradient(params), momentum, self.momentum
+    )
+    twin = jax.lax.stop_gradient({**params, **momentum.params_m})
+    _, image_feat_m = run(twin, "image_features", image)
+    text_feat_m = run(twin, "text_feat", ids, mask)
+    return Features(
+      image_embeds, image_feat, text_feat, image_feat_m, text_feat_m, momentum
+    )
+
+  def itc(
+    self,
+    seen: Features,
+    temp: Float[Array, ""],
+    alpha: Float[Array, ""],
+    hard: Float[Array, "B K"],
+  ) -> tuple[Float[Array, ""], tuple[Float[Array, "B K"], ...]]:
+    """Steps 5-6: against [the twin's features of the group; queue].
+
+    Returns:
+      The mean of both directions, and the student's similarities (i2t, t2i).
+    """
+
+    def compare(feat, feat_m, queue):
+      in_group = jnp.einsum(
+        "gic,gjc->gij",
+        losses.grouped(feat, self.groups),
+        losses.grouped(feat_m, self.groups),
+      ).reshape(len(feat), -1)
+      return jnp.concatenate([in_group, feat @ queue.T], axis=1)
+
+    def similarities(image_feat, text_feat, temp):
+      texts, images = seen.momentum.text_queue, seen.momentum.image_queue
+      sim_i2t = compare(image_feat, seen.text_feat_m, texts)
+      sim_t2i = compare(text_feat, seen.image_feat_m, images)
+      return sim_i2t / temp, sim_t2i / temp
+
+    sims = similarities(seen.image_feat, seen.text_feat, temp)
+    sims_m = similarities(
+      seen.image_feat_m, seen.text_feat_m, jax.lax.stop_gradient(temp)
+    )
+    directions = [
+      losses.itc_loss(sim, momentum_lib.soft_targets(sim_m, hard, alpha))
+      for sim, sim_m in zip(sims, sims_m, strict=True)
+    ]
+    return 0.5 * sum(directions), sims
+
+  def negatives(
+    self,
+    key: PRNGKeyArray,
+    weights_t2i: Float[Array, "G b b"],
+    weights_i2t: Float[Array, "G b b"],
+  ) -> list[tuple[Int[Array, "G b"], Bool[Array, " B"]]]:
+    """Draws a negative image for each text, then a text for each image.
+
+    Returns:
+      Twice (its index in the group, whether the row has any).
+    """
+    keys = jax.random.split(key)
+    return [
+      (self.draw(key, weights), (weights.sum(-1) > 0).reshape(-1))
+      for key, weights in zip(keys, (weights_t2i, weights_i2t), strict=True)
+    ]
+
+  def itm(
+    self,
+    run: Callable,
+    params: base.Params,
+    image_embeds: Float[Array, "B N D"],
+    image_kv,
+    ids: Int[Array, "B L"],
+    mask: Int[Array, "B L"],
+    negatives,
+  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Step 8: true pairs, (negative image, text) and (image, negative text).
+
+    Returns:
+      The loss and its accuracy.
+    """
+    match = functools.partial(run, params, "match")
+    (neg_image, has_image), (neg_text, has_text) = negatives
+    if len(neg_image) == self.num_shards:
+      take = lambda x: losses.take_in_group(x, neg_image)
+      image_kv_neg = jax.tree.map(take, image_kv)
+    else:
+      # From other devices: one layer of tokens is less to send than keys and
+      # values of all layers, and cheap to project again.
+      image_kv_neg = self.project_image(
+        params, losses.take_in_group(image_embeds, neg_image)
+      )
+    # The true and the negative text of an image side by side, so that both
+    # look at its one set of keys.
+    both = lambda x: jnp.stack(
+      [x, losses.take_in_group(x, neg_text)], axis=1
+    ).reshape(-1, x.shape[-1])
+    own_image = match(both(ids), both(mask), image_kv)
+    other_image = match(ids, mask, image_kv_neg)
+    return losses.classification_loss(
+      jnp.concatenate([own_image[0::2], other_image, own_image[1::2]]),
+      jnp.repeat(jnp.array([1, 0, 0]), len(ids)),
+      jnp.concatenate([jnp.ones_like(has_image), has_image, has_text]),
+    )
+
+  def project_image(self, params: base.Params, image_embeds):
+    """Keys and values of images, for every text that looks at them."""
+    return self.model.apply(
+      {"params": params}, image_embeds, method="project_image"
+    )
+
+  def whole(self, params: base.Params) -> base.Params:
+    """Stored parameters as the model takes them."""
+    return params
+
+  @property
+  def predict_fns(self) -> dict[str, Callable]:
+    return {
+      "image_features": self._image_features,
+      "text_feat": self._text_feat,
+      "match": self._match,
+    }
+
+  def _image_features(self, params, image):
+    """uint8 images to (image_embeds, image_feat)."""
+    return self.model.apply(
+      {"params": self.whole(params)},
+      base.normalise(image),
+      method="image_features",
+    )
+
+  def _text_feat(self, params, input_ids, attention_mask):
+    return self.model.apply(
+      {"params": self.whole(params)},
+      input_ids,
+      attention_mask,
+      method="text_feat",
+    )
+
+  def _match(self, params, image_embeds, input_ids, attention_mask):
+    """ITM logits [B, 2] of B texts with their B/I-th image."""
+    params = self.whole(params)
+    kv = self.project_image(params, image_embeds)
+    return self.model.apply(
+      {"params": params}, input_ids, attention_mask, kv, method="match"
+    )

@@ -1,0 +1,77 @@
+"""Converts BLIP weights between the original, Hugging Face and this project.
+
+  python tools/convert_checkpoint.py SRC DST [--task T] [--layout L]
+
+SRC is a released name (model_base_retrieval_coco), a hub id
+(Salesforce/blip-vqa-base), a .pth or .safetensors file, a Hugging Face folder,
+or a run or checkpoint of this project.  DST is a new folder with weights,
+config, vocabulary and preprocessing.  Prints what became of every name.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from blip_jax.convert import export, source
+from blip_jax.models import families
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("source", metavar="SRC")
+  parser.add_argument("target", metavar="DST")
+  parser.add_argument(
+    "--task", choices=families.FAMILIES, help="default: what SRC is"
+  )
+  parser.add_argument(
+    "--layout", choices=export.LAYOUTS, default="orbax", help="default: orbax"
+  )
+  parser.add_argument(
+    "--model-config",
+    metavar="FILE",
+    help="a config with the number of heads, where the widths are not BERT's "
+    "and ViT's: model.json, config.json of Hugging Face, or the original's "
+    "med_config.json (with vit.json beside it)",
+  )
+  parser.add_argument(
+    "--tokenizer",
+    metavar="DIR",
+    help="a folder with vocab.txt, or a hub id; default: beside SRC, else "
+    f"{source.BERT}",
+  )
+  parser.add_argument(
+    "--image-size", type=int, help="pixels a side; default: SRC's"
+  )
+  parser.add_argument(
+    "--no-momentum", action="store_true", help="leave out twin and queues"
+  )
+  args = parser.parse_args(argv)
+  try:
+    checkpoint = source.open_checkpoint(
+      args.source,
+      task=args.task,
+      image_size=args.image_size,
+      model_config=args.model_config,
+      tokenizer=args.tokenizer,
+      keep_momentum=not args.no_momentum,
+    )
+    path = export.write(checkpoint, args.target, args.layout)
+  except ValueError as error:
+    print(f"convert_checkpoint: {error}", file=sys.stderr)
+    return 1
+  card = checkpoint.card
+  height, width = card.config.vit.image_size
+  print(f"{card.family} model for pictures of {height} x {width} pixels")
+  print(checkpoint.report)
+  print(f"written to {path}")
+  return 0
+
+
+if __name__ == "__main__":
+  # Bytes are moved, nothing is computed: no accelerator is waited for.
+  jax.config.update("jax_platforms", "cpu")
+  sys.exit(main())

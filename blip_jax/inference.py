@@ -7,6 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from blip_jax.convert import source
 from blip_jax.data import tokenizer as tokenizer_lib
@@ -36,7 +38,14 @@ class Model:
   mesh: jax.sharding.Mesh
 
   def apply(self, *args, method: str | None = None, **kwargs) -> Any:
-    """Calls a method of the module, without dropout, with these parameters."""
+    """Calls a method of the module, without dropout, with these parameters.
+
+    Takes NumPy's arrays as well as JAX's.
+    """
+    args, kwargs = jax.tree.map(
+      lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
+      (args, kwargs),
+    )
     return self.module.apply(
       {"params": self.params}, *args, method=method, **kwargs
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blip_jax.convert import weights
+from blip_jax.convert import reader, weights
 from blip_jax.models import config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -45,8 +45,8 @@ def arrays(case: str) -> dict[str, jax.Array | np.ndarray]:
 
 
 def state_dict(name: str, prefix: str = "") -> dict[str, np.ndarray]:
-  with np.load(GOLDEN / "ckpt" / f"{name}.npz") as data:
-    return {prefix + key: data[key] for key in data.files}
+  tensors = reader.read(GOLDEN / "ckpt" / f"{name}.pth")
+  return {prefix + key: array for key, array in tensors.items()}
 
 
 def unflatten(flat: dict[str, np.ndarray]) -> dict:

@@ -9,8 +9,10 @@ Paths are of leaves: `params/...` and `momentum/...`.
 
 import math
 import re
+from collections.abc import Collection
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -43,14 +45,14 @@ _FRESH = {
 }
 
 
-def family_of(leaves: Leaves) -> str:
+def family_of(paths: Collection[str]) -> str:
   """Whose parts these are.
 
   Raises:
     ValueError: nobody's.
   """
-  parts = {path.split("/")[1] for path in leaves if path.startswith("params/")}
-  has_twin = any(path.startswith("momentum/") for path in leaves)
+  parts = {path.split("/")[1] for path in paths if path.startswith("params/")}
+  has_twin = any(path.startswith("momentum/") for path in paths)
   if "cls_head" in parts:
     return "nlvr"
   if "text_decoder" in parts:
@@ -204,7 +206,7 @@ def _resize(leaves: Leaves, grid: tuple[int, int], report: Report) -> None:
       (1, 1 + math.prod(grid), leaf.shape[2]),
       leaf.dtype,
       lambda leaf=leaf, side=side: np.asarray(
-        vit.resize_pos_embed(np.asarray(leaf.read()), (side, side), grid)
+        vit.resize_pos_embed(jnp.asarray(leaf.read()), (side, side), grid)
       ),
     )
     report.change(RESIZED.format((side, side), grid), path)

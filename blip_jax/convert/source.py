@@ -140,7 +140,7 @@ def open_checkpoint(
   if path.is_dir() and snapshot.holds_one(path):
     folder = snapshot.find(path)
     opened = _open_ours(folder)
-    path = folder / "model"
+    path = pathlib.Path(folder) / "model"
   else:
     opened = _open_theirs(name, path, task, _hints(path, model_config))
   opened = _with_tokenizer(opened, path, tokenizer)

@@ -223,7 +223,7 @@ def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
 
 def begin_with(token: int, input_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
   """Puts the token that says what a text is for at position 0."""
-  return jnp.asarray(input_ids).at[:, 0].set(token)
+  return input_ids.at[:, 0].set(token)
 
 
 def tie(params: Params) -> Params:

@@ -73,7 +73,7 @@ def pretrain() -> ConfigDict:
       checkpoint=dict(every_steps=1000, keep=2, keep_every_steps=0),
       init=dict(
         restore="",  # a workdir whose whole state to start from
-        weights="",  # a workdir whose parameters to start from
+        weights="",  # parameters to start from; what blip_jax.load takes
         allow_missing=(),  # patterns of parameters that stay fresh
         allow_unexpected=(),  # patterns of parameters that are dropped
       ),

@@ -273,6 +273,20 @@ def test_every_name_is_accounted_for(tmp_path, capsys, change, told):
   assert not (tmp_path / "out").exists()
 
 
+def test_unknown_names_may_be_dropped_by_name(tmp_path):
+  path = resaved(tmp_path, add)
+  drop = [r"text_decoder\.bert\.pooler\..*"]
+  checkpoint = source.open_checkpoint(path, drop=drop, **LIKE)
+  assert checkpoint.report.dropped[weights.AS_ASKED] == [
+    "text_decoder.bert.pooler.dense.weight"
+  ]
+  # A name that is needed is missed all the same.
+  with pytest.raises(
+    ValueError, match=r" - params/visual_encoder/ln_post/bias"
+  ):
+    source.open_checkpoint(path, drop=[*drop, r".*encoder\.norm\.bias"], **LIKE)
+
+
 def test_heads_must_be_told_where_shapes_do_not():
   with pytest.raises(ValueError, match=r"48 wide; how many heads.*--model-con"):
     source.open_checkpoint(golden("blip_decoder"), tokenizer=TINY)

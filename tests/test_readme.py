@@ -24,6 +24,14 @@ BLOCKS = [
 ]
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
+# The file that the README converts is a golden one here, whose sizes need
+# to be told.
+GOLDEN = ROOT / "tests" / "golden"
+TOLD = (
+  f"--model-config={GOLDEN}/configs/med_config.json",
+  f"--tokenizer={GOLDEN}/tokenizer/tiny",
+)
+
 # Added to every run, so that it takes seconds.
 SHRINK = (
   "--config.num_steps=2",
@@ -39,8 +47,11 @@ SHRINK = (
 def user_dir(tmp_path_factory):
   """A checkout, and the files that a user of the README has."""
   folder = tmp_path_factory.mktemp("user")
-  for name in ("configs", "tools"):
+  for name in ("configs", "tools", "tests"):
     (folder / name).symlink_to(ROOT / name)
+  (folder / "model_base_caption_capfilt_large.pth").symlink_to(
+    GOLDEN / "ckpt" / "blip_decoder.pth"
+  )
   pictures, shards = folder / "pictures", folder / "shards"
   pictures.mkdir()
   shards.mkdir()
@@ -77,6 +88,8 @@ def test_commands(command, user_dir):
   words[0] = sys.executable
   if "blip_jax.main" in words:
     words += SHRINK
+  if "model_base_caption_capfilt_large.pth" in words:
+    words += TOLD
   done = subprocess.run(
     words,
     cwd=user_dir,
@@ -97,6 +110,19 @@ def test_commands(command, user_dir):
     assert "results.json" in promised
   if "--digest" in command:
     assert re.search(r"^params [0-9a-f]{64}$", done.stdout, re.MULTILINE)
+
+
+def test_python(user_dir):
+  """After the commands, for it looks at a run of theirs."""
+  (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+  done = subprocess.run(
+    [sys.executable, "-c", block],
+    cwd=user_dir,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert re.search(r"cosine \[\[.*\]\] no match, match", done.stdout)
 
 
 def test_every_config_is_in_the_table():

@@ -49,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--no-momentum", action="store_true", help="leave out twin and queues"
   )
+  parser.add_argument(
+    "--drop",
+    metavar="REGEX",
+    nargs="+",
+    default=(),
+    help="names in SRC that may be left out, if no rule knows them",
+  )
   args = parser.parse_args(argv)
   try:
     checkpoint = source.open_checkpoint(
@@ -58,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       model_config=args.model_config,
       tokenizer=args.tokenizer,
       keep_momentum=not args.no_momentum,
+      drop=args.drop,
     )
     path = export.write(checkpoint, args.target, args.layout)
   except ValueError as error:

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -111,6 +111,7 @@ def open_checkpoint(
   model_config: str | os.PathLike | None = None,
   tokenizer: str | os.PathLike | None = None,
   keep_momentum: bool = True,
+  drop: Sequence[str] = (),
 ) -> Checkpoint:
   """Finds a checkpoint and describes it as a model of ours.
 
@@ -126,6 +127,7 @@ def open_checkpoint(
     tokenizer: a vocabulary's directory or hub id, where none lies beside the
       weights.
     keep_momentum: whether twin and queues are wanted, where there are any.
+    drop: regular expressions for names in the file that may be left out.
 
   Raises:
     ValueError: it is none of these, is damaged or hostile, or does not fit;
@@ -142,7 +144,8 @@ def open_checkpoint(
     opened = _open_ours(folder)
     path = pathlib.Path(folder) / "model"
   else:
-    opened = _open_theirs(name, path, task, _hints(path, model_config))
+    hints = _hints(path, model_config)
+    opened = _open_theirs(name, path, task, hints, drop)
   opened = _with_tokenizer(opened, path, tokenizer)
   return _as(opened, task, image_size, keep_momentum)
 
@@ -260,7 +263,11 @@ def _open_ours(folder: epath.Path) -> Checkpoint:
 
 
 def _open_theirs(
-  name: str, path: pathlib.Path, task: str | None, hints: configs.Hints
+  name: str,
+  path: pathlib.Path,
+  task: str | None,
+  hints: configs.Hints,
+  drop: Sequence[str] = (),
 ) -> Checkpoint:
   tensors = reader.read(path)
   layout = names.layout_of(tensors)
@@ -273,14 +280,14 @@ def _open_theirs(
   report = weights.Report(warnings=list(hints.warnings))
   if tensors.ignored:
     report.drop("not weights", *tensors.ignored)
-  leaves = weights.from_theirs(tensors, layout, report)
+  leaves = weights.from_theirs(tensors, layout, report, drop)
   family = adapt.family_of(leaves)
   config = configs.from_shapes(leaves, task or family, hints)
   released = registry.find(name) or registry.find(path.name)
   if released and released.note:
     report.warnings.append(released.note)
   if layout == "hf":
-    report.warnings += _traps(path, family)
+    report.warnings += _traps(path, family, config)
   prompt = PROMPT if family == "caption" and layout == "original" else ""
   generation = registry.GENERATION.get(family, {})
   card = card_lib.Card(family, config, prompt, generation, path.name)
@@ -339,13 +346,20 @@ def _with_tokenizer(
   return dataclasses.replace(opened, card=card, tokenizer=tokenizer)
 
 
-def _traps(path: pathlib.Path, family: str) -> list[str]:
+def _traps(
+  path: pathlib.Path, family: str, config: config_lib.BlipConfig
+) -> list[str]:
   """Where Hugging Face computes something else from the same weights."""
   traps = []
   if family in ("itm", "vqa"):
     traps.append(
       "Hugging Face encodes texts that look at an image with [CLS] first; here "
       "it is [ENC], as in training (legacy_cls=True gives their numbers)"
+    )
+  if family == "vqa" and config.vit.image_size == (384, 384):
+    traps.append(
+      "position embeddings are for 384 x 384 pixels; the original answers at "
+      "480, and they cannot be scaled back"
     )
   file = path / "preprocessor_config.json"
   if file.is_file():

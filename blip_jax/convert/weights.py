@@ -6,7 +6,8 @@ rule that has a name, or an error.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from blip_jax.convert import names, reader
 
 POSITION_IDS = "position ids are only counted"
+AS_ASKED = "left out as asked"
 TIED = "tied: the same tensor under another name"
 LM_MATRIX_WINS = (
   "the LM matrix differs from the word embeddings that it should be: it wins, "
@@ -85,7 +87,10 @@ class Report:
 
 
 def from_theirs(
-  tensors: Mapping[str, Any], layout: str, report: Report
+  tensors: Mapping[str, Any],
+  layout: str,
+  report: Report,
+  drop: Sequence[str] = (),
 ) -> Leaves:
   """Leaves of ours for every name of theirs.
 
@@ -93,6 +98,7 @@ def from_theirs(
     tensors: names and arrays; a `reader.Tensors` is not read.
     layout: one of `names.LAYOUTS`.
     report: takes note of all names.
+    drop: regular expressions for whole names that may be left out.
 
   Raises:
     ValueError: lists the names that the table does not know, or what is
@@ -100,6 +106,9 @@ def from_theirs(
   """
   leaves, unknown = {}, []
   for name in tensors:
+    if any(re.fullmatch(pattern, name) for pattern in drop):
+      report.drop(AS_ASKED, name)
+      continue
     match = names.of_theirs(name, layout)
     if match is None:
       if names.POSITION_IDS.fullmatch(name):
@@ -118,10 +127,11 @@ def from_theirs(
   if unknown:
     raise ValueError(
       f"{len(unknown)} names that no BLIP model has: {some(unknown, 20)}. Is "
-      "this another architecture, or a wrapper that prefixes its names?"
+      "this another architecture, or a wrapper that prefixes its names? What "
+      "may be left out, name with --drop (drop=)"
     )
   for name, twin in names.TIED.items():
-    if name in tensors:
+    if name in tensors and name not in report.dropped.get(AS_ASKED, ()):
       _settle(tensors, name, twin, layout, leaves, report)
   return leaves
 

@@ -2,6 +2,7 @@
 model of ours: what it is, and leaves that are read when they are wanted.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -86,9 +87,10 @@ class Checkpoint:
     }
     placed = sharding.state_shardings(snapshot.nested(shapes), mesh)
     placed = snapshot.by_path(placed)
-    return snapshot.nested(
-      {path: put(leaf, placed[path]) for path, leaf in leaves.items()}
-    )
+    # To copy lets other threads run, which turns to the next array meanwhile.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      arrays = pool.map(lambda path: put(leaves[path], placed[path]), leaves)
+      return snapshot.nested(dict(zip(leaves, arrays, strict=True)))
 
   def __str__(self) -> str:
     return f"{self.card.source}\n{self.report}"

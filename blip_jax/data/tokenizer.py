@@ -51,10 +51,10 @@ class Tokenizer:
     Raises:
       ValueError: if there is no such vocabulary, or it cannot be used.
     """
+    directory = _directory(name_or_dir)
     # It takes a second to import, and workers that only encode can do without.
     import transformers
 
-    directory = _directory(name_or_dir)
     # Not `BertTokenizerFast(vocab_file=...)`: transformers 5 ignores the
     # argument and makes every word [UNK].
     bert = transformers.BertTokenizerFast.from_pretrained(directory)

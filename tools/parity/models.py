@@ -1,0 +1,228 @@
+"""Cases of whole models without a twin, and of Hugging Face's, which have [CLS]
+where training had [ENC].
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blip_jax.tasks import caption as caption_lib
+from blip_jax.tasks import losses
+from blip_jax.tasks import nlvr as nlvr_lib
+from blip_jax.tasks import vqa as vqa_lib
+from parity import replay
+from parity.goldens import Golden
+
+# The original's, for texts of which the goldens did not keep the ids.
+CAPTION_LENGTH = 40
+TEXT_LENGTH = 35
+
+
+def blip_base(golden: Golden) -> None:
+  opened = replay.open_case(golden)
+  image = golden.image("image")
+  for i, text in enumerate(golden.fact("captions")):
+    inputs = image[i : i + 1], *golden.tokens(f"caption{i}", [text])
+    found = _features(opened.model, opened.params, *inputs)
+    golden.compare(
+      {f"{name}{i}": x for name, x in found.items()}, replay.MODULE
+    )
+
+
+@replay.jit_of_model
+def _features(model, params, image, ids, mask):
+  call = replay.bound(model, params)
+  embeds = call("encode_image", image)
+  return {
+    "image_embeds": embeds,
+    "text": call("encode_text", ids, mask),
+    "multimodal": call("fuse", ids, mask, call("project_image", embeds)),
+  }
+
+
+def blip_itm(golden: Golden) -> None:
+  opened = replay.open_case(golden)
+  text = golden.tokens("caption", golden.fact("captions"))
+  for suffix in ("", "_one"):
+    if f"image{suffix}" in golden:
+      image = golden.image(f"image{suffix}")
+      found = match(opened.model, opened.params, image, *text)
+      ours = {f"{name}{suffix}": found[name] for name in ("itm", "itc")}
+      golden.compare(ours, replay.MODEL)
+
+
+@replay.jit_of_model
+def match(model, params, image, ids, mask):
+  """Both scores of the original's demo, and what they are made of."""
+  call = replay.bound(model, params)
+  image_embeds, image_feat = call("image_features", image)
+  kv = call("project_image", image_embeds)
+  return {
+    "itm": call("match", ids, mask, kv, legacy_cls=True),
+    "itc": image_feat @ call("text_feat", ids, mask).T,
+    "fused": call("fuse", ids, mask, kv, legacy_cls=True),
+    "text": call("encode_text", ids, mask),
+  }
+
+
+def blip_decoder(golden: Golden) -> None:
+  opened = replay.open_case(golden)
+  prompt, texts = golden.config["prompt"], golden.fact("captions")
+  golden.compare_fact("prompt_length", prompt_length(opened, prompt))
+  ids, mask = golden.tokens("caption", texts)
+  image = golden.image("image")
+  batch = {"image": image, "input_ids": ids, "attention_mask": mask}
+  head = "text_decoder/lm_head"
+  task = caption_lib.Caption(opened.model, golden.fact("prompt_length"))
+  seen = replay.compare_loss(
+    golden, opened, task, batch, "visual_encoder", head
+  )
+  logits, embeds = seen[head][0], seen["visual_encoder"][0]
+  golden.compare({"logits": logits, "image_embeds": embeds}, replay.MODEL)
+  started = ids.copy()
+  started[:, 0] = opened.model.config.med.tokens.dec
+  golden.compare({"decoder_input_ids": started}, replay.EXACT)
+  if "labels" in golden:
+    lm = logits, jnp.asarray(golden.input("labels")), task.label_smoothing
+    golden.compare(
+      {"loss": losses.lm_loss(*lm)}, replay.MODEL, "loss of labels"
+    )
+  if "loss.prompt2" in golden:
+    other = golden.fact("gen.prompt2.prompt")
+    length = prompt_length(opened, other)
+    golden.compare_fact("gen.prompt2.prompt_length", length)
+    texts = [other + text.removeprefix(prompt) for text in texts]
+    loss = caption_loss(opened, image, texts, length)
+    golden.compare({"loss.prompt2": loss}, replay.MODEL)
+
+
+def prompt_length(opened: replay.Opened, prompt: str) -> int:
+  """Without the [SEP] that ends it when it stands alone."""
+  _, mask = opened.checkpoint.tokenizer.encode([prompt], CAPTION_LENGTH)
+  return int(mask.sum()) - 1
+
+
+def caption_loss(opened: replay.Opened, image, texts, prompt_length: int):
+  length = min(CAPTION_LENGTH, opened.model.config.med.max_positions)
+  ids, mask = opened.checkpoint.tokenizer.encode(texts, length)
+  batch = {"image": image, "input_ids": ids, "attention_mask": mask}
+  task = caption_lib.Caption(opened.model, prompt_length)
+  return replay.jit(replay.loss_fn(task))(opened.params, batch)[0]
+
+
+def blip_vqa(golden: Golden) -> None:
+  opened = replay.open_case(golden)
+  question = golden.tokens("question", golden.fact("questions"))
+  answer = golden.tokens("answer", golden.fact("answers"))
+  head = "text_decoder/lm_head"
+  seen = replay.compare_loss(
+    golden,
+    opened,
+    vqa_lib.Vqa(opened.model),
+    {
+      "image": golden.image("image"),
+      **answers(question, answer, golden.fact("n"), golden.input("weights")),
+    },
+    head,
+  )
+  golden.compare({"answer_logits": seen[head][0]}, replay.MODEL)
+
+
+def answers(question, answer, numbers, weight) -> dict[str, np.ndarray]:
+  """Some answers to each question, as the task takes them."""
+  return {
+    "question_ids": question[0],
+    "question_mask": question[1],
+    "answer_ids": answer[0],
+    "answer_mask": answer[1],
+    "answer_weight": weight,
+    "answer_question": np.repeat(np.arange(len(numbers)), numbers),
+  }
+
+
+def blip_nlvr(golden: Golden) -> None:
+  opened = replay.open_case(golden)
+  ids, mask = golden.tokens("text", golden.fact("texts"))
+  first, second = np.split(golden.image("image"), 2)
+  batch = {
+    "image_0": first,
+    "image_1": second,
+    "input_ids": ids,
+    "attention_mask": mask,
+    "label": golden.input("targets"),
+  }
+  task, layer = nlvr_lib.Nlvr(opened.model), "text_encoder/layer_0"
+  paths = {
+    "prediction": "cls_head",
+    "layer0_crossattn": f"{layer}/crossattention",
+  }
+  seen = replay.compare_loss(golden, opened, task, batch, *paths.values())
+  golden.compare(
+    {name: seen[path][0] for name, path in paths.items()}, replay.MODEL
+  )
+
+
+def hf_caption(golden: Golden) -> None:
+  opened = replay.Opened.of(golden.open(*golden.checkpoints))
+  names = "input_ids", "attention_mask"
+  inputs = golden.image("pixel_values"), *map(golden.input, names)
+  found = _hf_decode(opened.model, opened.params, *inputs)
+  golden.compare(found, replay.MODEL)
+  golden.compare({"loss": _hf_loss(golden, found["logits"])}, replay.MODEL)
+
+
+@replay.jit_of_model
+def _hf_decode(model, params, image, ids, mask):
+  call = replay.bound(model, params)
+  embeds = call("encode_image", image)
+  kv = call("project_for_decoder", embeds)
+  return {"image_embeds": embeds, "logits": call("decode", ids, mask, kv)}
+
+
+def _hf_loss(golden: Golden, logits: jax.Array) -> jax.Array:
+  file = golden.folder.path / golden.checkpoints[0] / "config.json"
+  smoothing = json.loads(file.read_text())["text_config"]["label_smoothing"]
+  return losses.lm_loss(logits, jnp.asarray(golden.input("labels")), smoothing)
+
+
+def hf_retrieval(golden: Golden) -> None:
+  opened = replay.Opened.of(golden.open(*golden.checkpoints))
+  names = "input_ids", "attention_mask"
+  inputs = golden.image("pixel_values"), *map(golden.input, names)
+  found = match(opened.model, opened.params, *inputs)
+  theirs = {
+    "itm_score": "itm",
+    "itc_score": "itc",
+    "question_embeds": "fused",
+    "text_embeds": "text",
+  }
+  golden.compare({name: found[x] for name, x in theirs.items()}, replay.MODEL)
+
+
+def hf_vqa(golden: Golden) -> None:
+  opened = replay.Opened.of(golden.open(*golden.checkpoints))
+  names = "input_ids", "attention_mask"
+  names = *names, *(f"decoder_{name}" for name in names)
+  inputs = golden.image("pixel_values"), *map(golden.input, names)
+  found = _hf_answer(opened.model, opened.params, *inputs)
+  golden.compare(found, replay.MODEL)
+  golden.compare(
+    {"loss": _hf_loss(golden, found["answer_logits"])}, replay.MODEL
+  )
+
+
+@replay.jit_of_model
+def _hf_answer(model, params, image, ids, mask, answer_ids, answer_mask):
+  call = replay.bound(model, params)
+  embeds = call("encode_image", image)
+  kv = call("project_image", embeds)
+  question = call("fuse", ids, mask, kv, legacy_cls=True)
+  # No `encoder_mask`: transformers 5 loses it on the way to its layers.
+  kv = call("project_for_decoder", question)
+  return {
+    "image_embeds": embeds,
+    "question_embeds": question,
+    "answer_logits": call("decode", answer_ids, answer_mask, kv),
+  }

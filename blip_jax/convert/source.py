@@ -358,6 +358,11 @@ def _traps(
       "Hugging Face encodes texts that look at an image with [CLS] first; here "
       "it is [ENC], as in training (legacy_cls=True gives their numbers)"
     )
+  if family == "vqa":
+    traps.append(
+      "transformers 5 lets answers look at the padding of questions (the mask "
+      "is lost on its way to the decoder); here they do not, as in training"
+    )
   if family == "vqa" and config.vit.image_size == (384, 384):
     traps.append(
       "position embeddings are for 384 x 384 pixels; the original answers at "

@@ -93,10 +93,12 @@ def _load(
   leaves = {**checkpoint.leaves, **given}
   state = replay.state(leaves, family)
   loaded = {f"{name}.loaded.{key}": x for key, x in state.items()}
-  golden.compare(loaded, replay.ROUNDING, f"{name}.loaded.*")
+  golden.compare(loaded, replay.MODULE, f"{name}.loaded.*")
   for suffix in ("", "_m"):
-    if x := [state.get(f"visual_encoder{suffix}.pos_embed")]:
-      golden.compare({f"{name}.pos_embed{suffix}": x[0]}, replay.ROUNDING)
+    key = f"visual_encoder{suffix}.pos_embed"
+    if key in state:
+      ours = {f"{name}.pos_embed{suffix}": state[key]}
+      golden.compare(ours, replay.MODULE)
   layer = "text_encoder.encoder.layer.{}.crossattention.{}"
   layers = {
     match[0]: state[layer.format(match[1], match[2])]

@@ -49,7 +49,7 @@ def image_tower(golden: Golden) -> None:
   for match in golden.matches(r"pos_embed_to_grid\d+"):
     side = math.isqrt(golden.shape(match[0])[1] - 1)
     ours = vit.resize_pos_embed(params["pos_embed"], config.grid, (side, side))
-    golden.compare({match[0]: ours}, replay.ROUNDING)
+    golden.compare({match[0]: ours}, replay.MODULE)
   if "image_big" in golden:
     features = replay.jit(model.apply)(
       {"params": params}, golden.image("image_big")

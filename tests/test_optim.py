@@ -141,7 +141,7 @@ def test_clipping_bounds_the_global_norm_and_keeps_the_structure():
 
 @pytest.mark.parity
 def test_adamw_equals_torch():
-  import torch
+  torch = pytest.importorskip("torch", reason="needs the extra [parity]")
 
   rng = np.random.default_rng(0)
   start = {

@@ -101,8 +101,17 @@ def put(leaf: weights.Leaf, where: jax.sharding.Sharding) -> jax.Array:
   array = leaf.read()
   # A copy: JAX would keep a view of the file otherwise, and give it away.
   return jax.make_array_from_callback(
-    leaf.shape, where, lambda index: np.array(array[index], order="C")
+    leaf.shape, where, lambda index: _copy(np.asarray(array[index]))
   )
+
+
+def _copy(view: np.ndarray) -> np.ndarray:
+  """A copy that begins where JAX on CPU takes memory over without another."""
+  room = np.empty(view.nbytes + 64, np.uint8)
+  start = -room.ctypes.data % 64
+  copy = room[start : start + view.nbytes].view(view.dtype).reshape(view.shape)
+  copy[...] = view
+  return copy
 
 
 def open_checkpoint(

@@ -1,0 +1,1 @@
+"""Weights in and out: anyone's files as models of ours, and back."""

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +61,7 @@ def load(
   mesh: jax.sharding.Mesh | None = None,
   model_config: str | os.PathLike | None = None,
   tokenizer: str | os.PathLike | None = None,
+  drop: Sequence[str] = (),
 ) -> Model:
   """Loads a released checkpoint, one of yours, or one of Hugging Face's.
 
@@ -76,6 +78,7 @@ def load(
       have.
     tokenizer: a folder with vocab.txt or a hub id, if none lies beside the
       weights.
+    drop: regular expressions for names in the file that may be left out.
 
   Raises:
     ValueError: there is no such checkpoint, or it is damaged or does not fit;
@@ -88,12 +91,12 @@ def load(
     model_config=model_config,
     tokenizer=tokenizer,
     keep_momentum=False,
+    drop=drop,
   )
   for warning in checkpoint.report.warnings:
     log.warning("%s: %s", name_or_path, warning)
   if mesh is None:
-    one = {"data": 1, "fsdp": 1, "tensor": 1}
-    mesh = sharding.make_mesh(one, jax.devices()[:1])
+    mesh = sharding.one_device()
   card = checkpoint.card
   config = dataclasses.replace(
     card.config,

@@ -6,12 +6,12 @@ import golden_case
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 import blip_jax
 from blip_jax.convert import export, source
 
 torch = pytest.importorskip("torch", reason="needs the extra [parity]")
-transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.parity
 

@@ -728,7 +728,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("mmap", [False, True])
 def test_torch_loads_what_is_written(tmp_path, mmap):
-  torch = pytest.importorskip("torch")
+  torch = pytest.importorskip("torch", reason="needs the extra [parity]")
   arrays = _all_kinds()
   writer.save_torch(tmp_path / "a.pth", arrays, {"tied": "transposed"})
   saved = torch.load(tmp_path / "a.pth", weights_only=True, mmap=mmap)
@@ -747,7 +747,7 @@ def test_torch_loads_what_is_written(tmp_path, mmap):
 
 @pytest.mark.parity
 def test_what_torch_writes_is_read(tmp_path):
-  torch = pytest.importorskip("torch")
+  torch = pytest.importorskip("torch", reason="needs the extra [parity]")
   base = torch.arange(24.0)
   model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
   optimizer = torch.optim.AdamW(model.parameters())
@@ -798,7 +798,7 @@ def test_what_torch_writes_is_read(tmp_path):
 
 @pytest.mark.parity
 def test_golden_checkpoints_are_as_torch_loads_them(shared_dir):
-  torch = pytest.importorskip("torch")
+  torch = pytest.importorskip("torch", reason="needs the extra [parity]")
   folder = shared_dir / "goldens" / "ckpt"
   paths = sorted(folder.glob("*.pth"))
   assert paths

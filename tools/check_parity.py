@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import jax
 import parity
-from parity import goldens
+from parity import goldens, verdicts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"check_parity: {error}", file=sys.stderr)
     return 1
   checks = parity.run(folder, args.case)
-  print("\n".join(goldens.table(checks)))
-  allowed = {goldens.OK}
+  print("\n".join(verdicts.table(checks)))
+  allowed = {verdicts.OK}
   if args.allow_missing:
-    allowed.add(goldens.MISSING)
+    allowed.add(verdicts.MISSING)
   return int(any(check.verdict not in allowed for check in checks))
 
 

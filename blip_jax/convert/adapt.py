@@ -14,7 +14,6 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from blip_jax.convert import weights
 from blip_jax.convert.weights import Leaf, Leaves, Report
@@ -225,7 +224,7 @@ def _add_fresh(leaves, source, target, config, expected, report) -> None:
   @jax.jit
   def init():
     params = families.init(target, config, jax.random.key(0))
-    flat = traverse_util.flatten_dict({"params": params}, sep="/")
+    flat = snapshot.by_path({"params": params})
     # The compiler leaves out all others.
     return {path: flat[path] for path in fresh}
 
@@ -235,8 +234,7 @@ def _add_fresh(leaves, source, target, config, expected, report) -> None:
 
 
 def _expected(family: str, config: config_lib.BlipConfig) -> dict:
-  params = families.abstract(family, config)
-  return traverse_util.flatten_dict({"params": params}, sep="/")
+  return snapshot.by_path({"params": families.abstract(family, config)})
 
 
 def check(leaves: Leaves, family: str, config: config_lib.BlipConfig) -> None:

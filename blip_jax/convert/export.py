@@ -8,7 +8,6 @@ import os
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -68,8 +67,7 @@ def write(
 
 
 def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
-  one = {"data": 1, "fsdp": 1, "tensor": 1}
-  mesh = sharding.make_mesh(one, jax.devices()[:1])
+  mesh = sharding.one_device()
   files = source.model_files(checkpoint.card, checkpoint.tokenizer)
   items = {
     "params": checkpoint.on_mesh("params", mesh),
@@ -88,9 +86,8 @@ def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
 def _write_original(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   folder.mkdir()
   _save_pth(folder / "model.pth", checkpoint)
-  _write_json(folder / "med_config.json", _med_config(checkpoint.card.config))
-  for name, text in _model_files(checkpoint).items():
-    (folder / name).write_text(text, encoding="utf-8")
+  config = {"med_config.json": _med_config(checkpoint.card.config)}
+  _write_files(folder, checkpoint, config)
 
 
 def _write_hf(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
@@ -114,18 +111,16 @@ def _write_hf(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
     {name: leaf.read for name, leaf in theirs.items()},
     {name: leaf.shape for name, leaf in theirs.items()},
   )
-  _write_json(folder / "config.json", _hf_config(card))
+  configs = {"config.json": _hf_config(card)}
   if card.family != "itm":
     tokens = med.tokens
-    generation = {
+    configs["generation_config.json"] = {
       "bos_token_id": tokens.dec,
       "eos_token_id": tokens.sep,
       "pad_token_id": tokens.pad,
       **card.generation,
     }
-    _write_json(folder / "generation_config.json", generation)
-  for name, text in _model_files(checkpoint).items():
-    (folder / name).write_text(text, encoding="utf-8")
+  _write_files(folder, checkpoint, configs)
 
 
 _WRITERS = {
@@ -135,10 +130,16 @@ _WRITERS = {
 }
 
 
-def _model_files(checkpoint: Checkpoint) -> dict[str, str]:
-  """Theirs say in their own files what our `model.json` says."""
+def _write_files(
+  folder: pathlib.Path, checkpoint: Checkpoint, configs: dict[str, dict]
+) -> None:
+  """What lies beside the weights; `configs` say what our `model.json` says."""
   files = source.model_files(checkpoint.card, checkpoint.tokenizer)
-  return {name: text for name, text in files.items() if name != "model.json"}
+  del files["model.json"]
+  for name, config in configs.items():
+    files[name] = json.dumps(config, indent=2) + "\n"
+  for name, text in files.items():
+    (folder / name).write_text(text, encoding="utf-8")
 
 
 def _save_pth(path: pathlib.Path, checkpoint: Checkpoint) -> None:
@@ -240,7 +241,3 @@ def _hf_config(card) -> dict:
       "vocab_size": med.vocab_size,
     },
   }
-
-
-def _write_json(path: pathlib.Path, value: dict) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n")

@@ -68,13 +68,17 @@ class Checkpoint:
       if path.startswith(f"{name}/")
     }
 
-  def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The parameters of some paths, each on the shards that it asks for."""
-    params = self.item("params")
-    return {
-      path: put(params[path], abstract.sharding)
-      for path, abstract in wanted.items()
-    }
+  def load(
+    self, wanted: Mapping[str, jax.ShapeDtypeStruct], item: str = "params"
+  ) -> dict[str, Any]:
+    """The arrays of some paths, each on the shards that it asks for."""
+    leaves = self.item(item)
+    # To copy lets other threads run, which turns to the next array meanwhile.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      arrays = pool.map(
+        lambda path: put(leaves[path], wanted[path].sharding), wanted
+      )
+      return dict(zip(wanted, arrays, strict=True))
 
   def on_mesh(self, item: str, mesh: Mesh) -> dict[str, Any] | None:
     """All of `params` or `momentum` as nested dicts; None if it has none."""
@@ -85,12 +89,8 @@ class Checkpoint:
       path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
       for path, leaf in leaves.items()
     }
-    placed = sharding.state_shardings(snapshot.nested(shapes), mesh)
-    placed = snapshot.by_path(placed)
-    # To copy lets other threads run, which turns to the next array meanwhile.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      arrays = pool.map(lambda path: put(leaves[path], placed[path]), leaves)
-      return snapshot.nested(dict(zip(leaves, arrays, strict=True)))
+    wanted = sharding.abstract_state(snapshot.nested(shapes), mesh)
+    return snapshot.nested(self.load(snapshot.by_path(wanted), item))
 
   def __str__(self) -> str:
     return f"{self.card.source}\n{self.report}"
@@ -170,9 +170,9 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
   path = hub.fetch(name_or_path)
   if path.is_dir() and snapshot.holds_one(path):
     folder = snapshot.find(path)
-    opened = _open_ours(folder)
-    if opened.card.family == card.family:
+    if _card(folder).family == card.family:
       return snapshot.Params(folder)
+    opened = _open_ours(folder)
   else:
     hints = configs.read_hints(card.to_json())
     opened = _open_theirs(name_or_path, path, card.family, hints)
@@ -251,14 +251,17 @@ def _as(
   return dataclasses.replace(opened, card=card, leaves=leaves)
 
 
-def _open_ours(folder: epath.Path) -> Checkpoint:
+def _card(folder: epath.Path) -> card_lib.Card:
   file = folder / "model" / "model.json"
   if not file.exists():
     raise ValueError(
       f"{folder} has no model/model.json, which says what its parameters are"
     )
-  card = card_lib.Card.from_json(json.loads(file.read_text()))
-  leaves = {}
+  return card_lib.Card.from_json(json.loads(file.read_text()))
+
+
+def _open_ours(folder: epath.Path) -> Checkpoint:
+  card, leaves = _card(folder), {}
   for item in ("params", "momentum"):
     if (folder / item).exists():
       # Read once, when the first of them is.

@@ -104,6 +104,11 @@ def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
   return mesh
 
 
+def one_device() -> Mesh:
+  """The mesh that splits nothing."""
+  return make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+
+
 def _mesh_text(sizes: Sequence[int]) -> str:
   return ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
 

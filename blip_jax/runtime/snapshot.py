@@ -162,11 +162,7 @@ class Params:
 
 
 class JsonItem:
-  """A JSON value as an Orbax item, in a file that people can read.
-
-  Each process writes its own file if the name tells them apart; otherwise only
-  the first process writes.
-  """
+  """A JSON value as an Orbax item, in a file that people can read."""
 
   def __init__(self, filename: str, value: Any = None):
     self.filename = filename
@@ -175,13 +171,7 @@ class JsonItem:
   async def save(self, directory):
     # Rendered before the loader moves on; written in the background.
     text = json.dumps(self.value, indent=2, sort_keys=True)
-
-    async def write():
-      folder = await directory.await_creation()
-      if self.filename == process_file() or jax.process_index() == 0:
-        (folder / self.filename).write_text(text)
-
-    return write()
+    return await FilesItem({self.filename: text}).save(directory)
 
   async def load(self, directory):
     async def read():
@@ -191,7 +181,11 @@ class JsonItem:
 
 
 class FilesItem:
-  """Text files as an Orbax item, written by the first process."""
+  """Text files as an Orbax item.
+
+  Each process writes its own file if the name tells them apart; otherwise only
+  the first process writes.
+  """
 
   def __init__(self, files: Mapping[str, str]):
     self._files = dict(files)
@@ -199,8 +193,8 @@ class FilesItem:
   async def save(self, directory):
     async def write():
       folder = await directory.await_creation()
-      if jax.process_index() == 0:
-        for name, text in self._files.items():
+      for name, text in self._files.items():
+        if name == process_file() or jax.process_index() == 0:
           (folder / name).write_text(text)
 
     return write()

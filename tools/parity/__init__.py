@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from parity import formulas, goldens, loading, models, towers, twins
+from parity import formulas, goldens, loading, models, towers, twins, verdicts
 from parity.goldens import Golden
 
 # Those that only later work can compute are all missing until then.
@@ -39,23 +39,25 @@ CASES: dict[str, Callable[[Golden], Any]] = {
 }
 
 
-def run(folder: goldens.Folder, case: str | None = None) -> list[goldens.Check]:
+def run(
+  folder: goldens.Folder, case: str | None = None
+) -> list[verdicts.Check]:
   """Runs one case of a folder, or all of them."""
   if case is not None:
     return _run_case(folder, case)
   checks = [check for name in folder.cases for check in _run_case(folder, name)]
   unused = [
-    goldens.Check("folder", file, goldens.MISSING, note="no case uses it")
+    verdicts.Check("folder", file, verdicts.MISSING, note="no case uses it")
     for file in folder.unopened()
   ]
   return checks + unused
 
 
-def _run_case(folder: goldens.Folder, name: str) -> list[goldens.Check]:
+def _run_case(folder: goldens.Folder, name: str) -> list[verdicts.Check]:
   if name not in folder.cases or name not in CASES:
     whose = "the manifest" if name not in folder.cases else "this package"
     why = f"{whose} knows no such case"
-    return [goldens.Check(name, "case", goldens.FAIL, note=why)]
+    return [verdicts.Check(name, "case", verdicts.FAIL, note=why)]
   golden = folder.golden(name)
   try:
     CASES[name](golden)

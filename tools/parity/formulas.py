@@ -12,7 +12,7 @@ from blip_jax.data import randaugment, tokenizer, transforms
 from blip_jax.models import config as config_lib
 from blip_jax.runtime import optim
 from blip_jax.tasks import base
-from parity import goldens, replay
+from parity import replay, verdicts
 from parity.goldens import Golden
 
 
@@ -123,7 +123,7 @@ def image_preprocess(golden: Golden) -> None:
   )
   statistics = {"mean": config_lib.IMAGE_MEAN, "std": config_lib.IMAGE_STD}
   errors = {
-    key: goldens.difference(ours, golden.config[key])
+    key: verdicts.difference(ours, golden.config[key])
     for key, ours in statistics.items()
   }
   golden.judge("mean and std", errors, replay.EXACT)
@@ -160,7 +160,7 @@ def randaugment_ops(golden: Golden) -> None:
     op = ops[entry["op"]]
     found[entry["op"]][entry["key"]] = op.apply(image, *entry["args"])
     strength, theirs = op.strength(entry["level"]), np.abs(entry["args"])
-    errors[entry["key"]] = goldens.difference(strength, theirs)
+    errors[entry["key"]] = verdicts.difference(strength, theirs)
   for name, ours in found.items():
     golden.compare(ours, replay.EXACT, name)
   golden.judge("strengths", errors, replay.EXACT)

@@ -18,7 +18,7 @@ from blip_jax.models import families
 from blip_jax.runtime import snapshot
 from blip_jax.tasks import base
 from blip_jax.tasks import momentum as momentum_lib
-from parity import goldens
+from parity import verdicts
 from parity.goldens import Golden
 
 # Tolerances in units of an array's scale, for float32 on a CPU.
@@ -115,7 +115,9 @@ def open_case(golden: Golden) -> Opened:
       ours = state(checkpoint.leaves, checkpoint.card.family)
       nothing = np.empty(0)
       errors = {
-        key: goldens.difference(ours.get(key, nothing), saved.get(key, nothing))
+        key: verdicts.difference(
+          ours.get(key, nothing), saved.get(key, nothing)
+        )
         for key in sorted({*ours, *saved})
       }
       golden.judge(f"{name} there and back", errors, EXACT)

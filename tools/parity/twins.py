@@ -16,7 +16,7 @@ from blip_jax.tasks import align, base
 from blip_jax.tasks import momentum as momentum_lib
 from blip_jax.tasks import pretrain as pretrain_lib
 from blip_jax.tasks import retrieval as retrieval_lib
-from parity import goldens, replay
+from parity import replay, verdicts
 from parity.goldens import Golden
 
 # `alpha` comes to a task as a ramp; so many steps that any is one of them.
@@ -228,7 +228,7 @@ def _compare_losses(golden: Golden, found: np.ndarray) -> None:
     if names[0] in golden:
       # A process counts its own rows only.
       theirs = np.mean([golden.input(name) for name in names], axis=0)
-      errors[f"step{step}"] = goldens.difference(mean, theirs, np.abs)
+      errors[f"step{step}"] = verdicts.difference(mean, theirs, np.abs)
   golden.judge("losses, mean of the ranks", errors, replay.MODEL)
 
 
@@ -294,10 +294,10 @@ def _compare_state(
     golden.judge(f"{prefix}.*{label}", errors, tolerance)
 
 
-def _mean_error(ours: np.ndarray, theirs: np.ndarray) -> goldens.Error:
+def _mean_error(ours: np.ndarray, theirs: np.ndarray) -> verdicts.Error:
   """Root mean square: Adam may turn a rare element around, where a gradient is
   as small as rounding errors."""
-  error = goldens.difference(ours, theirs, 1.0)
+  error = verdicts.difference(ours, theirs, 1.0)
   if np.isinf(error.absolute):
     return error
   square = np.mean((ours.astype(np.float64) - theirs) ** 2)

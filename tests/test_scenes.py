@@ -52,6 +52,15 @@ def test_record():
   )
 
 
+def test_pictures_alone_are_the_same_pictures():
+  source = scenes.Scenes("val", num=3, with_captions=False)
+  for index, twin in enumerate(scenes.Scenes("val", num=3)):
+    record = source[index]
+    assert sorted(record) == ["id", "image", "image_id"]
+    np.testing.assert_array_equal(record.pop("image"), twin["image"])
+    assert record.items() <= twin.items()
+
+
 def test_items_depend_on_nothing_but_seed_split_and_index():
   source = scenes.Scenes("train", num=20, seed=3, noise=0.5)
   forwards = list(source)

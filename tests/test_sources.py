@@ -1,10 +1,10 @@
-"""Sources: annotations, tar shards and TFDS, one record at a time."""
+"""Sources: annotations and TFDS, one record at a time."""
 
+import functools
 import io
 import json
 import os
 import pickle
-import tarfile
 
 import numpy as np
 import pytest
@@ -23,9 +23,9 @@ def _annotations(path, rows, **options):
 @pytest.fixture(params=["a.json", "a.jsonl"])
 def annotations(request, tmp_path):
   """Make a source of rows in both formats."""
-  return lambda rows, **options: _annotations(
-    tmp_path / request.param, rows, **options
-  )
+  make = functools.partial(_annotations, tmp_path / request.param)
+  make.name = request.param
+  return make
 
 
 def test_annotations_become_records(annotations):
@@ -64,8 +64,8 @@ def test_annotations_become_records(annotations):
     ({"caption": "c"}, r"row 1: expected a path under 'image' .*\['caption'\]"),
     ({"image": 3, "caption": "c"}, "row 1: expected a path under 'image'"),
     (
-      {"image": "a", "text": "c"},
-      r"the key 'caption', found \['image', 'text'",
+      {"image": "a", "title": "c"},
+      r"text under 'caption' \(or 'captions', .*found \['image', 'title'",
     ),
     ({"image": "a", "caption": 5}, "text under 'caption', found 5"),
     ({"image": "a", "caption": ["c", 5]}, "text under 'caption'"),
@@ -88,6 +88,82 @@ def test_a_row_without_a_caption_is_bad_not_wrong(annotations, caption):
     source[0]
   assert bad.value.reason == "empty_caption"
   assert bad.value.id == os.path.basename(source.path) + ":0"
+
+
+def test_a_row_without_a_picture_is_bad_not_wrong(annotations):
+  source = annotations([{"image": None, "caption": "c"}])
+  with pytest.raises(sources.BadRow, match="nothing under 'image'") as bad:
+    source[0]
+  assert bad.value.reason == "missing_image"
+
+
+@pytest.mark.parametrize("image", ["image", "url", "image_path", "file_name"])
+@pytest.mark.parametrize("caption", ["caption", "captions", "text"])
+def test_columns_have_usual_names(annotations, image, caption):
+  row = {image: "a.jpg", caption: ["one"], "licence": "CC"}
+  (record,) = annotations([row])
+  assert (record["image"], record["caption"]) == ("a.jpg", ["one"])
+
+
+def test_columns_can_be_named(annotations):
+  row = {"image": "a.jpg", "crop": "b.jpg", "caption": "one", "title": "two"}
+  (record,) = annotations([row], image="crop", caption="title")
+  assert (record["image"], record["caption"]) == ("b.jpg", "two")
+  with pytest.raises(ValueError, match=r"under 'photo', found .*\?image=COL"):
+    annotations([row], image="photo")[0]
+
+
+@pytest.mark.parametrize(
+  "ids, expected",
+  [
+    ({"image_id": 1, "img_id": 2, "id": 3}, 1),
+    ({"img_id": 2, "id": 3}, 2),
+    ({"id": "3"}, "3"),
+    ({"image_id": None}, None),
+    ({}, None),
+  ],
+)
+def test_the_annotation_may_call_the_picture_something(
+  annotations, ids, expected
+):
+  (record,) = annotations([{"image": "a.jpg", "caption": "c", **ids}])
+  assert record.get("image_id") == expected
+  assert ("image_id" in record) == (expected is not None)
+
+
+def test_rows_need_no_captions_if_none_are_asked_for(annotations):
+  rows = [{"image": "a.jpg", "img_id": 0}, {"image": "b.jpg", "caption": None}]
+  assert list(annotations(rows, with_captions=False)) == [
+    {"image": "a.jpg", "image_id": 0, "id": annotations.name + ":0"},
+    {"image": "b.jpg", "id": annotations.name + ":1"},
+  ]
+
+
+@pytest.mark.parametrize(
+  "name, number",
+  [
+    ("COCO_val2014_000000391895.jpg", 391895),
+    ("000000391895.jpg", 391895),
+    ("/data/val2014/COCO_val2014_000000391895.JPG", 391895),
+    ("val/0.tar:000000391895", 391895),
+    ("391895.jpg", None),
+    ("1000268201_693b08cb0e.jpg", None),
+    ("IMG_202403041200.jpg", None),
+    ("0000000391895.jpg", None),
+    ("000000391895/a.jpg", None),
+  ],
+)
+def test_file_names_of_coco_hold_the_image_id(name, number):
+  assert sources.coco_image_id(name) == number
+
+
+def test_an_annotation_wins_over_the_file_name():
+  record = {"image": "i/COCO_val2014_000000000007.jpg", "id": "val.json:3"}
+  assert sources.image_id(record) == 7
+  assert sources.image_id({**record, "image_id": "x"}) == "x"
+  record = {"image": b"jpeg", "id": "0.tar:000000000009"}
+  assert sources.image_id(record) == 9
+  assert sources.image_id({"image": b"jpeg", "id": "train.json:3"}) is None
 
 
 def test_a_missing_annotation_file_is_said(tmp_path):
@@ -119,90 +195,6 @@ def test_a_url_has_one_place_under_the_image_root(url, path):
 def test_a_url_cannot_leave_the_image_root(url):
   with pytest.raises(ValueError, match="no file"):
     sources.path_of_url(url)
-
-
-def _tar(path, members):
-  with tarfile.open(path, "w") as tar:
-    for name, content in members.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      tar.addfile(info, io.BytesIO(content))
-  return str(path)
-
-
-def test_shards_are_one_source(tmp_path):
-  paths = [
-    _tar(
-      tmp_path / "0.tar",
-      {"00.jpg": b"j0", "00.txt": b"t0", "01.png": b"p1", "01.txt": b"t1"},
-    ),
-    _tar(
-      tmp_path / "1.tar",
-      {
-        "02.webp": b"w2",
-        "02.json": b'{"caption": "t2", "url": "u"}',
-        "02.txt": b"t2 first",
-        "03.jpg": b"j3",
-        "03.json": b'{"caption": "t3"}',
-      },
-    ),
-  ]
-  source = pickle.loads(pickle.dumps(sources.TarShards(paths)))
-  assert [source[i] for i in range(4)] == [
-    {"image": b"j0", "caption": b"t0", "id": "0.tar:00"},
-    {"image": b"p1", "caption": b"t1", "id": "0.tar:01"},
-    {"image": b"w2", "caption": b"t2 first", "id": "1.tar:02"},
-    {"image": b"j3", "caption": "t3", "id": "1.tar:03"},
-  ]
-  assert len(source) == 4 and source.problems == []
-  with pytest.raises(IndexError):
-    source[4]
-
-
-@pytest.mark.parametrize(
-  "members, reason",
-  [
-    ({"a.jpg": b"j"}, "missing_caption"),
-    ({"a.txt": b"t"}, "missing_image"),
-    ({"a.jpg": b"j", "a.json": b"{"}, "broken_row"),
-    ({"a.jpg": b"j", "a.json": b"\xff"}, "broken_row"),
-    ({"a.jpg": b"j", "a.json": b"[]"}, "broken_row"),
-    ({"a.jpg": b"j", "a.json": b"{}"}, "broken_row"),
-    ({"a.jpg": b"j", "a.json": b'{"caption": null}'}, "empty_caption"),
-  ],
-)
-def test_an_incomplete_sample_is_bad(tmp_path, members, reason):
-  source = sources.TarShards([_tar(tmp_path / "s.tar", members)])
-  with pytest.raises(sources.BadRow) as bad:
-    source[0]
-  assert (bad.value.id, bad.value.reason) == ("s.tar:a", reason)
-
-
-def test_pickles_in_shards_are_never_opened(tmp_path):
-  members = {"a.jpg": b"j", "a.txt": b"t", "a.pkl": b"p", "a.pyd": b"p"}
-  source = sources.TarShards([_tar(tmp_path / "s.tar", members)])
-  assert len(source) == 1
-  assert sorted(source[0]) == ["caption", "id", "image"]
-  with pytest.raises(ValueError, match="No samples"):
-    sources.TarShards([_tar(tmp_path / "p.tar", {"b.pkl": b"p"})])
-
-
-def test_missing_shards_are_said(tmp_path):
-  good = _tar(tmp_path / "0.tar", {"a.jpg": b"j", "a.txt": b"t"})
-  with pytest.raises(ValueError, match=r"1 of 2 shards do not exist.*1\.tar"):
-    sources.TarShards([good, str(tmp_path / "1.tar")])
-
-
-def test_a_damaged_shard_keeps_its_neighbours_and_is_reported(tmp_path):
-  members = {"a.jpg": b"j" * 600, "a.txt": b"t", "b.jpg": b"j" * 600}
-  paths = [_tar(tmp_path / f"{i}.tar", members) for i in range(2)]
-  os.truncate(paths[0], 3200)  # within b.jpg
-  source = sources.TarShards(paths)
-  ids = [f"{shard}.tar:{name}" for shard, name in ("0a", "1a", "1b")]
-  assert len(source) == 3
-  assert [source[i]["id"] for i in range(2)] == ids[:2]
-  (problem,) = source.problems
-  assert "0.tar: b.jpg: truncated" in problem
 
 
 def _picture(number):
@@ -289,6 +281,11 @@ def test_tfds_reads_lists_of_captions(builder_dir, feature):
     number = source[index]["image_id"]
     texts = [b"text %d %d" % (number, i) for i in range(number)]
     assert source[index]["caption"] == texts
+
+
+def test_tfds_gives_pictures_alone(builder_dir):
+  source = sources.Tfds(builder_dir, "train", False, caption="no such")
+  assert sorted(source[0]) == ["id", "image", "image_id"]
 
 
 def _number(builder_dir, index):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from blip_jax.data import scenes, sources, tokenizer, transforms
+from blip_jax.data import scenes, shards, sources, tokenizer, transforms
 
 UNDERSTOOD = """
   path/annotations.json    a list of {image | url, caption, image_id?}
@@ -53,7 +53,7 @@ def open_source(spec: str, image_root: str = "") -> Any:
   if spec.endswith((".json", ".jsonl")):
     return sources.Annotations(spec, image_root)
   if spec.endswith(".tar"):
-    return sources.TarShards(expand(spec))
+    return shards.TarShards(expand(spec))
   raise ValueError(f"Unknown data source {spec!r}. Understood: {UNDERSTOOD}")
 
 

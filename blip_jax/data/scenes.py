@@ -281,6 +281,7 @@ class Scenes:
       (a caption of another picture of this split that is untrue here),
       "boilerplate", "file_name". Pictures and other captions stay the same.
     counts: shares of scenes with one, two and three objects.
+    with_captions: whether records say anything of their pictures.
 
   Raises:
     ValueError: for an unknown split, a `noise` outside [0, 1], too small a
@@ -295,6 +296,7 @@ class Scenes:
     seed: int = 0,
     noise: float = 0.0,
     counts: Sequence[float] = (0.05, 0.92, 0.03),
+    with_captions: bool = True,
   ):
     if split not in SPLITS:
       raise ValueError(f"Scenes has no split {split!r}, only {list(SPLITS)}.")
@@ -307,6 +309,7 @@ class Scenes:
         " take captions from, so at least 2."
       )
     self.split, self.size, self.seed, self.noise = split, size, seed, noise
+    self._with_captions = with_captions
     self._counts, self._numbers = self._plan(num, counts)
 
   def _plan(
@@ -368,15 +371,20 @@ class Scenes:
     """
     index = range(len(self))[index]
     scene = self.scene(index)
+    record = {
+      "image": render(scene, self.size),
+      "image_id": index,
+      "id": f"scenes/{self.split}:{index}",
+    }
+    if not self._with_captions:
+      return record
     caption, noise = describe(scene, self._rng(index, 1)), ""
     rng = self._rng(index, 2)
     if rng.random() < self.noise:
       caption, noise = self._junk(index, rng)
     return {
-      "image": render(scene, self.size),
+      **record,
       "caption": caption,
-      "image_id": index,
-      "id": f"scenes/{self.split}:{index}",
       "noise": noise,
       "references": sorted(descriptions(scene)),
     }

@@ -3,7 +3,8 @@
 A source has `len()`, can be pickled, and gives by index a record:
 
   image     encoded bytes, the path of a file, or a uint8 array H W 3
-  caption   str, list of str, or undecoded bytes
+  caption   str, list of str, or undecoded bytes; absent if the source was
+            opened without captions
   image_id  what the annotation calls the picture; absent if it says nothing
   id        where the record came from, for reports: "train.json:17"
 
@@ -12,29 +13,32 @@ A mistake in the schema (a key that is missing) is the user's and raises
 and skips; pictures are only looked at later, in `transforms.decode`.
 """
 
-import bisect
-import concurrent.futures
-import itertools
+import dataclasses
 import json
 import os
+import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import numpy as np
-from absl import logging
 
 from blip_jax.data import offsets, transforms
 
 Record = dict[str, Any]
 
-# Shards are indexed by this many threads: on network storage each header is
-# a round trip.
-_INDEX_THREADS = 16
+# Files are indexed by this many threads: on network storage each header is a
+# round trip.
+INDEX_THREADS = 16
 
-# First match wins, among the features of a TFDS builder.
-_TFDS_CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
+# First match wins, among the columns of a row or the features of a TFDS
+# builder.
+_IMAGES = ("image", "url", "image_path", "file_name")
+_CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
+# NoCaps says `img_id`. A row's `id` may be that of a caption, so it is last.
+_IMAGE_IDS = ("image_id", "img_id", "id")
 _TFDS_IMAGE_IDS = ("image_id", "image/id", "image/filename")
+
+# A shard's name or a folder may stand before it, and an extension behind.
+_COCO_NAME = re.compile(r"(?:.*[/:])?(?:COCO_[a-z]+\d{4}_)?(\d{12})(?:\.\w+)?")
 
 
 class BadRow(transforms.BadSample):
@@ -46,13 +50,137 @@ class BadRow(transforms.BadSample):
     self.id = id
 
 
+def coco_image_id(name: str) -> int | None:
+  """Return the number in a file name of COCO's, None if it is no such name.
+
+  COCO_val2014_000000391895.jpg and 000000391895.jpg are picture 391895; only
+  names of 12 digits count, for in others a number need not name a picture.
+  """
+  found = _COCO_NAME.fullmatch(name)
+  return int(found[1]) if found else None
+
+
+def image_id(record: Record) -> int | str | None:
+  """Return what COCO's result files call a picture, None if nothing does.
+
+  What the annotation says wins over the file's name.
+  """
+  if "image_id" in record:
+    return record["image_id"]
+  image = record["image"]
+  return coco_image_id(image if isinstance(image, str) else record["id"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """Which columns of a row hold what, and the record that they make.
+
+  A row is a mapping from the names of columns to values, wherever it was read.
+  `image` (or `url`, `image_path`, `file_name`) is a path or encoded bytes;
+  `path_of_url` says where the picture of a URL is expected. `caption` (or
+  `captions`, `text`, `texts`, `sentences`) is text or a list of texts.
+  `image_id` (or `img_id`, `id`) is passed on.
+
+  Attributes:
+    image_root: what relative paths of pictures start from.
+    with_captions: whether records have a caption; rows need none otherwise.
+    image: the name of the picture's column; None: the first usual one.
+    caption: the name of the caption's column, likewise.
+  """
+
+  image_root: str = ""
+  with_captions: bool = True
+  image: str | None = None
+  caption: str | None = None
+
+  def image_key(self, columns: Collection[str], where: str) -> str:
+    """Return the picture's column; `ValueError` if there is none."""
+    return _key(columns, "image", "a path", self.image, _IMAGES, where)
+
+  def caption_key(self, columns: Collection[str], where: str) -> str:
+    """Return the caption's column; `ValueError` if there is none."""
+    return _key(columns, "caption", "text", self.caption, _CAPTIONS, where)
+
+  def image_id_key(self, columns: Collection[str]) -> str | None:
+    return next((key for key in _IMAGE_IDS if key in columns), None)
+
+  def record(self, row: Mapping[str, Any], id: str, where: str) -> Record:
+    """Return the record of a row.
+
+    Args:
+      id: the record's.
+      where: file and row, for errors.
+
+    Raises:
+      ValueError: a column is missing, or another type is in it.
+      BadRow: this row has no picture or caption.
+    """
+    record = {"image": self._image(row, id, where), "id": id}
+    if self.with_captions:
+      record["caption"] = self._caption(row, id, where)
+    image_id_key = self.image_id_key(row)
+    if image_id_key and row[image_id_key] is not None:
+      record["image_id"] = row[image_id_key]
+    return record
+
+  def _image(self, row: Mapping[str, Any], id: str, where: str) -> str | bytes:
+    key = self.image_key(row, where)
+    image = row[key]
+    if isinstance(image, bytes):
+      return image
+    if image is None:
+      raise BadRow(id, "missing_image", f"{where}: nothing under {key!r}")
+    if not isinstance(image, str):
+      raise _mistake(where, f"a path under {key!r}", image)
+    if image.startswith(("http://", "https://")):
+      try:
+        image = path_of_url(image)
+      except ValueError as error:
+        raise BadRow(id, "broken_row", f"{where}: {error}") from error
+    return os.path.join(self.image_root, image)
+
+  def _caption(
+    self, row: Mapping[str, Any], id: str, where: str
+  ) -> str | bytes | list[str]:
+    key = self.caption_key(row, where)
+    caption = row[key]
+    if caption is None or caption == []:  # usual in files scraped from the web
+      raise BadRow(id, "empty_caption", f"{where}: {caption} under {key!r}")
+    texts = caption if isinstance(caption, list) else [caption]
+    if not all(isinstance(text, (str, bytes)) for text in texts):
+      raise _mistake(where, f"text under {key!r}", caption)
+    return caption
+
+
+def _key(
+  columns: Collection[str],
+  option: str,
+  what: str,
+  named: str | None,
+  usual: Sequence[str],
+  where: str,
+) -> str:
+  names = (named,) if named else usual
+  for name in names:
+    if name in columns:
+      return name
+  first, *others = map(repr, names)
+  choice = f"{first} (or {', '.join(others)})" if others else first
+  knob = f"?{option}=COLUMN behind the file's name names another column."
+  raise _mistake(where, f"{what} under {choice}", list(columns), knob)
+
+
+def _mistake(
+  where: str, expected: str, found: Any, knob: str = ""
+) -> ValueError:
+  message = f"{where}: expected {expected}, found {found!r:.200}. {knob}"
+  return ValueError(message.rstrip())
+
+
 class Annotations:
   """Rows of a JSON list or of JSON lines, as COCO, Flickr30k and BLIP use.
 
-  A row is an object with `caption` (str, or a list of them) and `image`, a
-  path relative to `image_root` (an absolute path stays as it is). The
-  filtered sets released with BLIP have `url` instead of `image`: see
-  `path_of_url` for where such a picture is expected. `image_id` is passed on.
+  A row is an object; see `Columns` for its keys and the arguments.
 
   Raises:
     ValueError: on opening, if the file is no list of rows or is truncated; on
@@ -60,12 +188,20 @@ class Annotations:
       file, the row (from 0) and the key.
   """
 
-  def __init__(self, path: str | os.PathLike, image_root: str = ""):
-    self.path = os.fspath(path)
-    if not os.path.isfile(self.path):
-      raise ValueError(f"{self.path}: no such annotation file.")
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    image_root: str = "",
+    with_captions: bool = True,
+    *,
+    image: str | None = None,
+    caption: str | None = None,
+  ):
+    self.path = annotation_file(path)
     find = offsets.jsonl_rows if _is_jsonl(self.path) else offsets.json_rows
-    self._image_root = os.fspath(image_root)
+    self._columns = Columns(
+      os.fspath(image_root), with_captions, image, caption
+    )
     self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
 
   def __len__(self) -> int:
@@ -74,15 +210,9 @@ class Annotations:
   def __getitem__(self, index: int) -> Record:
     index = range(len(self))[index]
     id = f"{os.path.basename(self.path)}:{index}"
-    row = self._parse(index, id)
-    record = {
-      "image": self._image_path(row, index, id),
-      "caption": self._caption(row, index, id),
-      "id": id,
-    }
-    if "image_id" in row:
-      record["image_id"] = row["image_id"]
-    return record
+    return self._columns.record(
+      self._parse(index, id), id, f"{self.path}: row {index}"
+    )
 
   def _parse(self, index: int, id: str) -> dict[str, Any]:
     start, end = (int(n) for n in self._rows.array[index : index + 2])
@@ -93,40 +223,20 @@ class Annotations:
       detail = f"{self.path}: row {index} (byte {start}): {error}"
       raise BadRow(id, "broken_row", detail) from error
     if not isinstance(row, dict):
-      raise self._mistake(index, "an object", row)
+      raise _mistake(f"{self.path}: row {index}", "an object", row)
     return row
 
-  def _image_path(self, row: dict, index: int, id: str) -> str:
-    image = row.get("image", row.get("url"))
-    if not isinstance(image, str):
-      found = image if image is not None else sorted(row)
-      raise self._mistake(index, "a path under 'image' (or 'url')", found)
-    if image.startswith(("http://", "https://")):
-      try:
-        image = path_of_url(image)
-      except ValueError as error:
-        raise BadRow(id, "broken_row", f"{self.path}: {error}") from error
-    return os.path.join(self._image_root, image)
 
-  def _caption(self, row: dict, index: int, id: str) -> str | list[str]:
-    if "caption" not in row:
-      raise self._mistake(index, "the key 'caption'", sorted(row))
-    caption = row["caption"]
-    if caption is None or caption == []:  # usual in files scraped from the web
-      raise BadRow(id, "empty_caption", f"{self.path}: row {index}: {caption}")
-    texts = caption if isinstance(caption, list) else [caption]
-    if not all(isinstance(text, str) for text in texts):
-      raise self._mistake(index, "text under 'caption'", caption)
-    return caption
-
-  def _mistake(self, index: int, expected: str, found: Any) -> ValueError:
-    return ValueError(
-      f"{self.path}: row {index}: expected {expected}, found {found!r:.200}."
-    )
+def annotation_file(path: str | os.PathLike) -> str:
+  """Return the path of a file that has to be there."""
+  path = os.fspath(path)
+  if not os.path.isfile(path):
+    raise ValueError(f"{path}: no such annotation file.")
+  return path
 
 
 def _is_jsonl(path: str) -> bool:
-  return path.endswith(".jsonl")
+  return path.lower().endswith(".jsonl")
 
 
 def path_of_url(url: str) -> str:
@@ -147,76 +257,26 @@ def path_of_url(url: str) -> str:
   return parts.netloc + path + ("?" + parts.query if parts.query else "")
 
 
-class TarShards:
-  """Samples of webdataset or img2dataset tar files, read where they lie.
+def existing(paths: Sequence[str], what: str) -> tuple[str, ...]:
+  """Return files that all have to be there, and be some."""
+  missing = [path for path in paths if not os.path.isfile(path)]
+  if missing or not paths:
+    raise ValueError(
+      f"{len(missing)} of {len(paths)} {what} do not exist: {missing[:3]}. "
+      "A pattern with '*' takes those that are there."
+    )
+  return tuple(paths)
 
-  A sample is made of the members that share a name up to its first dot: a
-  picture (jpg, jpeg, png, webp) and its caption (txt, or the key "caption" of
-  json). Nothing is extracted, and members of other kinds are never opened.
 
-  `problems` lists what is damaged in which shard; the samples around it stay.
+def shared_folder(paths: Sequence[str]) -> str:
+  """Return the folder that all files lie in, up to its slash.
+
+  Without it their names are short and still tell them apart.
   """
-
-  def __init__(self, paths: Sequence[str]):
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing or not paths:
-      raise ValueError(
-        f"{len(missing)} of {len(paths)} shards do not exist: {missing[:3]}. "
-        "A pattern with '*' takes those that are there."
-      )
-    self.paths = tuple(paths)
-    with concurrent.futures.ThreadPoolExecutor(_INDEX_THREADS) as pool:
-      found = list(pool.map(_tar_index, self.paths))
-    self._shards = [offsets.Mapped(index) for index, _ in found]
-    self._ends = list(itertools.accumulate(len(index) for index, _ in found))
-    self.problems = [line for _, damage in found for line in damage]
-    for line in self.problems:
-      logging.warning("Damaged shard: %s", line)
-    if not len(self):
-      raise ValueError(f"No samples in {paths[0]} and {len(paths) - 1} others.")
-
-  def __len__(self) -> int:
-    return self._ends[-1]
-
-  def __getitem__(self, index: int) -> Record:
-    index = range(len(self))[index]
-    shard = bisect.bisect_right(self._ends, index)
-    rows = self._shards[shard].array
-    sample = rows[index - self._ends[shard]]  # counted from the shard's end
-    path = self.paths[shard]
-    id = f"{os.path.basename(path)}:{os.fsdecode(bytes(sample['key']))}"
-    return {
-      "image": _member(path, sample["image"], id, "image"),
-      "caption": _tar_caption(path, sample, id),
-      "id": id,
-    }
-
-
-def _tar_index(path: str) -> tuple[np.ndarray, list[str]]:
-  return offsets.cached(path, "samples", offsets.tar_samples)
-
-
-def _tar_caption(path: str, sample: np.void, id: str) -> str | bytes:
-  if sample["text"][0] >= 0 or sample["json"][0] < 0:
-    return _member(path, sample["text"], id, "caption")
-  raw = _member(path, sample["json"], id, "caption")
-  try:
-    caption = json.loads(raw.decode("utf-8"))["caption"]
-  except (ValueError, RecursionError, KeyError, TypeError) as error:
-    raise BadRow(id, "broken_row", f"{path}: json: {error!r}") from error
-  if not isinstance(caption, str):
-    raise BadRow(id, "empty_caption", f"{path}: json: {caption!r:.200}")
-  return caption
-
-
-def _member(path: str, span: np.ndarray, id: str, part: str) -> bytes:
-  offset, size = (int(n) for n in span)
-  if offset < 0:
-    raise BadRow(id, f"missing_{part}", f"{path}: the sample has no {part}")
-  raw = offsets.read_span(path, offset, size)
-  if len(raw) < size:
-    raise BadRow(id, "broken_row", f"{path}: the shard is shorter than it was")
-  return raw
+  # Paths are cut as they are written: what `commonpath` tidies may be another
+  # place, behind a link.
+  start = os.path.commonprefix(list(paths))  # noqa: RUF071
+  return start[: start.rfind("/") + 1]
 
 
 class Tfds:
@@ -226,6 +286,7 @@ class Tfds:
     name: a builder's name ("coco_captions/2014:1.1.0") or the directory of a
       prepared one.
     split: as in TFDS, slices included: "train[:10%]".
+    with_captions: whether records have a caption, and so a feature for it.
     image: the image feature. Its bytes are decoded by us, as everywhere.
     caption: the caption feature, text or a sequence of texts; found by its
       usual names if not given.
@@ -236,6 +297,7 @@ class Tfds:
     self,
     name: str,
     split: str,
+    with_captions: bool = True,
     *,
     image: str = "image",
     caption: str | None = None,
@@ -255,10 +317,12 @@ class Tfds:
         "builder.download_and_prepare(file_format='array_record') first."
       )
     features = sorted(builder.info.features)
-    named = [key for key in _TFDS_CAPTIONS if key in features]
+    named = [key for key in _CAPTIONS if key in features]
     self._caption = caption or next(iter(named), "caption")
+    self._with_captions = with_captions
     self._image = image
-    for key in (self._image, self._caption):
+    needed = (image, self._caption) if with_captions else (image,)
+    for key in needed:
       if key not in features:
         raise ValueError(f"tfds {name}: no feature {key!r} in {features}.")
     ids = [key for key in _TFDS_IMAGE_IDS if key in features]
@@ -274,15 +338,20 @@ class Tfds:
     index = range(len(self))[index]
     row = self._rows[index]
     id = f"{self._label}:{index}"
-    caption = row[self._caption]
-    if isinstance(caption, dict):  # coco_captions: {"id": [...], "text": [...]}
-      caption = caption["text"]
-    if not len(caption):
-      raise BadRow(id, "empty_caption", f"tfds {id}")
-    record = {"image": row[self._image], "caption": caption, "id": id}
+    record = {"image": row[self._image], "id": id}
+    if self._with_captions:
+      record["caption"] = self._captions_of(row, id)
     if self._image_id:
       image_id = row[self._image_id]
       # str and int as everywhere else, not bytes and numpy's scalars.
       is_text = isinstance(image_id, bytes)
       record["image_id"] = image_id.decode() if is_text else int(image_id)
     return record
+
+  def _captions_of(self, row: dict[str, Any], id: str) -> Any:
+    caption = row[self._caption]
+    if isinstance(caption, dict):  # coco_captions: {"id": [...], "text": [...]}
+      caption = caption["text"]
+    if not len(caption):
+      raise BadRow(id, "empty_caption", f"tfds {id}")
+    return caption

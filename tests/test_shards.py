@@ -1,0 +1,117 @@
+"""Tar shards as a source, one sample at a time."""
+
+import io
+import os
+import pickle
+import tarfile
+
+import pytest
+
+from blip_jax.data import shards, sources
+
+
+def _tar(path, members):
+  with tarfile.open(path, "w") as tar:
+    for name, content in members.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+  return str(path)
+
+
+def test_shards_are_one_source(tmp_path):
+  paths = [
+    _tar(
+      tmp_path / "0.tar",
+      {"00.jpg": b"j0", "00.txt": b"t0", "01.png": b"p1", "01.txt": b"t1"},
+    ),
+    _tar(
+      tmp_path / "1.tar",
+      {
+        "02.webp": b"w2",
+        "02.json": b'{"caption": "t2", "url": "u"}',
+        "02.txt": b"t2 first",
+        "03.jpg": b"j3",
+        "03.json": b'{"caption": "t3"}',
+      },
+    ),
+  ]
+  source = pickle.loads(pickle.dumps(shards.TarShards(paths)))
+  assert [source[i] for i in range(4)] == [
+    {"image": b"j0", "caption": b"t0", "id": "0.tar:00"},
+    {"image": b"p1", "caption": b"t1", "id": "0.tar:01"},
+    {"image": b"w2", "caption": b"t2 first", "id": "1.tar:02"},
+    {"image": b"j3", "caption": "t3", "id": "1.tar:03"},
+  ]
+  assert len(source) == 4 and source.problems == []
+  with pytest.raises(IndexError):
+    source[4]
+
+
+@pytest.mark.parametrize(
+  "members, reason",
+  [
+    ({"a.jpg": b"j"}, "missing_caption"),
+    ({"a.txt": b"t"}, "missing_image"),
+    ({"a.jpg": b"j", "a.json": b"{"}, "broken_row"),
+    ({"a.jpg": b"j", "a.json": b"\xff"}, "broken_row"),
+    ({"a.jpg": b"j", "a.json": b"[]"}, "broken_row"),
+    ({"a.jpg": b"j", "a.json": b"{}"}, "broken_row"),
+    ({"a.jpg": b"j", "a.json": b'{"caption": null}'}, "empty_caption"),
+  ],
+)
+def test_an_incomplete_sample_is_bad(tmp_path, members, reason):
+  source = shards.TarShards([_tar(tmp_path / "s.tar", members)])
+  with pytest.raises(sources.BadRow) as bad:
+    source[0]
+  assert (bad.value.id, bad.value.reason) == ("s.tar:a", reason)
+
+
+def test_pictures_alone_need_no_text(tmp_path):
+  members = {"a.jpg": b"j", "b.png": b"p", "b.json": b"{", "c.txt": b"t"}
+  path = _tar(tmp_path / "s.tar", members)
+  source = shards.TarShards([path], with_captions=False)
+  assert [source[i] for i in range(2)] == [
+    {"image": b"j", "id": "s.tar:a"},
+    {"image": b"p", "id": "s.tar:b"},
+  ]
+  with pytest.raises(sources.BadRow, match="missing_image"):
+    source[2]
+
+
+def test_ids_tell_shards_of_one_name_apart(tmp_path):
+  paths = []
+  for folder in ("a", "b"):
+    (tmp_path / folder).mkdir()
+    paths.append(
+      _tar(tmp_path / folder / "0.tar", {"x.jpg": b"", "x.txt": b""})
+    )
+  source = shards.TarShards(paths)
+  assert [record["id"] for record in source] == ["a/0.tar:x", "b/0.tar:x"]
+
+
+def test_pickles_in_shards_are_never_opened(tmp_path):
+  members = {"a.jpg": b"j", "a.txt": b"t", "a.pkl": b"p", "a.pyd": b"p"}
+  source = shards.TarShards([_tar(tmp_path / "s.tar", members)])
+  assert len(source) == 1
+  assert sorted(source[0]) == ["caption", "id", "image"]
+  with pytest.raises(ValueError, match="No samples"):
+    shards.TarShards([_tar(tmp_path / "p.tar", {"b.pkl": b"p"})])
+
+
+def test_missing_shards_are_said(tmp_path):
+  good = _tar(tmp_path / "0.tar", {"a.jpg": b"j", "a.txt": b"t"})
+  with pytest.raises(ValueError, match=r"1 of 2 shards do not exist.*1\.tar"):
+    shards.TarShards([good, str(tmp_path / "1.tar")])
+
+
+def test_a_damaged_shard_keeps_its_neighbours_and_is_reported(tmp_path):
+  members = {"a.jpg": b"j" * 600, "a.txt": b"t", "b.jpg": b"j" * 600}
+  paths = [_tar(tmp_path / f"{i}.tar", members) for i in range(2)]
+  os.truncate(paths[0], 3200)  # within b.jpg
+  source = shards.TarShards(paths)
+  ids = [f"{shard}.tar:{name}" for shard, name in ("0a", "1a", "1b")]
+  assert len(source) == 3
+  assert [source[i]["id"] for i in range(2)] == ids[:2]
+  (problem,) = source.problems
+  assert "0.tar: b.jpg: truncated" in problem

@@ -119,7 +119,7 @@ def json_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
   Raises:
     ValueError: the file is no list, is empty, or ends before the list does.
   """
-  data, first = _open_text(path)
+  data, first = open_text(path)
   if first is None or data[first] != _OPEN_LIST:
     raise ValueError(
       f"{path}: expected a JSON list of rows ('['), found "
@@ -163,30 +163,55 @@ def jsonl_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
   Raises:
     ValueError: the file holds no rows, or is a JSON list.
   """
-  data, first = _open_text(path)
+  data, first = open_text(path)
   if first is None or data[first] == _OPEN_LIST:
     raise ValueError(
       f"{path}: expected one JSON object per line, found "
       f"{_glimpse(data, first)}. A JSON list belongs into a .json file."
     )
-  starts = [np.array([first])]
-  for begin in range(first, len(data), _CHUNK):
-    chunk = data[begin : begin + _CHUNK]
-    starts.append(np.flatnonzero(chunk == _NEWLINE) + begin + 1)
-  rows = np.concatenate(starts)
-  rows = rows[rows < len(data)]
-  rows = rows[~np.isin(data[rows], (_NEWLINE, _RETURN))]
-  return np.append(rows, len(data)), []
+  return np.append(line_starts(data, first), len(data)), []
 
 
-def _open_text(path: str) -> tuple[np.ndarray, int | None]:
-  """Map a text file; also return where its first visible character is."""
+def open_text(
+  path: str, blank: bytes | None = None
+) -> tuple[np.ndarray, int | None]:
+  """Map a text file; also return where its first visible character is.
+
+  Args:
+    blank: what is not visible; None: all white space.
+  """
   if os.path.getsize(path) == 0:  # nothing to map
     return np.zeros(0, np.uint8), None
   data = np.memmap(path, np.uint8, mode="r")
   head = bytes(data[:4096])
-  text = head.removeprefix(_BOM).lstrip()
+  text = head.removeprefix(_BOM).lstrip(blank)
   return data, len(head) - len(text) if text else None
+
+
+def line_starts(data: np.ndarray, first: int) -> Int[np.ndarray, "lines"]:
+  """Find the lines of a text that are not empty, from `first` on."""
+  starts = [np.array([first])]
+  for begin in range(first, len(data), _CHUNK):
+    chunk = data[begin : begin + _CHUNK]
+    starts.append(np.flatnonzero(chunk == _NEWLINE) + begin + 1)
+  lines = np.concatenate(starts)
+  lines = lines[lines < len(data)]
+  return lines[~np.isin(data[lines], (_NEWLINE, _RETURN))]
+
+
+def odd_quotes(
+  data: np.ndarray, starts: Int[np.ndarray, "lines"]
+) -> Int[np.ndarray, "n"]:
+  """Which lines (of `line_starts`) have an odd number of quotes."""
+  odd = np.zeros(len(starts), bool)
+  for begin in range(0, len(data), _CHUNK):
+    chunk = data[begin : begin + _CHUNK]
+    quotes = np.flatnonzero(chunk == _QUOTE) + begin
+    if quotes.size:
+      lines = np.searchsorted(starts, quotes, side="right") - 1
+      counts = np.bincount(lines - lines[0])
+      odd[lines[0] : lines[-1] + 1] ^= counts % 2 == 1
+  return np.flatnonzero(odd)
 
 
 def _glimpse(data: np.ndarray, first: int | None) -> str:

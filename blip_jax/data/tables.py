@@ -1,0 +1,203 @@
+"""CSV and TSV: rows by number, in files of any size.
+
+A quoted field may hold line ends, so rows are not lines; and web data has
+quotes that nobody closes, so quotes cannot simply be counted. Lines are joined
+only where that makes a row with as many fields as the header has: a quote too
+many costs its own row, not those behind it.
+"""
+
+import csv
+import functools
+import io
+import itertools
+import json
+import os
+import re
+
+import numpy as np
+from jaxtyping import Int
+
+from blip_jax.data import offsets, sources
+
+# A row that spans lines is no longer than this: what an unclosed quote could
+# swallow is bounded, and so is the time to find that out.
+_MAX_JOINED_BYTES = 1 << 18
+_LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)
+
+
+class Csv:
+  """Rows of a CSV or TSV file whose first line names the columns.
+
+  Several captions in one field are a JSON list of texts. A field with a
+  delimiter, a quote or a line end in it is quoted, quotes in it are doubled.
+  See `sources.Columns` for columns and arguments.
+
+  Args:
+    delimiter: what separates fields; None: a tab in .tsv, else a comma.
+
+  Raises:
+    ValueError: on opening, if a column is missing or there are no rows.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    image_root: str = "",
+    with_captions: bool = True,
+    *,
+    image: str | None = None,
+    caption: str | None = None,
+    delimiter: str | None = None,
+  ):
+    self.path = sources.annotation_file(path)
+    is_tsv = self.path.lower().endswith(".tsv")
+    self._delimiter = delimiter or ("\t" if is_tsv else ",")
+    if len(self._delimiter) != 1:
+      raise ValueError(
+        f"{self.path}: expected one character as delimiter, found "
+        f"{delimiter!r}."
+      )
+    self._columns = sources.Columns(
+      os.fspath(image_root), with_captions, image, caption
+    )
+    self._header = _header(self.path, self._delimiter)
+    self._check_header()
+    # Rows depend on the delimiter, and so does the name of their index.
+    index, _ = offsets.cached(
+      self.path,
+      f"rows{ord(self._delimiter)}",
+      functools.partial(
+        _rows, delimiter=self._delimiter, num_fields=len(self._header)
+      ),
+    )
+    self._rows = offsets.Mapped(index)
+    if not len(self):
+      raise ValueError(f"{self.path}: there are no rows behind the header.")
+
+  def _check_header(self) -> None:
+    if len(self._header) == 1 and self._columns.with_captions:
+      raise ValueError(
+        f"{self.path}: expected a header of several columns with "
+        f"{self._delimiter!r} between them, found {self._header}. "
+        "?delimiter=CHARACTER behind the file's name sets another one."
+      )
+    where = f"{self.path}: header"
+    self._image = self._columns.image_key(self._header, where)
+    self._image_id = self._columns.image_id_key(self._header)
+    self._caption = None
+    if self._columns.with_captions:
+      self._caption = self._columns.caption_key(self._header, where)
+
+  def __len__(self) -> int:
+    return len(self._rows.array) - 2  # the header, and the end
+
+  def __getitem__(self, index: int) -> sources.Record:
+    index = range(len(self))[index]
+    start, end = (int(n) for n in self._rows.array[index + 1 : index + 3])
+    id = f"{os.path.basename(self.path)}:{index}"
+    where = f"{self.path}: row {index} (byte {start})"
+    raw = offsets.read_span(self.path, start, end - start)
+    try:
+      row = self._parse(raw)
+    except ValueError as error:
+      raise sources.BadRow(id, "broken_row", f"{where}: {error}") from error
+    return self._columns.record(row, id, where)
+
+  def _parse(self, raw: bytes) -> dict[str, str | int | list[str] | None]:
+    fields = _fields(raw, self._delimiter)
+    if len(fields) != len(self._header):
+      raise ValueError(
+        f"expected {len(self._header)} fields {self._header}, found "
+        f"{len(fields)}: {raw!r:.200}. A field with {self._delimiter!r}, a "
+        "quote or a line end in it needs quotes around it"
+      )
+    row = dict(zip(self._header, fields, strict=True))
+    row[self._image] = row[self._image] or None
+    if self._caption:
+      row[self._caption] = _texts(row[self._caption])
+    if self._image_id:
+      row[self._image_id] = _image_id(row[self._image_id])
+    return row
+
+
+def _fields(raw: bytes, delimiter: str) -> list[str]:
+  """Return the fields of one row; `ValueError` if it is not one."""
+  text = io.StringIO(raw.decode("utf-8"), newline="")
+  reader = csv.reader(
+    text, delimiter=delimiter, skipinitialspace=True, strict=True
+  )
+  try:
+    rows = [row for row in reader if row]
+  except csv.Error as error:
+    raise ValueError(f"{error}: {raw!r:.200}") from error
+  if len(rows) != 1:
+    raise ValueError(f"expected one row, found {len(rows)}: {raw!r:.200}")
+  return rows[0]
+
+
+def _texts(field: str) -> str | list[str]:
+  """Return the texts of a JSON list; the field itself if it is none."""
+  if not _LIST_OF_TEXTS.fullmatch(field):
+    return field
+  try:
+    return json.loads(field)
+  except (ValueError, RecursionError) as error:  # NumPy or Python print so, too
+    raise ValueError(
+      f"expected a JSON list of texts, found {field!r:.200}: {error}"
+    ) from error
+
+
+def _image_id(field: str) -> str | int | None:
+  """Return a number as such, unless its digits would not survive it."""
+  is_number = field.isdecimal() and str(int(field)) == field
+  return int(field) if is_number else field or None
+
+
+def _header(path: str, delimiter: str) -> list[str]:
+  data, first = _open(path)
+  # A header of more than one line is not worth the trouble.
+  line = bytes(data[first : first + _MAX_JOINED_BYTES]).splitlines()[0]
+  try:
+    return [name.strip() for name in _fields(line, delimiter)]
+  except ValueError as error:
+    raise ValueError(
+      f"{path}: expected a header line in UTF-8 that names the columns, found "
+      f"{line!r:.200}: {error}."
+    ) from error
+
+
+def _open(path: str) -> tuple[np.ndarray, int]:
+  # Not all white space is blank: a tab may end an unnamed first column.
+  data, first = offsets.open_text(path, blank=b"\r\n")
+  if first is None:
+    raise ValueError(
+      f"{path}: expected a header line that names the columns, found nothing."
+    )
+  return data, first
+
+
+def _rows(
+  path: str, delimiter: str, num_fields: int
+) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
+  """Find the rows, that of the header included; see `offsets.jsonl_rows`."""
+  data, first = _open(path)
+  starts = offsets.line_starts(data, first)
+  odd = offsets.odd_quotes(data, starts)
+  bounds = np.append(starts, len(data))
+
+  def is_row(start: int, end: int) -> bool:
+    try:
+      return len(_fields(bytes(data[start:end]), delimiter)) == num_fields
+    except ValueError:
+      return False
+
+  kept = np.ones(len(bounds), bool)
+  joined = -1  # the last line that belongs to a row before it
+  for line, closing in itertools.pairwise(odd.tolist()):
+    start, end = bounds[[line, closing + 1]].tolist()
+    if (
+      line > joined and end - start <= _MAX_JOINED_BYTES and is_row(start, end)
+    ):
+      kept[line + 1 : closing + 1] = False
+      joined = closing
+  return bounds[kept], []

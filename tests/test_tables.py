@@ -1,0 +1,223 @@
+"""CSV and TSV as sources: what csv writes, and what the web does to it."""
+
+import csv
+import io
+import os
+import pickle
+import random
+
+import pytest
+
+from blip_jax.data import offsets, sources, tables
+
+
+def _csv(path, content, **options):
+  raw = content if isinstance(content, bytes) else content.encode()
+  path.write_bytes(raw)
+  return tables.Csv(path, **options)
+
+
+@pytest.fixture
+def table(tmp_path):
+  """Make a source of a file's content."""
+  return lambda content, name="a.csv", **options: _csv(
+    tmp_path / name, content, **options
+  )
+
+
+def _written(rows, delimiter, **style):
+  file = io.StringIO(newline="")
+  csv.writer(file, delimiter=delimiter, **style).writerows(rows)
+  return file.getvalue()
+
+
+def test_rows_become_records(table):
+  source = table(
+    "image,caption,image_id\n"
+    "a.jpg,one,7\n"
+    '/elsewhere/b.jpg,"two, and ""three""",x1\n'
+    "https://a.org/p/c.jpg,,\n",
+    image_root="/data",
+  )
+  assert list(source) == [
+    {"image": "/data/a.jpg", "caption": "one", "image_id": 7, "id": "a.csv:0"},
+    {
+      "image": "/elsewhere/b.jpg",
+      "caption": 'two, and "three"',
+      "image_id": "x1",
+      "id": "a.csv:1",
+    },
+    {"image": "/data/a.org/p/c.jpg", "caption": "", "id": "a.csv:2"},
+  ]
+  assert len(source) == 3 and source[-1] == source[2]
+  with pytest.raises(IndexError):
+    source[3]
+  assert list(pickle.loads(pickle.dumps(source))) == list(source)
+
+
+TEXTS = ["", "plain", 'a "quoted" word', "one, two\tthree; four", '5" nail']
+TEXTS += ["two\nlines", 'an end\n\nand a "quote"\n', "\u4e00\u4e8c", '"', '\n"']
+
+
+# A chunk of one byte puts a border between any two characters.
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 24])
+@pytest.mark.parametrize("style", [{}, {"quoting": csv.QUOTE_ALL}])
+@pytest.mark.parametrize(
+  "name, delimiter, options",
+  [("a.csv", ",", {}), ("a.TSV", "\t", {}), ("a.csv", ";", {"delimiter": ";"})],
+)
+def test_rows_are_those_that_csv_wrote(
+  table, monkeypatch, chunk, style, name, delimiter, options
+):
+  monkeypatch.setattr(offsets, "_CHUNK", chunk)
+  texts = TEXTS * 3
+  random.Random(0).shuffle(texts)
+  rows = [[text, f"{i}.jpg", text] for i, text in enumerate(texts)]
+  rows = [["title", "image", "caption"], *rows]
+  source = table(_written(rows, delimiter, **style), name, **options)
+  assert [record["caption"] for record in source] == texts
+  assert source[7]["image"] == "7.jpg"
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"\xef\xbb\xbfimage,caption\r\na.jpg,one\r\nb.jpg,two\r\n",
+    b"\n\n image , caption\n\na.jpg, one\n\r\n\nb.jpg,two",
+    b'"image","caption"\n"a.jpg", "one"\n"b.jpg", "two"\n',
+  ],
+)
+def test_marks_of_byte_order_blank_lines_and_spaces_are_no_content(
+  table, content
+):
+  assert [(r["image"], r["caption"]) for r in table(content)] == [
+    ("a.jpg", "one"),
+    ("b.jpg", "two"),
+  ]
+
+
+def test_the_first_column_may_have_no_name(table):
+  content = "\timage\tcaption\n0\ta.jpg\tone\n"
+  (record,) = table(content, "a.tsv")
+  assert record["caption"] == "one"
+
+
+@pytest.mark.parametrize(
+  "line, detail",
+  [
+    ("b.jpg", r"expected 2 fields .*'caption'\], found 1: b'b.jpg"),
+    ("b.jpg,one, two", "found 3: .* needs quotes around it"),
+    ('b.jpg,"one" two', "expected after"),
+    ('b.jpg,"an unclosed quote', "unexpected end"),
+    ('"b.jpg,one', "unexpected end"),
+    (b"b.jpg,\xff", "utf-8"),
+    ("b.jpg,\"['one', 'two']\"", "expected a JSON list of texts"),
+  ],
+)
+def test_a_malformed_line_costs_one_row(table, line, detail):
+  line = line if isinstance(line, bytes) else line.encode()
+  good = b'a.jpg,"a good one\nof two lines"\n'
+  nail = b'n.jpg,a 5" nail\n'
+  content = b"image,caption\n" + good + nail + (line + b"\n" + good) * 2 + nail
+  source = table(content)
+  assert len(source) == 7
+  for index in (0, 3, 5):
+    assert source[index]["caption"] == "a good one\nof two lines"
+  for index in (1, 6):
+    assert source[index]["caption"] == 'a 5" nail'
+  for index in (2, 4):
+    with pytest.raises(sources.BadRow, match=detail) as bad:
+      source[index]
+    assert bad.value.reason == "broken_row"
+    assert bad.value.id == f"a.csv:{index}"
+    assert f"{source.path}: row {index} (byte" in bad.value.detail
+
+
+def test_what_an_unclosed_quote_may_join_is_bounded(table, monkeypatch):
+  monkeypatch.setattr(tables, "_MAX_JOINED_BYTES", 40)
+  content = 'image,caption\na.jpg,"one\ntwo"\nb.jpg,"' + "long\n" * 10 + '"\n'
+  source = table(content)
+  assert source[0]["caption"] == "one\ntwo"
+  assert len(source) == 12
+  with pytest.raises(sources.BadRow, match="unexpected end"):
+    source[1]
+
+
+def test_a_row_without_a_picture_is_bad(table):
+  source = table("image,caption\n,one\n")
+  with pytest.raises(sources.BadRow, match="missing_image"):
+    source[0]
+
+
+def test_several_captions_are_a_json_list(table):
+  content = 'image,captions\na.jpg,"[""one"", ""two, 2""]"\nb.jpg,[three]\n'
+  source = table(content)
+  assert [record["caption"] for record in source] == [
+    ["one", "two, 2"],
+    "[three]",
+  ]
+
+
+@pytest.mark.parametrize(
+  "field, image_id",
+  [("7", 7), ("007", "007"), ("-7", "-7"), ("", None), ("a", "a")],
+)
+def test_image_ids_that_are_numbers_are_numbers(table, field, image_id):
+  (record,) = table(f"image,caption,image_id\na.jpg,one,{field}\n")
+  assert record.get("image_id") == image_id
+
+
+def test_pictures_alone_need_no_captions(table):
+  content = "file_name,img_id\na.jpg,7\n"
+  assert list(table(content, with_captions=False)) == [
+    {"image": "a.jpg", "image_id": 7, "id": "a.csv:0"}
+  ]
+  (record,) = table("image\na.jpg\n", with_captions=False)
+  assert record == {"image": "a.jpg", "id": "a.csv:0"}
+
+
+def test_columns_can_be_named(table):
+  content = 'image,crop,caption,title\na.jpg,b.jpg,one,"[""two""]"\n'
+  (record,) = table(content, image="crop", caption="title")
+  assert (record["image"], record["caption"]) == ("b.jpg", ["two"])
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    ("", "expected a header line .* found nothing"),
+    ("\n\n", "expected a header line .* found nothing"),
+    ("image,caption\n", "no rows behind the header"),
+    ("image,title\na,b\n", r"text under 'caption' .*'title'\].*\?caption="),
+    ("photo,caption\na,b\n", r"a path under 'image' .*'photo',.*\?image="),
+    ("a.jpg,one\nb.jpg,two\n", r"a path under 'image' .*\['a.jpg', 'one'\]"),
+    ("image;caption\na;b\n", r"found \['image;caption'\]. \?delimiter="),
+    ("image,caption\na,b\n".encode("utf-16"), "header line in UTF-8 .*xff"),
+  ],
+)
+def test_what_is_no_table_is_refused(table, content, message):
+  with pytest.raises(ValueError, match=message) as error:
+    table(content)
+  assert "a.csv" in str(error.value)
+
+
+def test_a_delimiter_is_one_character(table):
+  with pytest.raises(ValueError, match="one character as delimiter, found '::"):
+    table("image::caption\na::b\n", delimiter="::")
+
+
+def test_a_missing_file_is_said(tmp_path):
+  with pytest.raises(ValueError, match=r"none\.csv: no such annotation file"):
+    tables.Csv(tmp_path / "none.csv")
+
+
+def test_the_index_of_a_large_file_is_kept(table, tmp_path, monkeypatch):
+  monkeypatch.setattr(offsets, "_MIN_CACHED_BYTES", 0)
+  rows = [["image", "caption"]] + [[f"{i}.jpg", "a\nb"] for i in range(5000)]
+  content = _written(rows, ",")
+  source = table(content)
+  assert len(source) == 5000
+  assert len(pickle.dumps(source)) < 2000
+  assert pickle.loads(pickle.dumps(source))[4999]["image"] == "4999.jpg"
+  assert len(list(tmp_path.glob(".a.csv.rows44-*.npy"))) == 1
+  assert len(os.listdir(tmp_path)) == 2

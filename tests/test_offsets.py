@@ -94,7 +94,7 @@ def test_a_json_list_is_no_jsonl(tmp_path):
 
 
 def _count_builds(monkeypatch):
-  monkeypatch.setattr(offsets, "_MIN_CACHED_BYTES", 0)
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
   builds = []
 
   def build(path):
@@ -250,7 +250,7 @@ def test_what_is_no_tar_is_reported(tmp_path, content):
 
 
 def test_the_index_of_a_damaged_shard_is_not_kept(tmp_path, monkeypatch):
-  monkeypatch.setattr(offsets, "_MIN_CACHED_BYTES", 0)
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
   path = _tar(tmp_path / "a.tar", _samples(*range(3)))
   os.truncate(path, 3000)
   for _ in range(2):

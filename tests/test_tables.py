@@ -212,7 +212,7 @@ def test_a_missing_file_is_said(tmp_path):
 
 
 def test_the_index_of_a_large_file_is_kept(table, tmp_path, monkeypatch):
-  monkeypatch.setattr(offsets, "_MIN_CACHED_BYTES", 0)
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
   rows = [["image", "caption"]] + [[f"{i}.jpg", "a\nb"] for i in range(5000)]
   content = _written(rows, ",")
   source = table(content)

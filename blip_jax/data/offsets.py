@@ -5,12 +5,15 @@ Python object; the rows themselves stay in the file and are parsed one by one
 when they are asked for. The same holds for the members of tar shards.
 """
 
+import glob
 import hashlib
 import os
 import pathlib
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 from absl import logging
@@ -19,7 +22,7 @@ from jaxtyping import Bool, Int
 _CHUNK = 1 << 24
 # Below this, scanning is quicker than looking for a cache, and the user's
 # folder stays free of our files.
-_MIN_CACHED_BYTES = 1 << 26
+MIN_CACHED_BYTES = 1 << 26
 
 _BOM = b"\xef\xbb\xbf"
 _QUOTE, _BACKSLASH, _NEWLINE, _RETURN = b'"\\\n\r'
@@ -55,40 +58,57 @@ def cached(
 ) -> tuple[np.ndarray, list[str]]:
   """Return `build(path)`, an index and the damage found while building it.
 
-  The index of a large file is kept beside it, or in `$XDG_CACHE_HOME/blip_jax`
-  where that folder cannot be written. Size and time of modification are part
-  of the name, so a changed file is scanned again. The index of a damaged file
-  is not kept: each start must report the damage.
+  The index of a large file is kept, see `cache_path`. The index of a damaged
+  file is not: each start must report the damage.
   """
-  stat = os.stat(path)
-  if stat.st_size < _MIN_CACHED_BYTES:
+  size = os.path.getsize(path)
+  if size < MIN_CACHED_BYTES:
     return build(path)
-  place, stem = _cache_place(path, kind)
-  target = place / f"{stem}{stat.st_size}-{stat.st_mtime_ns}.npy"
+  target = cache_path(path, kind, ".npy")
   if target.exists():
     return np.load(target, mmap_mode="r"), []
-  logging.info("Indexing %s (%.1f GB), once.", path, stat.st_size / 1e9)
+  logging.info("Indexing %s (%.1f GB), once.", path, size / 1e9)
   index, damage = build(path)
   if damage:
     return index, damage
-  place.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(dir=place, prefix=stem, suffix=".tmp")
-  with os.fdopen(handle, "wb") as file:
-    np.save(file, index)
-  for outdated in place.glob(f"{stem}*.npy"):
-    outdated.unlink(missing_ok=True)
-  # Another process may be doing the same: whole files only, last one wins.
-  os.replace(name, target)
+  write_cache(target, lambda file: np.save(file, index))
   return np.load(target, mmap_mode="r"), []
 
 
-def _cache_place(path: str, kind: str) -> tuple[pathlib.Path, str]:
+def cache_path(path: str, kind: str, suffix: str) -> pathlib.Path:
+  """Return where something that was found out about a file is kept.
+
+  That is beside the file, or in `$XDG_CACHE_HOME/blip_jax` where its folder
+  cannot be written. Size and time of modification are part of the name, so a
+  changed file is looked at again.
+  """
+  stat = os.stat(path)
   file = pathlib.Path(path).resolve()
+  name = f"{file.name}.{kind}-{stat.st_size}-{stat.st_mtime_ns}{suffix}"
   if os.access(file.parent, os.W_OK):
-    return file.parent, f".{file.name}.{kind}-"
+    return file.parent / f".{name}"
   root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
   digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
-  return pathlib.Path(root) / "blip_jax", f"{file.name}.{digest}.{kind}-"
+  return pathlib.Path(root) / "blip_jax" / f"{digest}.{name}"
+
+
+def write_cache(
+  target: pathlib.Path, write: Callable[[BinaryIO], object]
+) -> None:
+  """Make a file of `cache_path`; those of earlier states go."""
+  stem = re.sub(r"\d+-\d+$", "", target.stem)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  handle, name = tempfile.mkstemp(dir=target.parent, prefix=stem, suffix=".tmp")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      write(file)
+  except BaseException:  # a full disk, or the user's patience
+    os.unlink(name)
+    raise
+  for outdated in target.parent.glob(f"{glob.escape(stem)}*{target.suffix}"):
+    outdated.unlink(missing_ok=True)
+  # Another process may be doing the same: whole files only, last one wins.
+  os.replace(name, target)
 
 
 class Mapped:

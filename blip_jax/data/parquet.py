@@ -1,0 +1,246 @@
+"""Parquet: rows by number, of tables larger than memory.
+
+A Parquet file can only be read a row group at a time, which may be a million
+rows. So the columns of text are unpacked, once, into an Arrow file, and that
+is mapped: a row then costs microseconds, and memory nothing. Pictures that lie
+in the table itself stay packed, as they would take as much disk again; each
+costs reading its row group.
+"""
+
+import bisect
+import concurrent.futures
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from absl import logging
+
+from blip_jax.data import offsets, sources
+
+try:
+  import pyarrow
+  import pyarrow.parquet
+except ImportError as error:
+  raise ImportError(
+    "Reading Parquet needs pyarrow: pip install 'blip_jax[parquet]'."
+  ) from error
+
+# The last row groups of pictures that were read: a pass in order reads each
+# group once, while a shuffled one finds nothing here, whatever the number.
+_GROUPS_KEPT = 2
+_LARGE_GROUP_BYTES = 1 << 27
+
+
+class Parquet:
+  """Rows of Parquet files, one after the other.
+
+  The picture's column is text (a path or URL), bytes, or a struct of `bytes`
+  and `path`, as Hugging Face writes it; that of captions is text or a list of
+  texts. See `sources.Columns` for columns and arguments.
+
+  Raises:
+    ValueError: on opening, if a file is missing or damaged, or if a column is
+      missing or of another type.
+  """
+
+  def __init__(
+    self,
+    paths: Sequence[str],
+    image_root: str = "",
+    with_captions: bool = True,
+    *,
+    image: str | None = None,
+    caption: str | None = None,
+  ):
+    self.paths = sources.existing(paths, "Parquet files")
+    self._folder = sources.shared_folder(self.paths)
+    self._columns = sources.Columns(
+      os.fspath(image_root), with_captions, image, caption
+    )
+    with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
+      footers = list(pool.map(_footer, self.paths))
+      open_file = functools.partial(
+        _File,
+        columns=self._columns,
+        mapped=sum(map(_size, footers)) >= offsets.MIN_CACHED_BYTES,
+      )
+      self._files = list(pool.map(open_file, self.paths, footers))
+    self._ends = list(itertools.accumulate(map(len, self._files)))
+    if not len(self):
+      raise ValueError(f"No rows in {paths[0]} and {len(paths) - 1} others.")
+    self._group = functools.lru_cache(_GROUPS_KEPT)(self._read_group)
+    self._warn_of_large_groups()
+
+  def __reduce__(self):
+    # Maps are opened again, not copied into every worker.
+    c = self._columns
+    reopen = functools.partial(Parquet, image=c.image, caption=c.caption)
+    return reopen, (self.paths, c.image_root, c.with_captions)
+
+  def _warn_of_large_groups(self) -> None:
+    size = max(file.picture_bytes for file in self._files)
+    if size > _LARGE_GROUP_BYTES:
+      logging.warning(
+        "%s: to see one picture, up to %.0f MB are read. Row groups of about "
+        "100 rows (row_group_size=100), or tar shards, are quicker.",
+        self.paths[0],
+        size / 1e6,
+      )
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> sources.Record:
+    index = range(len(self))[index]
+    number = bisect.bisect_right(self._ends, index)
+    file = self._files[number]
+    row_number = index - self._ends[number] + len(file)
+    id = f"{file.path.removeprefix(self._folder)}:{row_number}"
+    where = f"{file.path}: row {row_number}"
+    row = {name: text[row_number].as_py() for name, text in file.text.items()}
+    if file.picture:
+      try:
+        row[file.picture] = self._picture(number, row_number)
+      except (OSError, pyarrow.ArrowException) as error:
+        raise sources.BadRow(id, "broken_row", f"{where}: {error}") from error
+    return self._columns.record(row, id, where)
+
+  def _picture(self, number: int, row_number: int) -> bytes | str | None:
+    ends = self._files[number].group_ends
+    group = int(np.searchsorted(ends, row_number, side="right"))
+    pictures = self._group(number, group)
+    picture = pictures[row_number - int(ends[group])].as_py()
+    if isinstance(picture, dict):
+      picture = picture["bytes"] or picture.get("path")
+    return picture
+
+  def _read_group(self, number: int, group: int) -> pyarrow.ChunkedArray:
+    file = self._files[number]
+    # The footer was read before; the file is opened each time for the reason
+    # of `offsets.read_span`.
+    packed = pyarrow.parquet.ParquetFile(
+      file.path, metadata=file.footer, memory_map=True
+    )
+    table = packed.read_row_group(group, [file.picture], use_threads=False)
+    return table[file.picture]
+
+
+class _File:
+  """What is known of one file.
+
+  Attributes:
+    text: the columns that are not pictures, by name.
+    picture: the column that holds encoded pictures; None if paths are text.
+    group_ends: the number of rows up to the end of each row group.
+    picture_bytes: size of the largest row group if there are pictures in it.
+  """
+
+  def __init__(
+    self, path: str, footer: Any, columns: sources.Columns, mapped: bool
+  ):
+    self.path = path
+    self.footer = footer
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    self.group_ends = np.cumsum([group.num_rows for group in groups])
+    schema = footer.schema.to_arrow_schema()
+    image = columns.image_key(schema.names, path)
+    type = schema.field(image).type
+    self.picture = image if _is_picture(type) else None
+    if not self.picture and not _is_text(type):
+      expected = "a path, bytes or a struct of 'bytes' and 'path'"
+      raise _mistake(path, "image", expected, schema.field(image))
+    names = {image, columns.image_id_key(schema.names)}
+    if columns.with_captions:
+      caption = columns.caption_key(schema.names, path)
+      if not _is_caption(schema.field(caption).type):
+        expected = "text or a list of texts"
+        raise _mistake(path, "caption", expected, schema.field(caption))
+      names.add(caption)
+    self.text = _unpacked(path, sorted(names - {self.picture, None}), mapped)
+    sizes = [group.total_byte_size for group in groups]
+    self.picture_bytes = max(sizes, default=0) if self.picture else 0
+
+  def __len__(self) -> int:
+    return self.footer.num_rows
+
+
+def _footer(path: str) -> Any:
+  try:
+    return pyarrow.parquet.read_metadata(path)
+  except (OSError, pyarrow.ArrowException) as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def _size(footer: Any) -> int:
+  groups = range(footer.num_row_groups)
+  return sum(footer.row_group(i).total_byte_size for i in groups)
+
+
+def _is_picture(type: pyarrow.DataType) -> bool:
+  if pyarrow.types.is_struct(type):
+    return "bytes" in type.names
+  return _is_bytes(type)
+
+
+def _is_caption(type: pyarrow.DataType) -> bool:
+  if pyarrow.types.is_list(type) or pyarrow.types.is_large_list(type):
+    type = type.value_type
+  return _is_text(type) or _is_bytes(type)
+
+
+def _is_text(type: pyarrow.DataType) -> bool:
+  return str(_plain(type)) in ("string", "large_string", "string_view")
+
+
+def _is_bytes(type: pyarrow.DataType) -> bool:
+  return str(_plain(type)) in ("binary", "large_binary", "binary_view")
+
+
+def _mistake(
+  path: str, option: str, expected: str, field: pyarrow.Field
+) -> ValueError:
+  return ValueError(
+    f"{path}: expected {expected} under {field.name!r}, found {field.type}. "
+    f"?{option}=COLUMN behind the file's name names another column."
+  )
+
+
+def _plain(type: pyarrow.DataType) -> pyarrow.DataType:
+  """What a dictionary is of: the values that pandas calls categories."""
+  return type.value_type if pyarrow.types.is_dictionary(type) else type
+
+
+def _unpacked(
+  path: str, names: list[str], mapped: bool
+) -> dict[str, pyarrow.ChunkedArray]:
+  if not names:
+    return {}
+  try:
+    if mapped:
+      digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
+      target = offsets.cache_path(path, f"columns-{digest}", ".arrow")
+      if not target.exists():
+        logging.info("Unpacking %s of %s, once.", names, path)
+        unpack = functools.partial(_unpack, path, names)
+        offsets.write_cache(target, unpack)
+      file = pyarrow.memory_map(str(target))
+      table = pyarrow.ipc.open_file(file).read_all()
+    else:
+      table = pyarrow.parquet.ParquetFile(path).read(names)
+  except (OSError, pyarrow.ArrowException) as error:
+    raise ValueError(f"{path}: {error}") from error
+  return {name: table[name] for name in names}
+
+
+def _unpack(path: str, names: list[str], file: BinaryIO) -> None:
+  packed = pyarrow.parquet.ParquetFile(path)
+  types = [_plain(packed.schema_arrow.field(name).type) for name in names]
+  schema = pyarrow.schema(list(zip(names, types, strict=True)))
+  with pyarrow.ipc.new_file(file, schema) as writer:
+    for batch in packed.iter_batches(columns=names):
+      # Each batch has a dictionary of its own, which Arrow files cannot have.
+      writer.write_batch(batch.select(names).cast(schema))

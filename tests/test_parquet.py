@@ -1,0 +1,233 @@
+"""Parquet as a source: paths or pictures in the table, in memory or mapped."""
+
+import os
+import pickle
+import sys
+
+import pytest
+
+from blip_jax.data import offsets, sources
+
+pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [parquet]")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from blip_jax.data import parquet  # noqa: E402
+
+
+def _write(path, columns, **options):
+  pq.write_table(pyarrow.table(columns), path, **options)
+  return str(path)
+
+
+@pytest.fixture(params=["in memory", "mapped"])
+def table(request, tmp_path, monkeypatch):
+  """Make a source of columns, in either way of holding text."""
+  if request.param == "mapped":
+    monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+
+  def make(columns, row_group_size=2, **options):
+    path = tmp_path / "a.parquet"
+    _write(path, columns, row_group_size=row_group_size)
+    return parquet.Parquet([str(path)], **options)
+
+  return make
+
+
+PICTURES = [b"p0", b"p1" * 1000, b"p2", None, b"p4"]
+TEXTS = ["zero", "one", 'two "2"', "\u4e09", "four"]
+
+
+def test_rows_become_records(table):
+  source = table(
+    {
+      "image": ["a.jpg", "/elsewhere/b.jpg", "https://a.org/p/c.jpg"],
+      "caption": ["one", "two", ""],
+      "image_id": [7, None, 9],
+      "width": [1, 2, 3],
+    },
+    image_root="/data",
+  )
+  assert list(source) == [
+    {
+      "image": "/data/a.jpg",
+      "caption": "one",
+      "image_id": 7,
+      "id": "a.parquet:0",
+    },
+    {"image": "/elsewhere/b.jpg", "caption": "two", "id": "a.parquet:1"},
+    {
+      "image": "/data/a.org/p/c.jpg",
+      "caption": "",
+      "image_id": 9,
+      "id": "a.parquet:2",
+    },
+  ]
+  assert len(source) == 3 and source[-1] == source[2]
+  with pytest.raises(IndexError):
+    source[3]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+@pytest.mark.parametrize("row_group_size", [1, 2, 5])
+def test_pictures_may_lie_in_the_table(table, kind, row_group_size):
+  image = PICTURES
+  if kind == "struct":
+    image = [{"bytes": b, "path": f"{i}.jpg"} for i, b in enumerate(PICTURES)]
+  source = table({"image": image, "text": TEXTS}, row_group_size)
+  source = pickle.loads(pickle.dumps(source))
+  for index in (4, 0, 2, 1):
+    record = source[index]
+    assert record["image"] == PICTURES[index]
+    assert record["caption"] == TEXTS[index]
+  if kind == "struct":
+    assert source[3]["image"] == "3.jpg"
+    return
+  with pytest.raises(sources.BadRow, match="missing_image"):
+    source[3]
+
+
+def test_captions_may_be_several_or_none(table):
+  captions = [["one", "two"], [], None]
+  source = table({"url": ["a"] * 3, "captions": captions})
+  assert source[0]["caption"] == ["one", "two"]
+  for index in (1, 2):
+    with pytest.raises(sources.BadRow, match="empty_caption"):
+      source[index]
+
+
+def test_categories_are_text(table):
+  texts = pyarrow.array(TEXTS).dictionary_encode()
+  source = table({"image": texts, "caption": texts})
+  assert [record["caption"] for record in source] == TEXTS
+
+
+def test_pictures_alone_need_no_captions(table):
+  ids = {"img_id": [5, 6, 7, 8, 9]}
+  source = table({"image": PICTURES, **ids}, with_captions=False)
+  with pytest.raises(ValueError, match="text under 'caption'"):
+    parquet.Parquet(source.paths)
+  assert source[4] == {"image": b"p4", "image_id": 9, "id": "a.parquet:4"}
+  source = table({"image": PICTURES}, with_captions=False)
+  assert source[0] == {"image": b"p0", "id": "a.parquet:0"}
+
+
+def test_columns_can_be_named(table):
+  columns = {"image": ["a"], "crop": ["b"], "caption": ["one"], "title": ["2"]}
+  (record,) = table(columns, image="crop", caption="title")
+  assert (record["image"], record["caption"]) == ("b", "2")
+
+
+@pytest.mark.parametrize(
+  "columns, message",
+  [
+    ({"image": ["a"], "title": ["b"]}, r"'caption' .*'title'\].*\?caption="),
+    ({"photo": ["a"], "text": ["b"]}, r"'image' .*'photo', .*\?image="),
+    ({"image": [1], "text": ["b"]}, r"a path, bytes .* 'image', found int64"),
+    ({"image": [["a"]], "text": ["b"]}, r"'image', found list<.*\?image="),
+    ({"image": ["a"], "text": [1]}, r"text or a list .* 'text', found int64"),
+    ({"image": ["a"], "text": [[1]]}, r"'text', found list<.*\?caption="),
+  ],
+)
+def test_wrong_columns_are_refused(table, columns, message):
+  with pytest.raises(ValueError, match=message) as error:
+    table(columns)
+  assert "a.parquet" in str(error.value)
+
+
+def test_files_are_one_source(tmp_path):
+  paths = []
+  for folder in ("a", "b"):
+    (tmp_path / folder).mkdir()
+    columns = {"image": [f"{folder}0", f"{folder}1"], "text": ["0", "1"]}
+    paths.append(_write(tmp_path / folder / "0.parquet", columns))
+  source = parquet.Parquet(paths)
+  assert [(record["id"], record["image"]) for record in source] == [
+    ("a/0.parquet:0", "a0"),
+    ("a/0.parquet:1", "a1"),
+    ("b/0.parquet:0", "b0"),
+    ("b/0.parquet:1", "b1"),
+  ]
+
+
+def test_damage_is_said(tmp_path):
+  good = _write(tmp_path / "a.parquet", {"image": ["a"], "text": ["b"]})
+  bad = str(tmp_path / "b.parquet")
+  with pytest.raises(ValueError, match=r"1 of 2 Parquet files .*b\.parquet"):
+    parquet.Parquet([good, bad])
+  for content in (b"", b"<html>" * 100):
+    (tmp_path / "b.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"b\.parquet: Parquet"):
+      parquet.Parquet([good, bad])
+  empty = pyarrow.table({"image": pyarrow.array([], "string")})
+  pq.write_table(empty, bad)
+  with pytest.raises(ValueError, match=r"No rows in .*b\.parquet"):
+    parquet.Parquet([bad], with_captions=False)
+
+
+def test_a_damaged_row_group_costs_its_rows(tmp_path):
+  pictures = [bytes([65 + i]) * 2000 for i in range(4)]
+  columns = {"image": pictures, "text": TEXTS[:4]}
+  path = _write(
+    tmp_path / "a.parquet",
+    columns,
+    row_group_size=1,
+    compression="zstd",
+    use_dictionary=False,
+    write_statistics=False,
+  )
+  chunk = pq.read_metadata(path).row_group(1).column(0)
+  with open(path, "r+b") as file:
+    file.seek(chunk.data_page_offset)
+    file.write(b"\xff" * chunk.total_compressed_size)
+  source = parquet.Parquet([path])
+  with pytest.raises(sources.BadRow, match="broken_row") as bad:
+    source[1]
+  assert f"{path}: row 1: " in bad.value.detail
+  assert [source[i]["image"] for i in (0, 2, 3)] == [
+    pictures[i] for i in (0, 2, 3)
+  ]
+
+
+def test_text_is_unpacked_once_and_again_if_the_file_changes(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  columns = {"image": [f"{i}.jpg" for i in range(5000)], "text": ["a"] * 5000}
+  path = _write(tmp_path / "a.parquet", columns)
+  source = parquet.Parquet([path])
+  (unpacked,) = tmp_path.glob(".a.parquet.columns-*.arrow")
+  written = unpacked.stat().st_mtime_ns
+  assert len(pickle.dumps(source)) < 1000
+  assert pickle.loads(pickle.dumps(source))[4999]["image"] == "4999.jpg"
+  assert unpacked.stat().st_mtime_ns == written
+  _write(tmp_path / "a.parquet", {"image": ["b"], "text": ["b"]})
+  assert len(parquet.Parquet([path])) == 1
+  assert not unpacked.exists() and len(os.listdir(tmp_path)) == 2
+
+
+def test_a_pass_in_order_reads_each_row_group_once(tmp_path, monkeypatch):
+  path = _write(
+    tmp_path / "a.parquet",
+    {"image": [b"p"] * 20, "text": ["t"] * 20},
+    row_group_size=5,
+  )
+  source = parquet.Parquet([path])
+  assert len(list(source)) == 20
+  assert source._group.cache_info().misses == 4
+
+
+def test_large_row_groups_are_warned_of(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(parquet, "_LARGE_GROUP_BYTES", 10)
+  pictures = {"image": [b"p" * 100], "text": ["t"]}
+  paths = {"image": ["p" * 100], "text": ["t"]}
+  parquet.Parquet([_write(tmp_path / "b.parquet", paths)])
+  assert "row_group_size" not in caplog.text
+  parquet.Parquet([_write(tmp_path / "a.parquet", pictures)])
+  assert "row_group_size=100" in caplog.text
+
+
+def test_without_pyarrow_the_extra_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  monkeypatch.delitem(sys.modules, "blip_jax.data.parquet")
+  with pytest.raises(ImportError, match=r"pip install 'blip_jax\[parquet\]'"):
+    import blip_jax.data.parquet  # noqa: F401

@@ -1,6 +1,8 @@
 """Spec strings, and examples made of records."""
 
 import json
+import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -19,9 +21,128 @@ def test_annotations_are_opened_by_extension(tmp_path):
   row = {"image": "a.jpg", "caption": "c"}
   (tmp_path / "a.json").write_text(json.dumps([row]))
   (tmp_path / "a.jsonl").write_text(json.dumps(row))
-  for name in ("a.json", "a.jsonl"):
+  (tmp_path / "a.csv").write_text("image,caption\na.jpg,c\n")
+  (tmp_path / "a.tsv").write_text("image\tcaption\na.jpg\tc\n")
+  _write_parquet(tmp_path / "a.parquet", [row])
+  for ending in ("json", "jsonl", "csv", "tsv", "parquet"):
+    name = f"a.{ending}"
     source = datasets.open_source(f"{tmp_path}/{name}", "/pictures")
-    assert source[0]["image"] == "/pictures/a.jpg"
+    assert list(source) == [
+      {"image": "/pictures/a.jpg", "caption": "c", "id": f"{name}:0"}
+    ]
+
+
+def _write_parquet(path, rows):
+  pyarrow = pytest.importorskip("pyarrow", reason="needs [parquet]")
+  parquet = pytest.importorskip("pyarrow.parquet")
+  parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def test_columns_are_options(tmp_path):
+  row = {"image": "a.jpg", "photo": "b.jpg", "caption": "c", "1": "d"}
+  (tmp_path / "a.json").write_text(json.dumps([row]))
+  (tmp_path / "a.csv").write_text("image;photo;caption;1\na.jpg;b.jpg;c;d\n")
+  _write_parquet(tmp_path / "a.parquet", [row])
+  _make_pictures(tmp_path / "folder", ["b.jpg"])
+  (tmp_path / "folder" / "metadata.jsonl").write_text(json.dumps(row))
+  for name in ("a.json", "a.csv?delimiter=;", "a.parquet", "folder"):
+    query = ("&" if "?" in name else "?") + "image=photo&caption=1"
+    (record,) = datasets.open_source(f"{tmp_path}/{name}{query}")
+    assert os.path.basename(record["image"]) == "b.jpg"
+    assert record["caption"] == "d"
+  for name in ("a.json", "a.csv", "a.parquet"):
+    with pytest.raises(
+      ValueError, match=r"'image_root'; there are \['image', "
+    ):
+      datasets.open_source(f"{tmp_path}/{name}?image_root=x")
+
+
+def _make_pictures(folder, names):
+  folder.mkdir()
+  for name in names:
+    (folder / name).touch()
+
+
+def test_a_folder_is_a_source(tmp_path):
+  folder = tmp_path / "photos"
+  _make_pictures(folder, ["a.jpg", "b.jpg"])
+  (folder / "a.txt").write_text("beside")
+  assert datasets.open_source(f"{folder}/", "/elsewhere")[0] == {
+    "image": f"{folder}/a.jpg",
+    "caption": "beside",
+    "id": "a.jpg",
+  }
+  with pytest.raises(ValueError, match=r"no option 'caption'; there are \[\]"):
+    datasets.open_source(f"{folder}?caption=title")
+  table = "file_name,text\nb.jpg,in a table\n"
+  (folder / "metadata.csv").write_text(table)
+  assert list(datasets.open_source(str(folder), "/elsewhere")) == [
+    {
+      "image": f"{folder}/b.jpg",
+      "caption": "in a table",
+      "id": "metadata.csv:0",
+    }
+  ]
+
+
+def test_pictures_alone(tmp_path):
+  folder = tmp_path / "photos"
+  _make_pictures(folder, ["b.jpg", "a.png", "a.txt", ".c.jpg"])
+  _make_pictures(folder / "sub", ["a.jpg"])
+  (folder / "metadata.csv").write_text("file_name,text\nb.jpg,one\n")
+  root = str(folder)
+
+  def ids(spec):
+    source = datasets.open_pictures(spec)
+    names = [record.pop("id") for record in source]
+    paths = [record["image"] for record in source]
+    top = spec.startswith(f"{root}/sub/")
+    base = f"{root}/sub" if top else root
+    assert paths == [f"{base}/{name}" for name in names]
+    assert all(sorted(record) == ["id", "image"] for record in source)
+    return names
+
+  assert ids(root) == ["a.png", "b.jpg", "sub/a.jpg"]
+  assert ids(f"{root}/") == ["a.png", "b.jpg", "sub/a.jpg"]
+  assert ids(f"{root}/b.jpg") == ["b.jpg"]
+  assert ids(f"{root}/sub/a.jpg") == ["a.jpg"]
+  assert ids(f"{root}/*") == ["a.png", "b.jpg"]
+  assert ids(f"{root}/?.jpg") == ["b.jpg"]
+  assert ids(f"{root}/**/*.jpg") == ["b.jpg", "sub/a.jpg"]
+  assert ids(f"{root}/{{b,sub/a,b}}.jpg") == ["b.jpg", "sub/a.jpg"]
+  assert ids(f"{root}/*.{{png,jpg}}") == ["a.png", "b.jpg"]
+
+
+def test_pictures_of_captioned_sources(tmp_path):
+  row = {"image": "a.jpg", "img_id": 3, "caption": None}
+  picture = {"image": "/pictures/a.jpg", "image_id": 3}
+  (tmp_path / "a.json").write_text(json.dumps([row]))
+  (tmp_path / "a.csv").write_text("image,img_id\na.jpg,3\n")
+  _write_parquet(tmp_path / "a.parquet", [row])
+  for name in ("a.json", "a.csv", "a.parquet"):
+    (record,) = datasets.open_pictures(f"{tmp_path}/{name}", "/pictures")
+    assert record == {**picture, "id": f"{name}:0"}
+  with tarfile.open(tmp_path / "0.tar", "w") as tar:
+    tar.add(tmp_path / "a.json", "x.jpg")
+  (record,) = datasets.open_pictures(f"{tmp_path}/*.tar")
+  assert sorted(record) == ["id", "image"] and record["id"] == "0.tar:x"
+  record = datasets.open_pictures("scenes:val?num=2")[1]
+  assert sorted(record) == ["id", "image", "image_id"]
+
+
+@pytest.mark.parametrize("spec", ["photos", "a.heic", "photos/a.json.gz", ""])
+def test_what_holds_no_pictures_is_answered_by_what_may(spec):
+  with pytest.raises(ValueError, match=r"(?s)No pictures in.*\.jpg.*scenes:"):
+    datasets.open_pictures(spec)
+
+
+def test_missing_pictures_are_said(tmp_path):
+  with pytest.raises(ValueError, match=r"1 of 1 pictures do not exist.*a\.jpg"):
+    datasets.open_pictures(f"{tmp_path}/a.jpg")
+  with pytest.raises(ValueError, match=r"\*\.jpg: no such files"):
+    datasets.open_pictures(f"{tmp_path}/*.jpg")
+  with pytest.raises(ValueError, match=rf"{tmp_path}: expected pictures"):
+    datasets.open_pictures(str(tmp_path))
 
 
 def test_scenes_take_options():
@@ -46,9 +167,10 @@ def test_tfds_names_may_hold_versions(monkeypatch):
 
 
 def _recorder(calls):
-  def record(name, split, image="image", caption=None):
+  def record(name, split, with_captions, image="image", caption=None):
     given = {"caption": caption, "image": image}
     calls.append((name, split, given if caption else {}))
+    return calls
 
   return record
 
@@ -60,7 +182,7 @@ def test_an_unknown_option_is_refused():
     datasets.open_source("scenes:train?nois=0.3")
 
 
-@pytest.mark.parametrize("spec", ["photos", "a.csv", "shards/0.tar.gz", ""])
+@pytest.mark.parametrize("spec", ["photos", "a.xml", "shards/0.tar.gz", ""])
 def test_an_unknown_spec_is_answered_by_those_understood(spec):
   with pytest.raises(ValueError, match=r"(?s)Understood:.*\.jsonl.*scenes:"):
     datasets.open_source(spec)
@@ -76,6 +198,13 @@ def test_patterns_expand_in_order(tmp_path):
   ]
   assert datasets.expand("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
   assert datasets.expand("plain.tar") == ["plain.tar"]
+  assert datasets.expand("{a,b,a}") == ["a", "b"]
+  (tmp_path / "sub").mkdir()
+  (tmp_path / "sub" / "b-9.tar").touch()
+  assert datasets.expand(f"{tmp_path}/**/b-9.tar") == [
+    f"{tmp_path}/b-9.tar",
+    f"{tmp_path}/sub/b-9.tar",
+  ]
   with pytest.raises(ValueError, match="no such files"):
     datasets.expand(f"{tmp_path}/*.json")
 
@@ -90,6 +219,13 @@ def test_rotating_splits_come_sorted(tmp_path):
     "split_1",
     "split_2",
   ]
+
+
+def test_rotating_splits_take_options(tmp_path):
+  for name in ("split_1", "split_0"):
+    (tmp_path / f"{name}.csv").write_text(f"image,title\n{name},one\n")
+  splits = datasets.open_rotation(f"{tmp_path}/*.csv?caption=title")
+  assert [split[0]["image"] for split in splits] == ["split_0", "split_1"]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,11 @@ from blip_jax.data import randaugment
 # PIL knows many more, but some start a program (EPS: Ghostscript), which
 # nobody wants to do with a file from the web.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# What files of these formats are called.
+ENDINGS = (
+  *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+  *(".ppm", ".pgm", ".jp2"),
+)
 # How PIL opens grey images of more than 8 bits.
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 

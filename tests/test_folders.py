@@ -1,0 +1,140 @@
+"""Folders of pictures, captioned or not."""
+
+import io
+import os
+import pickle
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from blip_jax.data import folders, sources, transforms
+
+
+def _make(folder, files):
+  """Make files: their content, or None for one that needs none."""
+  for name, content in files.items():
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = content.encode() if isinstance(content, str) else content or b""
+    path.write_bytes(raw)
+  return str(folder)
+
+
+NAMES = ["b.png", "a.jpg", "sub/c.JPEG", "sub/a.jpg", "sub.jpg", "B.webp"]
+HIDDEN = [".hidden.jpg", ".git/d.jpg", "sub/._a.jpg", "notes.md", "jpg"]
+
+
+def test_a_listing_is_sorted_and_leaves_hidden_files_out(tmp_path):
+  folder = _make(tmp_path, dict.fromkeys(NAMES + HIDDEN))
+  assert folders.listing(folder) == sorted(NAMES)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+  folder = _make(tmp_path / "set", {"a.jpg": None, "sub/b.jpg": None})
+  _make(tmp_path / "other", {"c.jpg": None})
+  os.symlink(tmp_path / "other", tmp_path / "set" / "linked")
+  os.symlink(tmp_path / "set", tmp_path / "set" / "sub" / "up")
+  os.symlink(tmp_path / "set", tmp_path / "other" / "back")
+  names = ["a.jpg", "linked/c.jpg", "sub/b.jpg"]
+  assert folders.listing(folder) == names
+  os.symlink(tmp_path / "other" / "c.jpg", tmp_path / "set" / "d.jpg")
+  assert folders.listing(folder) == ["a.jpg", "d.jpg", *names[1:]]
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+  folder = _make(tmp_path, {"a.heic": None, "b.heic": None, "README": None})
+  with pytest.raises(ValueError, match=r"2 \.heic, 1 without.*\.jpg \.jpeg"):
+    folders.listing(folder)
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(ValueError, match=r"empty: expected pictures.* no files"):
+    folders.listing(str(tmp_path / "empty"))
+  folder = _make(tmp_path / "texts", {"a.txt": "one"})
+  with pytest.raises(ValueError, match=r"1 \.txt"):
+    folders.CaptionedPictures(folder)
+
+
+def test_pictures_are_records(tmp_path):
+  names = ["a.jpg", "sub/\u00fc.jpg", os.fsdecode(b"\xff.jpg")]
+  source = pickle.loads(pickle.dumps(folders.Pictures(str(tmp_path), names)))
+  assert list(source) == [
+    {"image": str(tmp_path / name), "id": name} for name in names
+  ]
+  assert len(source) == 3 and source[-1] == source[2]
+  with pytest.raises(IndexError):
+    source[3]
+
+
+def test_names_cost_no_object_each():
+  source = folders.Pictures("", [f"{i:06d}.jpg" for i in range(10_000)])
+  assert len(pickle.dumps(source)) < 10_000 * (10 + 8) + 1000
+  assert source[9_999]["id"] == "009999.jpg"
+
+
+def test_captions_lie_beside_their_pictures(tmp_path):
+  folder = _make(
+    tmp_path,
+    {
+      "a.jpg": None,
+      "a.txt": "one\n",
+      "b.c.PNG": None,
+      "b.c.txt": "\ufefftwo\r\n\r\n three \u2028 four\n",
+      "sub/a.jpg": None,
+      "sub/a.txt": "five",
+      ".hidden.txt": "no",
+    },
+  )
+  source = pickle.loads(pickle.dumps(folders.CaptionedPictures(folder)))
+  assert list(source) == [
+    {"image": f"{folder}/a.jpg", "caption": "one", "id": "a.jpg"},
+    {
+      "image": f"{folder}/b.c.PNG",
+      "caption": ["two", "three \u2028 four"],
+      "id": "b.c.PNG",
+    },
+    {"image": f"{folder}/sub/a.jpg", "caption": "five", "id": "sub/a.jpg"},
+  ]
+
+
+@pytest.mark.parametrize(
+  "files, id, reason, detail",
+  [
+    ({"b.jpg": None}, "b.jpg", "missing_caption", "b.txt: no such file"),
+    ({"b.txt": "b"}, "b.txt", "missing_image", r"b.txt: no picture .*\.jpg"),
+    ({"b.jpg": None, "b.txt": "\n \n"}, "b.jpg", "empty_caption", "b.txt"),
+    ({"b.jpg": None, "b.txt": b"\xff"}, "b.jpg", "broken_row", "utf-8"),
+  ],
+)
+def test_what_is_not_a_pair_is_bad(tmp_path, files, id, reason, detail):
+  pairs = {f"{n}.{e}": "text" for n in "ac" for e in ("jpg", "txt")}
+  source = folders.CaptionedPictures(_make(tmp_path, pairs | files))
+  assert len(source) == 3 and source[0] and source[2]
+  with pytest.raises(sources.BadRow, match=detail) as bad:
+    source[1]
+  assert (bad.value.id, bad.value.reason) == (id, reason)
+
+
+def test_a_folder_without_captions_is_refused(tmp_path):
+  folder = _make(tmp_path, {"a.jpg": None, "b.jpg": None, "README.txt": "r"})
+  with pytest.raises(
+    ValueError, match=r"a\.txt for a\.jpg.* any of 2 pictures.*metadata\.csv"
+  ):
+    folders.CaptionedPictures(folder)
+
+
+def test_a_table_of_captions_may_lie_in_the_folder(tmp_path):
+  assert folders.metadata(str(tmp_path)) is None
+  _make(tmp_path, {"metadata.csv": "image,caption"})
+  assert folders.metadata(str(tmp_path)) == str(tmp_path / "metadata.csv")
+  _make(tmp_path, {"metadata.jsonl": "{}"})
+  with pytest.raises(ValueError, match=r"metadata\.jsonl', .*metadata\.csv"):
+    folders.metadata(str(tmp_path))
+
+
+@pytest.mark.parametrize("ending", transforms.ENDINGS)
+def test_what_is_listed_can_be_decoded(ending):
+  format = PIL.Image.registered_extensions()[ending]
+  file = io.BytesIO()
+  grey = PIL.Image.fromarray(np.full((8, 8), 120, np.uint8))
+  (grey if ending == ".pgm" else grey.convert("RGB")).save(file, format)
+  assert transforms.decode(file.getvalue(), 100).shape == (8, 8, 3)

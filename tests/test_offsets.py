@@ -146,6 +146,31 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
   assert len(os.listdir(tmp_path / "cache" / "blip_jax")) == 2
 
 
+def test_an_index_is_for_all_who_share_the_folder(tmp_path, monkeypatch):
+  _, build = _count_builds(monkeypatch)
+  path = _write(tmp_path / "a[1].jsonl", '{"a": 1}\n')
+  offsets.cached(path, "rows", build)
+  (index,) = tmp_path.glob(".*.npy")
+  assert index.stat().st_mode & 0o777 == 0o644
+  _write(tmp_path / "a[1].jsonl", '{"a": 1}\n{"a": 2}\n')
+  offsets.cached(path, "rows", build)
+  assert not index.exists() and len(os.listdir(tmp_path)) == 2
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+  _, build = _count_builds(monkeypatch)
+  path = _write(tmp_path / "a.jsonl", '{"a": 1}\n')
+
+  def fill_the_disk(file, index):
+    file.write(b"half")
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(np, "save", fill_the_disk)
+  with pytest.raises(OSError, match="No space"):
+    offsets.cached(path, "rows", build)
+  assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
 def test_a_mapped_index_pickles_by_name(tmp_path, monkeypatch):
   _, build = _count_builds(monkeypatch)
   path = _write(tmp_path / "a.jsonl", '{"a": 1}\n' * 10_000)

@@ -12,7 +12,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from blip_jax.data import scenes
+from blip_jax.data import datasets, scenes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # For the processes that tests start: one device, and little optimisation.
@@ -128,6 +128,13 @@ def test_python(user_dir):
 def test_every_config_is_in_the_table():
   listed = set(re.findall(r"^\| `(\w+\.py)`", README, re.MULTILINE))
   assert listed == {path.name for path in (ROOT / "configs").glob("*.py")}
+
+
+def test_every_source_is_in_the_table():
+  table = README.split("## Data")[1].split("\n\n")[2]
+  kinds = r"\.(?:jsonl?|[ct]sv|parquet|tar|txt)\b|\b(?:tfds|scenes):|folder"
+  understood = set(re.findall(kinds, datasets.UNDERSTOOD))
+  assert set(re.findall(kinds, table)) == understood
 
 
 def test_every_room_of_the_tour_exists():

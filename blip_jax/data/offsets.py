@@ -105,6 +105,8 @@ def write_cache(
   except BaseException:  # a full disk, or the user's patience
     os.unlink(name)
     raise
+  # Temporary files are private; those beside shared data are for all.
+  os.chmod(name, 0o644)
   for outdated in target.parent.glob(f"{glob.escape(stem)}*{target.suffix}"):
     outdated.unlink(missing_ok=True)
   # Another process may be doing the same: whole files only, last one wins.

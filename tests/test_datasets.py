@@ -23,9 +23,9 @@ def test_annotations_are_opened_by_extension(tmp_path):
   (tmp_path / "a.jsonl").write_text(json.dumps(row))
   (tmp_path / "a.csv").write_text("image,caption\na.jpg,c\n")
   (tmp_path / "a.tsv").write_text("image\tcaption\na.jpg\tc\n")
+  (tmp_path / "B.JSONL").write_text(json.dumps(row))
   _write_parquet(tmp_path / "a.parquet", [row])
-  for ending in ("json", "jsonl", "csv", "tsv", "parquet"):
-    name = f"a.{ending}"
+  for name in ("a.json", "a.jsonl", "B.JSONL", "a.csv", "a.tsv", "a.parquet"):
     source = datasets.open_source(f"{tmp_path}/{name}", "/pictures")
     assert list(source) == [
       {"image": "/pictures/a.jpg", "caption": "c", "id": f"{name}:0"}

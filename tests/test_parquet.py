@@ -86,8 +86,10 @@ def test_pictures_may_lie_in_the_table(table, kind, row_group_size):
     source[3]
 
 
-def test_captions_may_be_several_or_none(table):
+@pytest.mark.parametrize("kind", [pyarrow.list_, pyarrow.large_list])
+def test_captions_may_be_several_or_none(table, kind):
   captions = [["one", "two"], [], None]
+  captions = pyarrow.array(captions, kind(pyarrow.string()))
   source = table({"url": ["a"] * 3, "captions": captions})
   assert source[0]["caption"] == ["one", "two"]
   for index in (1, 2):
@@ -164,28 +166,39 @@ def test_damage_is_said(tmp_path):
     parquet.Parquet([bad], with_captions=False)
 
 
-def test_a_damaged_row_group_costs_its_rows(tmp_path):
-  pictures = [bytes([65 + i]) * 2000 for i in range(4)]
-  columns = {"image": pictures, "text": TEXTS[:4]}
-  path = _write(
-    tmp_path / "a.parquet",
-    columns,
-    row_group_size=1,
-    compression="zstd",
-    use_dictionary=False,
-    write_statistics=False,
-  )
-  chunk = pq.read_metadata(path).row_group(1).column(0)
+PICTURES_AND_TEXTS = {
+  "image": [bytes([65 + i]) * 2000 for i in range(4)],
+  "text": [letter * 2000 for letter in "abcd"],
+}
+
+
+def _damage(path, row_group, column):
+  """Write a table of a row per group, and spoil one column of one group."""
+  _write(path, PICTURES_AND_TEXTS, row_group_size=1, use_dictionary=False)
+  chunk = pq.read_metadata(path).row_group(row_group).column(column)
   with open(path, "r+b") as file:
     file.seek(chunk.data_page_offset)
     file.write(b"\xff" * chunk.total_compressed_size)
+  return str(path)
+
+
+def test_a_damaged_row_group_costs_its_pictures(tmp_path):
+  path = _damage(tmp_path / "a.parquet", row_group=1, column=0)
   source = parquet.Parquet([path])
   with pytest.raises(sources.BadRow, match="broken_row") as bad:
     source[1]
   assert f"{path}: row 1: " in bad.value.detail
-  assert [source[i]["image"] for i in (0, 2, 3)] == [
-    pictures[i] for i in (0, 2, 3)
-  ]
+  for row in (0, 2, 3):
+    assert source[row]["image"] == PICTURES_AND_TEXTS["image"][row]
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 26])
+def test_damaged_text_is_said_on_opening(tmp_path, monkeypatch, limit):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", limit)
+  path = _damage(tmp_path / "a.parquet", row_group=1, column=1)
+  with pytest.raises(ValueError, match=f"{path}: "):
+    parquet.Parquet([path])
+  assert os.listdir(tmp_path) == ["a.parquet"]
 
 
 def test_text_is_unpacked_once_and_again_if_the_file_changes(

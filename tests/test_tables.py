@@ -112,6 +112,7 @@ def test_the_first_column_may_have_no_name(table):
     ('"b.jpg,one', "unexpected end"),
     (b"b.jpg,\xff", "utf-8"),
     ("b.jpg,\"['one', 'two']\"", "expected a JSON list of texts"),
+    ('b.jpg,"[""a"",' + "[" * 50_000 + ',""b""]"', "expected a JSON list"),
   ],
 )
 def test_a_malformed_line_costs_one_row(table, line, detail):
@@ -131,6 +132,19 @@ def test_a_malformed_line_costs_one_row(table, line, detail):
     assert bad.value.reason == "broken_row"
     assert bad.value.id == f"a.csv:{index}"
     assert f"{source.path}: row {index} (byte" in bad.value.detail
+
+
+def test_lines_are_joined_only_into_rows_of_enough_fields(table):
+  source = table('image,caption\n"a.jpg,one\nb.jpg,two"\nc.jpg,"a\nb"\n')
+  assert len(source) == 3
+  with pytest.raises(sources.BadRow, match="unexpected end"):
+    source[0]
+  assert [source[i]["caption"] for i in (1, 2)] == ['two"', "a\nb"]
+
+
+def test_the_end_of_a_row_begins_no_other(table):
+  source = table('image,caption\na.jpg,"one\n"\nb.jpg,",two\nlines"\n')
+  assert [r["caption"] for r in source] == ["one\n", ",two\nlines"]
 
 
 def test_what_an_unclosed_quote_may_join_is_bounded(table, monkeypatch):

@@ -193,7 +193,7 @@ def _choices(braces: str) -> list[str]:
 def _split_query(spec: str) -> tuple[str, str]:
   """Split "address?key=value&..."; in a pattern "?" stands for a letter."""
   address, _, query = spec.rpartition("?")
-  return (address, query) if "=" in query and address else (spec, "")
+  return (address, query) if "=" in query else (spec, "")
 
 
 # Arguments of sources that are not for a spec to set.

@@ -218,6 +218,19 @@ def test_text_is_unpacked_once_and_again_if_the_file_changes(
   assert not unpacked.exists() and len(os.listdir(tmp_path)) == 2
 
 
+def test_pictures_are_not_unpacked(tmp_path, monkeypatch):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 1000)
+  pictures = [{"bytes": b"p" * 2000, "path": "p" * 2000}]
+  columns = {"image": pictures, "captions": [["t" * 100]]}
+  path = _write(tmp_path / "a.parquet", columns, compression=None)
+  parquet.Parquet([path])
+  assert os.listdir(tmp_path) == ["a.parquet"]
+  columns["captions"] = [["t" * 1000]]
+  parquet.Parquet([_write(tmp_path / "a.parquet", columns)])
+  (unpacked,) = tmp_path.glob(".a.parquet.columns-*.arrow")
+  assert 1000 < unpacked.stat().st_size < 2000
+
+
 def test_a_pass_in_order_reads_each_row_group_once(tmp_path, monkeypatch):
   path = _write(
     tmp_path / "a.parquet",

@@ -62,13 +62,12 @@ class Parquet:
       os.fspath(image_root), with_captions, image, caption
     )
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
-      footers = list(pool.map(_footer, self.paths))
-      open_file = functools.partial(
-        _File,
-        columns=self._columns,
-        mapped=sum(map(_size, footers)) >= offsets.MIN_CACHED_BYTES,
-      )
-      self._files = list(pool.map(open_file, self.paths, footers))
+      open_file = functools.partial(_File, columns=self._columns)
+      self._files = list(pool.map(open_file, self.paths))
+      text_bytes = sum(file.text_bytes for file in self._files)
+      mapped = text_bytes >= offsets.MIN_CACHED_BYTES
+      # Only a list waits for all, and raises what they raise.
+      list(pool.map(lambda file: file.load_text(mapped), self._files))
     self._ends = list(itertools.accumulate(map(len, self._files)))
     if not len(self):
       raise ValueError(f"No rows in {paths[0]} and {len(paths) - 1} others.")
@@ -133,17 +132,16 @@ class _File:
   """What is known of one file.
 
   Attributes:
-    text: the columns that are not pictures, by name.
+    text: the columns that are not pictures, by name, once they are loaded.
+    text_bytes: their size.
     picture: the column that holds encoded pictures; None if paths are text.
-    group_ends: the number of rows up to the end of each row group.
     picture_bytes: size of the largest row group if there are pictures in it.
+    group_ends: the number of rows up to the end of each row group.
   """
 
-  def __init__(
-    self, path: str, footer: Any, columns: sources.Columns, mapped: bool
-  ):
+  def __init__(self, path: str, columns: sources.Columns):
     self.path = path
-    self.footer = footer
+    self.footer = footer = _footer(path)
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     self.group_ends = np.cumsum([group.num_rows for group in groups])
     schema = footer.schema.to_arrow_schema()
@@ -160,9 +158,13 @@ class _File:
         expected = "text or a list of texts"
         raise _mistake(path, "caption", expected, schema.field(caption))
       names.add(caption)
-    self.text = _unpacked(path, sorted(names - {self.picture, None}), mapped)
-    sizes = [group.total_byte_size for group in groups]
-    self.picture_bytes = max(sizes, default=0) if self.picture else 0
+    self._text_names = sorted(names - {self.picture, None})
+    self.text_bytes = sum(_size(group, self._text_names) for group in groups)
+    sizes = [_size(group, [self.picture]) for group in groups]
+    self.picture_bytes = max(sizes, default=0)
+
+  def load_text(self, mapped: bool) -> None:
+    self.text = _unpacked(self.path, self._text_names, mapped)
 
   def __len__(self) -> int:
     return self.footer.num_rows
@@ -175,9 +177,14 @@ def _footer(path: str) -> Any:
     raise ValueError(f"{path}: {error}") from error
 
 
-def _size(footer: Any) -> int:
-  groups = range(footer.num_row_groups)
-  return sum(footer.row_group(i).total_byte_size for i in groups)
+def _size(group: Any, names: Sequence[str | None]) -> int:
+  """Unpacked bytes of some columns of a row group, in which they are trees."""
+  chunks = [group.column(i) for i in range(group.num_columns)]
+  return sum(
+    chunk.total_uncompressed_size
+    for chunk in chunks
+    if chunk.path_in_schema.partition(".")[0] in names
+  )
 
 
 def _is_picture(type: pyarrow.DataType) -> bool:

@@ -40,8 +40,9 @@ def tokenize_lines(captions: Iterable[str]) -> list[str]:
   period is dropped if the *next* caption begins like a sentence. Of "a sign
   that reads K." remains "k" before "A man ..." and "k." before "man ...".
 
-  A line break within a caption is a space. The official wrapper replaces "\\n"
-  but not the rarer ones, each of which shifts all captions after it by one.
+  Two departures: a line break within a caption is a space, where the official
+  wrapper replaces "\\n" but is put out of step by the rarer ones; and the last
+  caption too ends with a line break, as a smiley needs to be seen as one.
   """
   lines = (" ".join(caption.splitlines()) for caption in captions)
   words = [[]]

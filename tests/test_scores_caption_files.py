@@ -1,0 +1,152 @@
+"""Files of captions, as they are and as they should not be."""
+
+import json
+
+import pytest
+
+from blip_jax.evaluators.scores import caption_files
+
+
+@pytest.fixture
+def write(tmp_path):
+  def write(content):
+    path = tmp_path / "captions.json"
+    if not isinstance(content, str | bytes):
+      content = json.dumps(content)
+    if isinstance(content, str):
+      content = content.encode()
+    path.write_bytes(content)
+    return path
+
+  return write
+
+
+def test_results(write):
+  path = write(
+    [
+      {"image_id": 391895, "caption": "a man", "score": 1},
+      {"image_id": "12", "caption": ""},
+      {"image_id": "Scene1_0.png", "caption": "Café"},
+    ]
+  )
+  results = caption_files.read_results(path)
+  # Ids that are numbers are the same, however they are written.
+  assert results == {391895: "a man", 12: "", "Scene1_0.png": "Café"}
+
+
+def test_coco_annotations(write):
+  path = write(
+    {
+      "images": [{"id": 3, "file_name": "3.jpg"}, {"id": 4}],
+      "annotations": [
+        {"image_id": 3, "id": 70, "caption": "a dog"},
+        {"image_id": 1, "id": 71, "caption": "a cat"},
+        {"image_id": 3, "id": 72, "caption": "one dog"},
+      ],
+    }
+  )
+  assert caption_files.read_references(path) == {
+    3: ["a dog", "one dog"],
+    1: ["a cat"],
+  }
+
+
+@pytest.mark.parametrize(
+  "file, image_id",
+  [
+    ("val2014/COCO_val2014_000000391895.jpg", 391895),
+    ("COCO_test2014_000000000007.jpg", 7),
+    ("/a/000000391895_test.0/train2017/000000000012.png", 12),
+    ("flickr30k-images/1007129816.jpg", 1007129816),
+    ("12", 12),
+  ],
+)
+def test_rows_in_karpathys_manner(write, file, image_id):
+  captions = ["a man", "one man"]
+  path = write([{"image": file, "caption": captions}])
+  assert caption_files.read_references(path) == {image_id: captions}
+  # As for training, a row per caption.
+  path = write([{"image": file, "caption": text} for text in captions])
+  assert caption_files.read_references(path) == {image_id: captions}
+
+
+def test_id_of_a_row_wins_over_its_file(write):
+  rows = [
+    {"image": "a_1.jpg", "image_id": 5, "caption": "a"},
+    {"image": "b_1.jpg", "image_id": "x1", "caption": ["b"]},
+  ]
+  assert caption_files.read_references(write(rows)) == {5: ["a"], "x1": ["b"]}
+
+
+def test_byte_order_mark_is_no_part(write):
+  text = json.dumps([{"image_id": 1, "caption": "é"}])
+  path = write(text.encode("utf-8-sig"))
+  assert caption_files.read_results(path) == {1: "é"}
+
+
+ROW = {"image_id": 1, "caption": "a dog"}
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    ([], "the list is empty; expected a caption"),
+    ([ROW, {**ROW, "image_id": "1"}], "rows 0 and 1 are both of image 1;"),
+    ({"a": 1}, r"expected a list of objects .*, found .* the keys \['a'\]"),
+    ("7", "expected a list of objects .*, found int 7"),
+    ([ROW, "a dog"], "row 1: expected an object .*, found str 'a dog'"),
+    ([{"caption": "a dog"}], r"row 0: expected 'image_id'.*\['caption'\]"),
+    ([{**ROW, "image_id": 1.5}], "row 0: expected a number .* float 1.5"),
+    ([{**ROW, "image_id": True}], "row 0: expected a number .* bool True"),
+    ([{**ROW, "image_id": None}], "row 0: expected a number .* NoneType None"),
+    ([{"image_id": 1}], "row 0: expected text under 'caption', found NoneType"),
+    ([{**ROW, "caption": ["a"]}], r"row 0: expected text .* list \['a'\]"),
+    ("", "expected one JSON list or object: Expecting value: line 1 column 1"),
+    (
+      '[{"image_id": 1',
+      "expected one JSON .*line 1 column 16.*Is the file who",
+    ),
+    ("<html>", "expected one JSON list or object: Expecting value"),
+    ("[" * 100_000, "expected one JSON list or object: .*recursion"),
+    (b"[\xff]", r"not UTF-8 \(byte 1\)"),
+  ],
+)
+def test_results_that_are_none(write, content, message):
+  path = write(content)
+  with pytest.raises(ValueError, match=message) as error:
+    caption_files.read_results(path)
+  assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    ({"images": []}, r"expected COCO's 'annotations', found .* \['images'\]"),
+    ({"annotations": {}}, "expected a list of objects"),
+    ({"annotations": [{"caption": "a"}]}, "row 0: expected 'image_id'"),
+    (
+      [{"image": "dog.jpg", "caption": ["a"]}],
+      "no number at the end of 'dog.j",
+    ),
+    ([{"image": 5, "caption": ["a"]}], "row 0: expected 'image_id', or a file"),
+    ([{**ROW, "caption": ["a", 5]}], "row 0: expected text .* int 5"),
+    (
+      [{"image": f"{x}_0.png", "caption": "a"} for x in "ab"],
+      "row 1: 'b_0.png' ends with the same number as 'a_0.png'; .*'image_id'",
+    ),
+  ],
+)
+def test_references_that_are_none(write, content, message):
+  path = write(content)
+  with pytest.raises(ValueError, match=message) as error:
+    caption_files.read_references(path)
+  assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "read", [caption_files.read_results, caption_files.read_references]
+)
+def test_missing_file(tmp_path, read):
+  for path in (tmp_path / "none.json", tmp_path):
+    with pytest.raises(ValueError, match=f"{path}: (No such|Is a dir)"):
+      read(path)

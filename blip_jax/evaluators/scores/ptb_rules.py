@@ -86,6 +86,8 @@ _SIGN = rf"(?:{_LETTER}|[{_MARKS}\xad]|&[aeiouAEIOU](?:acute|grave|uml);)"
 _APOSTROPHE = "(?:['’\x92]|&apos;)"
 _TICK = "(?:['’`‘‛\x91\x92]|&apos;)"  # And what is typed for it.
 _BLANK = "[ \xa0]"
+_GAP = "[- \xa0]"
+_EYES = "'<=>^x~"
 
 _SYLLABLES = rf"{_SIGN}(?:{_SIGN}|[\d\xad])*"
 _WORD = f"{_SYLLABLES}(?:[.!?]{_SYLLABLES})*"
@@ -108,6 +110,7 @@ _PART = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 
 _TAG = "[A-Za-z][A-Za-z0-9_:.-]*"
 _URL_END = r"""[^\s"<>|.!?(){},-]"""
+# Without "www." neither digits nor capitals: nothing from "," to "_".
 _SITE = (
   r"""(?:(?i:www\.)(?:[^\s"<>|.!?(){},]+\.)+[A-Za-z]{2,4}"""
   r"""|(?:[^\s!"$'()`{|},-_]+\.)+(?i:com|net|org|edu))"""
@@ -187,7 +190,7 @@ RULES = [
     (r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}", _word),
     (f"[+-]?{_NUMBER}", _word),
     ("[⁺⁻₊₋]?(?:[⁰¹²³⁴-⁹]+|[₀-₉]+)", _word),
-    (f"(?:[0-9]{{1,4}}[- \xa0])?[0-9]{{1,4}}{_SLASH}[0-9]{{1,4}}", _word),
+    (f"(?:[0-9]{{1,4}}{_GAP})?[0-9]{{1,4}}{_SLASH}[0-9]{{1,4}}", _word),
     ("[¼-¾⅓⅔]", _symbol),
     # Names that a sign ends or begins.
     (r"(?i:-[LR][RCS]B-|C\.D\.s|pro-|anti-|C\+\+|[CF]#)", _word),
@@ -208,11 +211,10 @@ RULES = [
     (_HYPHENED, _word),
     (_AND, _word),
     (rf"{_PART}(?:\\?/{_PART}){{1,2}}", _word),
-    # Telephone numbers: (555) 123-4567, 555.123.4567.
+    # Telephone numbers: (555) 123-4567, +55 555 1234567.
     (
-      rf"(?:\([0-9]{{2,3}}\){_BLANK}?|(?:\+\+?)?(?:[0-9]{{2,4}}[- \xa0])?"
-      "[0-9]{2,4}[- \xa0])[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
-      r"|(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}",
+      rf"(?:\([0-9]{{2,3}}\){_BLANK}?|\+{{0,2}}(?:[0-9]{{2,4}}{_GAP}){{1,2}})"
+      rf"[0-9]{{3,4}}{_GAP}?[0-9]{{3,5}}",
       _bracketed,
     ),
     # Signs.
@@ -226,8 +228,8 @@ RULES = [
     # Smileys: ;-), (^_^).
     (r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _bracketed),
     (
-      r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)"
-      r"|\([-^x=~<>']-[-^x=~<>'`]\)",
+      rf"[-{_EYES}]_[-{_EYES}]|\([-{_EYES}][._]?[-{_EYES}]\)"
+      rf"|\([{_EYES}]-[{_EYES}`]\)",
       _bracketed,
     ),
     # Whatever else is a token by itself.

@@ -1,4 +1,4 @@
-"""Every key of a pre-training config, with BLIP's own value where it has one.
+"""Every key of every task's config, with BLIP's own value where it has one.
 
 A recipe in `configs/` starts from here and says what it changes.  The dict is
 locked, so that a misspelt key is an error and not a silent default.
@@ -6,22 +6,114 @@ locked, so that a misspelt key is an error and not a silent default.
 
 from ml_collections import ConfigDict, config_dict
 
-JOBS = ("train", "evaluate")
+JOBS = ("train", "evaluate", "caption")
+TASKS = ("pretrain", "caption")
 SCOPES = ("global", "local")
 
 
 def pretrain() -> ConfigDict:
   """Defaults of pre-training (section 4.1 of the paper, and its code)."""
+  config = _common("pretrain")
+  config.pretrain = dict(
+    queue_size=57600,
+    momentum=0.995,
+    alpha=0.4,
+    alpha_ramp_epochs=2.0,  # of optim.steps_per_epoch
+    label_smoothing=0.1,
+    loss_weights=(1.0, 1.0, 1.0),  # ITC, ITM, LM
+  )
+  config.evals.val = held_out("")
+  return config
+
+
+def caption() -> ConfigDict:
+  """Defaults of captioning (section 5.2): COCO, from a pre-trained model."""
+  config = _common("caption")
+  config.batch_size = 256
+  config.num_epochs = 5.0
+  config.caption = dict(
+    prompt="a picture of ",  # what every caption starts with; not learned
+    label_smoothing=0.1,
+  )
+  # Of evaluation; fields of `models.generation.Decoding`.
+  config.generation = generation()
+  config.model.image_size = 384
+  config.data.min_scale = 0.5
+  config.data.max_length = 40
+  config.optim.schedule = "cosine_epoch"
+  config.optim.lr = 1e-5
+  config.optim.min_lr = 0.0
+  config.evals.batch_size = 32
+  config.evals.val = described("")
+  config.evals.test = described("")
+  return config
+
+
+def generation() -> ConfigDict:
+  """How the original decodes captions. Lengths are in tokens, and count the
+  prompt, [DEC] and [SEP]."""
+  return ConfigDict(
+    dict(
+      num_beams=3,
+      max_length=20,
+      min_length=5,
+      repetition_penalty=1.0,
+      no_repeat_ngram_size=0,
+      length_norm="full",  # full | generated
+    )
+  )
+
+
+def caption_images() -> ConfigDict:
+  """Defaults of captioning pictures with a model that is finished."""
+  return ConfigDict(
+    dict(
+      job="caption",
+      images="",  # a folder, tar shards, or what README, "Data" lists
+      image_root="",
+      out="",  # captions.jsonl, one line per picture
+      model="Salesforce/blip-image-captioning-base",  # what blip_jax.load takes
+      tokenizer="",  # unset: the model's
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      batch_size=32,  # pictures at a time, of all devices together
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      sidecars=False,  # whether to write a .txt beside every picture too
+      num_threads=8,
+      seed=0,  # of what is sampled
+      prompt=config_dict.placeholder(str),  # unset: the model's
+      # Unset: the model's; with `sample`, the original's.
+      generation=dict(
+        sample=False,
+        num_return_sequences=1,
+        num_beams=config_dict.placeholder(int),
+        max_length=config_dict.placeholder(int),
+        min_length=config_dict.placeholder(int),
+        max_new_tokens=config_dict.placeholder(int),
+        repetition_penalty=config_dict.placeholder(float),
+        no_repeat_ngram_size=config_dict.placeholder(int),
+        temperature=config_dict.placeholder(float),
+        top_k=config_dict.placeholder(int),
+        top_p=config_dict.placeholder(float),
+        length_norm=config_dict.placeholder(str),
+      ),
+    )
+  )
+
+
+def _common(task: str) -> ConfigDict:
+  """What every task's config has, with pre-training's values."""
   return ConfigDict(
     dict(
       job="train",  # train | evaluate
-      task="pretrain",
+      task=task,
       seed=42,
       batch_size=600,  # of all devices together
-      num_steps=0,  # every recipe says how long it trains
+      num_steps=0,  # 0: as many as num_epochs has
+      num_epochs=0.0,
       log_every_steps=50,
-      # Which rows may be ITC candidates and ITM negatives: those of the whole
-      # batch, or those of the same data shard, as in the original.
+      # Which rows may be ITC candidates and ITM negatives, and of which LM
+      # takes the mean: those of the whole batch, or those of the same data
+      # shard, as in the original.
       scope="global",
       # A directory with vocab.txt, a hub id, or "scenes".
       tokenizer="bert-base-uncased",
@@ -36,14 +128,6 @@ def pretrain() -> ConfigDict:
         dtype="bfloat16",  # of activations; all state is float32
         vit_remat="none",  # none | dots | full
         text_remat="none",
-      ),
-      pretrain=dict(
-        queue_size=57600,
-        momentum=0.995,
-        alpha=0.4,
-        alpha_ramp_epochs=2.0,  # of optim.steps_per_epoch
-        label_smoothing=0.1,
-        loss_weights=(1.0, 1.0, 1.0),  # ITC, ITM, LM
       ),
       data=dict(
         train=("",),  # sources; see README, "Data"
@@ -65,7 +149,7 @@ def pretrain() -> ConfigDict:
         warmup_lr=1e-6,
         warmup_steps=3000,
         decay_rate=0.9,  # per epoch
-        steps_per_epoch=0,
+        steps_per_epoch=0,  # 0: as many as the data has
         weight_decay=0.05,  # of every parameter
         betas=(0.9, 0.999),
         clip=0.0,  # of the global gradient norm; 0: off, as in the original
@@ -77,11 +161,10 @@ def pretrain() -> ConfigDict:
         allow_missing=(),  # patterns of parameters that stay fresh
         allow_unexpected=(),  # patterns of parameters that are dropped
       ),
+      # Held-out splits by name; an empty source is left out.
       evals=dict(
         every_steps=0,  # 0: only at the end
         batch_size=100,
-        # Held-out splits by name; an empty source is left out.
-        val=held_out(""),
       ),
     )
   )
@@ -96,6 +179,15 @@ def held_out(source: str) -> ConfigDict:
       samples=0,  # pictures on the contact sheet, for one split only
     )
   )
+
+
+def described(source: str) -> ConfigDict:
+  """A split to caption, with the captions that people wrote of it."""
+  split = held_out(source)
+  # An annotation file of COCO's; "": the captions of the source itself; "none":
+  # there are none, and captions are only written.
+  split.references = ""
+  return split
 
 
 def use_paper_sources(config: ConfigDict) -> None:
@@ -113,6 +205,19 @@ def use_paper_sources(config: ConfigDict) -> None:
   config.evals.val.image_root = "data/images"
 
 
+def use_coco_captions(config: ConfigDict) -> None:
+  """The Karpathy split of COCO, an epoch of which has 566,747 captions."""
+  config.optim.steps_per_epoch = 566_747 // config.batch_size
+  config.data.train = ("data/coco_karpathy_train.json",)
+  config.data.image_root = "data/images"
+  config.data.num_workers = 8
+  config.evals.every_steps = config.optim.steps_per_epoch
+  for name in ("val", "test"):
+    config.evals[name].source = f"data/coco_karpathy_{name}.json"
+    config.evals[name].image_root = "data/images"
+  config.evals.val.samples = 24
+
+
 def validate(config: ConfigDict) -> None:
   """Refuses what could not run, before anything is read or allocated.
 
@@ -120,7 +225,7 @@ def validate(config: ConfigDict) -> None:
     ValueError: names the key, what it may be, and what was found.
   """
   _one_of("config.job", config.job, JOBS)
-  _one_of("config.task", config.task, ("pretrain",))
+  _one_of("config.task", config.task, TASKS)
   _one_of("config.scope", config.scope, SCOPES)
   _one_of("config.model.dtype", config.model.dtype, ("float32", "bfloat16"))
   _positive(
@@ -130,15 +235,38 @@ def validate(config: ConfigDict) -> None:
     "checkpoint.every_steps",
     "evals.batch_size",
     "data.max_words",
-    "pretrain.queue_size",
   )
-  if config.job == "train":
-    _positive(config, "num_steps", "optim.steps_per_epoch")
-    if not any(config.data.train) and not config.data.rotate:
-      raise ValueError(
-        "config.data.train: no source to train on; for example "
-        "--config.data.train=captions.json --config.data.image_root=images"
-      )
+  if config.task == "pretrain":
+    _positive(config, "pretrain.queue_size")
+  if config.job == "train" and not (
+    any(config.data.train) or config.data.rotate
+  ):
+    raise ValueError(
+      "config.data.train: no source to train on; for example "
+      "--config.data.train=captions.json --config.data.image_root=images"
+    )
+
+
+def with_steps(config: ConfigDict, rows_per_epoch: float) -> ConfigDict:
+  """The config with its numbers of steps, where it left them to the data.
+
+  As in the original, an epoch's last rows are left out if they fill no batch.
+
+  Raises:
+    ValueError: there is neither a number of steps nor one of epochs.
+  """
+  config = config.copy_and_resolve_references()
+  if not config.optim.steps_per_epoch:
+    steps = int(rows_per_epoch // config.batch_size)
+    config.optim.steps_per_epoch = max(steps, 1)
+  if not config.num_steps:
+    config.num_steps = round(config.num_epochs * config.optim.steps_per_epoch)
+  if config.num_steps < 1:
+    raise ValueError(
+      f"config.num_steps: expected at least 1, found {config.num_steps}, and "
+      f"config.num_epochs is {config.num_epochs}; set one of them"
+    )
+  return config
 
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from blip_jax import evaluate, train
+from blip_jax import caption_images, evaluate, train
 from blip_jax.runtime import host
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -26,7 +26,11 @@ _DISTRIBUTED = flags.DEFINE_string(
   "or HOST:PORT,PROCESSES,INDEX of the first process.",
 )
 
-JOBS = {"train": train.train, "evaluate": evaluate.evaluate}
+JOBS = {
+  "train": train.train,
+  "evaluate": evaluate.evaluate,
+  "caption": caption_images.caption_images,
+}
 
 
 def main(argv: list[str]) -> None:

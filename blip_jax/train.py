@@ -56,6 +56,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
   loader = inputs.train_loader(
     config, tokenizer, workdir, jax.process_index(), jax.process_count()
   )
+  config = config_lib.with_steps(config, loader.rows_per_epoch)
 
   # 3. What is learned, and how.
   task = build_task(config, tokenizer, mesh)
@@ -63,7 +64,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
   # 4. The state: resumed > restored > initial weights > scratch.
   init_fn = make_init_fn(config, task)
-  card = card_lib.Card(config.task, task.model.config)
+  card = make_card(config, task)
   checkpoints = checkpoint.Checkpoints(
     workdir, **config.checkpoint, model=source.model_files(card, tokenizer)
   )
@@ -132,8 +133,17 @@ def build_task(
     config,
     vocab_size=tokenizer.vocab_size,
     tokens=model_config.SpecialTokens(**tokenizer.special_ids),
+    prompt_length=len(tokenizer.prompt_ids(inputs.prompt(config))),
     num_shards=sharding.num_data_shards(mesh),
     num_tensor=mesh.shape["tensor"],
+  )
+
+
+def make_card(config: ConfigDict, task: tasks.base.Task) -> card_lib.Card:
+  """What the checkpoints of this run say of its model."""
+  decoding = config.get("generation") or {}
+  return card_lib.Card(
+    config.task, task.model.config, inputs.prompt(config), dict(decoding)
   )
 
 

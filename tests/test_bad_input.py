@@ -24,7 +24,7 @@ SIZE = 16
 
 @pytest.fixture(scope="module")
 def example():
-  return datasets.PretrainExample(
+  return datasets.PairExample(
     tokenizer.Tokenizer.load(scenes.vocab_dir()), transforms.EvalImage(SIZE)
   )
 

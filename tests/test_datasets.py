@@ -242,7 +242,7 @@ def _record(caption):
 
 
 def test_an_example_is_the_image_and_its_tokens(words):
-  make = datasets.PretrainExample(words, transforms.EvalImage(16), 4, 10)
+  make = datasets.PairExample(words, transforms.EvalImage(16), 4, 10)
   made = make(_record("A RED circle!!\x00 above a square"), _rng())
   ids, mask = words.encode(["a red circle above"], 10)
   np.testing.assert_array_equal(made["input_ids"], ids[0])
@@ -259,14 +259,14 @@ def _rng(seed=0):
 def test_a_training_image_depends_on_the_generator(words):
   augment = randaugment.RandAugment(2, 5)
   train = transforms.TrainImage(16, 0.2, augment)
-  make = datasets.PretrainExample(words, train)
+  make = datasets.PairExample(words, train)
   images = [make(_record("red"), _rng(seed))["image"] for seed in (0, 0, 1)]
   np.testing.assert_array_equal(images[0], images[1])
   assert (images[0] != images[2]).any()
 
 
 def test_one_of_several_captions_is_drawn_each_visit(words):
-  make = datasets.PretrainExample(words, transforms.EvalImage(8))
+  make = datasets.PairExample(words, transforms.EvalImage(8))
   captions = ["a red circle", "a blue square", b"a green star"]
   made = [make(_record(captions), _rng(seed)) for seed in range(30)]
   texts = words.decode(np.stack([m["input_ids"] for m in made]))
@@ -275,13 +275,13 @@ def test_one_of_several_captions_is_drawn_each_visit(words):
 
 @pytest.mark.parametrize("caption", ["", " ", "...", '"!"'])
 def test_a_caption_without_words_is_bad(words, caption):
-  make = datasets.PretrainExample(words, transforms.EvalImage(8))
+  make = datasets.PairExample(words, transforms.EvalImage(8))
   with pytest.raises(transforms.BadSample, match="empty_caption"):
     make(_record(caption), _rng())
 
 
 def test_too_many_pixels_are_refused(words):
-  make = datasets.PretrainExample(
+  make = datasets.PairExample(
     words, transforms.EvalImage(8), max_pixels=40 * 30 - 1
   )
   with pytest.raises(transforms.BadSample, match="too_large"):

@@ -34,7 +34,7 @@ class Pictures(list):
 
 def make_split(source, batch_size=4, **kwargs):
   mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
-  example = datasets.PretrainExample(
+  example = datasets.PairExample(
     TEXTS, transforms.EvalImage(8), max_words=5, max_length=6
   )
   bad = loader.BadSamples(max_fraction=0.5, **kwargs)

@@ -12,6 +12,7 @@ import tarfile
 import pytest
 from PIL import Image
 
+from blip_jax.convert import export, source
 from blip_jax.data import datasets, scenes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -32,13 +33,16 @@ TOLD = (
   f"--tokenizer={GOLDEN}/tokenizer/tiny",
 )
 
-# Added to every run, so that it takes seconds.
+RELEASED = "model_base_caption_capfilt_large"
+# Stands for the released captioner, which nothing here can fetch.
+CAPTIONER = "released"
+
+# Added to every training run, so that it takes seconds.
 SHRINK = (
   "--config.num_steps=2",
   "--config.batch_size=8",
   "--config.model.image_size=16",
   "--config.optim.warmup_steps=1",
-  "--config.pretrain.queue_size=16",
   "--config.tokenizer=scenes",
 )
 
@@ -52,14 +56,23 @@ def user_dir(tmp_path_factory):
   (folder / "model_base_caption_capfilt_large.pth").symlink_to(
     GOLDEN / "ckpt" / "blip_decoder.pth"
   )
+  opened = source.open_checkpoint(
+    GOLDEN / "ckpt" / "blip_decoder.pth",
+    model_config=GOLDEN / "configs" / "med_config.json",
+    tokenizer=GOLDEN / "tokenizer" / "tiny",
+  )
+  export.write(opened, folder / CAPTIONER, "orbax")
   pictures, shards = folder / "pictures", folder / "shards"
-  pictures.mkdir()
-  shards.mkdir()
+  described = folder / "described"
+  for path in (pictures, shards, described):
+    path.mkdir()
   rows = []
   for i, record in enumerate(map(scenes.Scenes("val").__getitem__, range(16))):
     Image.fromarray(record["image"]).save(pictures / f"{i}.png")
     rows.append({"image": f"{i}.png", "caption": record["caption"]})
-    (shards / f"{i}.txt").write_text(record["caption"])
+    (described / f"{i}.png").symlink_to(pictures / f"{i}.png")
+    for path in (shards, described):
+      (path / f"{i}.txt").write_text(record["caption"])
   for name in ("train.json", "val.json"):
     (folder / name).write_text(json.dumps(rows))
   with tarfile.open(shards / "0.tar", "w") as tar:
@@ -86,8 +99,13 @@ def test_commands(command, user_dir):
   words = shlex.split(command.split("&&")[-1])
   assert words[0] == "python"
   words[0] = sys.executable
-  if "blip_jax.main" in words:
+  words = [
+    word.replace(f"model={RELEASED}", f"model={CAPTIONER}") for word in words
+  ]
+  if "blip_jax.main" in words and "caption_images.py" not in command:
     words += SHRINK
+    if "caption_" not in command:
+      words.append("--config.pretrain.queue_size=16")
   if "model_base_caption_capfilt_large.pth" in words:
     words += TOLD
   done = subprocess.run(
@@ -114,7 +132,15 @@ def test_commands(command, user_dir):
 
 def test_python(user_dir):
   """After the commands, for it looks at a run of theirs."""
-  (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+  captions, weights = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+  told = run_python(captions.replace(RELEASED, CAPTIONER), user_dir)
+  assert len(re.findall(r"\(log-probability -", told)) == 2
+  assert len(told.splitlines()) == 2 + 5
+  told = run_python(weights, user_dir)
+  assert re.search(r"cosine \[\[.*\]\] no match, match", told)
+
+
+def run_python(block, user_dir):
   done = subprocess.run(
     [sys.executable, "-c", block],
     cwd=user_dir,
@@ -122,7 +148,7 @@ def test_python(user_dir):
     text=True,
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  assert re.search(r"cosine \[\[.*\]\] no match, match", done.stdout)
+  return done.stdout
 
 
 def test_every_config_is_in_the_table():

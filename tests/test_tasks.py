@@ -155,6 +155,23 @@ def test_answers_weigh_in_and_padding_does_not(answers):
   )
 
 
+def test_padding_changes_no_caption_loss():
+  """Texts as long as the longest, or padded to a fixed length."""
+  task = caption.Caption(MODEL, prompt_length=2)
+  params = task.init(RNG)
+  batch = make_batch()
+  loss = lambda batch: task.loss(
+    params, None, batch, rng=RNG, step=jnp.int32(0), train=False
+  )[0]
+  pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 9)))
+  padded = {
+    **batch,
+    "input_ids": pad(batch["input_ids"]),
+    "attention_mask": pad(batch["attention_mask"]),
+  }
+  np.testing.assert_allclose(loss(padded), loss(batch), rtol=1e-6)
+
+
 def test_the_prompt_is_not_learned():
   """Its scores have no gradient but through the words behind it."""
   task = caption.Caption(MODEL, prompt_length=4)

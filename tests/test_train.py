@@ -18,7 +18,7 @@ import pytest
 import stub_task
 from PIL import Image
 
-from blip_jax import tasks, train
+from blip_jax import evaluate, tasks, train
 from blip_jax.models import config as model_config
 from blip_jax.runtime import sharding, snapshot
 
@@ -26,6 +26,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # For the processes that tests start: one device, and little optimisation.
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+# Those of other jobs are run by test_caption_images.py and below.
+OTHER_JOBS = ("caption_images", "caption_nocaps")
+TRAINING = [path for path in CONFIGS if path.stem not in OTHER_JOBS]
 
 
 def load_config(path):
@@ -45,7 +48,9 @@ def shrink(config):
   config.model.image_size = 16
   # Of the mesh that the recipe asks for, as much as two devices allow.
   config.mesh.fsdp = min(config.mesh.fsdp, 2)
-  config.pretrain.queue_size = 24
+  if config.task == "pretrain":
+    config.pretrain.queue_size = 24
+  config.init.weights = ""
   config.data.train = ("scenes:train?num=64",)
   if config.data.rotate:
     config.data.rotate = ""
@@ -73,9 +78,11 @@ def quick_to_compile(monkeypatch):
   monkeypatch.setitem(model_config.VARIANTS, "tiny", {**tiny, **shallow})
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_every_config_trains_two_steps(path, tmp_path):
   config = shrink(load_config(path))
+  if config.task == "caption":
+    config.evals.val.source = "scenes:val?num=24"
   results = train.train(config, str(tmp_path))
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   steps = [json.loads(line) for line in lines]
@@ -120,6 +127,67 @@ def test_recipes_have_the_published_numbers():
   assert rates == [0.9, 0.85, 0.85]
   assert [c.optim.lr for c in (yaml, base, large)] == [3e-4, 3e-4, 2e-4]
   assert large.model.variant == "large" and base.model.variant == "base"
+
+
+def test_captioning_recipes_have_the_published_numbers():
+  """The original's caption_coco.yaml and nocaps.yaml."""
+  get = lambda name: load_config(ROOT / "configs" / f"{name}.py")
+  coco, large, nocaps = map(
+    get, ("caption_coco", "caption_coco_large", "caption_nocaps")
+  )
+  assert (coco.batch_size, large.batch_size) == (256, 128)
+  assert (coco.optim.lr, large.optim.lr) == (1e-5, 2e-6)
+  for config in (coco, large, nocaps):
+    assert config.task == "caption"
+    assert config.model.image_size == 384
+    assert config.caption.prompt == "a picture of "
+    assert config.caption.label_smoothing == 0.1
+    assert config.data.max_length == 40 and config.data.max_words == 30
+    assert config.data.min_scale == 0.5
+    assert config.optim.schedule == "cosine_epoch"
+    assert config.optim.min_lr == 0 and config.optim.weight_decay == 0.05
+    assert config.num_epochs == 5
+    g = config.generation
+    assert (g.num_beams, g.max_length, g.min_length) == (3, 20, 5)
+  penalties = [c.generation.repetition_penalty for c in (coco, nocaps)]
+  assert penalties == [1.0, 1.1]
+
+
+def test_captioner_from_pretraining_and_what_it_leaves(tmp_path):
+  """Fine-tuning starts from a pre-trained run, counts its steps in epochs,
+  and a run without captions to compare with writes its own only."""
+  get = lambda name: shrink(load_config(ROOT / "configs" / f"{name}.py"))
+  pretrained, tuned, nocaps = (tmp_path / n for n in ("a", "b", "c"))
+  config = get("quickstart")
+  config.evals.scenes_val.source = ""
+  train.train(config, str(pretrained))
+
+  config = get("caption_folder")
+  config.init.weights = str(pretrained)
+  config.num_steps, config.optim.steps_per_epoch = 0, 0
+  config.num_epochs = 0.5  # of 64 scenes, 16 at a time
+  config.evals.val.source = "scenes:val?num=24"
+  results = train.train(config, str(tuned))
+  assert snapshot.find(tuned).name == "2"
+  assert {"val/CIDEr", "val/Bleu_4", "val/caption_exact", "val/loss"} <= set(
+    results
+  )
+  written = json.loads((tuned / "val_captions.json").read_text())
+  assert len(written) == 24 and set(written[0]) == {"image_id", "caption"}
+  assert (tuned / "samples.png").exists()
+  card = json.loads((snapshot.find(tuned) / "model/model.json").read_text())
+  assert card["family"] == "caption" and card["prompt"] == "a picture of "
+  assert card["generation"]["num_beams"] == 3
+
+  config = get("caption_nocaps")
+  config.init.weights = str(tuned)
+  config.evals.val.source = config.evals.test.source = "scenes:val?num=5"
+  assert evaluate.evaluate(config, str(nocaps)) == {}
+  first, second = (
+    json.loads((nocaps / f"{name}_captions.json").read_text())
+    for name in ("val", "test")
+  )
+  assert first == second and len(first) == 5
 
 
 QUICK = (

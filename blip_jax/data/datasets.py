@@ -226,8 +226,8 @@ def _literal(text: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainExample:
-  """Turn a record into an image and its tokens, as pre-training reads them.
+class PairExample:
+  """Turn a record into an image and the tokens of its caption.
 
   Of several captions one is drawn at each visit: a set with five captions per
   picture counts each picture once per epoch, while a row per caption (as in
@@ -237,6 +237,8 @@ class PretrainExample:
     image: brings a decoded picture to the model's size.
     max_words: captions are cut to so many words before they are tokenised.
     max_length: tokens, special ones and padding included.
+    max_pixels: of a picture as it is stored.
+    prompt: what every text starts with, before its caption.
   """
 
   tokenizer: tokenizer.Tokenizer
@@ -244,6 +246,7 @@ class PretrainExample:
   max_words: int = 30
   max_length: int = 30
   max_pixels: int = MAX_PIXELS
+  prompt: str = ""
 
   def __call__(
     self, record: sources.Record, rng: np.random.Generator
@@ -252,7 +255,7 @@ class PretrainExample:
     if isinstance(caption, list):
       caption = caption[rng.integers(len(caption))]
     text = transforms.clean_text(caption)
-    text = transforms.pre_caption(text, self.max_words)
+    text = self.prompt + transforms.pre_caption(text, self.max_words)
     picture = transforms.decode(record["image"], self.max_pixels)
     random = isinstance(self.image, transforms.TrainImage)
     picture = self.image(picture, rng) if random else self.image(picture)

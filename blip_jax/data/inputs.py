@@ -14,6 +14,11 @@ def load_tokenizer(name: str) -> tokenizer_lib.Tokenizer:
   return tokenizer_lib.Tokenizer.load(path)
 
 
+def prompt(config: ConfigDict) -> str:
+  """What every text of a task starts with; "" where there is no such thing."""
+  return config[config.task].get("prompt", "")
+
+
 def train_loader(
   config: ConfigDict,
   tokenizer: tokenizer_lib.Tokenizer,
@@ -33,7 +38,7 @@ def train_loader(
     rotate = datasets.open_rotation(c.rotate, c.image_root)
   return loader.train_loader(
     sources,
-    pretrain_example(config, tokenizer, image),
+    pair_example(config, tokenizer, image),
     batch_size=config.batch_size // process_count,
     seed=config.seed,
     weights=tuple(c.weights),
@@ -46,13 +51,17 @@ def train_loader(
   )
 
 
-def pretrain_example(
+def pair_example(
   config: ConfigDict,
   tokenizer: tokenizer_lib.Tokenizer,
   image: transforms.TrainImage | transforms.EvalImage,
-) -> datasets.PretrainExample:
-  return datasets.PretrainExample(
-    tokenizer, image, config.data.max_words, config.data.max_length
+) -> datasets.PairExample:
+  return datasets.PairExample(
+    tokenizer,
+    image,
+    config.data.max_words,
+    config.data.max_length,
+    prompt=prompt(config),
   )
 
 

@@ -87,12 +87,13 @@ class BadSamples:
     bad = isinstance(row, Bad)
     if bad:
       self.reasons[row.reason] += 1
-      self._list(row)
+      self.note(row)
     if self.seen >= self._min_seen:
       self.judge()
     return bad
 
-  def _list(self, bad: Bad) -> None:
+  def note(self, bad: Bad) -> None:
+    """Put a row on the list, if it is not there."""
     key = (bad.id, bad.reason)
     if key in self._listed or len(self._listed) >= _MAX_LISTED:
       return
@@ -192,6 +193,9 @@ class TrainLoader(grain.DatasetIterator):
   The state is the number of rows that this process has read of the stream,
   good and bad, and so does not depend on threads and workers. On another
   number of processes the run goes on at the same place of the global stream.
+
+  Attributes:
+    rows_per_epoch: of all processes; the mean, if splits take turns.
   """
 
   def __init__(
@@ -200,7 +204,7 @@ class TrainLoader(grain.DatasetIterator):
     open_rows: Callable[[grain.MapDataset], grain.DatasetIterator],
     batch_size: int,
     shard: tuple[int, int],
-    num_rows: int,
+    epoch_lengths: Sequence[int],
     bad_samples: BadSamples,
   ):
     super().__init__()
@@ -208,7 +212,8 @@ class TrainLoader(grain.DatasetIterator):
     self._stream = stream[index :: self._process_count]
     self._open_rows = open_rows
     self._batch_size = batch_size
-    self._num_rows = num_rows
+    self.rows_per_epoch = sum(epoch_lengths) / len(epoch_lengths)
+    self._num_rows = sum(epoch_lengths)
     self._bad_samples = bad_samples
     self._next_index = 0
     self._rows: grain.DatasetIterator | None = None
@@ -286,7 +291,8 @@ def train_loader(
     num_workers: processes that prepare examples; 0 means threads alone.
     num_threads: in each of those processes.
   """
-  if not sum(order.epoch_lengths(sources, rotate)):
+  epoch_lengths = order.epoch_lengths(sources, rotate)
+  if not sum(epoch_lengths):
     raise ValueError("config.data: there is nothing to train on.")
   picks = order.picks(sources, seed=seed, weights=weights, rotate=rotate)
   # Position and seed make the generator, before the stream is dealt out to
@@ -303,7 +309,7 @@ def train_loader(
     open_rows,
     batch_size,
     (process_index, process_count),
-    num_rows=sum(order.epoch_lengths(sources, rotate)),
+    epoch_lengths=epoch_lengths,
     bad_samples=bad_samples or BadSamples(),
   )
 
@@ -319,6 +325,7 @@ class EvalLoader:
     shard: tuple[int, int],
     num_threads: int,
     bad_samples: BadSamples,
+    blank: dict[str, np.ndarray] | None,
   ):
     self._index, process_count = shard
     self._global_batch = batch_size * process_count
@@ -327,12 +334,13 @@ class EvalLoader:
     self._batch_size = batch_size
     self._num_threads = num_threads
     self._bad_samples = bad_samples
+    self._blank = blank
 
   def __len__(self) -> int:
     return -(-self._num_rows // self._global_batch)
 
   def __iter__(self) -> Iterator[Batch]:
-    blank = self._blank()
+    blank = self._blank or self._blank_row()
     stream = grain.MapDataset.range(len(self) * self._batch_size).map(self._at)
     rows = _read_ahead(stream, self._batch_size, 0, self._num_threads)
     try:
@@ -352,7 +360,7 @@ class EvalLoader:
     # By row, not by place: the same for every batch size and process count.
     return self._prepare((0, row), np.random.default_rng(row))
 
-  def _blank(self) -> dict[str, np.ndarray]:
+  def _blank_row(self) -> dict[str, np.ndarray]:
     """Zeros in the shapes of a row; a batch of padding alone has none."""
     for row in range(self._num_rows):
       found = self._row(row)
@@ -386,6 +394,7 @@ def eval_loader(
   process_index: int = 0,
   process_count: int = 1,
   bad_samples: BadSamples | None = None,
+  blank: dict[str, np.ndarray] | None = None,
 ) -> EvalLoader:
   """Return an iterable over every row once, in order: (arrays, ids).
 
@@ -393,7 +402,8 @@ def eval_loader(
   block of `batch_size`; all processes have equally many batches. `valid` is
   False, and the arrays are zero, where a row cannot be used or there is none
   left (those have an empty id). The generator that `example` gets depends on
-  the row alone.
+  the row alone. `blank` is what stands for a row that cannot be used, in the
+  shapes of an example; without, those are taken from a row that can be.
 
   Raises:
     ValueError: at the end of a pass, if too many rows could not be used.
@@ -405,6 +415,7 @@ def eval_loader(
     (process_index, process_count),
     num_threads,
     bad_samples or BadSamples(),
+    blank,
   )
 
 

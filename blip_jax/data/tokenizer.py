@@ -105,21 +105,38 @@ class Tokenizer:
       mask[i, : len(row)] = 1
     return ids, mask
 
+  def prompt_ids(self, prompt: str) -> list[int]:
+    """Return what a text behind a prompt starts with: [DEC] and its words."""
+    words = self._backend.encode(prompt, add_special_tokens=False).ids
+    return [self.dec_id, *words]
+
   def decode(
-    self, ids: Iterable[Sequence[int]] | Int[np.ndarray, "B L"]
+    self,
+    ids: Iterable[Sequence[int]] | Int[np.ndarray, "B L"],
+    prompt: str = "",
   ) -> list[str]:
-    """Return the texts of rows of ids, each up to its first [SEP] or [PAD].
+    """Return the texts of rows of ids, each up to its first [SEP].
 
     Special tokens are left out and word pieces joined.
+
+    Args:
+      prompt: that all of them start with, and that is left out. As in the
+        original it is cut off the text: were the next token a piece of its
+        last word, that would lose a letter.
     """
-    return [self._decode_row([int(i) for i in row]) for row in ids]
+    prompt = self._decode_row(self.prompt_ids(prompt))
+    start = len(prompt) + 1 if prompt else 0
+    return [self._decode_row([int(i) for i in row])[start:] for row in ids]
 
   def _decode_row(self, row: list[int]) -> str:
-    ends = (self.sep_id, self.pad_id)
-    end = next((i for i, id in enumerate(row) if id in ends), len(row))
+    end = row.index(self.sep_id) if self.sep_id in row else len(row)
     text = self._backend.decode(row[:end], skip_special_tokens=True)
     # As the transformers of the original did; newer ones leave "dog ' s".
     return text.replace(" ' ", "'")
+
+  def pieces(self, ids: Sequence[int]) -> list[str]:
+    """Return the token of each id, as the vocabulary has it."""
+    return [self._backend.id_to_token(int(id)) for id in ids]
 
   def save(self, directory: str | os.PathLike) -> None:
     """Write a vocabulary directory from which `load` makes this tokenizer."""

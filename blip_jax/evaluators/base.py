@@ -33,7 +33,7 @@ class Split:
   """
 
   source: Any
-  example: datasets.PretrainExample
+  example: datasets.PairExample
   batch_size: int
   mesh: jax.sharding.Mesh
   bad_samples: loader.BadSamples
@@ -115,3 +115,12 @@ class TextExample:
 def captions(record: sources.Record) -> list[str]:
   caption = record["caption"]
   return list(caption) if isinstance(caption, (list, tuple)) else [caption]
+
+
+def true_captions(
+  record: sources.Record, example: datasets.PairExample
+) -> set[str]:
+  """All that is right to write of a record: its `references` (what may truly
+  be said of a rendered scene) or its captions, as a model reads them."""
+  known = record.get("references", captions(record))
+  return {transforms.pre_caption(text, example.max_words) for text in known}

@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from blip_jax.data import sources, transforms
 from blip_jax.evaluators import base, contact_sheet, retrieval
+from blip_jax.models import generation
 from blip_jax.runtime import train_state
 from blip_jax.tasks import base as tasks
 
@@ -31,10 +33,15 @@ class Samples:
     self._ranking = ranking
     self._number = number
     self._path = path
-    self._max_length = split.example.max_length
+    room = split.example.max_length
+    settings = generation.Decoding(room, min_length=0, num_beams=1)
     caption = task.predict_fns["caption"]
+    # From [DEC] alone, as pre-training reads captions.
+    prompt = jnp.array(split.example.tokenizer.prompt_ids(""))
     self._caption = jax.jit(
-      lambda params, image: caption(params, image, self._max_length)
+      lambda params, image: caption(params, image, prompt, settings, room).ids[
+        :, 0
+      ]
     )
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
@@ -72,13 +79,9 @@ class Samples:
     self, record: sources.Record, ranked: str, is_right: bool, written: str
   ) -> contact_sheet.Cell:
     example = self._split.example
-    truths = base.captions(record)
-    known = {
-      transforms.pre_caption(text, example.max_words)
-      for text in record.get("references", truths)
-    }
+    known = base.true_captions(record, example)
     lines = (
-      contact_sheet.Line("true", truths[0]),
+      contact_sheet.Line("true", base.captions(record)[0]),
       contact_sheet.Line("ranked first", ranked, is_right),
       contact_sheet.Line("written", written, written in known),
     )

@@ -183,7 +183,7 @@ def initialise(
       weights = open_weights(config.weights)
     except ValueError as error:
       raise ValueError(f"config.init.weights: {error}") from error
-    params, report = _load_weights(config, weights, abstract, make_state)
+    params, report = load_weights(config, weights, abstract, make_state)
     return make_state(params), f"weights of {weights}\n{report}".rstrip()
   return make_state(None), "from scratch"
 
@@ -261,13 +261,26 @@ def _check_same(folder: epath.Path, name: str, tree: Any) -> None:
     )
 
 
-def _load_weights(
+def load_weights(
   config: Any,
   weights: Weights,
   abstract: train_state.TrainState,
   make_state: Callable[[Any], train_state.TrainState],
 ) -> tuple[Any, str]:
-  """Takes parameters by name; nothing is left out unsaid."""
+  """Takes parameters by name; nothing is left out unsaid.
+
+  Args:
+    config: `config.init`.
+    weights: an opened checkpoint.
+    abstract: shapes and shardings of the state that they are for.
+    make_state: makes what they lack and the config allows to be missing.
+
+  Returns:
+    The parameters, and what they lack or have too many.
+
+  Raises:
+    ValueError: names do not agree.
+  """
   theirs, ours = weights.stored, snapshot.by_path(abstract.params)
   refused = snapshot.differences(
     _without(theirs, config.allow_unexpected, keep=ours),

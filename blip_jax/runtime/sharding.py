@@ -186,6 +186,12 @@ def put_batch(
   return batch
 
 
+def own_rows(array: jax.Array) -> np.ndarray:
+  """The rows that this process put in, of an output split like a batch."""
+  shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+  return np.concatenate([shards[start] for start in sorted(shards)])
+
+
 def path_str(path: tuple[Any, ...]) -> str:
   """Renders a pytree path as `visual_encoder/block_0/ln_1/scale`."""
   return jax.tree_util.keystr(path, simple=True, separator="/")

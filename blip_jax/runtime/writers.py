@@ -30,10 +30,11 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  _replace(path, json.dumps(_jsonable(value), indent=2) + "\n")
+  write_text(path, json.dumps(_jsonable(value), indent=2) + "\n")
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that a reader finds all of it or none of it."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   temporary.write_text(text)
   os.replace(temporary, path)
@@ -77,7 +78,7 @@ class Writer:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "metrics.jsonl"
     if path.exists():
-      _replace(path, "".join(_lines_up_to(path, start_step)))
+      write_text(path, "".join(_lines_up_to(path, start_step)))
     self._file = path.open("a")
     self._tensorboard = tensorboardX.SummaryWriter(
       str(workdir / "tb"),

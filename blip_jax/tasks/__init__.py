@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from blip_jax.models import blip
 from blip_jax.models import config as config_lib
-from blip_jax.tasks import base, pretrain
+from blip_jax.tasks import base, caption, pretrain
 
 
 def build(
@@ -12,6 +12,7 @@ def build(
   *,
   vocab_size: int,
   tokens: config_lib.SpecialTokens,
+  prompt_length: int,
   num_shards: int,
   num_tensor: int,
 ) -> base.Task:
@@ -21,6 +22,7 @@ def build(
     config: see `blip_jax/config.py`.
     vocab_size: of the tokenizer.
     tokens: its special ids.
+    prompt_length: tokens of the config's prompt, [DEC] included; 1 for none.
     num_shards: pieces that the batch is split into over the mesh.
     num_tensor: pieces that attention heads are split into.
 
@@ -49,6 +51,14 @@ def build(
         f"config.mesh.tensor: {tower.num_heads} attention heads of variant "
         f"{c.variant!r} do not split over {num_tensor} devices"
       )
+  groups = num_shards if config.scope == "local" else 1
+  if config.task == "caption":
+    return caption.Caption(
+      model,
+      prompt_length=prompt_length,
+      label_smoothing=config.caption.label_smoothing,
+      groups=groups,
+    )
   p = config.pretrain
   return pretrain.Pretrain(
     model,
@@ -58,6 +68,6 @@ def build(
     alpha_ramp_steps=round(p.alpha_ramp_epochs * config.optim.steps_per_epoch),
     label_smoothing=p.label_smoothing,
     loss_weights=tuple(p.loss_weights),
-    groups=num_shards if config.scope == "local" else 1,
+    groups=groups,
     num_shards=num_shards,
   )

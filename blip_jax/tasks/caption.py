@@ -5,12 +5,31 @@ Dimensions: B images and their captions, L text length.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
-from blip_jax.models import blip, families
+from blip_jax.models import blip, families, generation
 from blip_jax.tasks import base, losses
+
+
+def write(
+  model: blip.Blip,
+  params: base.Params,
+  image: UInt8[Array, "B H W 3"],
+  prompt: Int[Array, " P"],
+  settings: generation.Decoding,
+  room: int,
+  keys: Key[Array, " B"] | None = None,
+) -> generation.Generated:
+  """Captions of pictures; see `generation.generate`."""
+  states = model.apply(
+    {"params": params}, base.normalise(image), method="encode_image"
+  )
+  return generation.generate(
+    model, params, states, prompt, settings, room, keys
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +81,7 @@ class Caption(base.WithoutMomentum):
     )
     loss = lm_loss(self.label_smoothing)
     return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": lm_loss(0.0)})
+
+  @property
+  def predict_fns(self) -> dict[str, Callable]:
+    return {"caption": functools.partial(write, self.model)}

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blip_jax.models import families, generation, med
-from blip_jax.tasks import align, base, losses
+from blip_jax.models import families, med
+from blip_jax.tasks import align, base, caption, losses
 from blip_jax.tasks import momentum as momentum_lib
 
 
@@ -106,20 +106,8 @@ class Pretrain(align.Align):
   def whole(self, params: base.Params) -> base.Params:
     return med.tie(params)
 
-  def _caption(self, params, image, max_length: int):
-    """Greedy captions as ids [B, max_length], from [DEC] alone."""
-    apply = functools.partial(self.model.apply, {"params": self.whole(params)})
-    embeds = apply(base.normalise(image), method="encode_image")
-    image_kv = apply(embeds, method="project_for_decoder")
-    tokens = self.model.config.med.tokens
-    return generation.greedy(
-      lambda ids, cache: apply(ids, cache, image_kv, method="extend"),
-      apply(len(image), max_length, method="init_cache"),
-      jnp.full((len(image), 1), tokens.dec, jnp.int32),
-      max_length,
-      tokens.sep,
-      tokens.pad,
-    )
+  def _caption(self, params, *args):
+    return caption.write(self.model, self.whole(params), *args)
 
   def _check(self, batch: base.Batch) -> None:
     size = len(batch["input_ids"])

@@ -10,7 +10,7 @@ import numpy as np
 from blip_jax.convert import adapt, source, weights
 from blip_jax.models import families
 from blip_jax.tasks import vqa as vqa_lib
-from parity import models, replay
+from parity import models, replay, writing
 from parity.goldens import Golden
 
 DEEP_CONFIG = "configs/med_config_nlvr_deep.json"
@@ -29,6 +29,8 @@ def loading(golden: Golden) -> None:
     opened, pairs, prompted, models.prompt_length(opened, prompt)
   )
   golden.compare({"decoder.loss": loss}, replay.MODEL)
+  states = functools.partial(models.encode_image, opened.model, opened.params)
+  writing.compare_written(golden, opened, states, image, {"": prompt})
 
   opened = load("itm", "itm")
   ids, mask = opened.checkpoint.tokenizer.encode(texts, models.TEXT_LENGTH)

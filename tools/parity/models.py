@@ -2,6 +2,7 @@
 where training had [ENC].
 """
 
+import functools
 import json
 
 import jax
@@ -12,7 +13,7 @@ from blip_jax.tasks import caption as caption_lib
 from blip_jax.tasks import losses
 from blip_jax.tasks import nlvr as nlvr_lib
 from blip_jax.tasks import vqa as vqa_lib
-from parity import replay
+from parity import replay, writing
 from parity.goldens import Golden
 
 # The original's, for texts of which the goldens did not keep the ids.
@@ -96,6 +97,31 @@ def blip_decoder(golden: Golden) -> None:
     texts = [other + text.removeprefix(prompt) for text in texts]
     loss = caption_loss(opened, image, texts, length)
     golden.compare({"loss.prompt2": loss}, replay.MODEL)
+  if "gen_image" in golden:
+    facts = golden.matches(r"(gen\..+)\.beam3\.sequences")
+    prompts = {m[1]: golden.fact(f"{m[1]}.prompt") for m in facts}
+    if "gen.noprompt" in prompts:
+      length = prompt_length(opened, prompts["gen.noprompt"])
+      golden.compare_fact("gen.noprompt.prompt_length", length)
+    states = functools.partial(encode_image, opened.model, opened.params)
+    written = writing.compare_written(
+      golden, opened, states, golden.image("gen_image"), {"": prompt, **prompts}
+    )
+    sep = opened.model.config.med.tokens.sep
+    # Of those that it names.
+    names = [name for name, _ in golden.fact("eos_positions", [])]
+    ends = [[x, _first(written[f"gen.{x}"] == sep)] for x in names]
+    golden.compare_fact("eos_positions", ends)
+
+
+def _first(found: np.ndarray) -> list[int]:
+  """Where the first is in each row; -1 if there is none."""
+  return np.where(found.any(1), found.argmax(1), -1).tolist()
+
+
+@replay.jit_of_model
+def encode_image(model, params, image):
+  return replay.bound(model, params)("encode_image", image)
 
 
 def prompt_length(opened: replay.Opened, prompt: str) -> int:
@@ -128,6 +154,20 @@ def blip_vqa(golden: Golden) -> None:
     head,
   )
   golden.compare({"answer_logits": seen[head][0]}, replay.MODEL)
+  # Without the mask of the questions, which theirs does not use here.
+  if "generate.sequences" in golden:
+    states = lambda image: read(opened.model, opened.params, image, *question)
+    writing.compare_written(
+      golden, opened, states, golden.image("image"), {"": ""}
+    )
+
+
+@replay.jit_of_model
+def read(model, params, image, ids, mask):
+  """States of questions that have looked at their images."""
+  call = replay.bound(model, params)
+  kv = call("project_image", call("encode_image", image))
+  return call("fuse", ids, mask, kv)
 
 
 def answers(question, answer, numbers, weight) -> dict[str, np.ndarray]:
@@ -171,6 +211,27 @@ def hf_caption(golden: Golden) -> None:
   found = _hf_decode(opened.model, opened.params, *inputs)
   golden.compare(found, replay.MODEL)
   golden.compare({"loss": _hf_loss(golden, found["logits"])}, replay.MODEL)
+  if "gen_pixel_values" in golden:
+    _hf_written(golden, opened)
+
+
+def _hf_written(golden: Golden, opened: replay.Opened) -> None:
+  """With and without a prompt, whose [CLS] and [SEP] theirs leaves out."""
+  image = golden.image("gen_pixel_values")
+  states = encode_image(opened.model, opened.params, image)
+  dec = opened.model.config.med.tokens.dec
+  prompt = [dec, *golden.input("prompt_ids")[1:-1].tolist()]
+  for match in golden.matches(r"gen\.(noprompt_)?.+"):
+    settings = writing.settings_of(golden, match[0], writing.HF_DEFAULTS)
+    start = [dec] if match[1] else prompt
+    found = writing.write(opened, states, start, settings)
+    theirs = golden.input(match[0])
+    # Theirs fills beams up with [SEP] where [PAD] is 0.
+    ends = opened.model.config.med.tokens.sep == theirs
+    behind = np.cumsum(ends, axis=1) - ends > 0
+    ours = writing.like(found.ids[:, 0], theirs)
+    ours = np.where(behind & ends, theirs, ours)
+    golden.compare({match[0]: ours}, replay.EXACT)
 
 
 @replay.jit_of_model

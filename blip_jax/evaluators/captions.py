@@ -1,0 +1,132 @@
+"""Captions of a split: written, kept as COCO's server wants them, scored."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blip_jax.data import sources, transforms
+from blip_jax.evaluators import base, contact_sheet
+from blip_jax.evaluators.scores import caption as scores
+from blip_jax.models import generation
+from blip_jax.runtime import train_state, writers
+from blip_jax.tasks import base as tasks
+
+
+class Captions:
+  """Writes a caption of every picture of a split.
+
+  A caption is exactly right if it is one of the record's `references` (all
+  that may truly be said of a rendered scene) or, without those, its captions.
+
+  Args:
+    split: whose records have captions; without them nothing is scored.
+    settings: how to decode.
+    references: captions of people by `image_id`, if not those of the records.
+    results: gets a list of {image_id, caption}, each picture once.
+    sheet: gets the first pictures with their captions, if any are to be shown.
+    number: of pictures shown.
+  """
+
+  def __init__(
+    self,
+    split: base.Split,
+    task: tasks.Task,
+    settings: generation.Decoding,
+    references: Mapping[Any, Sequence[str]] | None,
+    results: str | os.PathLike,
+    sheet: str | os.PathLike,
+    number: int,
+  ):
+    self._split = split
+    self._references = references
+    self._results = results
+    self._sheet = sheet
+    self._number = number
+    tokens = split.example.tokenizer
+    prompt = jnp.array(tokens.prompt_ids(split.example.prompt))
+    max_positions = task.model.config.med.max_positions
+    room = generation.room_for(settings.max_length, max_positions)
+    write = task.predict_fns["caption"]
+    self._write = jax.jit(
+      lambda params, image: write(params, image, prompt, settings, room).ids[
+        :, 0
+      ]
+    )
+
+  def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
+    written, records = self._written(state.params), self._split.source
+    names = _names(map(records.__getitem__, written))
+    captions, truths, right, cells = {}, {}, [], []
+    for (row, text), name in zip(written.items(), names, strict=True):
+      record = records[row]
+      captions.setdefault(name, text)
+      if "caption" not in record:
+        continue
+      truths.setdefault(name, []).extend(base.captions(record))
+      is_right = text in base.true_captions(record, self._split.example)
+      right.append(is_right)
+      if len(cells) < self._number:
+        cells.append(self._cell(record, text, is_right))
+    if jax.process_index() == 0:
+      rows = [{"image_id": k, "caption": v} for k, v in captions.items()]
+      writers.write_json(self._results, rows)
+      if cells:
+        contact_sheet.contact_sheet(cells, self._sheet)
+    references = self._references or truths
+    if references:
+      yield from scores.score(captions, references).total.items()
+    if right:
+      yield "caption_exact", 100.0 * float(np.mean(right))
+
+  def _written(self, params: tasks.Params) -> dict[int, str]:
+    """Captions of the rows that can be read."""
+    example = base.ImageExample(self._split.example.image)
+    ids, valid = self._split.map(
+      lambda batch: self._write(params, batch["image"]), example
+    )
+    tokens, prompt = self._split.example.tokenizer, self._split.example.prompt
+    rows = np.flatnonzero(valid)
+    return dict(
+      zip(rows.tolist(), tokens.decode(ids[rows], prompt), strict=True)
+    )
+
+  def _cell(
+    self, record: sources.Record, text: str, is_right: bool
+  ) -> contact_sheet.Cell:
+    lines = (
+      contact_sheet.Line("true", base.captions(record)[0]),
+      contact_sheet.Line("written", text, is_right),
+    )
+    picture = transforms.decode(record["image"], self._split.example.max_pixels)
+    return contact_sheet.Cell(picture, lines)
+
+
+def _names(records: Iterable[sources.Record]) -> list[int | str]:
+  """What pictures are called in results: as their annotation says, else by
+  their files' names, where no two files have the same."""
+  known = [_Known.of(record) for record in records]
+  paths = {one.path for one in known}
+  short = len({os.path.basename(path) for path in paths}) == len(paths)
+  return [
+    one.image_id
+    if one.image_id is not None
+    else (os.path.basename(one.path) if short else one.path)
+    for one in known
+  ]
+
+
+class _Known(NamedTuple):
+  """Of a record, without its picture."""
+
+  image_id: int | str | None
+  path: str
+
+  @classmethod
+  def of(cls, record: sources.Record) -> "_Known":
+    image = record["image"]
+    path = image if isinstance(image, str) else record["id"]
+    return cls(sources.image_id(record), path)

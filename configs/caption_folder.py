@@ -1,0 +1,31 @@
+"""Fine-tuning a captioner on your own pictures, by flags alone.
+
+  python -m blip_jax.main --config configs/caption_folder.py --workdir W \
+    --config.data.train=FOLDER --config.evals.val.source=ANOTHER_FOLDER
+
+A folder has texts beside its pictures (a.jpg, a.txt) or a `metadata.jsonl`; it
+may as well be a CSV, JSONL or Parquet file or a TFDS name: see the README,
+"Data".  Without a split to evaluate on, leave that flag out.
+
+For one GPU of 16 GB: BLIP's base model at 384 pixels, 16 pairs a step.  With
+less memory say `--config.model.vit_remat=full`; on a CPU try
+`--config.model.dtype=float32 --config.batch_size=4` and some dozen pictures.
+The prompt is part of the model: captions of a style of your own may want
+another one, with `--config.caption.prompt`.
+"""
+
+from blip_jax import config as defaults
+
+
+def get_config():
+  config = defaults.caption()
+  config.batch_size = 16
+  config.num_epochs = 5.0
+  config.log_every_steps = 10
+  config.init.weights = "Salesforce/blip-image-captioning-base"
+  config.optim.lr = 1e-5
+
+  config.checkpoint.every_steps = 500
+  config.evals.batch_size = 16
+  config.evals.val.samples = 24
+  return config

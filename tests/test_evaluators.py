@@ -1,5 +1,6 @@
 """Evaluators on a task whose answers are known, with padding and bad rows."""
 
+import json
 import types
 
 import jax
@@ -10,6 +11,8 @@ import stub_task
 
 from blip_jax.data import datasets, loader, scenes, tokenizer, transforms
 from blip_jax.evaluators import base, losses, matching, retrieval, samples
+from blip_jax.evaluators import captions as captions_lib
+from blip_jax.models import generation
 from blip_jax.runtime import sharding, train_state
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "pink", "cyan")
@@ -68,14 +71,21 @@ def match(params, image_embeds, ids, mask):
   return jnp.stack([0.5 * jnp.ones(len(ids)), both.sum(-1)], axis=-1)
 
 
-def caption(params, image, max_length):
+def caption(params, image, prompt, settings, room):
   ids = colour_ids()[which(image).argmax(-1)]
-  blank = jnp.zeros((len(ids), max_length), jnp.int32)
-  return blank.at[:, 0].set(TEXTS.dec_id).at[:, 1].set(ids)
+  texts = jnp.zeros((len(ids), 1, room), jnp.int32)
+  texts = texts.at[:, 0, : len(prompt)].set(prompt[None])
+  texts = texts.at[:, 0, len(prompt)].set(ids)
+  return generation.Generated(texts, jnp.zeros(texts.shape), jnp.zeros(1))
 
 
 class Knows(stub_task.StubTask):
   """Knows its colours."""
+
+  # As much of a model as evaluators look at.
+  model = types.SimpleNamespace(
+    config=types.SimpleNamespace(med=types.SimpleNamespace(max_positions=32))
+  )
 
   predict_fns = types.MappingProxyType(
     {
@@ -178,6 +188,53 @@ def test_losses_average_whole_batches():
   result = dict(losses.Losses(make_split(two), Knows()).run(STATE))
   images = np.stack([row["image"] for row in two]).astype(np.float64)
   assert result == {"loss": pytest.approx(images.mean(), rel=1e-5)}
+
+
+def caption_of(split, tmp_path, references=None):
+  settings = generation.Decoding(6, 0, num_beams=1)
+  path = tmp_path / "captions.json"
+  evaluator = captions_lib.Captions(
+    split, Knows(), settings, references, path, tmp_path / "sheet.png", 2
+  )
+  return dict(evaluator.run(STATE)), json.loads(path.read_text())
+
+
+def test_captions_are_written_and_scored(tmp_path):
+  found, rows = caption_of(make_split(Pictures(bad=(0,))), tmp_path)
+  assert rows == [
+    {"image_id": f"pictures:{i}", "caption": COLOURS[i]} for i in range(1, 7)
+  ]
+  assert found["caption_exact"] == 100 and found["Bleu_1"] == pytest.approx(1)
+  assert (tmp_path / "sheet.png").exists()
+  # What other people said counts instead, if it is given.
+  others = {f"pictures:{i}": ["nothing"] for i in range(7)}
+  found, _ = caption_of(make_split(Pictures()), tmp_path, others)
+  assert found["caption_exact"] == 100 and found["Bleu_1"] < 1e-6
+
+
+def test_a_picture_is_in_the_results_once(tmp_path):
+  """Under the number that its annotation has, or its file's name."""
+
+  class Rows(Pictures):
+    def __getitem__(self, row):
+      record = {**super().__getitem__(row), "image_id": row // 2}
+      if row == 6:
+        del record["image_id"]
+      return record
+
+  _, rows = caption_of(make_split(Rows()), tmp_path)
+  assert [row["image_id"] for row in rows] == [0, 1, 2, "pictures:6"]
+
+
+def test_pictures_without_captions_are_written_only(tmp_path):
+  class Rows(Pictures):
+    def __getitem__(self, row):
+      record = dict(super().__getitem__(row))
+      del record["caption"]
+      return record
+
+  found, rows = caption_of(make_split(Rows()), tmp_path)
+  assert not found and len(rows) == 7
 
 
 def test_samples(tmp_path, capsys):

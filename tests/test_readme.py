@@ -69,7 +69,8 @@ def user_dir(tmp_path_factory):
   rows = []
   for i, record in enumerate(map(scenes.Scenes("val").__getitem__, range(16))):
     Image.fromarray(record["image"]).save(pictures / f"{i}.png")
-    rows.append({"image": f"{i}.png", "caption": record["caption"]})
+    row = {"image": f"{i}.png", "image_id": i, "caption": record["caption"]}
+    rows.append(row)
     (described / f"{i}.png").symlink_to(pictures / f"{i}.png")
     for path in (shards, described):
       (path / f"{i}.txt").write_text(record["caption"])

@@ -113,18 +113,30 @@ def test_long_texts_keep_sep(tiny, captions):
   np.testing.assert_array_equal(ids[0, :-1], whole[0, :11])
 
 
-def test_decode_stops_at_sep_or_pad(tiny):
+def test_decode_stops_at_sep(tiny):
   (ids,) = tiny.encode(["two dogs"], 6)[0]
   words = ids[1 : ids.tolist().index(tiny.sep_id)].tolist()
   assert len(words) == 3  # two dog ##s
   rows = [
     [tiny.dec_id, *words, tiny.sep_id, *words],
-    [tiny.dec_id, *words, tiny.pad_id, *words],
+    [tiny.dec_id, *words, tiny.sep_id, tiny.pad_id, tiny.pad_id, tiny.pad_id],
     [tiny.enc_id, *words],
     [tiny.sep_id, *words],
   ]
   assert tiny.decode(rows) == ["two dogs", "two dogs", "two dogs", ""]
   assert tiny.decode(np.array(rows[:2])) == ["two dogs", "two dogs"]
+
+
+def test_prompts_are_written_and_left_out(tiny):
+  prompt = "a picture of "
+  ids = tiny.prompt_ids(prompt)
+  assert ids[0] == tiny.dec_id and tiny.sep_id not in ids
+  (whole,), _ = tiny.encode([prompt + "two dogs"], 10)
+  assert whole[1 : len(ids)].tolist() == ids[1:]
+  rows = [[*ids, *whole[len(ids) :].tolist()]]
+  assert tiny.decode(rows) == ["a picture of two dogs"]
+  assert tiny.decode(rows, prompt) == ["two dogs"]
+  assert tiny.prompt_ids("") == [tiny.dec_id]
 
 
 def test_no_texts(tiny):

@@ -415,6 +415,7 @@ def test_heads_that_do_not_split():
       config,
       vocab_size=30524,
       tokens=model_config.SpecialTokens(),
+      prompt_length=1,
       num_shards=1,
       num_tensor=3,
     )

@@ -1,5 +1,8 @@
 """Writes what `torch.load` reads, without torch."""
 
+import collections
+import concurrent.futures
+import functools
 import json
 import math
 import os
@@ -8,7 +11,7 @@ import pickle
 import struct
 import types
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import ml_dtypes
@@ -50,8 +53,8 @@ def save_torch(
 
   Args:
     path: the file; one that is there is replaced.
-    tensors: arrays, or functions that return one; only one array is asked for
-      at a time.
+    tensors: arrays, or functions that return one; the next is asked for while
+      one is written, and no more.
     ties: further names, each for the tensor of `tensors` whose memory it
       shares. They come last in the state dict.
 
@@ -75,9 +78,14 @@ def save_torch(
 
 
 def _write(archive, tensors, ties):
+  arrays = _read_ahead(
+    lambda value=value: np.asarray(value() if callable(value) else value)
+    for value in tensors.values()
+  )
+  # Not by `zip`, which would keep an array longer.
   stored = {
-    name: _store(archive, str(number), name, value)
-    for number, (name, value) in enumerate(tensors.items())
+    name: _store(archive, str(number), name, next(arrays))
+    for number, name in enumerate(tensors)
   }
   stored |= {name: stored[target] for name, target in ties.items()}
   # Readers find members by name, so what is known last can come last.
@@ -86,9 +94,24 @@ def _write(archive, tensors, ties):
   _member(archive, "version", b"3\n")
 
 
-# The array is gone when this returns, before the next one is made.
-def _store(archive, key, name, value) -> _Stored:
-  array = np.asarray(value() if callable(value) else value)
+def _read_ahead(
+  functions: Iterable[Callable[[], np.ndarray]],
+) -> Iterator[np.ndarray]:
+  """What the functions return, each called while the one before is in use.
+
+  Reading and transposing an array takes about as long as to sum and write it.
+  """
+  with concurrent.futures.ThreadPoolExecutor(1) as reader:
+    waiting = collections.deque()
+    for function in functions:
+      waiting.append(reader.submit(function))
+      if len(waiting) == 2:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+
+
+def _store(archive, key, name, array) -> _Stored:
   if array.dtype not in _STORAGES:
     raise ValueError(
       f"{name}: expected one of {', '.join(map(str, _STORAGES))}, found "
@@ -181,7 +204,7 @@ def save_safetensors(
   tensors: Mapping[str, Callable[[], np.ndarray]],
   shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-  """Writes a safetensors file of float32 arrays, one in memory at a time.
+  """Writes a safetensors file of float32 arrays, two in memory at a time.
 
   The library's own writer wants all of them at once.
 
@@ -202,5 +225,6 @@ def save_safetensors(
   text += b" " * (-len(text) % 8)
   with open(path, "wb") as file:
     file.write(struct.pack("<Q", len(text)) + text)
-    for name in shapes:
-      file.write(np.ascontiguousarray(tensors[name](), "<f4"))
+    read = lambda name: np.ascontiguousarray(tensors[name](), "<f4")
+    for array in _read_ahead(functools.partial(read, n) for n in shapes):
+      file.write(array)

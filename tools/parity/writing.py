@@ -72,7 +72,7 @@ def compare_written(
     found = write(opened, seen, ids, settings, drawn)
     written[name] = like(found.ids[:, 0], theirs)
     golden.compare({match[0]: written[name]}, replay.EXACT)
-    texts = opened.checkpoint.tokenizer.decode(found.ids[:, 0], prompt)
+    texts = opened.checkpoint.tokenizer.decode(written[name], prompt)
     golden.compare_fact(name, texts)
     if f"{name}.beams" in golden:
       _compare_beams(golden, name, found)

@@ -9,10 +9,6 @@ from typing import Any
 
 ImageId = int | str
 
-_NUMBER_OF_FILE = re.compile(r"([0-9]+)(\.\w+)?$")
-# An id that is a number or a picture's file.
-_NUMBER_OF_ID = re.compile(r"(?:^|.*\D)([0-9]+)\.[A-Za-z]{3,4}|([0-9]+)")
-
 
 def read_results(path: str | os.PathLike) -> dict[ImageId, str]:
   """Reads COCO results: a list of `{"image_id": ..., "caption": ...}`.
@@ -105,8 +101,7 @@ def _rows(content: Any, path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
 
 
 def _image_id(entry: dict, path: str | os.PathLike, row: int) -> ImageId:
-  """The id; a number also where it is written as text, "391895", or as the
-  name of a file that ends with one."""
+  """The id; a number also where it is written as text, "391895"."""
   if "image_id" not in entry:
     return _number(entry, path, row)
   image_id = entry["image_id"]
@@ -115,8 +110,9 @@ def _image_id(entry: dict, path: str | os.PathLike, row: int) -> ImageId:
       f"{path}: row {row}: expected a number or a text under 'image_id', found"
       f" {_brief(image_id)}."
     )
-  number = _NUMBER_OF_ID.fullmatch(str(image_id))
-  return int(number[1] or number[2]) if number else image_id
+  if isinstance(image_id, str) and image_id.isdecimal():
+    return int(image_id)
+  return image_id
 
 
 def _number(entry: dict, path: str | os.PathLike, row: int) -> int:
@@ -126,7 +122,7 @@ def _number(entry: dict, path: str | os.PathLike, row: int) -> int:
       f"{path}: row {row}: expected 'image_id', or a file's name under"
       f" 'image'; found {_brief(entry)}."
     )
-  if not (number := _NUMBER_OF_FILE.search(file)):
+  if not (number := re.search(r"([0-9]+)(\.\w+)?$", file)):
     raise ValueError(
       f"{path}: row {row}: there is no number at the end of {file!r}; give the"
       " rows an 'image_id'."

@@ -25,7 +25,7 @@ from blip_jax.data import datasets, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import families, generation, med
-from blip_jax.runtime import sharding
+from blip_jax.runtime import sharding, snapshot
 from blip_jax.tasks import caption as caption_lib
 
 log = logging.getLogger(__name__)
@@ -346,7 +346,10 @@ def load(
     vit=dataclasses.replace(card.config.vit, dtype=dtype),
     med=dataclasses.replace(card.config.med, dtype=dtype),
   )
-  params = checkpoint.on_mesh("params", mesh)
+  if checkpoint.folder is not None:
+    params = snapshot.load_params(checkpoint.folder, mesh)
+  else:
+    params = checkpoint.on_mesh("params", mesh)
   if card.family == "pretrain":
     params = med.tie(params)
   return Model(

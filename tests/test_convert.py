@@ -466,3 +466,29 @@ def test_a_leaf_reads_only_its_shard(monkeypatch):
   put = source.put(weights.Leaf.of(array), where)
   np.testing.assert_array_equal(put, array)
   assert copied == [8] * 8
+
+
+def test_a_run_is_loaded_straight_onto_the_mesh(tmp_path, monkeypatch):
+  """Not by way of the host's memory; unless it becomes something else."""
+  assert (
+    convert(
+      golden("blip_pretrain"),
+      tmp_path / "run",
+      "--model-config",
+      CONFIG,
+      "--tokenizer",
+      TINY,
+    )
+    == 0
+  )
+  expected = blip_jax.load(golden("blip_pretrain"), **LIKE)
+
+  def refuse(*args):
+    raise AssertionError("the whole was read to the host")
+
+  monkeypatch.setattr(snapshot, "load_to_host", refuse)
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
+  model = blip_jax.load(tmp_path / "run", mesh=mesh)
+  jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)
+  with pytest.raises(AssertionError, match="to the host"):
+    blip_jax.load(tmp_path / "run", task="caption")

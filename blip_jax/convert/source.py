@@ -45,12 +45,14 @@ class Checkpoint:
     leaves: `params/...`, and `momentum/...` if it has a twin.
     tokenizer: None where its vocabulary was not found.
     report: what became of every name.
+    folder: of ours that has exactly these parameters; None if there is none.
   """
 
   card: card_lib.Card
   leaves: weights.Leaves
   tokenizer: tokenizer_lib.Tokenizer | None
   report: weights.Report
+  folder: epath.Path | None = None
 
   @property
   def stored(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -248,7 +250,9 @@ def _as(
       prompt=PROMPT if target == "caption" else "",
       generation=registry.GENERATION.get(target, {}),
     )
-  return dataclasses.replace(opened, card=card, leaves=leaves)
+  same = target == opened.card.family and image_size is None
+  folder = opened.folder if same else None
+  return dataclasses.replace(opened, card=card, leaves=leaves, folder=folder)
 
 
 def _card(folder: epath.Path) -> card_lib.Card:
@@ -270,10 +274,11 @@ def _open_ours(folder: epath.Path) -> Checkpoint:
       )
       for name, leaf in snapshot.by_path(snapshot.stored(folder, item)).items():
         read = lambda arrays=arrays, name=name: arrays()[name]
-        leaves[f"{item}/{name}"] = weights.Leaf(leaf.shape, leaf.dtype, read)
+        path = f"{item}/{name}"
+        leaves[path] = weights.Leaf(leaf.shape, leaf.dtype, read, memory=path)
   if card.family == "pretrain":
     leaves = adapt.tie(leaves)
-  return Checkpoint(card, leaves, None, weights.Report())
+  return Checkpoint(card, leaves, None, weights.Report(), folder)
 
 
 def _open_theirs(
@@ -301,7 +306,7 @@ def _open_theirs(
   if released and released.note:
     report.warnings.append(released.note)
   if layout == "hf":
-    report.warnings += _traps(path, family, config)
+    report.warnings += _traps(path, family, config, bool(released))
   prompt = PROMPT if family == "caption" and layout == "original" else ""
   generation = registry.GENERATION.get(family, {})
   card = card_lib.Card(family, config, prompt, generation, path.name)
@@ -361,9 +366,10 @@ def _with_tokenizer(
 
 
 def _traps(
-  path: pathlib.Path, family: str, config: config_lib.BlipConfig
+  path: pathlib.Path, family: str, config: config_lib.BlipConfig, noted: bool
 ) -> list[str]:
-  """Where Hugging Face computes something else from the same weights."""
+  """Where Hugging Face computes something else from the same weights; `noted`
+  is whether the registry has said of these what it knows."""
   traps = []
   if family in ("itm", "vqa"):
     traps.append(
@@ -375,7 +381,7 @@ def _traps(
       "transformers 5 lets answers look at the padding of questions (the mask "
       "is lost on its way to the decoder); here they do not, as in training"
     )
-  if family == "vqa" and config.vit.image_size == (384, 384):
+  if family == "vqa" and config.vit.image_size == (384, 384) and not noted:
     traps.append(
       "position embeddings are for 384 x 384 pixels; the original answers at "
       "480, and they cannot be scaled back"

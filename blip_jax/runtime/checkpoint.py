@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import sharding, snapshot, train_state
+from blip_jax.runtime import snapshot, train_state
 
 
 @typing.runtime_checkable
@@ -231,21 +231,6 @@ def _load_position(folder: epath.Path) -> dict[str, Any]:
       f"parameters, use another --workdir and config.init.weights"
     )
   return snapshot.load(folder, "data", data).value
-
-
-def load_params(path: str | os.PathLike, mesh: jax.sharding.Mesh) -> Any:
-  """Loads the parameters of a checkpoint onto a mesh, for inference.
-
-  Args:
-    path: a workdir (its latest step) or the folder of one step.
-    mesh: any; need not be the one that it was trained on.
-
-  Returns:
-    Nested dicts, as the model's `init` makes them.
-  """
-  folder = snapshot.find(path)
-  abstract = sharding.abstract_state(snapshot.stored(folder, "params"), mesh)
-  return snapshot.load(folder, "params", abstract)
 
 
 def _check_same(folder: epath.Path, name: str, tree: Any) -> None:

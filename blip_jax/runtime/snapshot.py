@@ -62,6 +62,18 @@ def load_to_host(folder: epath.Path, name: str) -> Any:
   return load(folder, name, abstract)
 
 
+def load_params(folder: epath.Path, mesh: jax.sharding.Mesh) -> Any:
+  """Loads parameters onto a mesh, each shard straight to its device.
+
+  The mesh need not be the one that they were trained on.
+
+  Returns:
+    Nested dicts, as the model's `init` makes them.
+  """
+  abstract = sharding.abstract_state(stored(folder, "params"), mesh)
+  return load(folder, "params", abstract)
+
+
 def stored(folder: epath.Path, name: str) -> Any:
   """The tree of shapes and dtypes that one item of a checkpoint holds.
 

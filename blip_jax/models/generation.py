@@ -26,7 +26,7 @@ from blip_jax.models import med
 
 LENGTH_NORMS = ("full", "generated")
 # Programs are compiled for texts of so many tokens or a multiple of it.
-ROOM = 16
+ROOM = 8
 
 Extend = Callable[
   [Int[Array, "B n"], med.Cache], tuple[Float[Array, "B V"], med.Cache]
@@ -211,10 +211,19 @@ def generate(
     pick: draws in another way.
   """
   apply = functools.partial(model.apply, {"params": params})
-  encoder_kv = apply(states, method="project_for_decoder")
-  extend = lambda ids, cache: apply(
-    ids, cache, encoder_kv, encoder_mask, method="extend"
+  # In the order in which the products of a step read them; a CPU would put all
+  # of them into it at every step. The barrier keeps XLA from undoing that.
+  stored = jax.lax.optimization_barrier(
+    jax.tree.map(
+      lambda x: x.transpose(0, 2, 3, 1),
+      apply(states, method="project_for_decoder"),
+    )
   )
+
+  def extend(ids, cache):
+    encoder_kv = jax.tree.map(lambda x: x.transpose(0, 3, 1, 2), stored)
+    return apply(ids, cache, encoder_kv, encoder_mask, method="extend")
+
   num_images, tokens = len(states), model.config.med.tokens
   # All texts of an image have the prompt in common.
   cache = apply(num_images, room, method="init_cache")

@@ -16,6 +16,7 @@ import jax
 
 from blip_jax.convert import export, source
 from blip_jax.models import families
+from blip_jax.runtime import host
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,4 +83,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
   # Bytes are moved, nothing is computed: no accelerator is waited for.
   jax.config.update("jax_platforms", "cpu")
+  host.keep_freed_memory()
   sys.exit(main())

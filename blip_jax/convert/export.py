@@ -76,9 +76,11 @@ def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   twin = checkpoint.on_mesh("momentum", mesh)
   if twin is not None:
     items["momentum"] = momentum.Momentum(**twin)
-  # Weights hardly shrink, and to try takes time and as much memory again.
+  # Weights hardly shrink, and to try takes time and as much memory again; one
+  # database of all arrays takes another copy of them.
   context = ocp.Context()
   context.array.saving.use_compression = False
+  context.array.saving.use_ocdbt = False
   with context:
     ocp.save_checkpointables(folder.absolute(), items)
 

@@ -8,8 +8,9 @@ may as well be a CSV, JSONL or Parquet file or a TFDS name: see the README,
 "Data".  Without a split to evaluate on, leave that flag out.
 
 Made for one GPU (not measured on one): BLIP's base model at 384 pixels, 16
-pairs a step.  With less memory say `--config.model.vit_remat=full`; on a CPU try
-`--config.model.dtype=float32 --config.batch_size=4` and some dozen pictures.
+pairs a step.  With less memory say `--config.model.vit_remat=full`; on a CPU
+try `--config.model.dtype=float32 --config.batch_size=4` and some dozen
+pictures.
 The prompt is part of the model: captions of a style of your own may want
 another one, with `--config.caption.prompt`.
 """

@@ -77,10 +77,12 @@ def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   if twin is not None:
     items["momentum"] = momentum.Momentum(**twin)
   # Weights hardly shrink, and to try takes time and as much memory again; one
-  # database of all arrays takes another copy of them.
+  # database of all arrays takes another copy of them.  (Of arrays in zarr 3
+  # that are in none, Orbax warns that there are no data.)
   context = ocp.Context()
   context.array.saving.use_compression = False
   context.array.saving.use_ocdbt = False
+  context.array.saving.use_zarr3 = False
   with context:
     ocp.save_checkpointables(folder.absolute(), items)
 

@@ -78,8 +78,11 @@ def save_torch(
 
 
 def _write(archive, tensors, ties):
+  # In the order of the file, which to bring it into is part of the reading.
   arrays = _read_ahead(
-    lambda value=value: np.asarray(value() if callable(value) else value)
+    lambda value=value: np.asarray(
+      value() if callable(value) else value, order="C"
+    )
     for value in tensors.values()
   )
   # Not by `zip`, which would keep an array longer.
@@ -118,7 +121,7 @@ def _store(archive, key, name, array) -> _Stored:
       f"{array.dtype}; convert it first"
     )
   # As bytes, since not every dtype (bfloat16) can be a buffer.
-  content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  content = array.reshape(-1).view(np.uint8)
   _member(archive, f"data/{key}", content)
   return _Stored(key, _STORAGES[array.dtype], array.shape)
 

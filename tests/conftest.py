@@ -30,6 +30,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+# Files that take minutes begin first; the last one would keep one worker busy
+# while the other has nothing left to do.
+_LONG = ("test_train.py", "test_readme.py", "test_mesh.py", "test_pretrain.py")
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 def pytest_unconfigure():
   shutil.rmtree(_CACHE)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -60,6 +61,7 @@ def metrics(workdir):
   return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_the_same_rows(tmp_path):
   """Weights split over both, rows dealt out, one checkpoint of both.
 

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from blip_jax import inference
-from blip_jax.data import datasets, loader, sources
+from blip_jax.data import datasets, loader, rejects, sources
 from blip_jax.evaluators import base
 from blip_jax.runtime import sharding, writers
 
@@ -58,11 +58,11 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
   )
   options = {k: v for k, v in config.generation.items() if v is not None}
   write = model.captioner(config.prompt, **options)
-  shards = sharding.num_data_shards(mesh)
+  batch_size = sharding.whole_batch(config.batch_size, mesh)
   rows = loader.eval_loader(
     todo,
     base.ImageExample(model.image),
-    -(-config.batch_size // shards) * shards // jax.process_count(),
+    batch_size // jax.process_count(),
     num_threads=config.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -133,14 +133,14 @@ class _Rows:
     return record
 
 
-class _Reasons(loader.BadSamples):
+class _Reasons(rejects.BadSamples):
   """Why pictures cannot be used, by their ids; none are too many."""
 
   def __init__(self):
     super().__init__()
     self.of: dict[str, str] = {}
 
-  def note(self, bad: loader.Bad) -> None:
+  def note(self, bad: rejects.Bad) -> None:
     self.of[bad.id] = f"{bad.reason}: {bad.detail}"
 
   def judge(self) -> None:

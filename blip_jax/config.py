@@ -6,6 +6,8 @@ locked, so that a misspelt key is an error and not a silent default.
 
 from ml_collections import ConfigDict, config_dict
 
+from blip_jax.convert import registry
+
 JOBS = ("train", "evaluate", "caption")
 TASKS = ("pretrain", "caption")
 SCOPES = ("global", "local")
@@ -32,10 +34,10 @@ def caption() -> ConfigDict:
   config.batch_size = 256
   config.num_epochs = 5.0
   config.caption = dict(
-    prompt="a picture of ",  # what every caption starts with; not learned
+    prompt=registry.PROMPT,  # what every caption starts with; not learned
     label_smoothing=0.1,
   )
-  # Of evaluation; fields of `models.generation.Decoding`.
+  # Of evaluation; fields of `models.decoding.Decoding`.
   config.generation = generation()
   config.model.image_size = 384
   config.data.min_scale = 0.5
@@ -54,10 +56,7 @@ def generation() -> ConfigDict:
   prompt, [DEC] and [SEP]."""
   return ConfigDict(
     dict(
-      num_beams=3,
-      max_length=20,
-      min_length=5,
-      repetition_penalty=1.0,
+      **registry.GENERATION["caption"],
       no_repeat_ngram_size=0,
       length_norm="full",  # full | generated
     )

@@ -1,7 +1,5 @@
 """What `blip_jax.load` returns: a model with its weights and its vocabulary."""
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -10,7 +8,7 @@ import logging
 import os
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,8 +22,8 @@ from blip_jax.convert import source
 from blip_jax.data import datasets, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
-from blip_jax.models import families, generation, med
-from blip_jax.runtime import sharding, snapshot
+from blip_jax.models import decoding, families, generation, med
+from blip_jax.runtime import ahead, sharding
 from blip_jax.tasks import caption as caption_lib
 
 log = logging.getLogger(__name__)
@@ -114,7 +112,7 @@ class Model:
       options: num_beams, max_length, min_length, max_new_tokens,
         repetition_penalty, no_repeat_ngram_size, length_norm,
         num_return_sequences, sample, temperature, top_k, top_p: see
-        `generation.Decoding`. Lengths are in tokens and count the prompt.
+        `decoding.Decoding`. Lengths are in tokens and count the prompt.
 
     Returns:
       One caption a picture, in order; of several each, the best, which has the
@@ -127,12 +125,11 @@ class Model:
     if isinstance(images, Picture) and np.ndim(images) < 4:
       images = [images]
     write = self.captioner(prompt, **options)
-    shards = sharding.num_data_shards(self.mesh)
-    batch_size = -(-batch_size // shards) * shards
+    batch_size = sharding.whole_batch(batch_size, self.mesh)
     read = functools.partial(self._pixels, urls=urls)
     captions = []
     with contextlib.closing(
-      _ahead(read, enumerate(images), 2 * batch_size)
+      ahead.map_ahead(read, enumerate(images), 2 * batch_size)
     ) as pictures:
       while batch := list(itertools.islice(pictures, batch_size)):
         captions += write(_filled_up(batch, batch_size), seed)[: len(batch)]
@@ -161,10 +158,10 @@ class Model:
     config = self.card.config
     prompt = self.card.prompt if prompt is None else prompt
     ids = self.tokenizer.prompt_ids(prompt)
-    settings = generation.decoding(
+    settings = decoding.make(
       self.card.generation, len(ids), config.med.max_positions, **options
     )
-    room = generation.room_for(settings.max_length, config.med.max_positions)
+    room = decoding.room_for(settings.max_length, config.med.max_positions)
 
     def write(pixels, seed=0):
       draws = np.array([zlib.crc32(image) for image in pixels], np.uint32)
@@ -272,24 +269,6 @@ def _fetch(url: str) -> bytes:
   return content
 
 
-def _ahead(function: Callable, items: Iterable, number: int) -> Iterator:
-  """Like `map`, in threads that are up to `number` items ahead."""
-  items = iter(items)
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    start = lambda number: [
-      pool.submit(function, item) for item in itertools.islice(items, number)
-    ]
-    waiting = collections.deque(start(number))
-    try:
-      while waiting:
-        result = waiting.popleft().result()
-        waiting.extend(start(1))
-        yield result
-    finally:
-      for future in waiting:
-        future.cancel()
-
-
 def _filled_up(pictures: Sequence, size: int) -> UInt8[np.ndarray, "I H W 3"]:
   blank = [np.zeros_like(pictures[0])] * (size - len(pictures))
   return np.stack([*pictures, *blank])
@@ -346,10 +325,7 @@ def load(
     vit=dataclasses.replace(card.config.vit, dtype=dtype),
     med=dataclasses.replace(card.config.med, dtype=dtype),
   )
-  if checkpoint.folder is not None:
-    params = snapshot.load_params(checkpoint.folder, mesh)
-  else:
-    params = checkpoint.on_mesh("params", mesh)
+  params = checkpoint.on_mesh("params", mesh)
   if card.family == "pretrain":
     params = med.tie(params)
   return Model(

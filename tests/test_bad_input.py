@@ -17,7 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip_jax.data import datasets, loader, scenes, tokenizer, transforms
+from blip_jax.data import (
+  datasets,
+  loader,
+  rejects,
+  scenes,
+  tokenizer,
+  transforms,
+)
 
 SIZE = 16
 
@@ -89,7 +96,7 @@ TEXTS = {
 
 def _rows(example, source, path=None, max_fraction=0.9):
   """Good rows by id, and the report, of one pass in order."""
-  bad = loader.BadSamples(path, max_fraction=max_fraction)
+  bad = rejects.BadSamples(path, max_fraction=max_fraction)
   good = {}
   for arrays, ids in loader.eval_loader(source, example, 4, bad_samples=bad):
     for slot in np.flatnonzero(arrays["valid"]):
@@ -152,7 +159,7 @@ def test_training_goes_on_around_them(tmp_path, example):
     example,
     batch_size=17,
     seed=0,
-    bad_samples=loader.BadSamples(report, max_fraction=0.9),
+    bad_samples=rejects.BadSamples(report, max_fraction=0.9),
   )
   for _ in range(2):  # two epochs of 17 good rows each
     _, ids = next(batches)
@@ -163,7 +170,7 @@ def test_training_goes_on_around_them(tmp_path, example):
 
 def test_training_on_them_ends_if_there_are_too_many(tmp_path, example):
   source, _ = _web_page(tmp_path)
-  bad = loader.BadSamples(
+  bad = rejects.BadSamples(
     tmp_path / "bad_samples.jsonl", max_fraction=0.2, min_seen=28
   )
   batches = loader.train_loader(

@@ -266,7 +266,7 @@ def test_weights_name_what_is_missing_and_unexpected(tmp_path):
   assert " - vision_proj/kernel" in origin and " + itm_head/bias" in origin
   fresh = run.make().params
   assert_same(state.params["vision_proj"], fresh["vision_proj"])
-  theirs = snapshot.load_params(snapshot.find(weights), run.mesh)
+  theirs = snapshot.load_on_mesh(snapshot.find(weights), "params", run.mesh)
   assert_same(state.params["text_proj"], theirs["text_proj"])
   assert_same(state.momentum.params_m, state.params)
 
@@ -300,7 +300,7 @@ def test_resuming_another_model_names_parameter_and_both_shapes(tmp_path):
 def test_load_params_onto_another_mesh(tmp_path):
   saved = Run((1, 4, 2)).save(tmp_path, 1)
   mesh = Run((8, 1, 1)).mesh
-  params = snapshot.load_params(snapshot.find(tmp_path), mesh)
+  params = snapshot.load_on_mesh(snapshot.find(tmp_path), "params", mesh)
   assert_same(params, saved.params)
   assert params["temp"].sharding.mesh == mesh
 
@@ -449,5 +449,7 @@ def test_two_processes_save_and_continue_one_run(tmp_path):
   # One process cannot continue it: its share of the data would be wrong.
   with pytest.raises(ValueError, match="as many processes"):
     Run().start(tmp_path)
-  params = snapshot.load_params(snapshot.find(tmp_path), Run((1, 1, 1)).mesh)
+  params = snapshot.load_on_mesh(
+    snapshot.find(tmp_path), "params", Run((1, 1, 1)).mesh
+  )
   assert_same(params, Run().make().params)

@@ -5,7 +5,9 @@ import os
 import tarfile
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from blip_jax.data import (
   datasets,
@@ -33,8 +35,6 @@ def test_annotations_are_opened_by_extension(tmp_path):
 
 
 def _write_parquet(path, rows):
-  pyarrow = pytest.importorskip("pyarrow", reason="needs [parquet]")
-  parquet = pytest.importorskip("pyarrow.parquet")
   parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 

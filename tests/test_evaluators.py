@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import stub_task
 
-from blip_jax.data import datasets, loader, scenes, tokenizer, transforms
+from blip_jax.data import datasets, rejects, scenes, tokenizer, transforms
 from blip_jax.evaluators import base, losses, matching, retrieval, samples
 from blip_jax.evaluators import captions as captions_lib
-from blip_jax.models import generation
+from blip_jax.models import decoding, generation
 from blip_jax.runtime import sharding, train_state
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "pink", "cyan")
@@ -40,7 +40,7 @@ def make_split(source, batch_size=4, **kwargs):
   example = datasets.PairExample(
     TEXTS, transforms.EvalImage(8), max_words=5, max_length=6
   )
-  bad = loader.BadSamples(max_fraction=0.5, **kwargs)
+  bad = rejects.BadSamples(max_fraction=0.5, **kwargs)
   return base.Split(source, example, batch_size, mesh, bad)
 
 
@@ -191,7 +191,7 @@ def test_losses_average_whole_batches():
 
 
 def caption_of(split, tmp_path, references=None):
-  settings = generation.Decoding(6, 0, num_beams=1)
+  settings = decoding.Decoding(6, 0, num_beams=1)
   path = tmp_path / "captions.json"
   evaluator = captions_lib.Captions(
     split, Knows(), settings, references, path, tmp_path / "sheet.png", 2

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.models import blip, families, generation, med
+from blip_jax.models import blip, decoding, families, generation, med
 
 PAD, SEP, DEC = 0, 1, 2
 VOCAB, ROOM = 6, 8
@@ -59,12 +59,12 @@ def every_text(max_length, prompt_length=1):
   yield from itertools.product(words, repeat=room)
 
 
-@pytest.mark.parametrize("norm", generation.LENGTH_NORMS)
+@pytest.mark.parametrize("norm", decoding.LENGTH_NORMS)
 def test_beams_enough_for_all_texts_find_the_best(norm):
   """With a beam for every prefix, nothing is lost: the ranking is that of all
   texts, each divided by its length, [SEP] included or not."""
   max_length, prompt_length, scores = 5, 2, table()
-  settings = generation.Decoding(
+  settings = decoding.Decoding(
     max_length=max_length,
     min_length=0,
     num_beams=200,
@@ -94,7 +94,7 @@ def test_beams_enough_for_all_texts_find_the_best(norm):
 def test_log_probs_are_the_models_own():
   """Of each token; penalties and minimal lengths do not change them."""
   scores = table(1)
-  settings = generation.Decoding(
+  settings = decoding.Decoding(
     max_length=7,
     min_length=4,
     num_beams=2,
@@ -118,7 +118,7 @@ def test_log_probs_are_the_models_own():
 
 def test_greedy_takes_the_likeliest_until_sep():
   scores = table(2)
-  settings = generation.Decoding(max_length=ROOM, min_length=0, num_beams=1)
+  settings = decoding.Decoding(max_length=ROOM, min_length=0, num_beams=1)
   found = search(scores, settings)
   for ids, of_image in zip(found.ids[:, 0].tolist(), scores, strict=True):
     expected = [DEC]
@@ -130,7 +130,7 @@ def test_greedy_takes_the_likeliest_until_sep():
 def test_room_beyond_the_maximal_length_changes_nothing():
   scores = table(3)
   for beams in (1, 3):
-    settings = generation.Decoding(5, 0, num_beams=beams)
+    settings = decoding.Decoding(5, 0, num_beams=beams)
     short, long = (search(scores, settings, room=room) for room in (5, 8))
     np.testing.assert_array_equal(short.ids, long.ids[..., :5])
     assert not long.ids[..., 5:].any()
@@ -140,7 +140,7 @@ def test_room_beyond_the_maximal_length_changes_nothing():
 def test_no_text_ends_before_its_minimal_length():
   eager = table(4).at[:, :, SEP].add(20)
   for beams in (1, 2):
-    settings = generation.Decoding(ROOM, 5, num_beams=beams)
+    settings = decoding.Decoding(ROOM, 5, num_beams=beams)
     ids = search(eager, settings).ids
     assert (ids[..., :5] != SEP).all() and (ids[..., 5] == SEP).all()
 
@@ -148,7 +148,7 @@ def test_no_text_ends_before_its_minimal_length():
 def test_no_ngram_comes_twice():
   scores = table(5).at[:, :, SEP].add(-20)
   for n, beams in itertools.product((1, 2, 3), (1, 2)):
-    settings = generation.Decoding(
+    settings = decoding.Decoding(
       max_length=5 if n == 1 else ROOM,
       min_length=0,
       num_beams=beams,
@@ -165,8 +165,8 @@ def test_no_ngram_comes_twice():
 def test_repetition_penalty_by_hand():
   scores = jnp.array([[3.0, -2.0, 1.0, 0.5, 4.0, -1.0]])
   ids = jnp.array([[2, 1, 4, 0, 0]])
-  settings = generation.Decoding(min_length=0, repetition_penalty=2.0)
-  found = generation.process(scores, ids, jnp.int32(2), settings, sep_id=3)
+  settings = decoding.Decoding(min_length=0, repetition_penalty=2.0)
+  found = decoding.process(scores, ids, jnp.int32(2), settings, sep_id=3)
   # Tokens 2 and 1 are in the text; 4 and 0 are behind it.
   np.testing.assert_array_equal(found, [[3.0, -4.0, 0.5, 0.5, 4.0, -1.0]])
 
@@ -178,8 +178,7 @@ def test_nucleus_by_hand():
     int(token)
     for score, token in zip(
       *(
-        x[0]
-        for x in generation.nucleus(jnp.log(probs), generation.Decoding(**kw))
+        x[0] for x in decoding.nucleus(jnp.log(probs), decoding.Decoding(**kw))
       ),
       strict=True,
     )
@@ -198,7 +197,7 @@ def test_nucleus_by_hand():
 
 def test_draws_have_their_probabilities():
   scores = table(6, images=1).at[:, :, SEP].set(-1e9)
-  settings = generation.Decoding(
+  settings = decoding.Decoding(
     max_length=2,
     min_length=0,
     num_beams=1,
@@ -234,9 +233,9 @@ def run(states, settings, room=16, keys=None):
 @pytest.mark.parametrize("how", ["greedy", "beams", "samples"])
 def test_an_image_alone_is_as_in_a_batch(how):
   settings = {
-    "greedy": generation.Decoding(12, 0, num_beams=1),
-    "beams": generation.Decoding(12, 0, num_return_sequences=2),
-    "samples": generation.Decoding(
+    "greedy": decoding.Decoding(12, 0, num_beams=1),
+    "beams": decoding.Decoding(12, 0, num_return_sequences=2),
+    "samples": decoding.Decoding(
       12, 0, num_beams=1, sample=True, num_return_sequences=3
     ),
   }[how]
@@ -252,7 +251,7 @@ def test_an_image_alone_is_as_in_a_batch(how):
 
 def test_numbers_may_change_without_another_compilation():
   _, states = real()
-  settings = generation.Decoding(12, 0, num_beams=2)
+  settings = decoding.Decoding(12, 0, num_beams=2)
   run(states, settings)
   compiled = run._cache_size()
   run(states, settings.replace(max_length=9, repetition_penalty=1.2))
@@ -263,7 +262,7 @@ def test_numbers_may_change_without_another_compilation():
 def test_the_image_is_projected_once_and_never_copied():
   """No array of the program has a row of image keys for every beam."""
   _, states = real()
-  settings = generation.Decoding(12, 0, num_beams=5)
+  settings = decoding.Decoding(12, 0, num_beams=5)
   jaxpr = str(jax.make_jaxpr(run)(states, settings))
   assert "f32[4,17,4,16]" in jaxpr  # keys of 4 images
   assert "f32[20,17," not in jaxpr
@@ -290,15 +289,15 @@ def test_the_image_is_projected_once_and_never_copied():
 def test_options_that_cannot_be(options, message):
   defaults = dict(num_beams=3, max_length=20, min_length=5)
   with pytest.raises(ValueError, match=message):
-    generation.decoding(defaults, 4, 64, **options)
+    decoding.make(defaults, 4, 64, **options)
 
 
 def test_defaults_of_sampling_are_the_originals():
   defaults = dict(num_beams=3, max_length=20, min_length=5)
-  found = generation.decoding(defaults, 4, 64, sample=True)
+  found = decoding.make(defaults, 4, 64, sample=True)
   assert (found.num_beams, found.top_k, found.top_p) == (1, 50, 0.9)
   assert found.repetition_penalty == 1.1
-  found = generation.decoding(defaults, 4, 64, sample=True, top_k=0)
+  found = decoding.make(defaults, 4, 64, sample=True, top_k=0)
   assert found.top_k == 0
-  found = generation.decoding(defaults, 9, 64, max_new_tokens=2)
+  found = decoding.make(defaults, 9, 64, max_new_tokens=2)
   assert (found.max_length, found.min_length) == (11, 5)

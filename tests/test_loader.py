@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from blip_jax.data import loader, sources, transforms
+from blip_jax.data import loader, rejects, sources, transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _loader(source, **kwargs):
 
 
 def _lax():
-  return loader.BadSamples(max_fraction=0.9)
+  return rejects.BadSamples(max_fraction=0.9)
 
 
 def _take(batches, count):
@@ -189,7 +189,7 @@ def test_bad_samples_are_skipped_counted_and_listed_once(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
   source = Rows(10, bad=(2, 7), broken=(4,))
   for _ in range(2):  # the second run finds the list of the first
-    bad = loader.BadSamples(path, max_fraction=0.5)
+    bad = rejects.BadSamples(path, max_fraction=0.5)
     batches = _run(7, source, bad_samples=bad)
     seen = [id for ids, _ in batches for id in ids]
     assert not {"rows:2", "rows:7", "rows:4"} & set(seen)
@@ -209,7 +209,7 @@ def test_a_list_that_was_cut_in_mid_line_goes_on(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
   whole = json.dumps({"id": "rows:2", "reason": "truncated", "detail": ""})
   path.write_text(whole + "\n" + whole[:15])
-  bad = loader.BadSamples(path, max_fraction=0.5)
+  bad = rejects.BadSamples(path, max_fraction=0.5)
   _run(5, Rows(10, bad=(2, 7)), bad_samples=bad)
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert [row["id"] for row in rows] == ["rows:2", "rows:7"]
@@ -217,7 +217,7 @@ def test_a_list_that_was_cut_in_mid_line_goes_on(tmp_path):
 
 def test_too_many_bad_samples_end_the_run(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
-  bad = loader.BadSamples(path, max_fraction=0.1, min_seen=30)
+  bad = rejects.BadSamples(path, max_fraction=0.1, min_seen=30)
   batches = _loader(Rows(10, bad=(2, 7), broken=(4,)), bad_samples=bad)
   with pytest.raises(ValueError) as error:
     _take(batches, 100)
@@ -231,7 +231,7 @@ def test_too_many_bad_samples_end_the_run(tmp_path):
 
 def test_a_share_of_one_would_never_end():
   with pytest.raises(ValueError, match=r"max_bad_fraction.*found 1\.0"):
-    loader.BadSamples(max_fraction=1.0)
+    rejects.BadSamples(max_fraction=1.0)
 
 
 def test_other_errors_name_the_row():
@@ -291,7 +291,7 @@ def test_evaluation_draws_by_row():
 def test_bad_rows_keep_their_place_in_evaluation(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
   source = Rows(10, bad=(0, 7), broken=(4,))
-  bad = loader.BadSamples(path, max_fraction=0.5)
+  bad = rejects.BadSamples(path, max_fraction=0.5)
   batches = list(loader.eval_loader(source, example, 4, bad_samples=bad))
   ids = [id for _, ids in batches for id in ids]
   valid = np.concatenate([arrays["valid"] for arrays, _ in batches])

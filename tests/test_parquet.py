@@ -4,14 +4,15 @@ import os
 import pickle
 import sys
 
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 
-from blip_jax.data import offsets, sources
-
-pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [parquet]")
-pq = pytest.importorskip("pyarrow.parquet")
-
-from blip_jax.data import parquet  # noqa: E402
+from blip_jax.data import (
+  offsets,
+  parquet,
+  sources,
+)
 
 
 def _write(path, columns, **options):

@@ -155,14 +155,17 @@ def test_answers_weigh_in_and_padding_does_not(answers):
   )
 
 
-def test_padding_changes_no_caption_loss():
-  """Texts as long as the longest, or padded to a fixed length."""
-  task = caption.Caption(MODEL, prompt_length=2)
+def make_caption_loss(prompt_length):
+  task = caption.Caption(MODEL, prompt_length)
   params = task.init(RNG)
-  batch = make_batch()
-  loss = lambda batch: task.loss(
+  return lambda batch: task.loss(
     params, None, batch, rng=RNG, step=jnp.int32(0), train=False
   )[0]
+
+
+def test_padding_changes_no_caption_loss():
+  """Texts as long as the longest, or padded to a fixed length."""
+  loss, batch = make_caption_loss(prompt_length=2), make_batch()
   pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 9)))
   padded = {
     **batch,
@@ -174,12 +177,7 @@ def test_padding_changes_no_caption_loss():
 
 def test_the_prompt_is_not_learned():
   """Its scores have no gradient but through the words behind it."""
-  task = caption.Caption(MODEL, prompt_length=4)
-  params = task.init(RNG)
-  batch = make_batch()
-  loss = lambda batch: task.loss(
-    params, None, batch, rng=RNG, step=jnp.int32(0), train=False
-  )[0]
+  loss, batch = make_caption_loss(prompt_length=4), make_batch()
   only_prompt = batch["attention_mask"].at[:, 4:].set(0)
   assert loss({**batch, "attention_mask": only_prompt}) == 0
   assert loss(batch) > 0

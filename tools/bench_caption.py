@@ -26,7 +26,7 @@ import transformers
 
 from blip_jax import inference
 from blip_jax.models import config as config_lib
-from blip_jax.models import generation
+from blip_jax.models import decoding
 from blip_jax.tasks import base
 from blip_jax.tasks import caption as caption_lib
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
   rng = np.random.default_rng(0)
   shape = (max(args.batch_sizes), args.image_size, args.image_size, 3)
   pictures = rng.integers(0, 256, shape, np.uint8)
-  settings = generation.Decoding(
+  settings = decoding.Decoding(
     LENGTH, LENGTH, num_beams=args.num_beams, length_norm="generated"
   )
   with tempfile.TemporaryDirectory() as folder:
@@ -125,10 +125,10 @@ def make_theirs(variant: str, image_size: int):
   return model
 
 
-def program(model: inference.Model, settings: generation.Decoding):
+def program(model: inference.Model, settings: decoding.Decoding):
   """What writes texts about pictures, as a function of parameters and those."""
   prompt = np.array(PROMPT, np.int32)
-  room = generation.room_for(LENGTH, model.card.config.med.max_positions)
+  room = decoding.room_for(LENGTH, model.card.config.med.max_positions)
 
   def write(params, image):
     keys = jax.random.split(jax.random.key(0), len(image))
@@ -232,7 +232,7 @@ def time_samples(ours, pictures, repeats: int) -> dict[str, float]:
   """How much more several samples of a picture cost than one."""
   times = {}
   for number in (1, SAMPLES):
-    settings = generation.Decoding(
+    settings = decoding.Decoding(
       LENGTH,
       LENGTH,
       num_beams=1,

@@ -21,7 +21,7 @@ GENERATION = {
 }
 
 # The original's captioners never saw a caption without it.
-_PROMPT = "a picture of "
+PROMPT = "a picture of "
 
 _ORIGINAL = (
   "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
@@ -95,7 +95,7 @@ def _pretrained(name: str, variant: str, captioner: str, **known) -> Released:
 def _finetuned(
   name: str, task: str, variant: str, image_size: int = 384
 ) -> Released:
-  prompt = _PROMPT if task == "caption" else ""
+  prompt = PROMPT if task == "caption" else ""
   source = f"{_ORIGINAL}{name}.pth"
   return Released(name, source, task, variant, image_size, prompt)
 

@@ -31,8 +31,6 @@ from blip_jax.models import config as config_lib
 from blip_jax.models import families
 from blip_jax.runtime import checkpoint, sharding, snapshot
 
-# What the original's captioners were trained behind.
-PROMPT = "a picture of "
 BERT = "bert-base-uncased"
 
 
@@ -45,7 +43,7 @@ class Checkpoint:
     leaves: `params/...`, and `momentum/...` if it has a twin.
     tokenizer: None where its vocabulary was not found.
     report: what became of every name.
-    folder: of ours that has exactly these parameters; None if there is none.
+    folder: of ours that has exactly these leaves; None if there is none.
   """
 
   card: card_lib.Card
@@ -87,6 +85,8 @@ class Checkpoint:
     leaves = self.item(item)
     if not leaves:
       return None
+    if self.folder is not None:
+      return snapshot.load_on_mesh(self.folder, item, mesh)
     shapes = {
       path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
       for path, leaf in leaves.items()
@@ -247,7 +247,7 @@ def _as(
     card = dataclasses.replace(
       card,
       family=target,
-      prompt=PROMPT if target == "caption" else "",
+      prompt=registry.PROMPT if target == "caption" else "",
       generation=registry.GENERATION.get(target, {}),
     )
   same = target == opened.card.family and image_size is None
@@ -307,7 +307,9 @@ def _open_theirs(
     report.warnings.append(released.note)
   if layout == "hf":
     report.warnings += _traps(path, family, config, bool(released))
-  prompt = PROMPT if family == "caption" and layout == "original" else ""
+  prompt = (
+    registry.PROMPT if family == "caption" and layout == "original" else ""
+  )
   generation = registry.GENERATION.get(family, {})
   card = card_lib.Card(family, config, prompt, generation, path.name)
   return Checkpoint(card, leaves, None, report)

@@ -1,8 +1,5 @@
 """Writes what `torch.load` reads, without torch."""
 
-import collections
-import concurrent.futures
-import functools
 import json
 import math
 import os
@@ -11,11 +8,13 @@ import pickle
 import struct
 import types
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from blip_jax.runtime import ahead
 
 _STORAGES = {
   np.dtype(np.float64): "DoubleStorage",
@@ -78,13 +77,12 @@ def save_torch(
 
 
 def _write(archive, tensors, ties):
-  # In the order of the file, which to bring it into is part of the reading.
-  arrays = _read_ahead(
-    lambda value=value: np.asarray(
-      value() if callable(value) else value, order="C"
-    )
-    for value in tensors.values()
+  # Bringing an array into the order of the file is part of reading it, and
+  # takes about as long as to sum and write it.
+  read = lambda value: np.asarray(
+    value() if callable(value) else value, order="C"
   )
+  arrays = ahead.map_ahead(read, tensors.values(), 1)
   # Not by `zip`, which would keep an array longer.
   stored = {
     name: _store(archive, str(number), name, next(arrays))
@@ -95,23 +93,6 @@ def _write(archive, tensors, ties):
   _member(archive, "data.pkl", _pickle(stored))
   _member(archive, "byteorder", b"little")
   _member(archive, "version", b"3\n")
-
-
-def _read_ahead(
-  functions: Iterable[Callable[[], np.ndarray]],
-) -> Iterator[np.ndarray]:
-  """What the functions return, each called while the one before is in use.
-
-  Reading and transposing an array takes about as long as to sum and write it.
-  """
-  with concurrent.futures.ThreadPoolExecutor(1) as reader:
-    waiting = collections.deque()
-    for function in functions:
-      waiting.append(reader.submit(function))
-      if len(waiting) == 2:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
 
 
 def _store(archive, key, name, array) -> _Stored:
@@ -229,5 +210,5 @@ def save_safetensors(
   with open(path, "wb") as file:
     file.write(struct.pack("<Q", len(text)) + text)
     read = lambda name: np.ascontiguousarray(tensors[name](), "<f4")
-    for array in _read_ahead(functools.partial(read, n) for n in shapes):
+    for array in ahead.map_ahead(read, shapes, 1):
       file.write(array)

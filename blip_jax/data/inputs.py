@@ -4,7 +4,14 @@ import os
 
 from ml_collections import ConfigDict
 
-from blip_jax.data import datasets, loader, randaugment, scenes, transforms
+from blip_jax.data import (
+  datasets,
+  loader,
+  randaugment,
+  rejects,
+  scenes,
+  transforms,
+)
 from blip_jax.data import tokenizer as tokenizer_lib
 
 
@@ -67,8 +74,8 @@ def pair_example(
 
 def bad_samples(
   config: ConfigDict, workdir: str, process_index: int = 0
-) -> loader.BadSamples:
+) -> rejects.BadSamples:
   """The list of what this process could not read; each has its own file."""
   suffix = f"_process{process_index}" if process_index else ""
   path = os.path.join(workdir, f"bad_samples{suffix}.jsonl")
-  return loader.BadSamples(path, config.data.max_bad_fraction)
+  return rejects.BadSamples(path, config.data.max_bad_fraction)

@@ -7,13 +7,10 @@ the main process. So neither threads nor worker processes change what is
 trained on, and a position is all that a checkpoint has to remember.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +19,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from blip_jax.data import order, transforms
+from blip_jax.data import order, rejects, transforms
 from blip_jax.data import sources as sources_lib
 
 Example = Callable[[sources_lib.Record, np.random.Generator], dict[str, Any]]
@@ -30,110 +27,7 @@ Batch = tuple[dict[str, np.ndarray], list[str]]
 
 # Ready or under way ahead of the step that the device computes.
 _BATCHES_AHEAD = 2
-# A web-scale set may have millions of dead rows; all are counted, but the
-# memory that tells listed from unlisted is bounded.
-_MAX_LISTED = 1_000_000
-_MAX_LOGGED = 20
 _MIN_SHARED_BYTES = 1 << 14
-
-
-@dataclasses.dataclass(frozen=True)
-class Bad:
-  """Stands in the stream for a row that cannot be used."""
-
-  id: str
-  reason: str
-  detail: str
-
-
-class BadSamples:
-  """Counts rows that cannot be used, lists them, and says when to give up.
-
-  Args:
-    path: a JSON Lines file that gets {"id", "reason", "detail"} once per id
-      and reason, also across restarts; one file per process. None: rows are
-      counted only.
-    max_fraction: share of all rows read that may be bad.
-    min_seen: rows to read before that share is judged.
-  """
-
-  def __init__(
-    self,
-    path: str | os.PathLike | None = None,
-    max_fraction: float = 0.05,
-    min_seen: int = 1000,
-  ):
-    if not 0 <= max_fraction < 1:
-      raise ValueError(
-        f"config.data.max_bad_fraction: expected a share in [0, 1), found "
-        f"{max_fraction}. With 1 a run without any usable row would never end."
-      )
-    self.path = path
-    self.seen = 0
-    self.reasons: collections.Counter[str] = collections.Counter()
-    self._max_fraction = max_fraction
-    self._min_seen = min_seen
-    self._listed: set[tuple[str, str]] = set()
-    if path is not None and os.path.exists(path):
-      self._listed.update(_resume_list(path))
-
-  def count(self, row: Any) -> bool:
-    """Take note of one row of the stream; return whether it is bad.
-
-    Raises:
-      ValueError: too many rows are bad.
-    """
-    self.seen += 1
-    bad = isinstance(row, Bad)
-    if bad:
-      self.reasons[row.reason] += 1
-      self.note(row)
-    if self.seen >= self._min_seen:
-      self.judge()
-    return bad
-
-  def note(self, bad: Bad) -> None:
-    """Put a row on the list, if it is not there."""
-    key = (bad.id, bad.reason)
-    if key in self._listed or len(self._listed) >= _MAX_LISTED:
-      return
-    self._listed.add(key)
-    logging.log_first_n(
-      logging.WARNING,
-      "Skipped %s: %s: %s",
-      _MAX_LOGGED,
-      bad.id,
-      bad.reason,
-      bad.detail,
-    )
-    if self.path is not None:
-      line = json.dumps(dataclasses.asdict(bad))
-      with open(self.path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-  def judge(self) -> None:
-    """Raise `ValueError` if too many rows are bad."""
-    total = self.reasons.total()
-    if total <= self._max_fraction * self.seen:
-      return
-    counts = ", ".join(f"{k} {n}" for k, n in self.reasons.most_common())
-    raise ValueError(
-      f"{total} of {self.seen} rows read cannot be used "
-      f"({total / self.seen:.1%}, allowed {self._max_fraction:.1%}): {counts}. "
-      f"They are listed in {self.path}. If that is expected, raise "
-      "config.data.max_bad_fraction; otherwise check the paths of the data."
-    )
-
-
-def _resume_list(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
-  """Read the list of an earlier run, which may have been cut in mid-line."""
-  with open(path, "r+b") as file:
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    file.truncate(whole)
-  for line in content[:whole].splitlines():
-    row = json.loads(line)
-    yield row["id"], row["reason"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +42,11 @@ class _Prepare:
     try:
       record = self.sources[source][row]
     except sources_lib.BadRow as bad:
-      return Bad(bad.id, bad.reason, bad.detail)
+      return rejects.Bad(bad.id, bad.reason, bad.detail)
     try:
       return record["id"], self.example(record, rng)
     except transforms.BadSample as bad:
-      return Bad(record["id"], bad.reason, bad.detail)
+      return rejects.Bad(record["id"], bad.reason, bad.detail)
     except Exception as error:
       # Worker processes pass on type and message only, so both go in here.
       text = f"{record['id']}: {type(error).__name__}: {error}"
@@ -205,7 +99,7 @@ class TrainLoader(grain.DatasetIterator):
     batch_size: int,
     shard: tuple[int, int],
     epoch_lengths: Sequence[int],
-    bad_samples: BadSamples,
+    bad_samples: rejects.BadSamples,
   ):
     super().__init__()
     index, self._process_count = shard
@@ -275,7 +169,7 @@ def train_loader(
   num_threads: int = 8,
   process_index: int = 0,
   process_count: int = 1,
-  bad_samples: BadSamples | None = None,
+  bad_samples: rejects.BadSamples | None = None,
 ) -> TrainLoader:
   """Return an iterator over endless batches: (arrays, ids of the rows).
 
@@ -310,7 +204,7 @@ def train_loader(
     batch_size,
     (process_index, process_count),
     epoch_lengths=epoch_lengths,
-    bad_samples=bad_samples or BadSamples(),
+    bad_samples=bad_samples or rejects.BadSamples(),
   )
 
 
@@ -324,7 +218,7 @@ class EvalLoader:
     batch_size: int,
     shard: tuple[int, int],
     num_threads: int,
-    bad_samples: BadSamples,
+    bad_samples: rejects.BadSamples,
     blank: dict[str, np.ndarray] | None,
   ):
     self._index, process_count = shard
@@ -364,7 +258,7 @@ class EvalLoader:
     """Zeros in the shapes of a row; a batch of padding alone has none."""
     for row in range(self._num_rows):
       found = self._row(row)
-      if not isinstance(found, Bad):
+      if not isinstance(found, rejects.Bad):
         return {k: np.zeros_like(array) for k, array in found[1].items()}
     raise ValueError(
       f"None of the {self._num_rows} rows of this evaluation set can be used."
@@ -382,7 +276,7 @@ class EvalLoader:
 
 
 # Fills the last batches; its id is empty.
-_PADDING = Bad("", "padding", "")
+_PADDING = rejects.Bad("", "padding", "")
 
 
 def eval_loader(
@@ -393,7 +287,7 @@ def eval_loader(
   num_threads: int = 8,
   process_index: int = 0,
   process_count: int = 1,
-  bad_samples: BadSamples | None = None,
+  bad_samples: rejects.BadSamples | None = None,
   blank: dict[str, np.ndarray] | None = None,
 ) -> EvalLoader:
   """Return an iterable over every row once, in order: (arrays, ids).
@@ -414,7 +308,7 @@ def eval_loader(
     batch_size,
     (process_index, process_count),
     num_threads,
-    bad_samples or BadSamples(),
+    bad_samples or rejects.BadSamples(),
     blank,
   )
 

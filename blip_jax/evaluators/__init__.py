@@ -15,7 +15,7 @@ from blip_jax.evaluators import (
   samples,
 )
 from blip_jax.evaluators.scores import caption_files
-from blip_jax.models import generation
+from blip_jax.models import decoding
 from blip_jax.tasks import base as tasks
 
 Evaluators = dict[str, list[base.Evaluator]]
@@ -76,7 +76,7 @@ def _caption(name, c, config, task, open_split, workdir):
   if described and c.references:
     references = caption_files.read_references(c.references)
   prompt = split.example.tokenizer.prompt_ids(split.example.prompt)
-  settings = generation.decoding(
+  settings = decoding.make(
     config.generation.to_dict(),
     len(prompt),
     task.model.config.med.max_positions,

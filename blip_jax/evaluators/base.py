@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
-from blip_jax.data import datasets, loader, sources, transforms
+from blip_jax.data import datasets, loader, rejects, sources, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
+from blip_jax.models import decoding
 from blip_jax.runtime import sharding, train_state
+from blip_jax.tasks import base as tasks
 
 
 @runtime_checkable
@@ -36,12 +39,11 @@ class Split:
   example: datasets.PairExample
   batch_size: int
   mesh: jax.sharding.Mesh
-  bad_samples: loader.BadSamples
+  bad_samples: rejects.BadSamples
 
   def __post_init__(self):
     # Every shard gets the same number of rows; the padding is masked anyway.
-    shards = sharding.num_data_shards(self.mesh)
-    self.batch_size = -(-self.batch_size // shards) * shards
+    self.batch_size = sharding.whole_batch(self.batch_size, self.mesh)
 
   def batches(
     self, example: loader.Example | None = None, source: Any = None
@@ -110,6 +112,43 @@ class TextExample:
     text = transforms.pre_caption(text, self.max_words)
     ids, mask = self.tokenizer.encode([text], self.max_length)
     return {"input_ids": ids[0], "attention_mask": mask[0]}
+
+
+class CaptionWriter:
+  """Captions of pictures, behind a prompt; one program for all of them."""
+
+  def __init__(
+    self,
+    split: Split,
+    task: tasks.Task,
+    settings: decoding.Decoding,
+    prompt: str,
+  ):
+    self._split = split
+    self._prompt = prompt
+    start = jnp.array(split.example.tokenizer.prompt_ids(prompt))
+    room = decoding.room_for(
+      settings.max_length, task.model.config.med.max_positions
+    )
+    write = task.predict_fns["caption"]
+    self._write = jax.jit(
+      lambda params, image: write(params, image, start, settings, room).ids[
+        :, 0
+      ]
+    )
+
+  def __call__(
+    self, params: tasks.Params, source: Any = None
+  ) -> tuple[list[str], Bool[np.ndarray, " n"]]:
+    """A text for every row of a source (default: the split's), and which of
+    them could be read."""
+    example = self._split.example
+    ids, valid = self._split.map(
+      lambda batch: self._write(params, batch["image"]),
+      ImageExample(example.image),
+      source,
+    )
+    return example.tokenizer.decode(ids, self._prompt), valid
 
 
 def captions(record: sources.Record) -> list[str]:

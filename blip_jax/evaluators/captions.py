@@ -5,13 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blip_jax.data import sources, transforms
 from blip_jax.evaluators import base, contact_sheet
 from blip_jax.evaluators.scores import caption as scores
-from blip_jax.models import generation
+from blip_jax.models import decoding
 from blip_jax.runtime import train_state, writers
 from blip_jax.tasks import base as tasks
 
@@ -35,7 +34,7 @@ class Captions:
     self,
     split: base.Split,
     task: tasks.Task,
-    settings: generation.Decoding,
+    settings: decoding.Decoding,
     references: Mapping[Any, Sequence[str]] | None,
     results: str | os.PathLike,
     sheet: str | os.PathLike,
@@ -46,19 +45,14 @@ class Captions:
     self._results = results
     self._sheet = sheet
     self._number = number
-    tokens = split.example.tokenizer
-    prompt = jnp.array(tokens.prompt_ids(split.example.prompt))
-    max_positions = task.model.config.med.max_positions
-    room = generation.room_for(settings.max_length, max_positions)
-    write = task.predict_fns["caption"]
-    self._write = jax.jit(
-      lambda params, image: write(params, image, prompt, settings, room).ids[
-        :, 0
-      ]
+    self._write = base.CaptionWriter(
+      split, task, settings, split.example.prompt
     )
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
-    written, records = self._written(state.params), self._split.source
+    texts, valid = self._write(state.params)
+    written = {row: texts[row] for row in np.flatnonzero(valid).tolist()}
+    records = self._split.source
     names = _names(map(records.__getitem__, written))
     captions, truths, right, cells = {}, {}, [], []
     for (row, text), name in zip(written.items(), names, strict=True):
@@ -81,18 +75,6 @@ class Captions:
       yield from scores.score(captions, references).total.items()
     if right:
       yield "caption_exact", 100.0 * float(np.mean(right))
-
-  def _written(self, params: tasks.Params) -> dict[int, str]:
-    """Captions of the rows that can be read."""
-    example = base.ImageExample(self._split.example.image)
-    ids, valid = self._split.map(
-      lambda batch: self._write(params, batch["image"]), example
-    )
-    tokens, prompt = self._split.example.tokenizer, self._split.example.prompt
-    rows = np.flatnonzero(valid)
-    return dict(
-      zip(rows.tolist(), tokens.decode(ids[rows], prompt), strict=True)
-    )
 
   def _cell(
     self, record: sources.Record, text: str, is_right: bool

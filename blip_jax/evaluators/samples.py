@@ -4,12 +4,11 @@ import os
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blip_jax.data import sources, transforms
 from blip_jax.evaluators import base, contact_sheet, retrieval
-from blip_jax.models import generation
+from blip_jax.models import decoding
 from blip_jax.runtime import train_state
 from blip_jax.tasks import base as tasks
 
@@ -33,20 +32,16 @@ class Samples:
     self._ranking = ranking
     self._number = number
     self._path = path
-    room = split.example.max_length
-    settings = generation.Decoding(room, min_length=0, num_beams=1)
-    caption = task.predict_fns["caption"]
-    # From [DEC] alone, as pre-training reads captions.
-    prompt = jnp.array(split.example.tokenizer.prompt_ids(""))
-    self._caption = jax.jit(
-      lambda params, image: caption(params, image, prompt, settings, room).ids[
-        :, 0
-      ]
+    settings = decoding.Decoding(
+      split.example.max_length, min_length=0, num_beams=1
     )
+    # From [DEC] alone, as pre-training reads captions.
+    self._write = base.CaptionWriter(split, task, settings, prompt="")
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
     rows, ranked = self._ranked_first(state.params)
-    written = self._write(state.params, rows)
+    chosen = [self._split.source[int(row)] for row in rows]
+    written, _ = self._write(state.params, chosen)
     cells = [
       self._cell(self._split.source[int(row)], *said)
       for row, *said in zip(rows, *ranked, written, strict=True)
@@ -66,14 +61,6 @@ class Samples:
     ranked = [self._ranking.texts[t]["caption"] for t in texts[first]]
     right = (image_of[first] == np.arange(number)).tolist()
     return rows[:number], (ranked, right)
-
-  def _write(self, params: tasks.Params, rows) -> list[str]:
-    example = base.ImageExample(self._split.example.image)
-    source = [self._split.source[int(row)] for row in rows]
-    ids, _ = self._split.map(
-      lambda batch: self._caption(params, batch["image"]), example, source
-    )
-    return self._split.example.tokenizer.decode(ids)
 
   def _cell(
     self, record: sources.Record, ranked: str, is_right: bool, written: str

@@ -138,6 +138,12 @@ def num_data_shards(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def whole_batch(size: int, mesh: Mesh) -> int:
+  """The size, or the next that splits evenly over the mesh."""
+  shards = num_data_shards(mesh)
+  return -(-size // shards) * shards
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())

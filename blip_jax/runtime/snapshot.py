@@ -62,16 +62,15 @@ def load_to_host(folder: epath.Path, name: str) -> Any:
   return load(folder, name, abstract)
 
 
-def load_params(folder: epath.Path, mesh: jax.sharding.Mesh) -> Any:
-  """Loads parameters onto a mesh, each shard straight to its device.
+def load_on_mesh(folder: epath.Path, name: str, mesh: jax.sharding.Mesh) -> Any:
+  """Loads an item of ARRAYS onto a mesh, each shard straight to its device.
 
-  The mesh need not be the one that they were trained on.
+  The mesh need not be the one that it was trained on.
 
   Returns:
-    Nested dicts, as the model's `init` makes them.
+    Nested dicts; of `params`, as the model's `init` makes them.
   """
-  abstract = sharding.abstract_state(stored(folder, "params"), mesh)
-  return load(folder, "params", abstract)
+  return load(folder, name, sharding.abstract_state(stored(folder, name), mesh))
 
 
 def stored(folder: epath.Path, name: str) -> Any:

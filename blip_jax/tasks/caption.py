@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
-from blip_jax.models import blip, families, generation
+from blip_jax.models import blip, decoding, families, generation
 from blip_jax.tasks import base, losses
 
 
@@ -19,7 +19,7 @@ def write(
   params: base.Params,
   image: UInt8[Array, "B H W 3"],
   prompt: Int[Array, " P"],
-  settings: generation.Decoding,
+  settings: decoding.Decoding,
   room: int,
   keys: Key[Array, " B"] | None = None,
 ) -> generation.Generated:

@@ -26,7 +26,7 @@ def loading(golden: Golden) -> None:
   prompt = opened.checkpoint.card.prompt
   prompted = [prompt + text for text in texts]
   loss = models.caption_loss(
-    opened, pairs, prompted, models.prompt_length(opened, prompt)
+    opened, pairs, prompted, len(opened.checkpoint.tokenizer.prompt_ids(prompt))
   )
   golden.compare({"decoder.loss": loss}, replay.MODEL)
   states = functools.partial(models.encode_image, opened.model, opened.params)

@@ -71,7 +71,8 @@ def match(model, params, image, ids, mask):
 def blip_decoder(golden: Golden) -> None:
   opened = replay.open_case(golden)
   prompt, texts = golden.config["prompt"], golden.fact("captions")
-  golden.compare_fact("prompt_length", prompt_length(opened, prompt))
+  tokenizer = opened.checkpoint.tokenizer
+  golden.compare_fact("prompt_length", len(tokenizer.prompt_ids(prompt)))
   ids, mask = golden.tokens("caption", texts)
   image = golden.image("image")
   batch = {"image": image, "input_ids": ids, "attention_mask": mask}
@@ -92,7 +93,7 @@ def blip_decoder(golden: Golden) -> None:
     )
   if "loss.prompt2" in golden:
     other = golden.fact("gen.prompt2.prompt")
-    length = prompt_length(opened, other)
+    length = len(tokenizer.prompt_ids(other))
     golden.compare_fact("gen.prompt2.prompt_length", length)
     texts = [other + text.removeprefix(prompt) for text in texts]
     loss = caption_loss(opened, image, texts, length)
@@ -101,7 +102,7 @@ def blip_decoder(golden: Golden) -> None:
     facts = golden.matches(r"(gen\..+)\.beam3\.sequences")
     prompts = {m[1]: golden.fact(f"{m[1]}.prompt") for m in facts}
     if "gen.noprompt" in prompts:
-      length = prompt_length(opened, prompts["gen.noprompt"])
+      length = len(tokenizer.prompt_ids(prompts["gen.noprompt"]))
       golden.compare_fact("gen.noprompt.prompt_length", length)
     states = functools.partial(encode_image, opened.model, opened.params)
     written = writing.compare_written(
@@ -122,12 +123,6 @@ def _first(found: np.ndarray) -> list[int]:
 @replay.jit_of_model
 def encode_image(model, params, image):
   return replay.bound(model, params)("encode_image", image)
-
-
-def prompt_length(opened: replay.Opened, prompt: str) -> int:
-  """Without the [SEP] that ends it when it stands alone."""
-  _, mask = opened.checkpoint.tokenizer.encode([prompt], CAPTION_LENGTH)
-  return int(mask.sum()) - 1
 
 
 def caption_loss(opened: replay.Opened, image, texts, prompt_length: int):

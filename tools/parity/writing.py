@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blip_jax.models import generation
+from blip_jax.models import decoding, generation
 from parity import replay
 from parity.goldens import Golden
 
@@ -32,13 +32,13 @@ _FORBIDDEN = -1e9  # stands in the goldens for -inf
 
 def settings_of(
   golden: Golden, name: str, defaults: dict[str, Any]
-) -> generation.Decoding:
+) -> decoding.Decoding:
   """What the words about an array say that it was made with."""
   text = re.sub(r"\[defaults:.*?\]", "", golden.meaning(name))
   number = lambda x: float(x) if "." in x.rstrip(".") else int(x.rstrip("."))
   said = {key: number(value) for key, value in _SETTING.findall(text)}
   # Of sampling, the words tell the fixed penalty too.
-  return generation.Decoding(**{**defaults, **said})
+  return decoding.Decoding(**{**defaults, **said})
 
 
 def compare_written(
@@ -118,7 +118,7 @@ def _processed(model, params, states, ids, positions, settings):
   logits = call("decode", ids, jnp.ones_like(ids), kv)
   sep = model.config.med.tokens.sep
   return jax.vmap(
-    lambda position: generation.process(
+    lambda position: decoding.process(
       logits[:, position - 1], ids, position, settings, sep
     )
   )(positions)
@@ -130,7 +130,7 @@ def _forbid(scores, settings):
 
 @replay.jit
 def _probabilities(scores, settings):
-  kept, tokens = generation.nucleus(scores, settings)
+  kept, tokens = decoding.nucleus(scores, settings)
   rows = jnp.arange(len(tokens))[:, None]
   return jnp.zeros_like(scores).at[rows, tokens].set(jax.nn.softmax(kept))
 
@@ -139,11 +139,11 @@ def write(
   opened: replay.Opened,
   states: jax.Array,
   prompt: Sequence[int],
-  settings: generation.Decoding,
+  settings: decoding.Decoding,
   drawn: np.ndarray | None = None,
 ) -> generation.Generated:
   """Texts; `drawn` are the tokens of each step, for texts that are sampled."""
-  room = generation.room_for(
+  room = decoding.room_for(
     settings.max_length, opened.model.config.med.max_positions
   )
   return _write(

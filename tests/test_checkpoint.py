@@ -1,6 +1,7 @@
 """Runs continue bit for bit, start where they should, and say why not."""
 
 import asyncio
+import concurrent.futures
 import json
 import pathlib
 import shutil
@@ -83,7 +84,7 @@ class Run:
     try:
       return checkpoint.initialise(
         types.SimpleNamespace(**{**unset, **init}),
-        lambda path: snapshot.Params(snapshot.find(path)),
+        lambda path: snapshot.Arrays(snapshot.find(path)),
         store,
         self.abstract,
         self.make,
@@ -453,3 +454,28 @@ def test_two_processes_save_and_continue_one_run(tmp_path):
     snapshot.find(tmp_path), "params", Run((1, 1, 1)).mesh
   )
   assert_same(params, Run().make().params)
+
+
+def test_arrays_are_read_one_by_one_in_parts(tmp_path, monkeypatch):
+  """In order, each comes from the disk once, and a part is let go in time."""
+  expected = snapshot.by_path(Run().save(tmp_path, 1).params)
+  folder = snapshot.find(tmp_path)
+  sizes = [array.nbytes for array in expected.values()]
+  monkeypatch.setattr(snapshot, "PART_BYTES", max(sizes))
+  loaded = []
+  load = snapshot.Arrays.load
+
+  def counting(self, wanted):
+    loaded.append(list(wanted))
+    return load(self, wanted)
+
+  monkeypatch.setattr(snapshot.Arrays, "load", counting)
+  readers = snapshot.Arrays(folder).readers()
+  assert readers.keys() == expected.keys()
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    found = dict(pool.map(lambda item: (item[0], item[1]()), readers.items()))
+  for path, array in found.items():
+    assert isinstance(array, np.ndarray)
+    np.testing.assert_array_equal(array, expected[path])
+  assert 1 < len(loaded) < len(expected)
+  assert [p for paths in loaded for p in paths] == list(expected)

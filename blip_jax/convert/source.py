@@ -4,7 +4,6 @@ model of ours: what it is, and leaves that are read when they are wanted.
 
 import concurrent.futures
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -173,7 +172,7 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
   if path.is_dir() and snapshot.holds_one(path):
     folder = snapshot.find(path)
     if _card(folder).family == card.family:
-      return snapshot.Params(folder)
+      return snapshot.Arrays(folder)
     opened = _open_ours(folder)
   else:
     hints = configs.read_hints(card.to_json())
@@ -268,13 +267,9 @@ def _open_ours(folder: epath.Path) -> Checkpoint:
   card, leaves = _card(folder), {}
   for item in ("params", "momentum"):
     if (folder / item).exists():
-      # Read once, when the first of them is.
-      arrays = functools.cache(
-        lambda item=item: snapshot.by_path(snapshot.load_to_host(folder, item))
-      )
-      for name, leaf in snapshot.by_path(snapshot.stored(folder, item)).items():
-        read = lambda arrays=arrays, name=name: arrays()[name]
-        path = f"{item}/{name}"
+      arrays = snapshot.Arrays(folder, item)
+      for name, read in arrays.readers().items():
+        leaf, path = arrays.stored[name], f"{item}/{name}"
         leaves[path] = weights.Leaf(leaf.shape, leaf.dtype, read, memory=path)
   if card.family == "pretrain":
     leaves = adapt.tie(leaves)

@@ -27,6 +27,8 @@ _STORAGES = {
   np.dtype(np.bool_): "BoolStorage",
 }
 
+# Large and small arrays take turns; with one ahead, the small ones would wait.
+_AHEAD = 4
 _ROOT = "archive"
 _ALIGNMENT = 64  # of storages, as in PyTorch's own files
 _LOCAL_HEADER = 30
@@ -52,8 +54,8 @@ def save_torch(
 
   Args:
     path: the file; one that is there is replaced.
-    tensors: arrays, or functions that return one; the next is asked for while
-      one is written, and no more.
+    tensors: arrays, or functions that return one; the next `_AHEAD` are asked
+      for while one is written, and no more.
     ties: further names, each for the tensor of `tensors` whose memory it
       shares. They come last in the state dict.
 
@@ -82,7 +84,7 @@ def _write(archive, tensors, ties):
   read = lambda value: np.asarray(
     value() if callable(value) else value, order="C"
   )
-  arrays = ahead.map_ahead(read, tensors.values(), 1)
+  arrays = ahead.map_ahead(read, tensors.values(), _AHEAD)
   # Not by `zip`, which would keep an array longer.
   stored = {
     name: _store(archive, str(number), name, next(arrays))
@@ -188,7 +190,7 @@ def save_safetensors(
   tensors: Mapping[str, Callable[[], np.ndarray]],
   shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-  """Writes a safetensors file of float32 arrays, two in memory at a time.
+  """Writes a safetensors file of float32 arrays, a few in memory at a time.
 
   The library's own writer wants all of them at once.
 
@@ -210,5 +212,5 @@ def save_safetensors(
   with open(path, "wb") as file:
     file.write(struct.pack("<Q", len(text)) + text)
     read = lambda name: np.ascontiguousarray(tensors[name](), "<f4")
-    for array in ahead.map_ahead(read, shapes, 1):
+    for array in ahead.map_ahead(read, shapes, _AHEAD):
       file.write(array)

@@ -10,9 +10,12 @@ folder gets its final name only when every process has written its part, so a
 name that is a number is a whole step.
 """
 
+import concurrent.futures
+import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +28,9 @@ from blip_jax.runtime import sharding
 
 FOLDER = "checkpoints"
 ARRAYS = ("params", "momentum", "opt_state")
+# What is read at a time where arrays are wanted one by one: Orbax takes 30 ms
+# for each time, however little it reads.
+PART_BYTES = 2**27
 
 
 def find(path: str | os.PathLike) -> epath.Path:
@@ -154,22 +160,70 @@ def first_lines(lines: Sequence[str], limit: int = 20) -> str:
   return "\n".join([*lines[:limit], *more])
 
 
-class Params:
-  """The parameters of a checkpoint, by path."""
+class Arrays:
+  """The arrays of one item of a checkpoint, by path: `params`, unless another
+  is named."""
 
-  def __init__(self, folder: epath.Path):
+  def __init__(self, folder: epath.Path, item: str = "params"):
     self._folder = folder
-    self.stored = by_path(stored(folder, "params"))
+    self._item = item
+    self.stored = by_path(stored(folder, item))
 
-  def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The arrays of some paths, with the shardings that are asked for."""
+  def load(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of some paths: with the shardings that are asked for, or in
+    host memory where an array of NumPy's asks."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-      return by_path(load(self._folder, "params", nested(wanted)))
+      return by_path(load(self._folder, self._item, nested(wanted)))
+
+  def readers(self) -> dict[str, Callable[[], np.ndarray]]:
+    """Functions that read each array into host memory.
+
+    Neighbours are read together, the next of them meanwhile, and kept until
+    others are wanted: who calls in order reads everything once, waits little,
+    and holds little.
+    """
+    parts = _parts(self.stored)
+    pool, lock = concurrent.futures.ThreadPoolExecutor(1), threading.Lock()
+
+    # Three: an array of theirs may be made of two of ours, on both sides of a
+    # border.
+    @functools.lru_cache(maxsize=3)
+    def part(number):
+      leaves = {path: self.stored[path] for path in parts[number]}
+      empty = lambda leaf: np.empty(leaf.shape, leaf.dtype)
+      return pool.submit(self.load, jax.tree.map(empty, leaves))
+
+    def read(number, path):
+      # Or two threads would begin to read the same.
+      with lock:
+        wanted = part(number)
+        if number + 1 < len(parts):
+          part(number + 1)
+      return wanted.result()[path]
+
+    return {
+      path: functools.partial(read, number, path)
+      for number, paths in enumerate(parts)
+      for path in paths
+    }
 
   def __str__(self) -> str:
     return str(self._folder)
+
+
+def _parts(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
+  """Paths in groups of `PART_BYTES` at most, or of one larger array."""
+  parts, room = [], 0
+  for path, leaf in leaves.items():
+    size = leaf.size * np.dtype(leaf.dtype).itemsize
+    if size > room:
+      parts.append([])
+      room = PART_BYTES
+    parts[-1].append(path)
+    room -= size
+  return parts
 
 
 class JsonItem:

@@ -34,7 +34,10 @@ def search(scores, settings, prompt_length=1, room=ROOM, keys=None):
 
   run = generation._Search(extend, settings, prompt_length, SEP, PAD)
   ids = jnp.zeros((len(scores), room), jnp.int32).at[:, :prompt_length].set(DEC)
-  logits, cache = extend(ids[:, :prompt_length], med.Cache((), jnp.int32(0)))
+  many = max(settings.num_beams, settings.num_return_sequences)
+  nobody = jnp.zeros((len(scores), many, room), jnp.int32)
+  empty = med.Cache((), nobody, jnp.int32(0))
+  logits, cache = extend(ids[:, :prompt_length], empty)
   if settings.num_beams > 1:
     return run.beams(ids, logits, cache)
   pick = generation._likeliest

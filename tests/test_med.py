@@ -110,13 +110,36 @@ def test_cached_decoding(golden, decoder):
     jnp.stack(steps, axis=1), golden["dec_cached.logits"], atol=1e-5
   )
   assert cache.length == 8
-  key, value = cache.kv[0][0][:, :8], cache.kv[1][1][:, :8]
+  key, value = cache.kv[0][0][:, :, :8, 0], cache.kv[1][1][:, :, :8, 0]
+  np.testing.assert_allclose(key, golden["dec_cached.past_key_l0"], atol=1e-5)
   np.testing.assert_allclose(
-    key.transpose(0, 2, 1, 3), golden["dec_cached.past_key_l0"], atol=1e-5
+    value, golden["dec_cached.past_value_l1"], atol=1e-5
   )
-  np.testing.assert_allclose(
-    value.transpose(0, 2, 1, 3), golden["dec_cached.past_value_l1"], atol=1e-5
+
+
+def test_texts_of_one_image_go_on_from_each_other(golden, decoder):
+  """With a prompt in common; as each does alone, whatever its ancestors."""
+  kv, mask = look_at(DECODER, decoder, golden)
+  extend = jax.jit(functools.partial(DECODER.apply, method="extend"))
+  images, prompt = len(golden["input_ids"]), golden["input_ids"][:, :2]
+  room = functools.partial(
+    DECODER.apply, decoder, images, 8, method="init_cache"
   )
+  words = jax.random.randint(jax.random.key(0), (4, images, 3), 5, 20)
+  # The first dies out, the last goes on twice; then all go on from one.
+  ancestors = jnp.array([[2, 1, 2], [0, 1, 2], [1, 1, 1], [1, 2, 0]])
+  _, cache = extend(decoder, prompt, room(3), kv, mask)
+  texts = jnp.repeat(prompt[:, None], 3, axis=1)
+  for new, came_from in zip(words, ancestors, strict=True):
+    hidden, cache = extend(decoder, new.reshape(-1, 1), cache, kv, mask)
+    written = jnp.concatenate([texts, new[..., None]], axis=2)
+    texts = written[:, came_from]
+    cache = cache._replace(ancestors=cache.ancestors[:, came_from])
+  for text in range(3):
+    alone, _ = extend(decoder, written[:, text], room(1), kv, mask)
+    np.testing.assert_allclose(
+      hidden.reshape(images, 3, -1)[:, text], alone[:, -1], atol=1e-5
+    )
 
 
 def test_texts_of_one_image_share_its_keys(golden, encoder):

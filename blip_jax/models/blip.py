@@ -127,8 +127,10 @@ class Blip(nn.Module):
     )
     return self.text_decoder.logits(hidden)
 
-  def init_cache(self, batch_size: int, max_length: int) -> med.Cache:
-    return self.text_decoder.init_cache(batch_size, max_length)
+  def init_cache(
+    self, num_images: int, max_length: int, num_texts: int = 1
+  ) -> med.Cache:
+    return self.text_decoder.init_cache(num_images, max_length, num_texts)
 
   def extend(
     self,

@@ -85,8 +85,9 @@ def generate(
     return apply(ids, cache, encoder_kv, encoder_mask, method="extend")
 
   num_images, tokens = len(states), model.config.med.tokens
+  many = max(settings.num_beams, settings.num_return_sequences)
   # All texts of an image have the prompt in common.
-  cache = apply(num_images, room, method="init_cache")
+  cache = apply(num_images, room, many, method="init_cache")
   prompts = jnp.broadcast_to(prompt[None], (num_images, len(prompt)))
   logits, cache = extend(prompts, cache)
   search = _Search(extend, settings, len(prompt), tokens.sep, tokens.pad)
@@ -112,7 +113,6 @@ class _Search(NamedTuple):
     """One text at a time: each token is picked for good."""
     d, number = self.settings, self.settings.num_return_sequences
     ids, logits = _repeat((ids, logits), number)
-    cache = cache._replace(kv=_repeat(cache.kv, number))
     position = jnp.int32(self.prompt_length)
     log_probs = jnp.zeros(ids.shape, jnp.float32)
     done = jnp.zeros(len(ids), bool)
@@ -158,7 +158,6 @@ class _Search(NamedTuple):
     d, k = self.settings, self.settings.num_beams
     num_images, room = ids.shape
     ids, logits = _repeat((ids, logits), k)
-    cache = cache._replace(kv=_repeat(cache.kv, k))
     ids = ids.reshape(num_images, k, room)
     # All beams start as the same text, which must not be found k times.
     first = jnp.where(jnp.arange(k) == 0, 0.0, -1e9)
@@ -184,10 +183,10 @@ class _Search(NamedTuple):
       last = _last(beams.open.ids.reshape(-1, room), beams.position)
       logits, cache = self.extend(last, cache)
       beams, came_from = self._next(beams, logits)
-      return beams, _reorder(cache, came_from)
+      return beams, _go_on(cache, came_from)
 
     beams, came_from = self._next(start, logits)
-    start = beams, _reorder(cache, came_from)
+    start = beams, _go_on(cache, came_from)
     beams, _ = jax.lax.while_loop(unfinished, step, start)
     best = slice(0, d.num_return_sequences)
     return Generated(*(x[:, best] for x in beams.ended))
@@ -291,13 +290,9 @@ def _merge(ended, texts, ends, length):
   return Generated(*(_select(x, best) for x in both))
 
 
-def _reorder(cache: med.Cache, came_from: Int[Array, "I k"]) -> med.Cache:
+def _go_on(cache: med.Cache, came_from: Int[Array, "I k"]) -> med.Cache:
   """The cache of texts that came from other beams of the same image."""
-  shape = came_from.shape
-  move = lambda x: _select(x.reshape(*shape, *x.shape[1:]), came_from).reshape(
-    x.shape
-  )
-  return cache._replace(kv=jax.tree.map(move, cache.kv))
+  return cache._replace(ancestors=_select(cache.ancestors, came_from))
 
 
 def _select(x: Array, index: Int[Array, "I c"]) -> Array:

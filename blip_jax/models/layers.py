@@ -64,7 +64,7 @@ def dot_product_attention(
   query: Float[Array, "B L H d"],
   key: Float[Array, "I N H d"],
   value: Float[Array, "I N H d"],
-  bias: Float[Array, "#I 1 #L N"] | None = None,
+  bias: Float[Array, "#I 1 #Q N"] | None = None,
   drop: Callable[[Array], Array] = identity,
 ) -> Float[Array, "B L H d"]:
   """Attends, with scores and softmax in float32.
@@ -113,7 +113,7 @@ class Attention(nn.Module):
     self,
     x: Float[Array, "B L D"],
     kv: KV,
-    bias: Float[Array, "#I 1 #L N"] | None = None,
+    bias: Float[Array, "#I 1 #Q N"] | None = None,
     deterministic: bool = True,
   ) -> Float[Array, "B L D"]:
     drop = lambda weights: self.drop(weights, deterministic=deterministic)

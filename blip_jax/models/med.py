@@ -6,8 +6,8 @@ The mode is in the arguments, not in the weights (paper section 3.1):
   decoder     with `encoder_kv`, `causal=True` or a `cache`: LM
 
 Dimensions: B texts, I images (B is a multiple of I: texts b*B/I and on look at
-image b; J images are I single ones or I pairs), L text length, N image tokens,
-D width, V vocabulary.
+image b; J images are I single ones or I pairs), m texts of an image under way,
+L text length, N image tokens, D width, V vocabulary, H heads of d, P places.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,18 @@ EncoderKV = tuple[layers.KV | tuple[layers.KV, layers.KV], ...]
 class Cache(NamedTuple):
   """Self-attention keys and values of the tokens decoded so far.
 
-  `kv` holds one pair of [B, max_length, H, d] a layer, of which the first
-  `length` positions are written.
+  The texts of an image lie side by side, and share what they see: a beam that
+  goes on from another takes over its ancestors, and no key is moved.
+
+  Attributes:
+    kv: a pair of [I, H, P, m, d] a layer, of which the first `length` of P
+      places are written.
+    ancestors: which of the m texts wrote the token that a text has at a place.
+    length: of the texts so far.
   """
 
-  kv: tuple[layers.KV, ...]
+  kv: tuple[tuple[Array, Array], ...]
+  ancestors: Int[Array, "I m P"]
   length: Int[Array, ""]
 
 
@@ -98,12 +105,12 @@ class Med(nn.Module):
     encoder_kv: EncoderKV | None = None,
     encoder_mask: Int[Array, "I N"] | None = None,
   ) -> tuple[Float[Array, "B L D"], Cache]:
-    """Decodes the next L tokens; the cache must have room for them."""
+    """Decodes the next L tokens of all texts, or those that an image's texts
+    have in common (B = I); the cache must have room for them."""
     length = input_ids.shape[1]
     positions = cache.length + jnp.arange(length)
-    max_length = cache.kv[0][0].shape[1]
-    visible = jnp.arange(max_length)[None, :] <= positions[:, None]
-    bias = jnp.where(visible, 0.0, -10000.0)[None, None]
+    cache = _adopt(cache, len(input_ids), length)
+    bias = _cache_bias(cache, len(input_ids), positions)
     x = self._embed(input_ids, positions, deterministic=True)
     encoder_bias = _encoder_bias(encoder_mask)
     kv = []
@@ -113,13 +120,18 @@ class Med(nn.Module):
         x, bias, cross, encoder_bias, cache.kv[i], cache.length, True
       )
       kv.append(layer_kv)
-    return x, Cache(tuple(kv), cache.length + length)
+    return x, Cache(tuple(kv), cache.ancestors, cache.length + length)
 
-  def init_cache(self, batch_size: int, max_length: int) -> Cache:
+  def init_cache(
+    self, num_images: int, max_length: int, num_texts: int = 1
+  ) -> Cache:
+    """Room for `num_texts` texts of each image."""
     c = self.config
-    shape = (batch_size, max_length, c.num_heads, c.width // c.num_heads)
+    head = c.width // c.num_heads
+    shape = (num_images, c.num_heads, max_length, num_texts, head)
     empty = jnp.zeros(shape, c.dtype)
-    return Cache(((empty, empty),) * c.depth, jnp.int32(0))
+    ancestors = jnp.zeros((num_images, num_texts, max_length), jnp.int32)
+    return Cache(((empty, empty),) * c.depth, ancestors, jnp.int32(0))
 
   def project_encoder_states(self, states: Float[Array, "J N E"]) -> EncoderKV:
     """What every layer's cross-attention needs of the images, once."""
@@ -163,12 +175,15 @@ class Layer(nn.Module):
     x = nn.with_logical_constraint(x, ("batch", "seq", None))
     kv = self.attention.project(x)
     if cache is not None:
-      kv = _write(cache, kv, cache_length)
+      cache = jax.tree.map(
+        lambda old, new: _write(old, new, cache_length), cache, kv
+      )
+      kv = jax.tree.map(_side_by_side, cache)
     x = self.attention(x, kv, bias, deterministic)
     if encoder_kv is not None:
       x = self.crossattention(x, encoder_kv, encoder_bias, deterministic)
     y = self.fc_out(nn.gelu(self.fc_in(x), approximate=False))
-    return self.ln(x + self.drop(y, deterministic=deterministic)), kv
+    return self.ln(x + self.drop(y, deterministic=deterministic)), cache
 
   def project_encoder_states(self, states):
     return self.crossattention.project(states)
@@ -258,9 +273,37 @@ def _encoder_bias(mask):
   return (1.0 - mask[:, None, None, :]) * -1e9
 
 
-def _write(cache, kv, position):
-  """Puts new keys and values at `position` of the cache's length axis."""
-  update = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-    old, new, position, axis=1
+def _adopt(cache: Cache, num_rows: int, length: int) -> Cache:
+  """With the texts that write the next tokens as ancestors there."""
+  num_images, num_texts, _ = cache.ancestors.shape
+  writer = jnp.arange(num_texts) % (num_rows // num_images)
+  writer = jnp.broadcast_to(writer[:, None], (num_images, num_texts, length))
+  ancestors = jax.lax.dynamic_update_slice_in_dim(
+    cache.ancestors, writer, cache.length, axis=2
   )
-  return update(cache[0], kv[0]), update(cache[1], kv[1])
+  return cache._replace(ancestors=ancestors)
+
+
+def _cache_bias(
+  cache: Cache, num_rows: int, positions: Int[Array, " L"]
+) -> Float[Array, "I 1 Q N"]:
+  """Hides the tokens of others, and those behind `positions`."""
+  num_images, num_texts, places = cache.ancestors.shape
+  ancestors = cache.ancestors[:, : num_rows // num_images]
+  own = jax.nn.one_hot(ancestors, num_texts, dtype=bool)
+  before = jnp.arange(places)[None] <= positions[:, None]
+  visible = own[:, :, None] & before[None, None, :, :, None]
+  bias = jnp.where(visible, 0.0, -10000.0)
+  return bias.reshape(num_images, 1, -1, places * num_texts)
+
+
+def _write(cache, new, position):
+  """Puts the next keys or values, [B, L, H, d], behind the others."""
+  new = new.reshape(len(cache), -1, *new.shape[1:]).transpose(0, 3, 2, 1, 4)
+  return jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis=2)
+
+
+def _side_by_side(cache):
+  """The keys or values of all texts of an image, as attention takes them."""
+  num_images, num_heads, *_, head = cache.shape
+  return cache.reshape(num_images, num_heads, -1, head).transpose(0, 2, 1, 3)

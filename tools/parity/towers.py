@@ -128,8 +128,8 @@ def _decode_with_cache(model, steps, length, params, ids, mask, states, seen):
     logits.append(last)
   found = {"dec_cached.logits": jnp.stack(logits, axis=1)}
   for layer, (key, value) in enumerate(cache.kv):
-    found[f"dec_cached.past_key_l{layer}"] = key.transpose(0, 2, 1, 3)
-    found[f"dec_cached.past_value_l{layer}"] = value.transpose(0, 2, 1, 3)
+    found[f"dec_cached.past_key_l{layer}"] = key[:, :, :, 0]
+    found[f"dec_cached.past_value_l{layer}"] = value[:, :, :, 0]
   return found
 
 

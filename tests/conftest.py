@@ -6,10 +6,16 @@ import pathlib
 import shutil
 import tempfile
 
-# XLA reads these once, when jax is first imported.
+# XLA reads these once, when jax is first imported.  Most programs of tests run
+# a few times at most: they are compiled with little optimisation.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+  (
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    QUICK_TO_COMPILE,
+  )
 )
 
 # Programs that several tests, or the processes they start, have in common are
@@ -32,7 +38,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Files that take minutes begin first; the last one would keep one worker busy
 # while the other has nothing left to do.
-_LONG = ("test_train.py", "test_readme.py", "test_mesh.py", "test_pretrain.py")
+_LONG = (
+  "test_train.py",
+  "test_readme.py",
+  "test_parity.py",
+  "test_mesh.py",
+  "test_pretrain.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 
+import conftest
 import pytest
 from PIL import Image
 
@@ -16,8 +17,6 @@ from blip_jax.convert import export, source
 from blip_jax.data import datasets, scenes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# For the processes that tests start: one device, and little optimisation.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
 README = (ROOT / "README.md").read_text()
 BLOCKS = [
   block.replace("\\\n", " ").strip()
@@ -112,7 +111,7 @@ def test_commands(command, user_dir):
   done = subprocess.run(
     words,
     cwd=user_dir,
-    env={**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE},
+    env={**os.environ, "XLA_FLAGS": conftest.QUICK_TO_COMPILE},
     capture_output=True,
     text=True,
   )

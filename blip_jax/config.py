@@ -46,6 +46,7 @@ def caption() -> ConfigDict:
   config.optim.lr = 1e-5
   config.optim.min_lr = 0.0
   config.evals.batch_size = 32
+  config.evals.best = ("val/CIDEr", "val/Bleu_4")
   config.evals.val = described("")
   config.evals.test = described("")
   return config
@@ -164,6 +165,8 @@ def _common(task: str) -> ConfigDict:
       evals=dict(
         every_steps=0,  # 0: only at the end
         batch_size=100,
+        # `split/metric`s by whose sum WORKDIR/best is chosen; needs the split.
+        best=(),
       ),
     )
   )
@@ -187,6 +190,15 @@ def described(source: str) -> ConfigDict:
   # there are none, and captions are only written.
   split.references = ""
   return split
+
+
+def splits(config: ConfigDict) -> dict[str, ConfigDict]:
+  """The held-out splits that have a source, by their names."""
+  return {
+    name: split
+    for name, split in config.evals.items()
+    if isinstance(split, ConfigDict) and split.source
+  }
 
 
 def use_paper_sources(config: ConfigDict) -> None:

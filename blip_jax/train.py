@@ -27,6 +27,7 @@ from blip_jax.data.tokenizer import Tokenizer
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
 from blip_jax.runtime import (
+  best,
   checkpoint,
   optim,
   sharding,
@@ -65,8 +66,9 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
   # 4. The state: resumed > restored > initial weights > scratch.
   init_fn = make_init_fn(config, task)
   card = make_card(config, task)
+  model_files = source.model_files(card, tokenizer)
   checkpoints = checkpoint.Checkpoints(
-    workdir, **config.checkpoint, model=source.model_files(card, tokenizer)
+    workdir, **config.checkpoint, model=model_files
   )
   state, origin = checkpoint.initialise(
     config.init,
@@ -85,6 +87,9 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
   train_step = make_train_step(task, tx, config.seed)
   evaluators = evaluators_lib.build(config, task, tokenizer, mesh, workdir)
   monitor = Monitor(config, workdir, first_step, learning_rate)
+  kept_best = best.Best(
+    workdir, _evaluated(config.evals.best, evaluators), model_files
+  )
   stop = StopSignal()
 
   # 6. The loop.  The host reads the metrics of a step while the devices
@@ -115,11 +120,14 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
       if not last and _due(step, config.evals.every_steps):
         monitor.flush()
         with monitor.timer.paused():
-          monitor.write(step, evaluators_lib.run(evaluators, state))
+          results = evaluators_lib.run(evaluators, state)
+          monitor.write(step, results)
+          kept_best.update(step, state.params, results)
 
     # 7. What came out.
     results = evaluators_lib.run(evaluators, state)
     monitor.write(config.num_steps, results)
+    kept_best.update(config.num_steps, state.params, results)
   if results and jax.process_index() == 0:
     writers.write_json(os.path.join(workdir, "results.json"), results)
   return results
@@ -276,6 +284,14 @@ def check_batch_size(batch_size: int, num_shards: int) -> None:
       f"config.batch_size: {batch_size} rows do not split over {num_shards} "
       f"data shards (config.mesh.data * config.mesh.fsdp); nearest: {near}"
     )
+
+
+def _evaluated(
+  metrics: tuple[str, ...], evaluators: evaluators_lib.Evaluators
+) -> tuple[str, ...]:
+  """The metrics to choose by, unless a split of theirs is left out."""
+  splits = {metric.partition("/")[0] for metric in metrics}
+  return metrics if splits <= evaluators.keys() else ()
 
 
 def _due(step: int, every_steps: int) -> bool:

@@ -27,6 +27,7 @@ def get_config():
   config.optim.lr = 1e-5
 
   config.checkpoint.every_steps = 500
+  config.evals.every_steps = 500
   config.evals.batch_size = 16
   config.evals.val.samples = 24
   return config

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +19,12 @@ import pytest
 import stub_task
 from PIL import Image
 
+from blip_jax import config as defaults
 from blip_jax import evaluate, tasks, train
 from blip_jax.models import config as model_config
 from blip_jax.runtime import sharding, snapshot
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# For the processes that tests start: one device, and little optimisation.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Those of other jobs are run by test_caption_images.py and below.
 OTHER_JOBS = ("caption_images", "caption_nocaps")
@@ -63,9 +63,8 @@ def shrink(config):
   config.optim.steps_per_epoch = 1
   config.evals.every_steps = 0
   config.evals.batch_size = 16
-  for name, split in config.evals.items():
-    if name not in ("every_steps", "batch_size") and split.source:
-      split.source = "scenes:val?num=24"
+  for split in defaults.splits(config).values():
+    split.source = "scenes:val?num=24"
   return config
 
 
@@ -94,12 +93,7 @@ def test_every_config_trains_two_steps(path, tmp_path):
   assert all(np.isfinite(row["train/loss"]) for row in steps[:2])
   assert snapshot.find(tmp_path).name == "2"
   splits = {name.split("/")[0] for name in results}
-  wanted = {
-    name
-    for name, split in config.evals.items()
-    if name not in ("every_steps", "batch_size") and split.source
-  }
-  assert splits == wanted
+  assert splits == defaults.splits(config).keys()
   if splits:
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
@@ -179,6 +173,12 @@ def test_captioner_from_pretraining_and_what_it_leaves(tmp_path):
   written = json.loads((tuned / "val_captions.json").read_text())
   assert len(written) == 24 and set(written[0]) == {"image_id", "caption"}
   assert (tuned / "samples.png").exists()
+  # It was evaluated at the end alone, so the last is the best.
+  kept, last = (
+    snapshot.load_to_host(snapshot.find(folder), "params")
+    for folder in (tuned / "best", tuned)
+  )
+  jax.tree.map(np.testing.assert_array_equal, kept, last)
   card = json.loads((snapshot.find(tuned) / "model/model.json").read_text())
   assert card["family"] == "caption" and card["prompt"] == "a picture of "
   assert card["generation"]["num_beams"] == 3
@@ -222,7 +222,7 @@ def command(workdir, *extra, config="quickstart"):
 
 def run(workdir, *extra, check=True, **kwargs):
   """A run as a user starts it, in a process of its own with one device."""
-  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
+  env = {**os.environ, "XLA_FLAGS": conftest.QUICK_TO_COMPILE}
   done = subprocess.run(
     command(workdir, *extra, **kwargs),
     env=env,
@@ -259,7 +259,7 @@ def test_resume_is_bit_exact(uninterrupted):
   With dropout, augmentation, a wrapping queue and a momentum twin.
   """
   workdir = uninterrupted.parent / "stopped"
-  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
+  env = {**os.environ, "XLA_FLAGS": conftest.QUICK_TO_COMPILE}
   process = subprocess.Popen(
     command(workdir),
     env=env,

@@ -5,6 +5,7 @@ import os
 import jax
 from ml_collections import ConfigDict
 
+from blip_jax import config as config_lib
 from blip_jax.data import datasets, inputs, tokenizer, transforms
 from blip_jax.evaluators import (
   base,
@@ -36,9 +37,7 @@ def build(
   bad_samples = inputs.bad_samples(config, workdir, jax.process_index())
   build_split = {"pretrain": _pretrain, "caption": _caption}[config.task]
   sheets = []
-  for name, c in config.evals.items():
-    if not isinstance(c, ConfigDict) or not c.source:
-      continue
+  for name, c in config_lib.splits(config).items():
     if c.samples:
       sheets.append(name)
     open_split = lambda source, example=example: base.Split(

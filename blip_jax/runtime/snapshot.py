@@ -43,21 +43,28 @@ def find(path: str | os.PathLike) -> epath.Path:
   if (path / "params").exists():
     return path
   root = path / FOLDER if (path / FOLDER).exists() else path
-  steps = []
-  if root.is_dir():
-    steps = [int(p.name) for p in root.iterdir() if p.name.isdecimal()]
-  if not steps:
+  found = steps(root)
+  if not found:
     raise ValueError(
       f"{path} holds no checkpoint: expected a run's workdir (with "
       f"{FOLDER}/<step>/ in it) or the folder of one step (with params/ in it)"
     )
-  return root / str(max(steps))
+  return root / str(max(found))
+
+
+def steps(root: epath.Path) -> list[int]:
+  """The steps that a folder of checkpoints holds."""
+  if not root.is_dir():
+    return []
+  return [int(p.name) for p in root.iterdir() if p.name.isdecimal()]
 
 
 def holds_one(path: str | os.PathLike) -> bool:
   """Whether there is a checkpoint of ours at a path, whole or not."""
   path = epath.Path(path)
-  return (path / "params").exists() or (path / FOLDER).exists()
+  if (path / "params").exists() or (path / FOLDER).exists():
+    return True
+  return any((path / str(step) / "params").exists() for step in steps(path))
 
 
 def load_to_host(folder: epath.Path, name: str) -> Any:

@@ -93,12 +93,12 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
         part.write(_as_line(line))
       part.flush()
       bar.update(min(len(ids) * jax.process_count(), bar.total - bar.n))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("captions written")
+  # All of them have written when each knows what the others found.
+  unreadable = multihost_utils.process_allgather(bad.reasons.total()).sum()
   if jax.process_index() == 0:
     _join(out)
   log.info("Captions are in %s", out)
-  return {"images": len(source), "unreadable": bad.reasons.total()}
+  return {"images": len(source), "unreadable": int(unreadable)}
 
 
 def _images(config: ConfigDict) -> str:
@@ -243,10 +243,10 @@ def _join(out: pathlib.Path) -> None:
   if others:
     lines = [line for part in (first, *others) for line in _whole_lines(part)]
     lines.sort(key=lambda line: line["row"])
-    with open(first, "w", encoding="utf-8") as file:
-      file.writelines(map(_as_line, lines))
-  os.replace(first, out)
-  for part in others:
+    writers.write_text(out, "".join(map(_as_line, lines)))
+  else:
+    os.replace(first, out)
+  for part in _parts(out):
     part.unlink()
 
 

@@ -19,22 +19,18 @@ GOLDEN = golden_case.GOLDEN
 DEEP = "deeper/COCO_val2014_000000000017.png"
 
 
-@pytest.fixture(scope="module")
-def captioner(tmp_path_factory):
+def write_captioner(target):
   """A converted checkpoint, as a user would have one."""
   opened = source.open_checkpoint(
     GOLDEN / "ckpt" / "blip_decoder.pth",
     model_config=GOLDEN / "configs" / "med_config.json",
     tokenizer=GOLDEN / "tokenizer" / "tiny",
   )
-  target = tmp_path_factory.mktemp("model") / "caption"
   return str(export.write(opened, target, "orbax"))
 
 
-@pytest.fixture
-def pictures(tmp_path):
+def write_pictures(folder):
   """Seven files, of which one is no picture and one lies deeper."""
-  folder = tmp_path / "pictures"
   (folder / "deeper").mkdir(parents=True)
   rng = np.random.default_rng(0)
   names = [f"{i}.png" for i in range(5)] + [DEEP]
@@ -43,6 +39,16 @@ def pictures(tmp_path):
     Image.fromarray(pixels).save(folder / name)
   (folder / "2b.jpg").write_bytes(b"not a picture")
   return folder
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+  return write_captioner(tmp_path_factory.mktemp("model") / "caption")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  return write_pictures(tmp_path / "pictures")
 
 
 @pytest.fixture(autouse=True)

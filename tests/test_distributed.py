@@ -1,4 +1,4 @@
-"""Two processes train on the rows that one process trains on."""
+"""Two processes do what one process does, on the same rows."""
 
 import json
 import os
@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 
+import conftest
 import numpy as np
 import pytest
+import test_caption_images
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -27,33 +29,43 @@ FLAGS = (
 )
 
 
-def start(workdir, devices, *extra):
-  # Compiling takes most of the time here, so let it be quick.
-  flags = (
-    f"--xla_force_host_platform_device_count={devices} "
-    "--xla_backend_optimization_level=0"
-  )
+def start(config, workdir, devices, *flags):
+  xla = f"--xla_force_host_platform_device_count={devices} "
   return subprocess.Popen(
     [
       sys.executable,
       "-m",
       "blip_jax.main",
-      f"--config={ROOT}/configs/quickstart.py",
+      f"--config={ROOT}/configs/{config}.py",
       f"--workdir={workdir}",
-      *FLAGS,
-      *extra,
+      *flags,
     ],
-    env={**os.environ, "XLA_FLAGS": flags},
+    env={**os.environ, "XLA_FLAGS": xla + conftest.QUICK_TO_COMPILE},
     cwd=workdir.parent,
+    stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
 
 
+def start_two(config, workdir, *flags):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  return [
+    start(config, workdir, 1, f"--distributed={address},2,{index}", *flags)
+    for index in range(2)
+  ]
+
+
 def finish(processes):
+  """What each of them printed."""
+  printed = []
   for process in processes:
-    _, told = process.communicate(timeout=300)
+    out, told = process.communicate(timeout=300)
     assert process.returncode == 0, told[-3000:]
+    printed.append(out)
+  return printed
 
 
 def metrics(workdir):
@@ -69,13 +81,8 @@ def test_two_processes_train_on_the_same_rows(tmp_path):
   order: what averages over rows is equal, while drawn negatives are others.
   """
   one, two = tmp_path / "one", tmp_path / "two"
-  finish([start(one, 2)])
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
-  finish(
-    [start(two, 1, f"--distributed={address},2,{index}") for index in range(2)]
-  )
+  finish([start("quickstart", one, 2, *FLAGS)])
+  finish(start_two("quickstart", two, *FLAGS))
   alone, together = metrics(one), metrics(two)
   assert [row["step"] for row in together] == [1, 2]
   for name in ("loss_itc", "loss_lm", "nll_lm", "temp"):
@@ -86,3 +93,26 @@ def test_two_processes_train_on_the_same_rows(tmp_path):
     "process_0-of-2.json",
     "process_1-of-2.json",
   ]
+
+
+@pytest.mark.slow
+def test_two_processes_caption_a_folder(tmp_path):
+  """One file of both, each picture once, and one may fail and go on."""
+  pictures = test_caption_images.write_pictures(tmp_path / "pictures")
+  model = test_caption_images.write_captioner(tmp_path / "model")
+  flags = (
+    f"--config.images={pictures}",
+    f"--config.model={model}",
+    "--config.batch_size=2",
+  )
+  out = lambda name: f"--config.out={tmp_path / name}"
+  finish([start("caption_images", tmp_path, 1, *flags, out("one"))])
+  # Of an earlier run, cut in a line.
+  lines = (tmp_path / "one").read_text().splitlines(keepends=True)
+  assert len(lines) == 7
+  (tmp_path / "two.part1").write_text(lines[2] + lines[4][:9])
+  printed, _ = finish(start_two("caption_images", tmp_path, *flags, out("two")))
+  assert (tmp_path / "two").read_text().splitlines(keepends=True) == lines
+  assert not list(tmp_path.glob("two.part*"))
+  told = [line.split() for line in printed.splitlines()]
+  assert ["images", "7"] in told and ["unreadable", "1"] in told

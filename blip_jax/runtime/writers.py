@@ -36,7 +36,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file so that a reader finds all of it or none of it."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(text)
+  temporary.write_text(text, encoding="utf-8")
   os.replace(temporary, path)
 
 

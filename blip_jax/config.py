@@ -165,7 +165,8 @@ def _common(task: str) -> ConfigDict:
       evals=dict(
         every_steps=0,  # 0: only at the end
         batch_size=100,
-        # `split/metric`s by whose sum WORKDIR/best is chosen; needs the split.
+        # `split/metric`s by whose sum, the higher the better, WORKDIR/best is
+        # chosen; nothing is, where a split of theirs has no source.
         best=(),
       ),
     )
@@ -249,6 +250,15 @@ def validate(config: ConfigDict) -> None:
   )
   if config.task == "pretrain":
     _positive(config, "pretrain.queue_size")
+  known = sorted(
+    k for k, v in config.evals.items() if isinstance(v, ConfigDict)
+  )
+  for metric in config.evals.best:
+    if metric.partition("/")[0] not in known:
+      raise ValueError(
+        f"config.evals.best: expected `split/metric` with one of the splits "
+        f"{known}, found {metric!r}"
+      )
   if config.job == "train" and not (
     any(config.data.train) or config.data.rotate
   ):

@@ -90,6 +90,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
   kept_best = best.Best(
     workdir, _evaluated(config.evals.best, evaluators), model_files
   )
+  evaluate = functools.partial(_evaluate, evaluators, monitor, kept_best)
   stop = StopSignal()
 
   # 6. The loop.  The host reads the metrics of a step while the devices
@@ -119,15 +120,10 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         return {}
       if not last and _due(step, config.evals.every_steps):
         monitor.flush()
-        with monitor.timer.paused():
-          results = evaluators_lib.run(evaluators, state)
-          monitor.write(step, results)
-          kept_best.update(step, state.params, results)
+        evaluate(step, state)
 
     # 7. What came out.
-    results = evaluators_lib.run(evaluators, state)
-    monitor.write(config.num_steps, results)
-    kept_best.update(config.num_steps, state.params, results)
+    results = evaluate(config.num_steps, state)
   if results and jax.process_index() == 0:
     writers.write_json(os.path.join(workdir, "results.json"), results)
   return results
@@ -284,6 +280,21 @@ def check_batch_size(batch_size: int, num_shards: int) -> None:
       f"config.batch_size: {batch_size} rows do not split over {num_shards} "
       f"data shards (config.mesh.data * config.mesh.fsdp); nearest: {near}"
     )
+
+
+def _evaluate(
+  evaluators: evaluators_lib.Evaluators,
+  monitor: Monitor,
+  kept_best: best.Best,
+  step: int,
+  state: State,
+) -> dict[str, float]:
+  """What evaluators find after a step, written down and compared."""
+  with monitor.timer.paused():
+    results = evaluators_lib.run(evaluators, state)
+    monitor.write(step, results)
+    kept_best.update(step, state.params, results)
+  return results
 
 
 def _evaluated(

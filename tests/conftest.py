@@ -86,5 +86,7 @@ def shared_dir() -> pathlib.Path:
   """Material too large or not free to be committed (README, "Tests")."""
   path = pathlib.Path(os.environ.get("BLIP_JAX_SHARED", ROOT.parent / "shared"))
   if not path.is_dir():
+    if "BLIP_JAX_SHARED" in os.environ:
+      pytest.fail(f"BLIP_JAX_SHARED: {path} is no folder")
     pytest.skip(f"needs the shared material; set BLIP_JAX_SHARED ({path})")
   return path

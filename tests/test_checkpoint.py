@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 import types
+import weakref
 
 import flax
 import jax
@@ -472,10 +473,28 @@ def test_arrays_are_read_one_by_one_in_parts(tmp_path, monkeypatch):
   monkeypatch.setattr(snapshot.Arrays, "load", counting)
   readers = snapshot.Arrays(folder).readers()
   assert readers.keys() == expected.keys()
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    found = dict(pool.map(lambda item: (item[0], item[1]()), readers.items()))
-  for path, array in found.items():
+  first = weakref.ref(next(iter(readers.values()))())
+  for path, read in readers.items():
+    array = read()
     assert isinstance(array, np.ndarray)
     np.testing.assert_array_equal(array, expected[path])
-  assert 1 < len(loaded) < len(expected)
+  assert 3 < len(loaded) < len(expected)
   assert [p for paths in loaded for p in paths] == list(expected)
+  assert first() is None
+
+
+def test_a_part_is_read_once_for_many_threads(tmp_path, monkeypatch):
+  Run().save(tmp_path, 1)
+  loaded = []
+  load = snapshot.Arrays.load
+
+  def slow(self, wanted):
+    loaded.append(list(wanted))
+    time.sleep(0.1)
+    return load(self, wanted)
+
+  monkeypatch.setattr(snapshot.Arrays, "load", slow)
+  readers = snapshot.Arrays(snapshot.find(tmp_path)).readers()
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda read: read(), readers.values()))
+  assert loaded == [list(readers)]

@@ -8,11 +8,7 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 
-from blip_jax.data import (
-  offsets,
-  parquet,
-  sources,
-)
+from blip_jax.data import offsets, parquet, sources
 
 
 def _write(path, columns, **options):

@@ -399,6 +399,7 @@ def test_no_step_is_made_after_a_bad_one():
     ("num_steps", 0, r"config\.num_steps: expected at least 1"),
     ("data.train", ("pictures.docx",), r"pictures\.docx"),
     ("data.train", ("",), r"config\.data\.train: no source"),
+    ("evals.best", ("vall/CIDEr",), r"config\.evals\.best: .*scenes_val.*vall"),
     ("model.variant", "huge", r"config\.model\.variant: .*base.*huge"),
     ("model.image_size", 33, r"config\.model\.image_size: .* multiple"),
     ("model.vit_remat", "all", r"remat must be one of"),

@@ -109,8 +109,9 @@ class Med(nn.Module):
     have in common (B = I); the cache must have room for them."""
     length = input_ids.shape[1]
     positions = cache.length + jnp.arange(length)
-    cache = _adopt(cache, len(input_ids), length)
-    bias = _cache_bias(cache, len(input_ids), positions)
+    num_writers = len(input_ids) // len(cache.ancestors)
+    cache = _adopt(cache, num_writers, length)
+    bias = _cache_bias(cache, num_writers, positions)
     x = self._embed(input_ids, positions, deterministic=True)
     encoder_bias = _encoder_bias(encoder_mask)
     kv = []
@@ -273,10 +274,10 @@ def _encoder_bias(mask):
   return (1.0 - mask[:, None, None, :]) * -1e9
 
 
-def _adopt(cache: Cache, num_rows: int, length: int) -> Cache:
+def _adopt(cache: Cache, num_writers: int, length: int) -> Cache:
   """With the texts that write the next tokens as ancestors there."""
   num_images, num_texts, _ = cache.ancestors.shape
-  writer = jnp.arange(num_texts) % (num_rows // num_images)
+  writer = jnp.arange(num_texts) % num_writers
   writer = jnp.broadcast_to(writer[:, None], (num_images, num_texts, length))
   ancestors = jax.lax.dynamic_update_slice_in_dim(
     cache.ancestors, writer, cache.length, axis=2
@@ -285,12 +286,11 @@ def _adopt(cache: Cache, num_rows: int, length: int) -> Cache:
 
 
 def _cache_bias(
-  cache: Cache, num_rows: int, positions: Int[Array, " L"]
+  cache: Cache, num_writers: int, positions: Int[Array, " L"]
 ) -> Float[Array, "I 1 Q N"]:
   """Hides the tokens of others, and those behind `positions`."""
   num_images, num_texts, places = cache.ancestors.shape
-  ancestors = cache.ancestors[:, : num_rows // num_images]
-  own = jax.nn.one_hot(ancestors, num_texts, dtype=bool)
+  own = jax.nn.one_hot(cache.ancestors[:, :num_writers], num_texts, dtype=bool)
   before = jnp.arange(places)[None] <= positions[:, None]
   visible = own[:, :, None] & before[None, None, :, :, None]
   bias = jnp.where(visible, 0.0, -10000.0)

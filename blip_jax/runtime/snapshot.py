@@ -69,10 +69,7 @@ def holds_one(path: str | os.PathLike) -> bool:
 
 def load_to_host(folder: epath.Path, name: str) -> Any:
   """Loads an item of ARRAYS into host memory, as NumPy arrays."""
-  abstract = jax.tree.map(
-    lambda leaf: np.empty(leaf.shape, leaf.dtype), stored(folder, name)
-  )
-  return load(folder, name, abstract)
+  return load(folder, name, _on_host(stored(folder, name)))
 
 
 def load_on_mesh(folder: epath.Path, name: str, mesh: jax.sharding.Mesh) -> Any:
@@ -198,9 +195,8 @@ class Arrays:
     # border.
     @functools.lru_cache(maxsize=3)
     def part(number):
-      leaves = {path: self.stored[path] for path in parts[number]}
-      empty = lambda leaf: np.empty(leaf.shape, leaf.dtype)
-      return pool.submit(self.load, jax.tree.map(empty, leaves))
+      wanted = {path: self.stored[path] for path in parts[number]}
+      return pool.submit(self.load, _on_host(wanted))
 
     def read(number, path):
       # Or two threads would begin to read the same.
@@ -218,6 +214,11 @@ class Arrays:
 
   def __str__(self) -> str:
     return str(self._folder)
+
+
+def _on_host(tree: Any) -> Any:
+  """What asks Orbax for NumPy's arrays."""
+  return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
 
 
 def _parts(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:

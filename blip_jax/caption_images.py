@@ -52,7 +52,7 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
   model = inference.load(
     config.model,
     task="caption",
-    dtype=config.dtype or _quick_dtype(),
+    dtype=config.dtype or inference.quick_dtype(),
     mesh=mesh,
     tokenizer=config.tokenizer or None,
   )
@@ -66,7 +66,7 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
     num_threads=config.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
-    bad_samples=(bad := _Reasons()),
+    bad_samples=(bad := rejects.Reasons()),
     blank={"image": np.zeros((*model.card.config.vit.image_size, 3), np.uint8)},
   )
   bar = tqdm.tqdm(
@@ -109,11 +109,6 @@ def _images(config: ConfigDict) -> str:
   return config.images
 
 
-def _quick_dtype() -> str:
-  # CPUs that lack bfloat16 emulate it, many times slower.
-  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
 class _Rows:
   """Some rows of a source; of what was read, where it lies and its number."""
 
@@ -131,20 +126,6 @@ class _Rows:
     path = image if isinstance(image, str) else ""
     self.notes[place] = path, {} if name is None else {"image_id": name}
     return record
-
-
-class _Reasons(rejects.BadSamples):
-  """Why pictures cannot be used, by their ids; none are too many."""
-
-  def __init__(self):
-    super().__init__()
-    self.of: dict[str, str] = {}
-
-  def note(self, bad: rejects.Bad) -> None:
-    self.of[bad.id] = f"{bad.reason}: {bad.detail}"
-
-  def judge(self) -> None:
-    pass
 
 
 def _batches(rows: loader.EvalLoader) -> Iterator[tuple[range, list, dict]]:
@@ -199,7 +180,7 @@ def _rows_left(out: pathlib.Path, source: Any) -> np.ndarray:
     for line in _whole_lines(part):
       if line["row"] < len(left):
         left[line["row"]] = False
-    if line and _id(source, line["row"]) != line["id"]:
+    if line and sources.row_id(source, line["row"]) != line["id"]:
       raise ValueError(
         f"{part}: row {line['row']} is {line['id']!r}, which config.images "
         "does not have there; give the same pictures as before, or delete the "
@@ -208,15 +189,6 @@ def _rows_left(out: pathlib.Path, source: Any) -> np.ndarray:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("parts read")
   return np.flatnonzero(left)
-
-
-def _id(source: Any, row: int) -> str | None:
-  try:
-    return source[row]["id"]
-  except sources.BadRow as bad:
-    return bad.id
-  except IndexError:
-    return None
 
 
 def _whole_lines(part: pathlib.Path) -> Iterator[dict[str, Any]]:

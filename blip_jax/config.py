@@ -8,9 +8,10 @@ from ml_collections import ConfigDict, config_dict
 
 from blip_jax.convert import registry
 
-JOBS = ("train", "evaluate", "caption")
-TASKS = ("pretrain", "caption")
+JOBS = ("train", "evaluate", "caption", "search")
+TASKS = ("pretrain", "caption", "retrieval")
 SCOPES = ("global", "local")
+TARGETS = ("idx", "diagonal")
 
 
 def pretrain() -> ConfigDict:
@@ -24,7 +25,7 @@ def pretrain() -> ConfigDict:
     label_smoothing=0.1,
     loss_weights=(1.0, 1.0, 1.0),  # ITC, ITM, LM
   )
-  config.evals.val = held_out("")
+  config.evals.val = ranked("")
   return config
 
 
@@ -49,6 +50,36 @@ def caption() -> ConfigDict:
   config.evals.best = ("val/CIDEr", "val/Bleu_4")
   config.evals.val = described("")
   config.evals.test = described("")
+  return config
+
+
+def retrieval() -> ConfigDict:
+  """Defaults of retrieval (section 5.1): COCO, from a pre-trained model."""
+  config = _common("retrieval")
+  config.batch_size = 256
+  config.num_epochs = 6.0
+  config.retrieval = dict(
+    queue_size=57600,
+    momentum=0.995,
+    alpha=0.4,
+    alpha_ramp_epochs=1.0,
+    # idx: all captions of an image are positives of ITC; diagonal: a pair's
+    # own alone, as in the original until March 2022.
+    itc_targets="idx",
+    # Which rows may be ITM negatives: those of the whole batch, or those of
+    # the same data shard.
+    negatives="global",
+  )
+  config.model.image_size = 384
+  config.data.min_scale = 0.5
+  config.data.max_length = 35
+  config.optim.schedule = "cosine_epoch"
+  config.optim.lr = 1e-5
+  config.optim.min_lr = 0.0
+  config.evals.batch_size = 64
+  config.evals.best = ("val/r_mean",)
+  config.evals.val = ranked("")
+  config.evals.test = ranked("")
   return config
 
 
@@ -100,6 +131,30 @@ def caption_images() -> ConfigDict:
   )
 
 
+def search() -> ConfigDict:
+  """Defaults of looking for pictures."""
+  return ConfigDict(
+    dict(
+      job="search",
+      images="",  # a folder, tar shards, or what README, "Data" lists
+      image_root="",
+      # A text, a picture, or a file of them: a line each, or a JSON list.
+      queries="",
+      out="",  # search.json; a .png goes beside it
+      index="",  # the folder of the pictures' embeddings, made once
+      model="model_base_retrieval_coco",  # what blip_jax.load takes
+      tokenizer="",  # unset: the model's
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      batch_size=32,  # pictures at a time, of all devices together
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      num_threads=8,
+      top=10,  # pictures found for each query
+      rerank=64,  # so many, the nearest to a text, are ranked anew by ITM
+      faiss="",  # unset: compares with every picture; else FAISS's factory
+    )
+  )
+
+
 def _common(task: str) -> ConfigDict:
   """What every task's config has, with pre-training's values."""
   return ConfigDict(
@@ -111,9 +166,9 @@ def _common(task: str) -> ConfigDict:
       num_steps=0,  # 0: as many as num_epochs has
       num_epochs=0.0,
       log_every_steps=50,
-      # Which rows may be ITC candidates and ITM negatives, and of which LM
-      # takes the mean: those of the whole batch, or those of the same data
-      # shard, as in the original.
+      # Which rows may be ITC candidates and, in pre-training, ITM negatives,
+      # and of which LM takes the mean: those of the whole batch, or those of
+      # the same data shard, as in the original.
       scope="global",
       # A directory with vocab.txt, a hub id, or "scenes".
       tokenizer="bert-base-uncased",
@@ -184,6 +239,15 @@ def held_out(source: str) -> ConfigDict:
   )
 
 
+def ranked(source: str) -> ConfigDict:
+  """A split whose pictures and texts are to find each other."""
+  split = held_out(source)
+  # So many candidates, the nearest by ITC, are ranked anew by ITM; 0: none are.
+  split.k_test = 0
+  split.num_frames = 0  # of videos; 0: they are pictures
+  return split
+
+
 def described(source: str) -> ConfigDict:
   """A split to caption, with the captions that people wrote of it."""
   split = held_out(source)
@@ -217,16 +281,27 @@ def use_paper_sources(config: ConfigDict) -> None:
   config.evals.val.image_root = "data/images"
 
 
-def use_coco_captions(config: ConfigDict) -> None:
+def use_coco(config: ConfigDict) -> None:
   """The Karpathy split of COCO, an epoch of which has 566,747 captions."""
-  config.optim.steps_per_epoch = 566_747 // config.batch_size
-  config.data.train = ("data/coco_karpathy_train.json",)
-  config.data.image_root = "data/images"
+  _use_split(config, "coco_karpathy", 566_747, "data/images")
+
+
+def use_flickr(config: ConfigDict) -> None:
+  """The Karpathy split of Flickr30k, an epoch of which has 145,000 captions."""
+  _use_split(config, "flickr30k", 145_000, "data/flickr30k")
+
+
+def _use_split(
+  config: ConfigDict, name: str, captions: int, image_root: str
+) -> None:
+  config.optim.steps_per_epoch = captions // config.batch_size
+  config.data.train = (f"data/{name}_train.json",)
+  config.data.image_root = image_root
   config.data.num_workers = 8
   config.evals.every_steps = config.optim.steps_per_epoch
-  for name in ("val", "test"):
-    config.evals[name].source = f"data/coco_karpathy_{name}.json"
-    config.evals[name].image_root = "data/images"
+  for split in ("val", "test"):
+    config.evals[split].source = f"data/{name}_{split}.json"
+    config.evals[split].image_root = image_root
   config.evals.val.samples = 24
 
 
@@ -248,8 +323,12 @@ def validate(config: ConfigDict) -> None:
     "evals.batch_size",
     "data.max_words",
   )
-  if config.task == "pretrain":
-    _positive(config, "pretrain.queue_size")
+  if config.task in ("pretrain", "retrieval"):
+    _positive(config, f"{config.task}.queue_size")
+  if config.task == "retrieval":
+    own = config.retrieval
+    _one_of("config.retrieval.itc_targets", own.itc_targets, TARGETS)
+    _one_of("config.retrieval.negatives", own.negatives, SCOPES)
   known = sorted(
     k for k, v in config.evals.items() if isinstance(v, ConfigDict)
   )

@@ -33,6 +33,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
   Writes `results.json` there and returns its content.
   """
   config_lib.validate(config)
+  os.makedirs(workdir, exist_ok=True)
   mesh = sharding.make_mesh(config.mesh)
   tokenizer = inputs.load_tokenizer(config.tokenizer)
   task = train.build_task(config, tokenizer, mesh)

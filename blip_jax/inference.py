@@ -1,12 +1,9 @@
 """What `blip_jax.load` returns: a model with its weights and its vocabulary."""
 
-import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import os
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,24 +12,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
+from blip_jax import matching, pictures
 from blip_jax.convert import source
-from blip_jax.data import datasets, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
+from blip_jax.data import transforms
 from blip_jax.models import card as card_lib
 from blip_jax.models import decoding, families, generation, med
-from blip_jax.runtime import ahead, sharding
+from blip_jax.runtime import sharding
 from blip_jax.tasks import caption as caption_lib
 
 log = logging.getLogger(__name__)
 
-# A path, a URL, encoded bytes, uint8 pixels, or one of PIL's.
-Picture = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
-# Of a picture that a URL names.
-MAX_DOWNLOAD_BYTES = 64 << 20
-TIMEOUT_SECONDS = 30
+Picture = pictures.Picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +115,13 @@ class Model:
       ValueError: the model writes no captions, an option cannot be, or a
         picture cannot be read; says which.
     """
-    if isinstance(images, Picture) and np.ndim(images) < 4:
-      images = [images]
     write = self.captioner(prompt, **options)
-    batch_size = sharding.whole_batch(batch_size, self.mesh)
-    read = functools.partial(self._pixels, urls=urls)
     captions = []
-    with contextlib.closing(
-      ahead.map_ahead(read, enumerate(images), 2 * batch_size)
-    ) as pictures:
-      while batch := list(itertools.islice(pictures, batch_size)):
-        captions += write(_filled_up(batch, batch_size), seed)[: len(batch)]
+    batch_size = sharding.whole_batch(batch_size, self.mesh)
+    for pixels, number in pictures.batches(
+      images, self.image, batch_size, urls
+    ):
+      captions += write(pixels, seed)[:number]
     return captions
 
   def captioner(
@@ -184,17 +173,107 @@ class Model:
 
     return write
 
-  def _pixels(self, item: tuple[int, Picture], urls: bool):
-    """A numbered picture in the model's size.
+  def match(
+    self,
+    images: Picture | Iterable[Picture],
+    texts: str | Sequence[str],
+    *,
+    pairwise: bool = False,
+    legacy_cls: bool = False,
+    batch_size: int = 8,
+    urls: bool = False,
+  ) -> matching.Match:
+    """Says how well pictures and texts go together.
+
+    Args:
+      images: as for `caption`.
+      texts: read as in training: lower case, most punctuation taken out, 30
+        words, 35 tokens.
+      pairwise: whether text i is of picture i alone; else all texts are
+        compared with all pictures.
+      legacy_cls: gives the numbers of the original's demo and of Hugging Face:
+        texts are read as they are, and look at the picture from [CLS] where
+        training had [ENC].
+      batch_size: pictures at a time. Each is encoded and projected once,
+        however many texts look at it.
+      urls: as for `caption`.
 
     Raises:
-      ValueError: it cannot be read.
+      ValueError: the model does not match, there is nothing to compare, a text
+        has no words, pairs are of unequal length, or a picture cannot be read.
     """
-    number, picture = item
-    try:
-      return self.image(open_picture(picture, urls))
-    except transforms.BadSample as error:
-      raise ValueError(f"picture {number}: {error}") from error
+    self._needs("itm_head", "match pictures with texts")
+    return self.matcher.match(
+      images, texts, pairwise, legacy_cls, batch_size, urls
+    )
+
+  def embed_images(
+    self,
+    images: Picture | Iterable[Picture],
+    *,
+    batch_size: int = 8,
+    urls: bool = False,
+  ) -> Float[np.ndarray, "I C"]:
+    """Unit vectors in the space that pictures share with texts.
+
+    Raises:
+      ValueError: the model has no such space, there are no pictures, or one
+        cannot be read.
+    """
+    self._needs("vision_proj", "embed pictures where texts are")
+    return self.matcher.embed_images(images, batch_size, urls)
+
+  def embed_texts(
+    self, texts: str | Sequence[str], *, batch_size: int = 64
+  ) -> Float[np.ndarray, "M C"]:
+    """Unit vectors in the space that texts share with pictures.
+
+    Raises:
+      ValueError: the model has no such space, there are no texts, or one has
+        no words.
+    """
+    self._needs("text_proj", "embed texts where pictures are")
+    return self.matcher.embed_texts(texts, batch_size)
+
+  def features(
+    self,
+    images: Picture | Iterable[Picture] | None = None,
+    texts: str | Sequence[str] | None = None,
+    *,
+    batch_size: int = 8,
+    urls: bool = False,
+  ) -> matching.Hidden:
+    """Hidden states of pictures, of texts, or, where both are given, of texts
+    that look at their picture: the original's feature extractor.
+
+    The three live in different spaces, so that a cosine between them says
+    nothing; `embed_images` and `embed_texts` share one. The first token stands
+    for the whole.
+
+    Raises:
+      ValueError: the model lacks a tower for it, pairs are of unequal length,
+        or something cannot be read.
+    """
+    if images is None and texts is None:
+      raise ValueError("features: give images=, texts= or both")
+    if texts is not None:
+      self._needs("text_encoder", "read texts")
+    return self.matcher.features(images, texts, batch_size, urls)
+
+  def _needs(self, part: str, what: str) -> None:
+    if part not in self.params:
+      raise ValueError(
+        f"{self.card.source or 'this model'} is of the family "
+        f"{self.card.family!r}, which cannot {what}; load one that can, such "
+        "as 'model_base_retrieval_coco' or 'Salesforce/blip-itm-base-coco'"
+      )
+
+  @functools.cached_property
+  def matcher(self) -> matching.Matcher:
+    """For whoever has texts in tokens, or chooses the pairs to look at."""
+    return matching.Matcher(
+      self.module, self.params, self.tokenizer, self.image, self.mesh
+    )
 
   @functools.cached_property
   def image(self) -> transforms.EvalImage:
@@ -238,40 +317,10 @@ def _generate(module_and_room, params, batch, prompt, settings, seed):
   )
 
 
-def open_picture(picture: Picture, urls: bool = False) -> transforms.Image:
-  """Pixels of a picture, however it is given.
-
-  Raises:
-    transforms.BadSample: it cannot be read.
-    ValueError: it is a URL, and `urls` is not set.
-  """
-  if isinstance(picture, PIL.Image.Image):
-    picture = np.asarray(picture.convert("RGB"))
-  if isinstance(picture, str) and picture.startswith(("http://", "https://")):
-    if not urls:
-      raise ValueError(
-        f"{picture}: is a URL, and nothing is fetched unless asked for; set "
-        "urls=True"
-      )
-    picture = _fetch(picture)
-  return transforms.decode(picture, datasets.MAX_PIXELS)
-
-
-def _fetch(url: str) -> bytes:
-  try:
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-      content = response.read(MAX_DOWNLOAD_BYTES + 1)
-  except OSError as error:
-    raise transforms.BadSample("missing", f"{url}: {error}") from error
-  if len(content) > MAX_DOWNLOAD_BYTES:
-    found = f"{url}: more than {MAX_DOWNLOAD_BYTES} bytes"
-    raise transforms.BadSample("too_large", found)
-  return content
-
-
-def _filled_up(pictures: Sequence, size: int) -> UInt8[np.ndarray, "I H W 3"]:
-  blank = [np.zeros_like(pictures[0])] * (size - len(pictures))
-  return np.stack([*pictures, *blank])
+def quick_dtype() -> str:
+  """Of activations, where numbers need not be compared with others'."""
+  # CPUs that lack bfloat16 emulate it, many times slower.
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def load(

@@ -9,7 +9,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from blip_jax import caption_images, evaluate, train
+from blip_jax import caption_images, evaluate, search, train
 from blip_jax.runtime import host
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -30,6 +30,7 @@ JOBS = {
   "train": train.train,
   "evaluate": evaluate.evaluate,
   "caption": caption_images.caption_images,
+  "search": search.search,
 }
 
 

@@ -23,5 +23,5 @@ def get_config():
   config.scope = "local"
   config.init.weights = "model_base_capfilt_large"
   config.optim.lr = 1e-5
-  defaults.use_coco_captions(config)
+  defaults.use_coco(config)
   return config

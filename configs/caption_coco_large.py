@@ -20,5 +20,5 @@ def get_config():
 
   config.model.variant = "large"
   config.model.vit_remat = "dots"
-  defaults.use_coco_captions(config)
+  defaults.use_coco(config)
   return config

@@ -47,6 +47,6 @@ def get_config():
   config.optim.betas = (0.9, 0.98)
 
   config.checkpoint.every_steps = 500
-  config.evals.scenes_val = defaults.held_out("scenes:val?num=100")
+  config.evals.scenes_val = defaults.ranked("scenes:val?num=100")
   config.evals.scenes_val.samples = 24
   return config

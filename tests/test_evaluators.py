@@ -12,6 +12,7 @@ import stub_task
 from blip_jax.data import datasets, rejects, scenes, tokenizer, transforms
 from blip_jax.evaluators import base, losses, matching, retrieval, samples
 from blip_jax.evaluators import captions as captions_lib
+from blip_jax.models import config as config_lib
 from blip_jax.models import decoding, generation
 from blip_jax.runtime import sharding, train_state
 
@@ -64,10 +65,8 @@ def named(ids):
   return found.astype(jnp.float32)
 
 
-def match(params, image_embeds, ids, mask):
-  both = (jnp.repeat(image_embeds, len(ids) // len(image_embeds), 0)) * named(
-    ids
-  )
+def match(params, ids, mask, image_kv, legacy_cls=False):
+  both = jnp.repeat(image_kv, len(ids) // len(image_kv), 0) * named(ids)
   return jnp.stack([0.5 * jnp.ones(len(ids)), both.sum(-1)], axis=-1)
 
 
@@ -84,13 +83,19 @@ class Knows(stub_task.StubTask):
 
   # As much of a model as evaluators look at.
   model = types.SimpleNamespace(
-    config=types.SimpleNamespace(med=types.SimpleNamespace(max_positions=32))
+    config=config_lib.variant(
+      "tiny",
+      image_size=8,
+      vocab_size=TEXTS.vocab_size,
+      tokens=config_lib.SpecialTokens(**TEXTS.special_ids),
+    )
   )
 
   predict_fns = types.MappingProxyType(
     {
       "image_features": lambda params, image: (which(image), which(image)),
       "text_feat": lambda params, ids, mask: named(ids),
+      "project_image": lambda params, image_embeds: image_embeds,
       "match": match,
       "caption": caption,
     }
@@ -123,11 +128,11 @@ def test_retrieval_leaves_out_what_cannot_be_read(captions, bad):
   ranking = retrieval.Retrieval(split, Knows())
   results = dict(ranking.run(STATE))
   assert results["txt_r1"] == results["img_r1"] == 100
-  sim, image_of, rows, texts = ranking.similarities({})
-  assert sim.shape == (7 - len(bad), captions * (7 - len(bad)))
-  assert set(rows) == set(range(7)) - set(bad)
-  of_row = [COLOURS.index(split.source[r]["caption"][0]) for r in rows]
-  for text, image in zip(texts, image_of, strict=True):
+  seen = ranking.similarities({})
+  assert seen.sim.shape == (7 - len(bad), captions * (7 - len(bad)))
+  assert set(seen.rows) == set(range(7)) - set(bad)
+  of_row = [COLOURS.index(split.source[r]["caption"][0]) for r in seen.rows]
+  for text, image in zip(seen.text_rows, seen.image_of, strict=True):
     assert COLOURS[of_row[image]] in ranking.texts[text]["caption"]
 
 
@@ -173,7 +178,7 @@ def test_matching_of_a_constant_is_chance(answer, accuracy):
   task = Knows()
   task.predict_fns = {
     **task.predict_fns,
-    "match": lambda params, embeds, ids, mask: jnp.stack(
+    "match": lambda params, ids, mask, kv, legacy_cls=False: jnp.stack(
       [jnp.full(len(ids), 0.5), jnp.full(len(ids), answer)], axis=-1
     ),
   }

@@ -26,8 +26,15 @@ from blip_jax.runtime import sharding, snapshot
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-# Those of other jobs are run by test_caption_images.py and below.
-OTHER_JOBS = ("caption_images", "caption_nocaps")
+# Those of other jobs are run by test_caption_images.py, test_search.py,
+# test_video.py and below.
+OTHER_JOBS = (
+  "caption_images",
+  "caption_nocaps",
+  "retrieval_flickr_zero_shot",
+  "retrieval_msrvtt",
+  "search",
+)
 TRAINING = [path for path in CONFIGS if path.stem not in OTHER_JOBS]
 
 
@@ -52,8 +59,12 @@ def shrink(config):
   config.model.variant = "tiny"
   # Of the mesh that the recipe asks for, as much as two devices allow.
   config.mesh.fsdp = min(config.mesh.fsdp, 2)
-  if config.task == "pretrain":
-    config.pretrain.queue_size = 24
+  if config.task in ("pretrain", "retrieval"):
+    config[config.task].queue_size = 24
+  if config.task == "retrieval":
+    # The large recipes are then the programs of the others, compiled once.
+    config.model.dtype, config.model.vit_remat = "float32", "none"
+    config.evals.test.source = ""
   config.init.weights = ""
   config.data.train = ("scenes:train?num=64",)
   if config.data.rotate:
@@ -192,6 +203,70 @@ def test_captioner_from_pretraining_and_what_it_leaves(tmp_path):
     for name in ("val", "test")
   )
   assert first == second and len(first) == 5
+
+
+def test_retrieval_recipes_have_the_published_numbers():
+  """The original's retrieval_coco.yaml and retrieval_flickr.yaml."""
+  get = lambda name: load_config(ROOT / "configs" / f"retrieval_{name}.py")
+  names = ("coco", "coco_large", "flickr", "flickr_large")
+  coco, coco_large, flickr, flickr_large = configs = [*map(get, names)]
+  for config in configs:
+    assert config.task == "retrieval"
+    assert config.model.image_size == 384
+    own = config.retrieval
+    assert (own.queue_size, own.alpha, own.momentum) == (57600, 0.4, 0.995)
+    assert own.alpha_ramp_epochs == 1
+    assert config.num_epochs == 6 and config.optim.schedule == "cosine_epoch"
+    assert config.optim.min_lr == 0 and config.optim.weight_decay == 0.05
+    assert config.data.max_length == 35 and config.data.max_words == 30
+    assert config.data.min_scale == 0.5
+    assert config.evals.best == ("val/r_mean",)
+    # Ranks of the original never see each other's batch in ITC.
+    assert config.scope == "local"
+  assert [c.batch_size for c in configs] == [256, 128, 256, 128]
+  assert [c.optim.lr for c in configs] == [1e-5, 5e-6, 1e-5, 5e-6]
+  assert [c.model.variant for c in configs] == ["base", "large"] * 2
+  weights = ["model_base", "model_large"] * 2
+  assert [c.init.weights for c in configs] == weights
+  k_test = [c.evals.test.k_test for c in configs]
+  assert k_test == [256, 256, 128, 128]
+  assert {c.retrieval.negatives for c in (coco, coco_large)} == {"global"}
+  assert {c.retrieval.negatives for c in (flickr, flickr_large)} == {"local"}
+  for name in ("flickr_zero_shot", "msrvtt"):
+    config = get(name)
+    assert config.job == "evaluate" and config.evals.test.k_test == 128
+    assert config.init.weights == "model_base_retrieval_coco"
+  assert config.evals.test.num_frames == 8
+
+
+def test_retrieval_from_pretraining_and_what_it_leaves(tmp_path):
+  """Fine-tuning starts from a pre-trained run and ranks by ITM; what it keeps
+  as the best is evaluated alone, and starts another run."""
+  get = lambda name: shrink(load_config(ROOT / "configs" / f"{name}.py"))
+  pretrained, tuned, alone = (tmp_path / n for n in ("a", "b", "c"))
+  config = get("quickstart")
+  config.evals.scenes_val.source = ""
+  train.train(config, str(pretrained))
+
+  config = get("retrieval_custom")
+  config.init.weights = str(pretrained)
+  config.retrieval.itc_targets = "diagonal"
+  config.evals.val.source = "scenes:val?num=24"
+  config.evals.val.k_test = 5
+  results = train.train(config, str(tuned))
+  names = {f"{d}_{m}" for d in ("txt", "img") for m in ("r1", "r_mean")}
+  names |= {f"itc_{name}" for name in names} | {"r_mean", "itc_r_mean"}
+  assert {f"val/{name}" for name in (*names, "itm_acc")} <= results.keys()
+  assert (tuned / "samples.png").exists()
+  card = json.loads((snapshot.find(tuned) / "model/model.json").read_text())
+  assert card["family"] == "retrieval"
+
+  config = get("retrieval_flickr_zero_shot")
+  config.init.weights = str(tuned / "best")
+  config.evals.test.source = "scenes:val?num=24"
+  config.evals.test.k_test = 5
+  again = evaluate.evaluate(config, str(alone))
+  assert again["test/r_mean"] == pytest.approx(results["val/r_mean"])
 
 
 QUICK = (
@@ -399,6 +474,7 @@ def test_no_step_is_made_after_a_bad_one():
     ("num_steps", 0, r"config\.num_steps: expected at least 1"),
     ("data.train", ("pictures.docx",), r"pictures\.docx"),
     ("data.train", ("",), r"config\.data\.train: no source"),
+    ("task", "retrievel", r"config\.task: .*retrieval.*'retrievel'"),
     ("evals.best", ("vall/CIDEr",), r"config\.evals\.best: .*scenes_val.*vall"),
     ("model.variant", "huge", r"config\.model\.variant: .*base.*huge"),
     ("model.image_size", 33, r"config\.model\.image_size: .* multiple"),

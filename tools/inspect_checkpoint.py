@@ -36,22 +36,13 @@ def digests(folder: epath.Path) -> Iterator[str]:
   """Yields `<item> <sha256>` for each item, or `<item> absent`."""
   for name in snapshot.ARRAYS:
     if (folder / name).exists():
-      yield f"{name} {_digest_arrays(snapshot.load_to_host(folder, name))}"
+      yield f"{name} {snapshot.digest(snapshot.load_to_host(folder, name))}"
     else:
       yield f"{name} absent"
   data = hashlib.sha256()
   for file in _data_files(folder):
     data.update(f"{file.name}\n{file.read_text()}\n".encode())
   yield f"data {data.hexdigest()}"
-
-
-def _digest_arrays(tree) -> str:
-  """Hashes path, dtype, shape and bytes of each leaf, in order of the paths."""
-  digest = hashlib.sha256()
-  for path, leaf in sorted(snapshot.by_path(tree).items()):
-    digest.update(f"{path} {leaf.dtype.name} {leaf.shape}\n".encode())
-    digest.update(leaf.tobytes())
-  return digest.hexdigest()
 
 
 def _data_files(folder: epath.Path) -> list[epath.Path]:

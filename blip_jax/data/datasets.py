@@ -239,6 +239,7 @@ class PairExample:
     max_length: tokens, special ones and padding included.
     max_pixels: of a picture as it is stored.
     prompt: what every text starts with, before its caption.
+    with_image_id: whether to say of which picture it is, in a number.
   """
 
   tokenizer: tokenizer.Tokenizer
@@ -247,6 +248,7 @@ class PairExample:
   max_length: int = 30
   max_pixels: int = MAX_PIXELS
   prompt: str = ""
+  with_image_id: bool = False
 
   def __call__(
     self, record: sources.Record, rng: np.random.Generator
@@ -260,8 +262,11 @@ class PairExample:
     random = isinstance(self.image, transforms.TrainImage)
     picture = self.image(picture, rng) if random else self.image(picture)
     ids, mask = self.tokenizer.encode([text], self.max_length)
-    return {
+    example = {
       "image": picture,
       "input_ids": ids[0],
       "attention_mask": mask[0],
     }
+    if self.with_image_id:
+      example["image_id"] = np.int32(sources.image_number(record))
+    return example

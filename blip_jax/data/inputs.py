@@ -69,6 +69,7 @@ def pair_example(
     config.data.max_words,
     config.data.max_length,
     prompt=prompt(config),
+    with_image_id=config.task == "retrieval",
   )
 
 

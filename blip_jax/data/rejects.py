@@ -103,6 +103,20 @@ class BadSamples:
     )
 
 
+class Reasons(BadSamples):
+  """Why pictures cannot be used, by their ids; none are too many."""
+
+  def __init__(self):
+    super().__init__()
+    self.of: dict[str, str] = {}
+
+  def note(self, bad: Bad) -> None:
+    self.of[bad.id] = f"{bad.reason}: {bad.detail}"
+
+  def judge(self) -> None:
+    pass
+
+
 def _resume_list(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
   """Read the list of an earlier run, which may have been cut in mid-line."""
   with open(path, "r+b") as file:

@@ -35,7 +35,11 @@ def build(
     config, text, transforms.EvalImage(config.model.image_size)
   )
   bad_samples = inputs.bad_samples(config, workdir, jax.process_index())
-  build_split = {"pretrain": _pretrain, "caption": _caption}[config.task]
+  build_split = {
+    "pretrain": _pretrain,
+    "caption": _caption,
+    "retrieval": _retrieval,
+  }[config.task]
   sheets = []
   for name, c in config_lib.splits(config).items():
     if c.samples:
@@ -54,12 +58,22 @@ def build(
 
 def _pretrain(name, c, config, task, open_split, workdir):
   split = open_split(datasets.open_source(c.source, c.image_root))
-  ranking = retrieval.Retrieval(split, task)
-  evaluators = [
-    losses.Losses(split, task),
-    ranking,
-    matching.Matching(split, task),
-  ]
+  return [losses.Losses(split, task), *_ranking(c, task, split, workdir)]
+
+
+def _retrieval(name, c, config, task, open_split, workdir):
+  split = open_split(datasets.open_source(c.source, c.image_root))
+  return _ranking(c, task, split, workdir)
+
+
+def _ranking(c, task, split, workdir):
+  if c.num_frames:
+    # Needs an extra of the package.
+    from blip_jax.evaluators import video
+
+    return [video.VideoRetrieval(split, task, c.k_test, c.num_frames)]
+  ranking = retrieval.Retrieval(split, task, c.k_test)
+  evaluators = [ranking, matching.Matching(split, task)]
   if c.samples:
     path = os.path.join(workdir, "samples.png")
     evaluators.append(samples.Samples(split, task, ranking, c.samples, path))

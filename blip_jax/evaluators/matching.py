@@ -24,6 +24,7 @@ class Matching:
   def __init__(self, split: base.Split, task: tasks.Task):
     self._split = split
     features = task.predict_fns["image_features"]
+    project_image = task.predict_fns["project_image"]
     match = task.predict_fns["match"]
 
     @jax.jit
@@ -34,7 +35,8 @@ class Matching:
         -1, x.shape[-1]
       )
       ids, mask = both(batch["input_ids"]), both(batch["attention_mask"])
-      says_match = jnp.argmax(match(params, image_embeds, ids, mask), axis=-1)
+      image_kv = project_image(params, image_embeds)
+      says_match = jnp.argmax(match(params, ids, mask, image_kv), axis=-1)
       right = says_match.reshape(-1, 2) == jnp.array([[1, 0]])
       return right, (ids[0::2] != ids[1::2]).any(axis=-1)
 

@@ -4,8 +4,8 @@ Every task calls some of these methods; which, and with which parameters, is the
 task's business (`families.py` lists the models of the paper).  Position 0 of a
 text says what the text is for, so it is written here and nowhere else.
 
-Dimensions: B texts, I images (see `med.py`), N image tokens, L text length,
-D width, C joint embedding, V vocabulary.
+Dimensions: B texts, I images or videos (see `med.py`), F frames, N image
+tokens, L text length, D width, C joint embedding, V vocabulary.
 """
 
 import flax.linen as nn
@@ -52,6 +52,19 @@ class Blip(nn.Module):
     """Image tokens, and unit vectors in the space shared with texts."""
     image_embeds = self.encode_image(image, deterministic)
     return image_embeds, _unit(self.vision_proj(image_embeds[:, 0]))
+
+  def video_features(
+    self, frames: Float[Array, "I F H W 3"], deterministic: bool = True
+  ) -> tuple[Float[Array, "I FN D"], Float[Array, "I C"]]:
+    """The tokens of all frames, one frame after the other, and unit vectors:
+    the mean of what the frames project to (paper, 5.6)."""
+    videos, number = frames.shape[:2]
+    embeds = self.encode_image(
+      frames.reshape(-1, *frames.shape[2:]), deterministic
+    )
+    projected = self.vision_proj(embeds[:, 0])
+    feat = _unit(projected.reshape(videos, number, -1).mean(axis=1))
+    return embeds.reshape(videos, -1, embeds.shape[-1]), feat
 
   def text_feat(
     self,

@@ -12,6 +12,7 @@ name that is a number is a whole step.
 
 import concurrent.futures
 import functools
+import hashlib
 import json
 import os
 import threading
@@ -134,6 +135,15 @@ def by_path(tree: Any) -> dict[str, Any]:
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Undoes `by_path` for parameters, which are plain dicts."""
   return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def digest(tree: Any) -> str:
+  """Hashes path, dtype, shape and bytes of each leaf, in order of the paths."""
+  found = hashlib.sha256()
+  for path, leaf in sorted(by_path(tree).items()):
+    found.update(f"{path} {leaf.dtype.name} {leaf.shape}\n".encode())
+    found.update(np.asarray(leaf).tobytes())
+  return found.hexdigest()
 
 
 def differences(

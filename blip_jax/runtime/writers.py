@@ -35,8 +35,13 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file so that a reader finds all of it or none of it."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file so that a reader finds all of it or none of it."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(text, encoding="utf-8")
+  temporary.write_bytes(content)
   os.replace(temporary, path)
 
 

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from blip_jax.models import blip
 from blip_jax.models import config as config_lib
-from blip_jax.tasks import base, caption, pretrain
+from blip_jax.tasks import base, caption, pretrain, retrieval
 
 
 def build(
@@ -59,15 +59,27 @@ def build(
       label_smoothing=config.caption.label_smoothing,
       groups=groups,
     )
-  p = config.pretrain
-  return pretrain.Pretrain(
-    model,
-    queue_size=p.queue_size,
-    momentum=p.momentum,
-    alpha=p.alpha,
-    alpha_ramp_steps=round(p.alpha_ramp_epochs * config.optim.steps_per_epoch),
-    label_smoothing=p.label_smoothing,
-    loss_weights=tuple(p.loss_weights),
+  own = config[config.task]
+  twin = dict(
+    queue_size=own.queue_size,
+    momentum=own.momentum,
+    alpha=own.alpha,
+    alpha_ramp_steps=round(
+      own.alpha_ramp_epochs * config.optim.steps_per_epoch
+    ),
     groups=groups,
     num_shards=num_shards,
+  )
+  if config.task == "retrieval":
+    return retrieval.Retrieval(
+      model,
+      negative_groups=num_shards if own.negatives == "local" else 1,
+      itc_targets=own.itc_targets,
+      **twin,
+    )
+  return pretrain.Pretrain(
+    model,
+    label_smoothing=own.label_smoothing,
+    loss_weights=tuple(own.loss_weights),
+    **twin,
   )

@@ -126,6 +126,12 @@ class Align:
     ]
     return 0.5 * sum(directions), sims
 
+  def diagonal(self, batch_size: int) -> Float[Array, "B K"]:
+    """Hard targets where a row's one positive is its own pair."""
+    rows = batch_size // self.groups
+    own = jnp.eye(rows, rows + self.queue_size)
+    return jnp.tile(own, (self.groups, 1))
+
   def negatives(
     self,
     key: PRNGKeyArray,
@@ -194,32 +200,34 @@ class Align:
 
   @property
   def predict_fns(self) -> dict[str, Callable]:
-    return {
-      "image_features": self._image_features,
-      "text_feat": self._text_feat,
-      "match": self._match,
-    }
+    return predict_fns(self.model, self.whole)
 
-  def _image_features(self, params, image):
-    """uint8 images to (image_embeds, image_feat)."""
-    return self.model.apply(
-      {"params": self.whole(params)},
-      base.normalise(image),
-      method="image_features",
+
+def predict_fns(
+  model: blip.Blip, whole: Callable[[base.Params], base.Params] = lambda p: p
+) -> dict[str, Callable]:
+  """What ranking and matching ask of a model, as functions of its parameters.
+
+  Args:
+    model: with the parts of a family that has projections and an ITM head.
+    whole: stored parameters as the model takes them.
+
+  Returns:
+    `image_features` of images or of videos, whose pixels are uint8 or
+    normalised, `text_feat`, `project_image` and `match`: `models.blip.Blip`'s.
+  """
+
+  def apply(params, *args, method, **kwargs):
+    return model.apply(
+      {"params": whole(params)}, *args, method=method, **kwargs
     )
 
-  def _text_feat(self, params, input_ids, attention_mask):
-    return self.model.apply(
-      {"params": self.whole(params)},
-      input_ids,
-      attention_mask,
-      method="text_feat",
-    )
+  def image_features(params, image):
+    method = "video_features" if image.ndim == 5 else "image_features"
+    return apply(params, base.pixels({"image": image}), method=method)
 
-  def _match(self, params, image_embeds, input_ids, attention_mask):
-    """ITM logits [B, 2] of B texts with their B/I-th image."""
-    params = self.whole(params)
-    kv = self.project_image(params, image_embeds)
-    return self.model.apply(
-      {"params": params}, input_ids, attention_mask, kv, method="match"
-    )
+  names = "text_feat", "project_image", "match"
+  return {
+    "image_features": image_features,
+    **{name: functools.partial(apply, method=name) for name in names},
+  }

@@ -76,7 +76,7 @@ def passes(model: nn.Module, rng: PRNGKeyArray, train: bool) -> Callable:
   return run
 
 
-def pixels(batch: Batch, key: str = "image") -> Float[Array, "B H W 3"]:
+def pixels(batch: Batch, key: str = "image") -> Float[Array, "*B H W 3"]:
   """Normalised pixels of a batch, whose images are uint8 or normalised."""
   image = batch[key]
   return normalise(image) if image.dtype == jnp.uint8 else image
@@ -86,9 +86,10 @@ def text(batch: Batch) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
   return batch["input_ids"], batch["attention_mask"]
 
 
-def normalise(image: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+def normalise(image: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
   """Pixels as the image tower expects them; on the device, so that a quarter
   of the bytes cross the bus."""
-  mean = jnp.array(config.IMAGE_MEAN)[None, None, None]
-  std = jnp.array(config.IMAGE_STD)[None, None, None]
+  channels = (1,) * (image.ndim - 1) + (3,)
+  mean = jnp.array(config.IMAGE_MEAN).reshape(channels)
+  std = jnp.array(config.IMAGE_STD).reshape(channels)
   return (image.astype(jnp.float32) / 255 - mean) / std

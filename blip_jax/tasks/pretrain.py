@@ -60,7 +60,8 @@ class Pretrain(align.Align):
 
     # 5-7. ITC against the twin's features, which then join the queue.
     alpha = momentum_lib.ramp(self.alpha, step, self.alpha_ramp_steps)
-    loss_itc, sims = self.itc(seen, params["temp"], alpha, self._hard(len(ids)))
+    hard = self.diagonal(len(ids))
+    loss_itc, sims = self.itc(seen, params["temp"], alpha, hard)
     momentum = momentum_lib.enqueue(
       seen.momentum, seen.image_feat_m, seen.text_feat_m
     )
@@ -117,12 +118,6 @@ class Pretrain(align.Align):
         "row without a negative; give every group at least 2 rows (a larger "
         "batch_size, or config.scope='global' for one group)"
       )
-
-  def _hard(self, batch_size: int) -> Float[Array, "B K"]:
-    """A row's one positive is its own pair."""
-    rows = batch_size // self.groups
-    own = jnp.eye(rows, rows + self.queue_size)
-    return jnp.tile(own, (self.groups, 1))
 
   def _draw(self, key, sims):
     """Negatives of the own group, by the similarities that ITC compares."""

@@ -21,9 +21,13 @@ class Retrieval(align.Align):
   Attributes:
     negative_groups: rows of other groups are no ITM negatives; 1 is the
       original's `negative_all_rank`, the number of data shards its absence.
+    itc_targets: "idx" takes all captions of an image for positives of ITC,
+      "diagonal" a pair's own alone, as the original did until March 2022 and
+      so, probably, when the released checkpoints were trained.
   """
 
   negative_groups: int = 1
+  itc_targets: str = "idx"
 
   def init(self, rng: PRNGKeyArray) -> base.Params:
     return families.init("retrieval", self.model.config, rng)
@@ -62,7 +66,10 @@ class Retrieval(align.Align):
 
     # 5-7. ITC against the twin's features, which then join the queue.
     alpha = momentum_lib.ramp(self.alpha, step, self.alpha_ramp_steps)
-    hard = self._hard(image_id, momentum.idx_queue)
+    if self.itc_targets == "idx":
+      hard = self._hard(image_id, momentum.idx_queue)
+    else:
+      hard = self.diagonal(len(ids))
     loss_itc, _ = self.itc(seen, params["temp"], alpha, hard)
     momentum = momentum_lib.enqueue(
       seen.momentum, seen.image_feat_m, seen.text_feat_m, image_id

@@ -31,7 +31,7 @@ CASES: dict[str, Callable[[Golden], Any]] = {
   "blip_retrieval": twins.blip_retrieval,
   "blip_retrieval_allrank": twins.blip_retrieval,
   "retrieval_2rank": twins.blip_retrieval,
-  "retrieval_eval": lambda golden: None,
+  "retrieval_eval": models.retrieval_eval,
   "loading": loading.loading,
   "hf_caption": models.hf_caption,
   "hf_retrieval": models.hf_retrieval,

@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip_jax.evaluators import pairs, retrieval
+from blip_jax.evaluators.scores import recall
+from blip_jax.runtime import sharding
+from blip_jax.tasks import align, losses
 from blip_jax.tasks import caption as caption_lib
-from blip_jax.tasks import losses
 from blip_jax.tasks import nlvr as nlvr_lib
 from blip_jax.tasks import vqa as vqa_lib
-from parity import replay, writing
+from parity import replay, verdicts, writing
 from parity.goldens import Golden
 
 # The original's, for texts of which the goldens did not keep the ids.
@@ -66,6 +69,53 @@ def match(model, params, image, ids, mask):
     "fused": call("fuse", ids, mask, kv, legacy_cls=True),
     "text": call("encode_text", ids, mask),
   }
+
+
+def retrieval_eval(golden: Golden) -> None:
+  """Short lists by cosine, scores by ITM, and the recall of them."""
+  opened, mesh = replay.open_case(golden), sharding.one_device()
+  texts = pairs.Texts(*golden.tokens("caption", golden.fact("captions")))
+  scorer = pairs.Scorer(align.predict_fns(opened.model), mesh)
+  image = jnp.asarray(golden.image("image"))
+  embeds, image_feat = scorer.image_features(opened.params, image)
+  text_feat = scorer.text_feat(opened.params, *map(jnp.asarray, texts))
+  sim = np.asarray(image_feat @ text_feat.T)
+  lists = retrieval.ShortLists.of(sim, golden.config["k_test"])
+  wanted = [np.flatnonzero(row) for row in lists.wanted]
+  scores = sim.copy()
+  logits = scorer.itm_logits(opened.params, embeds, texts, wanted)
+  for row, own, logit in zip(scores, wanted, logits, strict=True):
+    row[own] += logit[:, 1]
+  i2t, t2i = lists.ranked(scores)
+  golden.compare(
+    {"score_i2t": i2t, "score_t2i": t2i},
+    replay.MODEL,
+    scale=lambda x: np.abs(x[x > retrieval.NOT_LISTED]).max(),
+  )
+  image_of = {
+    text: int(image)
+    for image, texts_of in golden.fact("img2txt").items()
+    for text in texts_of
+  }
+  _compare_recall(golden, "metrics", i2t, t2i, image_of)
+  if "rand_i2t" in golden:
+    i2t, t2i = golden.input("rand_i2t"), golden.input("rand_t2i")
+    image_of = {text: text // 2 for text in range(len(t2i))}
+    _compare_recall(golden, "rand_metrics", i2t, t2i, image_of)
+
+
+def _compare_recall(golden, name, i2t, t2i, image_of) -> None:
+  # By the original's places: its argsort decides between equals, which we let
+  # count by chance.
+  places = (np.argsort(np.argsort(x)).astype(np.float32) for x in (i2t, t2i))
+  text_to_image = np.array([image_of[text] for text in range(len(t2i))])
+  ours = recall.recall(*places, text_to_image)
+  theirs = golden.fact(name)
+  errors = {
+    key: verdicts.difference(ours.get(key, np.nan), theirs.get(key, np.nan))
+    for key in ours.keys() | theirs.keys()
+  }
+  golden.judge(f"fact {name}", errors, replay.FLOAT64)
 
 
 def blip_decoder(golden: Golden) -> None:

@@ -64,6 +64,30 @@ def recall(
   return scores
 
 
+def video_recall(
+  sim_v2t: Float[np.ndarray, "N M"],
+  sim_t2v: Float[np.ndarray, "M N"],
+  text_to_video: Int[np.ndarray, "M"],
+) -> dict[str, float]:
+  """Recall of videos, under two names each, and the median rank of a text's.
+
+  `t2v_r1` is what papers report: text to video. The original calls it `vid_r1`,
+  and `txt_r1` what is `v2t_r1` here: video to text. `vid_mdR` is `t2v_mdR`.
+  """
+  scores = {}
+  for name, value in recall(sim_v2t, sim_t2v, text_to_video).items():
+    direction, _, metric = name.partition("_")
+    theirs, ours = {"txt": ("txt", "v2t"), "img": ("vid", "t2v")}.get(
+      direction, (direction, direction)
+    )
+    scores |= {f"{theirs}_{metric}": value, f"{ours}_{metric}": value}
+  own = np.take_along_axis(sim_t2v, text_to_video[:, None], axis=1)
+  above, tied = (sim_t2v > own).sum(axis=1), (sim_t2v == own).sum(axis=1)
+  # Among equals, the place that a lot would give on average.
+  median = float(np.median(above + (tied + 1) / 2))
+  return {**scores, "vid_mdR": median, "t2v_mdR": median}
+
+
 def _found(
   scores: Float[np.ndarray, "K"], right: list[int]
 ) -> tuple[float, ...]:

@@ -1,0 +1,259 @@
+"""Matching and embedding pictures and texts with a model that is finished.
+
+Dimensions: I pictures, M texts, L text length, D width, C joint embedding.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from blip_jax import pictures
+from blip_jax.data import tokenizer as tokenizer_lib
+from blip_jax.data import transforms
+from blip_jax.evaluators import pairs
+from blip_jax.models import med
+from blip_jax.runtime import sharding
+from blip_jax.tasks import align, base
+
+# Of a text, as retrieval was trained; tokens include the special ones.
+MAX_WORDS = 30
+MAX_TOKENS = 35
+
+
+class Match(NamedTuple):
+  """How well pictures and texts go together: [I, M] for I pictures and M
+  texts, or [I] for pairs.
+
+  Attributes:
+    itc_cosine: of their unit vectors, -1 to 1; cheap, and good for finding
+      candidates. The temperature of training is not in it.
+    itm_prob: that they belong together, says the head for matching, which
+      looks at both; good for a yes or no.
+    rank_score: the head's logit plus the cosine, by which BLIP ranks.
+  """
+
+  itc_cosine: Float[np.ndarray, "..."]
+  itm_prob: Float[np.ndarray, "..."]
+  rank_score: Float[np.ndarray, "..."]
+
+
+class Hidden(NamedTuple):
+  """What a tower gives for every token, not normalised.
+
+  Attributes:
+    states: [n, L, D].
+    mask: 1 on tokens, 0 on padding.
+  """
+
+  states: Float[np.ndarray, "n L D"]
+  mask: Int[np.ndarray, "n L"]
+
+
+class Matcher:
+  """The programs of one model; `inference.Model` says what they are for."""
+
+  def __init__(
+    self,
+    module: nn.Module,
+    params: med.Params,
+    tokenizer: tokenizer_lib.Tokenizer | None,
+    image: transforms.EvalImage,
+    mesh: jax.sharding.Mesh,
+  ):
+    self._module = module
+    self._params = params
+    self._tokenizer = tokenizer
+    self._image = image
+    self._mesh = mesh
+    self._scorer = pairs.Scorer(align.predict_fns(module), mesh)
+
+  def match(
+    self,
+    images: pictures.Picture | Iterable[pictures.Picture],
+    texts: str | Sequence[str],
+    pairwise: bool,
+    legacy_cls: bool,
+    batch_size: int,
+    urls: bool,
+  ) -> Match:
+    tokens = self.tokens(texts, as_they_are=legacy_cls)
+    if pairwise:
+      images = _as_many(images, tokens)
+    everything = np.arange(len(tokens.input_ids))
+    wanted = lambda row: everything[row : row + 1] if pairwise else everything
+    found = self.scored(images, tokens, wanted, legacy_cls, batch_size, urls)
+    fields = (np.stack(field) for field in zip(*found, strict=True))
+    return Match(*(field[:, 0] if pairwise else field for field in fields))
+
+  def scored(
+    self,
+    images: pictures.Picture | Iterable[pictures.Picture],
+    tokens: pairs.Texts,
+    wanted: Callable[[int], Int[np.ndarray, " n"]],
+    legacy_cls: bool = False,
+    batch_size: int = 8,
+    urls: bool = False,
+  ) -> Iterator[Match]:
+    """Picture by picture, with those texts that are wanted of its number."""
+    text_feat = self.text_feat(tokens, batch_size)
+    for embeds, feat, rows in self._encoded(images, batch_size, urls):
+      # The last batch is filled up with black pictures, which nothing looks at.
+      blank = [np.empty(0, int)] * (len(feat) - len(rows))
+      texts = [*map(wanted, rows), *blank]
+      logits = self._scorer.itm_logits(
+        self._params, embeds, tokens, texts, legacy_cls
+      )
+      for _, own, of, (no, yes) in zip(
+        rows, feat, texts, (logit.T for logit in logits), strict=False
+      ):
+        cosine = text_feat[of] @ own
+        yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
+
+  def embed_images(
+    self,
+    images: pictures.Picture | Iterable[pictures.Picture],
+    batch_size: int,
+    urls: bool,
+  ) -> Float[np.ndarray, "I C"]:
+    encoded = self._encoded(images, batch_size, urls)
+    return np.concatenate([feat[: len(rows)] for _, feat, rows in encoded])
+
+  def embed_texts(
+    self, texts: str | Sequence[str], batch_size: int
+  ) -> Float[np.ndarray, "M C"]:
+    return self.text_feat(self.tokens(texts), batch_size)
+
+  def features(
+    self,
+    images: pictures.Picture | Iterable[pictures.Picture] | None,
+    texts: str | Sequence[str] | None,
+    batch_size: int,
+    urls: bool,
+  ) -> Hidden:
+    tokens = None if texts is None else self.tokens(texts)
+    if images is None:
+      batches = self._text_batches(tokens, batch_size)
+    elif tokens is None:
+      batches = self._image_batches(images, batch_size, urls)
+    else:
+      images = _as_many(images, tokens)
+      batches = (
+        ({**image, **text}, number)
+        for (image, number), (text, _) in zip(
+          self._image_batches(images, batch_size, urls),
+          self._text_batches(tokens, batch_size),
+          strict=True,
+        )
+      )
+    states = []
+    for batch, number in batches:
+      with sharding.activate(self._mesh):
+        found = _hidden(self._module, self._params, batch)
+      states.append(sharding.own_rows(found)[:number])
+    states = np.concatenate(states)
+    if tokens is None:
+      return Hidden(states, np.ones(states.shape[:2], np.int32))
+    return Hidden(states, tokens.attention_mask)
+
+  def image_feat(
+    self, pixels: UInt8[np.ndarray, "I H W 3"]
+  ) -> Float[np.ndarray, "I C"]:
+    """Of pictures that are in the model's size already."""
+    batch = sharding.put_batch({"image": pixels}, self._mesh)
+    with sharding.activate(self._mesh):
+      _, feat = self._scorer.image_features(self._params, batch["image"])
+    return sharding.own_rows(feat)
+
+  def text_feat(
+    self, tokens: pairs.Texts, batch_size: int
+  ) -> Float[np.ndarray, "M C"]:
+    found = []
+    for batch, number in self._text_batches(tokens, batch_size):
+      with sharding.activate(self._mesh):
+        feat = self._scorer.text_feat(self._params, *base.text(batch))
+      found.append(sharding.own_rows(feat)[:number])
+    return np.concatenate(found)
+
+  def _encoded(
+    self, images, batch_size: int, urls: bool
+  ) -> Iterator[tuple[Float[Array, "I N D"], Float[np.ndarray, "I C"], range]]:
+    """Tokens and unit vectors of a batch, and which pictures it has."""
+    start = 0
+    for batch, number in self._image_batches(images, batch_size, urls):
+      with sharding.activate(self._mesh):
+        embeds, feat = self._scorer.image_features(self._params, batch["image"])
+      yield embeds, sharding.own_rows(feat), range(start, start + number)
+      start += number
+
+  def _image_batches(self, images, batch_size: int, urls: bool):
+    batch_size = sharding.whole_batch(batch_size, self._mesh)
+    number = 0
+    for pixels, number in pictures.batches(
+      images, self._image, batch_size, urls
+    ):
+      yield sharding.put_batch({"image": pixels}, self._mesh), number
+    if not number:
+      raise ValueError("images: there are none")
+
+  def _text_batches(self, tokens: pairs.Texts, batch_size: int):
+    batch_size = sharding.whole_batch(batch_size, self._mesh)
+    number, length = tokens.input_ids.shape
+    for start in range(0, number, batch_size):
+      # The last batch is filled up with the last text.
+      rows = np.minimum(np.arange(start, start + batch_size), number - 1)
+      batch = sharding.put_batch(tokens.rows(rows, length), self._mesh)
+      yield batch, min(batch_size, number - start)
+
+  def tokens(
+    self, texts: str | Sequence[str], as_they_are: bool = False
+  ) -> pairs.Texts:
+    """Raises `ValueError` for no texts, and for one without words."""
+    if self._tokenizer is None:
+      raise ValueError(
+        "this model has no vocabulary, so it cannot read; load it with "
+        "tokenizer=, a folder with its vocab.txt"
+      )
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+      raise ValueError("texts: there are none")
+    cleaned = []
+    for number, text in enumerate(texts):
+      try:
+        clean = transforms.clean_text(text)
+      except transforms.BadSample as error:
+        raise ValueError(f"text {number}: {error}") from error
+      cleaned.append(
+        text if as_they_are else transforms.pre_caption(clean, MAX_WORDS)
+      )
+    room = min(MAX_TOKENS, self._module.config.med.max_positions)
+    return pairs.trimmed(pairs.Texts(*self._tokenizer.encode(cleaned, room)))
+
+
+def _as_many(images, tokens: pairs.Texts) -> list[pictures.Picture]:
+  """The pictures, of which there must be one for each text."""
+  images, number = list(pictures.one_or_many(images)), len(tokens.input_ids)
+  if len(images) != number:
+    raise ValueError(
+      f"pairs: expected as many pictures as texts, found {len(images)} and "
+      f"{number}"
+    )
+  return images
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(module: nn.Module, params: med.Params, batch: base.Batch):
+  """Hidden states of a batch's pictures, of its texts, or of both together."""
+  apply = functools.partial(module.apply, {"params": params})
+  if "image" not in batch:
+    states = apply(*base.text(batch), method="encode_text")
+  else:
+    states = apply(base.pixels(batch), method="encode_image")
+    if "input_ids" in batch:
+      image_kv = apply(states, method="project_image")
+      states = apply(*base.text(batch), image_kv, method="fuse")
+  return nn.with_logical_constraint(states, ("batch", None, None))

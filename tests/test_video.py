@@ -1,0 +1,136 @@
+"""Videos, from their frames to recall."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+from test_train import ROOT, load_config, quick_to_compile, shrink  # noqa: F401
+
+from blip_jax import evaluate, train
+from blip_jax.data import transforms, video
+from blip_jax.evaluators.scores import recall
+
+
+def write(path, frames, codec="libx264rgb"):
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream(codec, rate=10)
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "rgb24"
+    stream.options = {"crf": "0"}
+    for frame in frames:
+      frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def clip(number, height=32, width=48):
+  """Frame i is i grey."""
+  grey = np.arange(number, dtype=np.uint8)
+  return np.broadcast_to(
+    grey[:, None, None, None], (number, height, width, 3)
+  ).copy()
+
+
+def test_frames_are_those_of_the_original():
+  """floor(arange(0, n, n / 8)), by hand."""
+  numbers = lambda n: video.frame_numbers(n, 8).tolist()
+  assert numbers(8) == [0, 1, 2, 3, 4, 5, 6, 7]
+  assert numbers(20) == [0, 2, 5, 7, 10, 12, 15, 17]
+  assert numbers(301) == [0, 37, 75, 112, 150, 188, 225, 263]
+
+
+@pytest.mark.parametrize("number", [8, 20, 101])
+def test_the_right_frames_are_decoded(tmp_path, number):
+  write(tmp_path / "a.mkv", clip(number))
+  found = video.read(tmp_path / "a.mkv", 8, (16, 24))
+  assert found.shape == (8, 16, 24, 3) and found.dtype == np.uint8
+  expected = video.frame_numbers(number, 8)
+  np.testing.assert_array_equal(found[:, 0, 0, 0], expected)
+  assert (found == found[:, :1, :1]).all()
+
+
+def test_a_name_without_an_ending_is_an_mp4(tmp_path):
+  write(tmp_path / "video7010.mp4", clip(9))
+  example = video.VideoExample(transforms.EvalImage(16), num_frames=4)
+  record = {"image": str(tmp_path / "video7010"), "id": "a"}
+  found = example(record, np.random.default_rng(0))["image"]
+  np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 2, 4, 6])
+
+
+def test_videos_that_cannot_be_used_say_why(tmp_path):
+  write(tmp_path / "short.mkv", clip(7))
+  (tmp_path / "text.mp4").write_text("no video at all")
+  whole = (tmp_path / "short.mkv").read_bytes()
+  (tmp_path / "empty.avi").touch()
+  (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 4])
+  for name, reason in (
+    ("short.mkv", "too_few_frames.*7 frames, of which 8 are wanted"),
+    ("text.mp4", "broken_video"),
+    ("empty.avi", "broken_video"),
+    ("cut.mkv", "too_few_frames|broken_video"),
+    ("nowhere", r"missing.*nowhere\.mp4"),
+  ):
+    with pytest.raises(transforms.BadSample, match=reason):
+      video.read(tmp_path / name, 8, (16, 16))
+
+
+def test_both_names_of_a_direction():
+  """Three videos; the text of the second ranks it last, that of the third
+  with another at a tie."""
+  sim_t2v = np.array([[3, 1, 2], [3, 1, 2], [0, 1, 1]], np.float32)
+  found = recall.video_recall(sim_t2v.T, sim_t2v, np.arange(3))
+  assert found["vid_r1"] == found["t2v_r1"] == pytest.approx(50)
+  assert found["txt_r1"] == found["v2t_r1"]
+  # Ranks 1, 3 and 1.5.
+  assert found["vid_mdR"] == found["t2v_mdR"] == 1.5
+  plain = recall.recall(sim_t2v.T, sim_t2v, np.arange(3))
+  assert found["vid_r_mean"] == plain["img_r_mean"]
+  assert found["r_mean"] == plain["r_mean"]
+  assert not any(name.startswith("img") for name in found)
+
+
+def shrunk(tmp_path, rows, root):
+  """MSR-VTT's recipe on other clips, and weights of two steps."""
+  weights = tmp_path / "weights"
+  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config.evals.scenes_val.source = ""
+  train.train(config, str(weights))
+  (tmp_path / "clips.json").write_text(json.dumps(rows))
+  config = shrink(load_config(ROOT / "configs" / "retrieval_msrvtt.py"))
+  config.init.weights = str(weights)
+  config.evals.test.source = f"{tmp_path}/clips.json?image=video"
+  config.evals.test.image_root = str(root)
+  config.evals.test.num_frames = 4
+  return config
+
+
+def test_the_recipe_ranks_clips(tmp_path):
+  rng = np.random.default_rng(0)
+  rows = []
+  for number in range(5):
+    frames = rng.integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
+    write(tmp_path / f"{number}.mkv", frames)
+    caption = f"{number} noisy pictures"
+    rows.append({"video": f"{number}.mkv", "caption": caption})
+  (tmp_path / "bad.mkv").write_text("no video")
+  rows.insert(2, {"video": "bad.mkv", "caption": "nothing"})
+  config = shrunk(tmp_path, rows, tmp_path)
+  config.data.max_bad_fraction = 0.5
+  results = evaluate.evaluate(config, str(tmp_path / "out"))
+  names = {"t2v_r1", "v2t_r1", "vid_r1", "txt_r1", "vid_mdR", "r_mean"}
+  names |= {f"itc_{name}" for name in names}
+  assert {f"test/{name}" for name in names} <= results.keys()
+  assert results["test/t2v_r10"] == 100 and results["test/t2v_mdR"] <= 5
+  (line,) = (tmp_path / "out/bad_samples.jsonl").read_text().splitlines()
+  assert json.loads(line)["reason"] == "broken_video"
+
+
+def test_real_clips(tmp_path, shared_dir):
+  root = shared_dir / "data" / "videos_small"
+  rows = json.loads((root / "captions.json").read_text())
+  results = evaluate.evaluate(
+    shrunk(tmp_path, rows, root), str(tmp_path / "out")
+  )
+  assert results["test/t2v_r10"] == results["test/v2t_r10"] == 100
+  assert not (tmp_path / "out/bad_samples.jsonl").exists()

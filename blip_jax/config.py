@@ -70,6 +70,8 @@ def retrieval() -> ConfigDict:
     # the same data shard.
     negatives="global",
   )
+  # As in the original, whose queue starts with pre-training's features.
+  config.init.momentum = True
   config.model.image_size = 384
   config.data.min_scale = 0.5
   config.data.max_length = 35
@@ -213,6 +215,7 @@ def _common(task: str) -> ConfigDict:
       init=dict(
         restore="",  # a workdir whose whole state to start from
         weights="",  # parameters to start from; what blip_jax.load takes
+        momentum=False,  # whether to take their twin and queues along
         allow_missing=(),  # patterns of parameters that stay fresh
         allow_unexpected=(),  # patterns of parameters that are dropped
       ),

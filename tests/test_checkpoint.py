@@ -54,7 +54,9 @@ class Momentum:
 class Run:
   """What `train.py` gives a checkpoint, on a toy model."""
 
-  def __init__(self, sizes=(2, 2, 2), width=8, heads=("itm_head",), seed=0):
+  def __init__(
+    self, sizes=(2, 2, 2), width=8, heads=("itm_head",), seed=0, queue=6
+  ):
     names = dict(zip(sharding.AXES, sizes, strict=True))
     self.mesh = sharding.make_mesh(names, jax.devices()[: np.prod(sizes)])
     self.tx = optax.adamw(1e-3)
@@ -69,7 +71,7 @@ class Run:
             "kernel": jax.random.normal(key, (width, 4)),
             "bias": jnp.ones(4),
           }
-      return params, Momentum(params, jnp.ones((6, 4)), jnp.int32(5))
+      return params, Momentum(params, jnp.ones((queue, 4)), jnp.int32(5))
 
     self.init_fn = init_fn
     self.abstract = train_state.abstract(init_fn, self.tx, self.mesh)
@@ -79,7 +81,7 @@ class Run:
 
   def start(self, workdir, loader=None, **init):
     """Starts in a workdir as `config.init` says."""
-    unset = {"restore": "", "weights": ""}
+    unset = {"restore": "", "weights": "", "momentum": False}
     unset |= {"allow_missing": (), "allow_unexpected": ()}
     store = checkpoint.Checkpoints(workdir, every_steps=1)
     try:
@@ -271,6 +273,26 @@ def test_weights_name_what_is_missing_and_unexpected(tmp_path):
   theirs = snapshot.load_on_mesh(snapshot.find(weights), "params", run.mesh)
   assert_same(state.params["text_proj"], theirs["text_proj"])
   assert_same(state.momentum.params_m, state.params)
+
+
+def test_twin_and_queues_come_along_when_asked(tmp_path):
+  """Queues of another size stay fresh, and their pointer with them."""
+  state = scrambled(Run().make())
+  Run().save(tmp_path / "from", 1, state)
+  start = lambda run, name, **init: run.start(
+    tmp_path / name, weights=str(tmp_path / "from"), **init
+  )[0]
+  for sizes in ((2, 2, 2), (1, 8, 1)):
+    found = start(Run(sizes), f"to{sizes[0]}", momentum=True)
+    assert_same(found.momentum, state.momentum)
+    assert_same(found.params, state.params)
+    assert int(found.step) == 0
+  fresh = start(Run(), "unasked").momentum
+  assert_same(fresh.params_m, state.params)
+  assert int(fresh.queue_ptr) == 5 and (fresh.text_queue == 1).all()
+  longer = start(Run(queue=8), "longer", momentum=True).momentum
+  assert_same(longer.params_m, state.momentum.params_m)
+  assert int(longer.queue_ptr) == 5 and (longer.text_queue == 1).all()
 
 
 def test_weights_of_another_shape_are_refused_even_if_allowed(tmp_path):

@@ -26,6 +26,7 @@ from blip_jax.convert import (
 from blip_jax.models import card as card_lib
 from blip_jax.models import families, vit
 from blip_jax.runtime import sharding, snapshot
+from blip_jax.tasks.momentum import NO_IMAGE
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = golden_case.GOLDEN
@@ -451,6 +452,28 @@ def test_a_run_starts_from_any_weights():
   )
   assert loaded["visual_encoder/pos_embed"].shape == (1, 37, 48)
   assert "4 x 4 to 6 x 6" in str(found)
+
+
+def test_retrieval_starts_with_the_twin_and_queues_of_pretraining():
+  """At another size of pictures; nobody knows whose the features are."""
+  opened = source.open_checkpoint(golden("blip_pretrain"), **LIKE)
+  vit = dataclasses.replace(opened.card.config.vit, image_size=(48, 48))
+  config = dataclasses.replace(opened.card.config, vit=vit)
+  card = card_lib.Card("retrieval", config)
+  twin = source.open_weights(str(golden("blip_pretrain")), card).momentum
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
+  shapes = sharding.abstract_state(snapshot.nested(twin.stored), mesh)
+  found = twin.load(snapshot.by_path(shapes))
+  theirs = golden_case.state_dict("blip_pretrain")
+  np.testing.assert_array_equal(found["image_queue"], theirs["image_queue"].T)
+  assert (np.asarray(found["idx_queue"]) == NO_IMAGE).all()
+  assert found["params_m/visual_encoder/pos_embed"].shape == (1, 37, 48)
+  np.testing.assert_array_equal(
+    found["params_m/text_proj/bias"], theirs["text_proj_m.bias"]
+  )
+  captioner = dataclasses.replace(card, family="caption")
+  opened = source.open_weights(str(golden("blip_pretrain")), captioner)
+  assert opened.momentum is None
 
 
 def test_a_leaf_reads_only_its_shard(monkeypatch):

@@ -116,3 +116,26 @@ def test_two_processes_caption_a_folder(tmp_path):
   assert not list(tmp_path.glob("two.part*"))
   told = [line.split() for line in printed.splitlines()]
   assert ["images", "7"] in told and ["unreadable", "1"] in told
+
+
+@pytest.mark.slow
+def test_two_processes_rank_the_same(tmp_path):
+  """Each scores its own pictures, and both know of all."""
+  trained, one, two = tmp_path / "trained", tmp_path / "one", tmp_path / "two"
+  finish([start("quickstart", trained, 2, *FLAGS)])
+  flags = (
+    "--config.job=evaluate",
+    f"--config.init.weights={trained}",
+    "--config.model.image_size=16",
+    "--config.evals.batch_size=4",
+    # No multiple of the batch: the last one is filled up.
+    "--config.evals.scenes_val.source=scenes:val?num=21",
+    "--config.evals.scenes_val.k_test=5",
+  )
+  finish([start("quickstart", one, 1, *flags)])
+  finish(start_two("quickstart", two, *flags))
+  alone, together = (
+    json.loads((workdir / "results.json").read_text()) for workdir in (one, two)
+  )
+  assert "scenes_val/itc_r_mean" in alone
+  assert together == pytest.approx(alone)

@@ -32,9 +32,11 @@ TOLD = (
   f"--tokenizer={GOLDEN}/tokenizer/tiny",
 )
 
-RELEASED = "model_base_caption_capfilt_large"
-# Stands for the released captioner, which nothing here can fetch.
-CAPTIONER = "released"
+# Stand for released models, which nothing here can fetch.
+STAND_INS = {
+  "model_base_caption_capfilt_large": "released",
+  "model_base_retrieval_coco": "runs/quickstart",
+}
 
 # Added to every training run, so that it takes seconds.
 SHRINK = (
@@ -60,7 +62,7 @@ def user_dir(tmp_path_factory):
     model_config=GOLDEN / "configs" / "med_config.json",
     tokenizer=GOLDEN / "tokenizer" / "tiny",
   )
-  export.write(opened, folder / CAPTIONER, "orbax")
+  export.write(opened, folder / "released", "orbax")
   pictures, shards = folder / "pictures", folder / "shards"
   described = folder / "described"
   for path in (pictures, shards, described):
@@ -99,13 +101,18 @@ def test_commands(command, user_dir):
   words = shlex.split(command.split("&&")[-1])
   assert words[0] == "python"
   words[0] = sys.executable
-  words = [
-    word.replace(f"model={RELEASED}", f"model={CAPTIONER}") for word in words
-  ]
-  if "blip_jax.main" in words and "caption_images.py" not in command:
+  for name, stand_in in STAND_INS.items():
+    words = [
+      word.replace(f"--config.model={name}", f"--config.model={stand_in}")
+      for word in words
+    ]
+  trains = "caption_images.py" not in command and "search.py" not in command
+  if "blip_jax.main" in words and trains:
     words += SHRINK
-    if "caption_" not in command:
-      words.append("--config.pretrain.queue_size=16")
+    task = re.search("pretrain|quickstart|caption|retrieval", command)[0]
+    task = "pretrain" if task == "quickstart" else task
+    if task != "caption":
+      words.append(f"--config.{task}.queue_size=16")
   if "model_base_caption_capfilt_large.pth" in words:
     words += TOLD
   done = subprocess.run(
@@ -132,10 +139,18 @@ def test_commands(command, user_dir):
 
 def test_python(user_dir):
   """After the commands, for it looks at a run of theirs."""
-  captions, weights = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-  told = run_python(captions.replace(RELEASED, CAPTIONER), user_dir)
+  blocks = README
+  for name, stand_in in STAND_INS.items():
+    blocks = blocks.replace(f'load("{name}")', f'load("{stand_in}")')
+  captions, matches, weights = re.findall(
+    r"```python\n(.*?)```", blocks, re.DOTALL
+  )
+  told = run_python(captions, user_dir)
   assert len(re.findall(r"\(log-probability -", told)) == 2
   assert len(told.splitlines()) == 2 + 5
+  told = run_python(matches, user_dir)
+  assert re.search(r"^belong together \[\[0\.\d+ ", told)
+  assert "]] rank by [[" in told
   told = run_python(weights, user_dir)
   assert re.search(r"cosine \[\[.*\]\] no match, match", told)
 
@@ -152,7 +167,8 @@ def run_python(block, user_dir):
 
 
 def test_every_config_is_in_the_table():
-  listed = set(re.findall(r"^\| `(\w+\.py)`", README, re.MULTILINE))
+  table = README.split("| config | what |")[1].split("\n\n")[0]
+  listed = set(re.findall(r"`(\w+\.py)`", table))
   assert listed == {path.name for path in (ROOT / "configs").glob("*.py")}
 
 

@@ -297,3 +297,20 @@ def test_tfds_says_which_features_there_are(builder_dir):
     sources.Tfds(builder_dir, "train", caption="title")
   with pytest.raises(ValueError, match="train"):
     sources.Tfds(builder_dir, "nope")
+
+
+def test_captions_of_a_picture_share_a_number():
+  """By the annotation's name of it, its path or its content."""
+  number = sources.image_number
+  pixels = np.zeros((2, 2, 3), np.uint8)
+  pictures = (
+    [{"image": "a.jpg", "image_id": "7"}, {"image": "b.jpg", "image_id": 7}],
+    [{"image": "a.jpg"}, {"image": "a.jpg", "id": "other"}],
+    [{"image": b"encoded"}, {"image": b"encoded"}],
+    [{"image": pixels}, {"image": pixels.copy()}],
+    [{"image": "c.jpg"}, {"image": "c.jpg"}],
+  )
+  numbers = [{number(record) for record in own} for own in pictures]
+  assert [len(own) for own in numbers] == [1] * len(pictures)
+  assert len(set.union(*numbers)) == len(pictures)
+  assert all(0 <= n < 2**31 for n in set.union(*numbers))

@@ -54,10 +54,12 @@ class Checkpoint:
   @property
   def stored(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the parameters."""
-    return {
-      path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-      for path, leaf in self.item("params").items()
-    }
+    return _shapes(self.item("params"))
+
+  @property
+  def momentum(self) -> "Twin | None":
+    """Its twin and queues, if it has any."""
+    return Twin(self) if self.item("momentum") else None
 
   def item(self, name: str) -> weights.Leaves:
     """The leaves of `params` or `momentum`, by their paths in it."""
@@ -86,15 +88,32 @@ class Checkpoint:
       return None
     if self.folder is not None:
       return snapshot.load_on_mesh(self.folder, item, mesh)
-    shapes = {
-      path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-      for path, leaf in leaves.items()
-    }
-    wanted = sharding.abstract_state(snapshot.nested(shapes), mesh)
+    wanted = sharding.abstract_state(snapshot.nested(_shapes(leaves)), mesh)
     return snapshot.nested(self.load(snapshot.by_path(wanted), item))
 
   def __str__(self) -> str:
     return f"{self.card.source}\n{self.report}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+  """What a checkpoint has beside its parameters, to be loaded as they are."""
+
+  checkpoint: Checkpoint
+
+  @property
+  def stored(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return _shapes(self.checkpoint.item("momentum"))
+
+  def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    return self.checkpoint.load(wanted, "momentum")
+
+
+def _shapes(leaves: weights.Leaves) -> dict[str, jax.ShapeDtypeStruct]:
+  return {
+    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    for path, leaf in leaves.items()
+  }
 
 
 def put(leaf: weights.Leaf, where: jax.sharding.Sharding) -> jax.Array:
@@ -183,7 +202,6 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
     card.family,
     card.config,
     opened.report,
-    keep_momentum=False,
   )
   source = opened.card.source or str(path)
   card = dataclasses.replace(card, source=source)

@@ -150,25 +150,13 @@ def image_bytes(
   size = np.dtype(vit.dtype).itemsize
   tokens = num_frames * vit.num_tokens
   kept = tokens * size * (vit.width + 2 * text.depth * text.width)
-  # Hidden layers and float32 attention weights, each twice: an operation's
-  # input and its output.
-  encoding = (
-    tokens
-    * 2
-    * (
-      size * (vit.mlp_dim + 4 * vit.width) + 4 * vit.num_heads * vit.num_tokens
-    )
-  )
-  looking = (
-    TEXTS_AT_ONCE
-    * length
-    * 2
-    * (
-      size * (text.mlp_dim + 4 * text.width)
-      + 4 * text.num_heads * (tokens + length)
-    )
-  )
-  return kept + max(encoding, looking)
+  # Of a token, hidden layers, and attention weights in float32.
+  hidden = lambda tower: size * (tower.mlp_dim + 4 * tower.width)
+  weights = lambda tower, keys: 4 * tower.num_heads * keys
+  encoding = tokens * (hidden(vit) + weights(vit, vit.num_tokens))
+  looking = TEXTS_AT_ONCE * length * (hidden(text) + weights(text, tokens))
+  # Twice: an operation's input, and its output.
+  return kept + 2 * max(encoding, looking)
 
 
 def block_size(

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import snapshot, train_state
+from blip_jax.runtime import sharding, snapshot, train_state
 
 
 @typing.runtime_checkable
@@ -119,16 +119,22 @@ class Checkpoints:
 
 
 @typing.runtime_checkable
-class Weights(typing.Protocol):
-  """Parameters by path, of which some may be wanted.
-
-  `str` of it says for the log where they are from.
-  """
+class Item(typing.Protocol):
+  """Arrays by path, of which some may be wanted."""
 
   stored: Mapping[str, jax.ShapeDtypeStruct]
 
   def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The arrays of some paths, with the shardings that are asked for."""
+
+
+class Weights(Item, typing.Protocol):
+  """Parameters, and twin and queues if they have any.
+
+  `str` of it says for the log where they are from.
+  """
+
+  momentum: Item | None
 
 
 def initialise(
@@ -148,13 +154,14 @@ def initialise(
      checkpoints): take its whole state, step and data position included.
   3. INIT FROM. `config.weights` names weights: take the parameters only,
      at step 0, with a new optimiser and a momentum twin that starts equal to
-     them. Names must agree both ways, but for `config.allow_missing` (ours that
-     stay fresh) and `config.allow_unexpected` (theirs that are dropped), which
-     are regular expressions for whole paths.
+     them; with `config.momentum`, twin and queues of the weights, where they
+     have any. Names must agree both ways, but for `config.allow_missing` (ours
+     that stay fresh) and `config.allow_unexpected` (theirs that are dropped),
+     which are regular expressions for whole paths.
   4. SCRATCH.
 
   Args:
-    config: `config.init`, with the four keys above; empty means unset.
+    config: `config.init`, with the five keys above; empty means unset.
     open_weights: finds what `config.weights` names.
     checkpoints: of this workdir.
     abstract: shapes and shardings of the state, from `train_state.abstract`.
@@ -184,7 +191,11 @@ def initialise(
     except ValueError as error:
       raise ValueError(f"config.init.weights: {error}") from error
     params, report = load_weights(config, weights, abstract, make_state)
-    return make_state(params), f"weights of {weights}\n{report}".rstrip()
+    state = make_state(params)
+    if config.momentum and state.momentum is not None and weights.momentum:
+      momentum = load_momentum(weights.momentum, abstract, state)
+      state = state.replace(momentum=momentum)
+    return state, f"weights of {weights}\n{report}".rstrip()
   return make_state(None), "from scratch"
 
 
@@ -285,6 +296,24 @@ def load_weights(
     params = {**snapshot.by_path(make_state(None).params), **params}
   report = "\n".join(snapshot.differences(theirs, ours))
   return snapshot.nested(params), report
+
+
+def load_momentum(
+  theirs: Item, abstract: train_state.TrainState, state: train_state.TrainState
+) -> Any:
+  """A twin with its queues, which stay fresh if theirs are of another size."""
+  ours = snapshot.by_path(abstract.momentum)
+  same = {
+    path
+    for path, leaf in ours.items()
+    if path in theirs.stored and theirs.stored[path].shape == leaf.shape
+  }
+  queues = {path for path in ours if not path.startswith("params_m/")}
+  wanted = same if queues <= same else same - queues
+  loaded = theirs.load({path: ours[path] for path in sorted(wanted)})
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: loaded.get(sharding.path_str(path), leaf), state.momentum
+  )
 
 
 def _without(

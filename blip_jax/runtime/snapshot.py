@@ -183,6 +183,12 @@ class Arrays:
     self._item = item
     self.stored = by_path(stored(folder, item))
 
+  @property
+  def momentum(self) -> "Arrays | None":
+    """Twin and queues that lie beside these parameters."""
+    beside = (self._folder / "momentum").exists()
+    return Arrays(self._folder, "momentum") if beside else None
+
   def load(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of some paths: with the shardings that are asked for, or in
     host memory where an array of NumPy's asks."""

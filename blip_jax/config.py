@@ -150,6 +150,7 @@ def search() -> ConfigDict:
       batch_size=32,  # pictures at a time, of all devices together
       mesh=dict(data=-1, fsdp=1, tensor=1),
       num_threads=8,
+      num_frames=0,  # of videos, which the gallery then has; 0: of pictures
       top=10,  # pictures found for each query
       rerank=64,  # so many, the nearest to a text, are ranked anew by ITM
       faiss="",  # unset: compares with every picture; else FAISS's factory

@@ -7,6 +7,7 @@ which is written last.
 """
 
 import collections
+import functools
 import io
 import json
 import os
@@ -116,15 +117,25 @@ def build(
   source: Any,
   batch_size: int,
   num_threads: int = 8,
+  num_frames: int = 0,
 ) -> Index:
-  """The index of a source's pictures; what is there of it already stays.
+  """The index of a source's pictures, or of its videos if frames are to be
+  taken of them; what is there of it already stays.
 
   Raises:
     ValueError: the folder has the index of other weights or pictures, none of
       the pictures can be read, or two have the same id.
   """
   folder = pathlib.Path(folder)
-  _check(folder, model, source)
+  _check(folder, model, source, num_frames)
+  embed = functools.partial(
+    _embed,
+    model=model,
+    source=source,
+    batch_size=batch_size,
+    num_threads=num_threads,
+    num_frames=num_frames,
+  )
   starts = range(0, len(source), PART)
   todo = [start for start in starts if not _part(folder, start).exists()]
   done = sum(min(PART, len(source) - s) for s in starts if s not in todo)
@@ -133,7 +144,7 @@ def build(
   ) as bar:
     for start in todo:
       rows = np.arange(start, min(start + PART, len(source)))
-      _embed(_part(folder, start), model, source, rows, batch_size, num_threads)
+      embed(_part(folder, start), rows)
       bar.update(len(rows))
   index = Index(folder)
   if not index.ids:
@@ -143,11 +154,14 @@ def build(
   return index
 
 
-def _check(folder: pathlib.Path, model: inference.Model, source: Any) -> None:
+def _check(
+  folder: pathlib.Path, model: inference.Model, source: Any, num_frames: int
+) -> None:
   """Begins an index, or refuses one that something else has made."""
   made_by = {
     "weights": snapshot.digest(model.params),
     "image_size": list(model.card.config.vit.image_size),
+    "num_frames": num_frames,
     "pictures": len(source),
     "first": sources.row_id(source, 0),
     "last": sources.row_id(source, len(source) - 1),
@@ -168,15 +182,25 @@ def _check(folder: pathlib.Path, model: inference.Model, source: Any) -> None:
     )
 
 
-def _embed(part, model, source, rows, batch_size, num_threads) -> None:
+def _embed(
+  part, rows, model, source, batch_size, num_threads, num_frames
+) -> None:
   """Writes a part: the vectors, then what they are of."""
+  example = base.ImageExample(model.image)
+  shape = model.card.config.vit.image_size
+  if num_frames:
+    # Needs an extra of the package.
+    from blip_jax.data import video
+
+    example = video.VideoExample(model.image, num_frames)
+    shape = num_frames, *shape
   loaded = loader.eval_loader(
     sources.Rows(source, rows),
-    base.ImageExample(model.image),
+    example,
     sharding.whole_batch(batch_size, model.mesh),
     num_threads=num_threads,
     bad_samples=(bad := rejects.Reasons()),
-    blank={"image": np.zeros((*model.card.config.vit.image_size, 3), np.uint8)},
+    blank={"image": np.zeros((*shape, 3), np.uint8)},
   )
   vectors, valid, ids = [], [], []
   for arrays, own in loaded:

@@ -98,7 +98,7 @@ class Model:
         array [H, W, 3], or an image of PIL's.
       prompt: what the captions go on from; the model's own by default.
       batch_size: pictures at a time. The last batch is filled up, so that
-        nothing is compiled twice.
+        nothing is compiled twice; a few pictures are a smaller one.
       seed: of what is sampled. A sample depends on the seed and on its
         picture, not on the pictures beside it.
       urls: whether a picture may be an http(s) URL, which is then fetched.
@@ -117,10 +117,8 @@ class Model:
     """
     write = self.captioner(prompt, **options)
     captions = []
-    batch_size = sharding.whole_batch(batch_size, self.mesh)
-    for pixels, number in pictures.batches(
-      images, self.image, batch_size, urls
-    ):
+    read = pictures.Reader(self.image, urls)
+    for pixels, number in pictures.batches(images, read, batch_size, self.mesh):
       captions += write(pixels, seed)[:number]
     return captions
 
@@ -182,6 +180,7 @@ class Model:
     legacy_cls: bool = False,
     batch_size: int = 8,
     urls: bool = False,
+    num_frames: int = 0,
   ) -> matching.Match:
     """Says how well pictures and texts go together.
 
@@ -197,14 +196,17 @@ class Model:
       batch_size: pictures at a time. Each is encoded and projected once,
         however many texts look at it.
       urls: as for `caption`.
+      num_frames: taken of each video, whose path an image then is (section
+        5.6; the original takes 8); 0: they are pictures.
 
     Raises:
       ValueError: the model does not match, there is nothing to compare, a text
         has no words, pairs are of unequal length, or a picture cannot be read.
     """
     self._needs("itm_head", "match pictures with texts")
+    read = pictures.Reader(self.image, urls, num_frames)
     return self.matcher.match(
-      images, texts, pairwise, legacy_cls, batch_size, urls
+      images, texts, read, pairwise, legacy_cls, batch_size
     )
 
   def embed_images(
@@ -213,15 +215,17 @@ class Model:
     *,
     batch_size: int = 8,
     urls: bool = False,
+    num_frames: int = 0,
   ) -> Float[np.ndarray, "I C"]:
-    """Unit vectors in the space that pictures share with texts.
+    """Unit vectors in the space that pictures, or videos, share with texts.
 
     Raises:
       ValueError: the model has no such space, there are no pictures, or one
         cannot be read.
     """
     self._needs("vision_proj", "embed pictures where texts are")
-    return self.matcher.embed_images(images, batch_size, urls)
+    read = pictures.Reader(self.image, urls, num_frames)
+    return self.matcher.embed_images(images, read, batch_size)
 
   def embed_texts(
     self, texts: str | Sequence[str], *, batch_size: int = 64
@@ -258,7 +262,8 @@ class Model:
       raise ValueError("features: give images=, texts= or both")
     if texts is not None:
       self._needs("text_encoder", "read texts")
-    return self.matcher.features(images, texts, batch_size, urls)
+    read = pictures.Reader(self.image, urls)
+    return self.matcher.features(images, texts, read, batch_size)
 
   def _needs(self, part: str, what: str) -> None:
     if part not in self.params:
@@ -271,9 +276,7 @@ class Model:
   @functools.cached_property
   def matcher(self) -> matching.Matcher:
     """For whoever has texts in tokens, or chooses the pairs to look at."""
-    return matching.Matcher(
-      self.module, self.params, self.tokenizer, self.image, self.mesh
-    )
+    return matching.Matcher(self.module, self.params, self.tokenizer, self.mesh)
 
   @functools.cached_property
   def image(self) -> transforms.EvalImage:

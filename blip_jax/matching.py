@@ -62,13 +62,11 @@ class Matcher:
     module: nn.Module,
     params: med.Params,
     tokenizer: tokenizer_lib.Tokenizer | None,
-    image: transforms.EvalImage,
     mesh: jax.sharding.Mesh,
   ):
     self._module = module
     self._params = params
     self._tokenizer = tokenizer
-    self._image = image
     self._mesh = mesh
     self._scorer = pairs.Scorer(align.predict_fns(module), mesh)
 
@@ -76,17 +74,17 @@ class Matcher:
     self,
     images: pictures.Picture | Iterable[pictures.Picture],
     texts: str | Sequence[str],
+    read: pictures.Reader,
     pairwise: bool,
     legacy_cls: bool,
     batch_size: int,
-    urls: bool,
   ) -> Match:
     tokens = self.tokens(texts, as_they_are=legacy_cls)
     if pairwise:
       images = _as_many(images, tokens)
     everything = np.arange(len(tokens.input_ids))
     wanted = lambda row: everything[row : row + 1] if pairwise else everything
-    found = self.scored(images, tokens, wanted, legacy_cls, batch_size, urls)
+    found = self.scored(images, tokens, wanted, read, legacy_cls, batch_size)
     fields = (np.stack(field) for field in zip(*found, strict=True))
     return Match(*(field[:, 0] if pairwise else field for field in fields))
 
@@ -95,13 +93,13 @@ class Matcher:
     images: pictures.Picture | Iterable[pictures.Picture],
     tokens: pairs.Texts,
     wanted: Callable[[int], Int[np.ndarray, " n"]],
+    read: pictures.Reader,
     legacy_cls: bool = False,
     batch_size: int = 8,
-    urls: bool = False,
   ) -> Iterator[Match]:
     """Picture by picture, with those texts that are wanted of its number."""
     text_feat = self.text_feat(tokens, batch_size)
-    for embeds, feat, rows in self._encoded(images, batch_size, urls):
+    for embeds, feat, rows in self._encoded(images, read, batch_size):
       # The last batch is filled up with black pictures, which nothing looks at.
       blank = [np.empty(0, int)] * (len(feat) - len(rows))
       texts = [*map(wanted, rows), *blank]
@@ -117,10 +115,10 @@ class Matcher:
   def embed_images(
     self,
     images: pictures.Picture | Iterable[pictures.Picture],
+    read: pictures.Reader,
     batch_size: int,
-    urls: bool,
   ) -> Float[np.ndarray, "I C"]:
-    encoded = self._encoded(images, batch_size, urls)
+    encoded = self._encoded(images, read, batch_size)
     return np.concatenate([feat[: len(rows)] for _, feat, rows in encoded])
 
   def embed_texts(
@@ -132,24 +130,17 @@ class Matcher:
     self,
     images: pictures.Picture | Iterable[pictures.Picture] | None,
     texts: str | Sequence[str] | None,
+    read: pictures.Reader,
     batch_size: int,
-    urls: bool,
   ) -> Hidden:
     tokens = None if texts is None else self.tokens(texts)
     if images is None:
       batches = self._text_batches(tokens, batch_size)
     elif tokens is None:
-      batches = self._image_batches(images, batch_size, urls)
+      batches = self._image_batches(images, read, batch_size)
     else:
       images = _as_many(images, tokens)
-      batches = (
-        ({**image, **text}, number)
-        for (image, number), (text, _) in zip(
-          self._image_batches(images, batch_size, urls),
-          self._text_batches(tokens, batch_size),
-          strict=True,
-        )
-      )
+      batches = self._pair_batches(images, tokens, read, batch_size)
     states = []
     for batch, number in batches:
       with sharding.activate(self._mesh):
@@ -161,9 +152,9 @@ class Matcher:
     return Hidden(states, tokens.attention_mask)
 
   def image_feat(
-    self, pixels: UInt8[np.ndarray, "I H W 3"]
+    self, pixels: UInt8[np.ndarray, "I ..."]
   ) -> Float[np.ndarray, "I C"]:
-    """Of pictures that are in the model's size already."""
+    """Of pictures or videos that are in the model's size already."""
     batch = sharding.put_batch({"image": pixels}, self._mesh)
     with sharding.activate(self._mesh):
       _, feat = self._scorer.image_features(self._params, batch["image"])
@@ -180,21 +171,20 @@ class Matcher:
     return np.concatenate(found)
 
   def _encoded(
-    self, images, batch_size: int, urls: bool
+    self, images, read: pictures.Reader, batch_size: int
   ) -> Iterator[tuple[Float[Array, "I N D"], Float[np.ndarray, "I C"], range]]:
     """Tokens and unit vectors of a batch, and which pictures it has."""
     start = 0
-    for batch, number in self._image_batches(images, batch_size, urls):
+    for batch, number in self._image_batches(images, read, batch_size):
       with sharding.activate(self._mesh):
         embeds, feat = self._scorer.image_features(self._params, batch["image"])
       yield embeds, sharding.own_rows(feat), range(start, start + number)
       start += number
 
-  def _image_batches(self, images, batch_size: int, urls: bool):
-    batch_size = sharding.whole_batch(batch_size, self._mesh)
+  def _image_batches(self, images, read: pictures.Reader, batch_size: int):
     number = 0
     for pixels, number in pictures.batches(
-      images, self._image, batch_size, urls
+      images, read, batch_size, self._mesh
     ):
       yield sharding.put_batch({"image": pixels}, self._mesh), number
     if not number:
@@ -202,12 +192,22 @@ class Matcher:
 
   def _text_batches(self, tokens: pairs.Texts, batch_size: int):
     batch_size = sharding.whole_batch(batch_size, self._mesh)
+    for start in range(0, len(tokens.input_ids), batch_size):
+      number = min(batch_size, len(tokens.input_ids) - start)
+      yield self._texts(tokens, start, batch_size), number
+
+  def _pair_batches(self, images, tokens, read, batch_size: int):
+    start = 0
+    for batch, number in self._image_batches(images, read, batch_size):
+      size = len(batch["image"]) // jax.process_count()
+      yield batch | self._texts(tokens, start, size), number
+      start += number
+
+  def _texts(self, tokens: pairs.Texts, start: int, size: int):
+    """So many texts; behind the last one it comes again."""
     number, length = tokens.input_ids.shape
-    for start in range(0, number, batch_size):
-      # The last batch is filled up with the last text.
-      rows = np.minimum(np.arange(start, start + batch_size), number - 1)
-      batch = sharding.put_batch(tokens.rows(rows, length), self._mesh)
-      yield batch, min(batch_size, number - start)
+    rows = np.minimum(np.arange(start, start + size), number - 1)
+    return sharding.put_batch(tokens.rows(rows, length), self._mesh)
 
   def tokens(
     self, texts: str | Sequence[str], as_they_are: bool = False

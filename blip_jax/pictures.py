@@ -1,23 +1,48 @@
 """Pictures as users have them: paths, URLs, bytes, arrays, PIL's."""
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import urllib.request
 from collections.abc import Iterable, Iterator
 
+import jax
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
 from blip_jax.data import datasets, transforms
-from blip_jax.runtime import ahead
+from blip_jax.runtime import ahead, sharding
 
 # A path, a URL, encoded bytes, uint8 pixels, or one of PIL's.
 Picture = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
 # Of a picture that a URL names.
 MAX_DOWNLOAD_BYTES = 64 << 20
 TIMEOUT_SECONDS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+  """From a picture, or a video's path, to pixels of one size.
+
+  Attributes:
+    size: brings a decoded picture to it.
+    urls: whether a picture may be an http(s) URL, which is then fetched.
+    num_frames: taken of each, which then is a video; 0: of pictures.
+  """
+
+  size: transforms.EvalImage
+  urls: bool = False
+  num_frames: int = 0
+
+  def __call__(self, picture: Picture) -> UInt8[np.ndarray, "..."]:
+    if self.num_frames:
+      # Needs an extra of the package.
+      from blip_jax.data import video
+
+      return video.read(picture, self.num_frames, self.size.size)
+    return self.size(open_picture(picture, self.urls))
 
 
 def one_or_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
@@ -27,31 +52,36 @@ def one_or_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
 
 def batches(
   images: Picture | Iterable[Picture],
-  size: transforms.EvalImage,
+  read: Reader,
   batch_size: int,
-  urls: bool = False,
-) -> Iterator[tuple[UInt8[np.ndarray, "I H W 3"], int]]:
-  """Pictures in one size, and how many of a batch they are; the rest of the
-  last is black, so that it needs no program of its own.
+  mesh: jax.sharding.Mesh,
+) -> Iterator[tuple[UInt8[np.ndarray, "I ..."], int]]:
+  """Pictures in one size, and how many of a batch they are; the others are
+  black, so that one program serves all batches. A few pictures, which are no
+  whole batch, are one of a power of two.
 
   Raises:
     ValueError: a picture cannot be read; says which.
   """
 
-  def read(item: tuple[int, Picture]):
+  def numbered(item: tuple[int, Picture]):
     number, picture = item
     try:
-      return size(open_picture(picture, urls))
+      return read(picture)
     except transforms.BadSample as error:
       raise ValueError(f"picture {number}: {error}") from error
 
-  numbered = enumerate(one_or_many(images))
+  size = sharding.whole_batch(batch_size, mesh)
   with contextlib.closing(
-    ahead.map_ahead(read, numbered, 2 * batch_size)
-  ) as pictures:
-    while batch := list(itertools.islice(pictures, batch_size)):
-      blank = [np.zeros_like(batch[0])] * (batch_size - len(batch))
+    ahead.map_ahead(numbered, enumerate(one_or_many(images)), 2 * size)
+  ) as found:
+    batch = list(itertools.islice(found, size))
+    power = 1 << max(len(batch) - 1, 0).bit_length()
+    size = min(size, sharding.whole_batch(power, mesh))
+    while batch:
+      blank = [np.zeros_like(batch[0])] * (size - len(batch))
       yield np.stack([*batch, *blank]), len(batch)
+      batch = list(itertools.islice(found, size))
 
 
 def open_picture(picture: Picture, urls: bool = False) -> transforms.Image:

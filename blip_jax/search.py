@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from blip_jax import index as index_lib
-from blip_jax import inference
-from blip_jax.data import datasets, folders, transforms
+from blip_jax import inference, pictures
+from blip_jax.data import datasets, folders
 from blip_jax.evaluators import contact_sheet
 from blip_jax.runtime import sharding, writers
 
@@ -50,7 +50,10 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
     raise ValueError(
       "config.images: no gallery; for example --config.images=FOLDER"
     )
-  source = datasets.open_pictures(config.images, config.image_root)
+  open_gallery = (
+    datasets.open_videos if config.num_frames else datasets.open_pictures
+  )
+  source = open_gallery(config.images, config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "search.json"))
   out.parent.mkdir(parents=True, exist_ok=True)
   model = inference.load(
@@ -69,9 +72,11 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
     source,
     config.batch_size,
     config.num_threads,
+    config.num_frames,
   )
+  read = pictures.Reader(model.image, num_frames=config.num_frames)
   nearest = index.nearest(vectors, max(config.top, config.rerank), config.faiss)
-  ranked = _rerank(model, source, texts, nearest.rows[:, : config.rerank])
+  ranked = _rerank(model, source, read, texts, nearest.rows[:, : config.rerank])
   answers = []
   for number, query in enumerate(queries):
     found = [
@@ -86,7 +91,7 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
     found.sort(key=lambda one: -one.get("rank_score", -np.inf))
     answers.append({"query": query, "found": found[: config.top]})
   writers.write_json(out, answers)
-  _draw(answers, source, out.with_suffix(".png"))
+  _draw(answers, source, config.num_frames, out.with_suffix(".png"))
   log.info("%s and %s say what was found", out, out.with_suffix(".png"))
   return {
     "queries": len(queries),
@@ -148,6 +153,7 @@ def _embed(
 def _rerank(
   model: inference.Model,
   source: Any,
+  read: pictures.Reader,
   texts: Mapping[int, str],
   nearest: Int[np.ndarray, "Q k"],
 ) -> dict[tuple[int, int], dict[str, float]]:
@@ -163,6 +169,7 @@ def _rerank(
     (source[row]["image"] for row in rows),
     model.matcher.tokens(list(texts.values())),
     lambda number: np.array(wanted[rows[number]]),
+    read,
   )
   return {
     (queries[place], row): {"itm_prob": float(prob), "rank_score": float(score)}
@@ -173,8 +180,10 @@ def _rerank(
   }
 
 
-def _draw(answers: Sequence[dict], source: Any, path: pathlib.Path) -> None:
-  """A contact sheet, a row of pictures a query."""
+def _draw(
+  answers: Sequence[dict], source: Any, num_frames: int, path: pathlib.Path
+) -> None:
+  """A contact sheet, a row of pictures a query; of a video, its first."""
   cells = []
   for answer in answers[:SHEET_ROWS]:
     for rank, one in enumerate(answer["found"][:SHEET_COLUMNS], 1):
@@ -185,9 +194,12 @@ def _draw(answers: Sequence[dict], source: Any, path: pathlib.Path) -> None:
         contact_sheet.Line(f"{rank}. of", answer["query"]),
         contact_sheet.Line(says, one["id"]),
       )
-      picture = transforms.decode(
-        source[one["row"]]["image"], datasets.MAX_PIXELS
-      )
+      picture = source[one["row"]]["image"]
+      if num_frames:
+        from blip_jax.data import video
+
+        (picture,) = video.read(picture, 1, contact_sheet.PICTURE)
+      picture = pictures.open_picture(picture)
       cells.append(contact_sheet.Cell(picture, lines))
   columns = max(len(answer["found"]) for answer in answers)
   contact_sheet.contact_sheet(cells, path, columns=min(columns, SHEET_COLUMNS))

@@ -10,6 +10,7 @@ goes on; further queries take seconds.
 
 Useful: `--config.queries=queries.txt` for many, `--config.queries=dog.jpg` for
 what looks like a picture, `--config.model=WORKDIR` for a model of your own,
+`--config.num_frames=8` for a folder of videos (extra [video]),
 `--config.faiss=HNSW32` for millions of pictures (extra [search]).
 """
 

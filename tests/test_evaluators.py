@@ -1,5 +1,6 @@
 """Evaluators on a task whose answers are known, with padding and bad rows."""
 
+import functools
 import json
 import types
 
@@ -12,9 +13,12 @@ import stub_task
 from blip_jax.data import datasets, rejects, scenes, tokenizer, transforms
 from blip_jax.evaluators import base, losses, matching, retrieval, samples
 from blip_jax.evaluators import captions as captions_lib
+from blip_jax.evaluators.scores import recall
+from blip_jax.models import blip, decoding, generation
 from blip_jax.models import config as config_lib
-from blip_jax.models import decoding, generation
 from blip_jax.runtime import sharding, train_state
+from blip_jax.tasks import base as tasks
+from blip_jax.tasks import retrieval as retrieval_task
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "pink", "cyan")
 TEXTS = tokenizer.Tokenizer.load(scenes.vocab_dir())
@@ -134,6 +138,59 @@ def test_retrieval_leaves_out_what_cannot_be_read(captions, bad):
   of_row = [COLOURS.index(split.source[r]["caption"][0]) for r in seen.rows]
   for text, image in zip(seen.text_rows, seen.image_of, strict=True):
     assert COLOURS[of_row[image]] in ranking.texts[text]["caption"]
+
+
+@pytest.mark.parametrize("k_test", [3, 100])
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_ranking_anew_equals_the_slow_way(k_test, batch_size):
+  """Every pair by itself, and sorting: the original's evaluation, written out.
+  Two captions a picture, a picture that cannot be read, more candidates asked
+  for than there are."""
+  sizes = config_lib.variant(
+    "tiny",
+    image_size=8,
+    vocab_size=TEXTS.vocab_size,
+    tokens=config_lib.SpecialTokens(**TEXTS.special_ids),
+    med=dict(depth=1),
+    vit=dict(depth=1),
+  )
+  model = blip.Blip(sizes)
+  task = retrieval_task.Retrieval(
+    model, queue_size=4, momentum=0.9, alpha=0.4, alpha_ramp_steps=1
+  )
+  params = task.init(jax.random.key(0))
+  params = jax.tree.map(lambda x: 3 * x if x.ndim == 2 else x, params)
+  split = make_split(Pictures(bad=(2,), captions=2), batch_size)
+  ranking = retrieval.Retrieval(split, task, k_test)
+  results = dict(ranking.run(STATE.replace(params=params)))
+
+  apply = jax.jit(model.apply, static_argnames="method")
+  call = functools.partial(apply, {"params": params})
+  rows = [row for n, row in enumerate(split.source) if n != 2]
+  texts = [caption for row in rows for caption in row["caption"]]
+  ids, mask = map(jnp.asarray, TEXTS.encode(texts, 6))
+  pixels = jnp.stack([jnp.asarray(row["image"]) for row in rows])
+  embeds, image_feat = call(tasks.normalise(pixels), method="image_features")
+  sim = np.asarray(image_feat @ call(ids, mask, method="text_feat").T)
+  scores = sim.copy()
+  for i, own in enumerate(embeds):
+    kv = call(own[None], method="project_image")
+    for j in range(len(texts)):
+      logits = call(ids[j : j + 1], mask[j : j + 1], kv, method="match")
+      scores[i, j] += logits[0, 1]
+  image_of = np.repeat(np.arange(len(rows)), 2)
+  lists = []
+  for similar, score in ((sim, scores), (sim.T, scores.T)):
+    outside = np.argsort(-similar, axis=1)[:, k_test:]
+    lists.append(score.copy())
+    np.put_along_axis(lists[-1], outside, -100, axis=1)
+  found = ranking.rerank(params, ranking.similarities(params))
+  for ours, expected in zip(found, lists, strict=True):
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+  for name, value in recall.recall(*lists, image_of).items():
+    assert results[name] == pytest.approx(value)
+  for name, value in recall.recall(sim, sim.T, image_of).items():
+    assert results[f"itc_{name}"] == pytest.approx(value)
 
 
 def test_retrieval_can_be_wrong():

@@ -69,6 +69,20 @@ def test_pairs_are_the_diagonal(model, pictures):
   assert model.match(pictures[0], WORDS[0]).itm_prob.shape == (1, 1)
 
 
+def test_a_few_pictures_are_a_small_batch(model, pictures):
+  """And the last of many is no program of its own."""
+  program = model.matcher._scorer.image_features
+  before = program._cache_size()
+  for number, batch_size in ((1, 32), (3, 64), (4, 128)):
+    model.embed_images(pictures[:number], batch_size=batch_size)
+  assert program._cache_size() <= before + 2  # of 1 and 4
+  many = model.embed_images(pictures, batch_size=4)
+  assert program._cache_size() <= before + 2
+  np.testing.assert_allclose(
+    many, model.embed_images(pictures, batch_size=8), atol=1e-5
+  )
+
+
 def test_a_text_is_read_as_in_training_and_as_it_is_for_legacy(model, pictures):
   """The demo tokenises the text alone, and leaves [CLS] before it."""
   text, read = "A red circle!", "a red circle"

@@ -4,14 +4,17 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 import test_inference
+from test_video import write
 
 from blip_jax import config as defaults
 from blip_jax import index, inference, search
-from blip_jax.data import datasets, scenes
+from blip_jax.data import datasets, scenes, video
+from blip_jax.tasks import base as tasks
 
 QUERIES = ("a red circle", "a green star", "two squares")
 
@@ -104,11 +107,11 @@ def test_the_index_is_made_once_and_in_parts(
   assert whole.unreadable.keys() == {"broken.png"}
   embed, calls = index._embed, []
 
-  def dies(part, *args):
+  def dies(part, rows, **kwargs):
     calls.append(part.name)
     if len(calls) == 2:
       raise KeyboardInterrupt
-    embed(part, *args)
+    embed(part, rows, **kwargs)
 
   monkeypatch.setattr(index, "_embed", dies)
   with pytest.raises(KeyboardInterrupt):
@@ -129,6 +132,55 @@ def test_the_index_is_made_once_and_in_parts(
   np.testing.assert_array_equal(
     again.nearest(query, 5).rows, np.argsort(-cosine, axis=1)[:, :5]
   )
+
+
+def test_videos_are_matched_and_found(tmp_path, models):
+  """Features are the mean of the frames'; texts look at all of their tokens."""
+  rng = np.random.default_rng(0)
+  gallery = tmp_path / "gallery"
+  gallery.mkdir()
+  for number in range(4):
+    frames = rng.integers(0, 255, (5, 16, 16, 3)).astype(np.uint8)
+    write(gallery / f"{number}.mkv", frames)
+  (gallery / "broken.mp4").write_text("no video")
+  videos = [gallery / f"{number}.mkv" for number in range(4)]
+  model = models["one"]
+  match = model.match(videos, QUERIES, num_frames=3)
+
+  call = model.apply
+  frames = jnp.stack([video.read(path, 3, 16) for path in videos])
+  pixels = tasks.normalise(frames.reshape(12, 16, 16, 3))
+  embeds = call(pixels, method="encode_image")
+  projected = model.module.bind({"params": model.params}).vision_proj(
+    embeds[:, 0]
+  )
+  mean = projected.reshape(4, 3, -1).mean(axis=1)
+  mean = mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
+  cosine = mean @ model.embed_texts(QUERIES).T
+  np.testing.assert_allclose(match.itc_cosine, cosine, atol=1e-5)
+  np.testing.assert_allclose(
+    model.embed_images(videos, num_frames=3), mean, atol=1e-5
+  )
+  kv = call(embeds.reshape(4, -1, embeds.shape[-1]), method="project_image")
+  for number, text in enumerate(QUERIES):
+    ids, mask = model.tokenizer.encode([text] * 4, 35)
+    logits = call(ids, mask, kv, method="match")
+    np.testing.assert_allclose(
+      match.rank_score[:, number], logits[:, 1] + cosine[:, number], atol=1e-5
+    )
+
+  results, found = run(
+    tmp_path, configured(tmp_path, gallery, num_frames=3, rerank=4)
+  )
+  assert results == {"queries": 3, "images": 4, "unreadable": 1}
+  for number, answer in enumerate(found):
+    best = np.argsort(-match.rank_score[:, number])
+    ids = [one["id"] for one in answer["found"]]
+    assert ids == [f"{n}.mkv" for n in best]
+  assert (tmp_path / "found.png").exists()
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(ValueError, match="expected videos in it"):
+    run(tmp_path, configured(tmp_path, tmp_path / "empty", num_frames=3))
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW8"])

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blip_jax import config as defaults
+from blip_jax import tasks
 from blip_jax.models import blip, families, nlvr
 from blip_jax.tasks import caption, losses, retrieval, vqa
 from blip_jax.tasks import momentum as momentum_lib
@@ -69,6 +71,69 @@ def test_captions_of_one_image_share_the_mass():
     [0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
   ]
   np.testing.assert_allclose(hard, expected, rtol=1e-6)
+
+
+def test_a_pair_alone_is_a_positive_if_the_config_says_so(retrieval_state):
+  """`itc_targets`: ids that differ change nothing, equal ones do."""
+  params, momentum = retrieval_state
+  task = make_retrieval(itc_targets="diagonal")
+  np.testing.assert_array_equal(task.diagonal(4), np.eye(4, 10))
+
+  @functools.partial(jax.jit, static_argnames="targets")
+  def loss_itc(ids, targets):
+    task = make_retrieval(itc_targets=targets)
+    _, (_, metrics) = task.loss(
+      params,
+      momentum,
+      make_batch(image_id=ids),
+      rng=RNG,
+      step=jnp.int32(0),
+      train=False,
+    )
+    return metrics["loss_itc"]
+
+  others, shared = jnp.array([1, 2, 3, 4]), jnp.array([1, 2, 1, 4])
+  alone = loss_itc(others, targets="diagonal")
+  np.testing.assert_allclose(alone, loss_itc(others, targets="idx"), rtol=1e-6)
+  np.testing.assert_allclose(
+    alone, loss_itc(shared, targets="diagonal"), rtol=1e-6
+  )
+  assert abs(alone - loss_itc(shared, targets="idx")) > 1e-4
+
+
+@pytest.mark.parametrize(
+  "scope, negatives, groups, negative_groups",
+  [
+    ("local", "global", 2, 1),
+    ("local", "local", 2, 2),
+    ("global", "local", 1, 2),
+  ],
+)
+def test_candidates_and_negatives_have_a_scope_each(
+  scope, negatives, groups, negative_groups
+):
+  config = defaults.retrieval()
+  config.scope, config.retrieval.negatives = scope, negatives
+  config.retrieval.itc_targets = "diagonal"
+  config.optim.steps_per_epoch = 7
+  task = tasks.build(
+    config,
+    vocab_size=424,
+    tokens=golden_case.TOKENS,
+    prompt_length=1,
+    num_shards=2,
+    num_tensor=1,
+  )
+  assert (task.groups, task.negative_groups) == (groups, negative_groups)
+  assert task.itc_targets == "diagonal" and task.alpha_ramp_steps == 7
+
+
+@pytest.mark.parametrize("key", ["itc_targets", "negatives"])
+def test_what_retrieval_cannot_do_is_named(key):
+  config = defaults.retrieval()
+  config.retrieval[key] = "all"
+  with pytest.raises(ValueError, match=rf"config\.retrieval\.{key}: .*'all'"):
+    defaults.validate(config)
 
 
 def test_the_queue_keeps_the_ids(retrieval_state):

@@ -52,18 +52,19 @@ def shrink(config):
   config.log_every_steps = 1
   config.tokenizer = "scenes"
   config.model.image_size = 16
-  if config.model.variant == "base":
-    # Of the recipes in bfloat16, those of the large model stand for all: on a
-    # CPU it takes twice as long to compile.
-    config.model.dtype = "float32"
+  if config.model.variant == "base" or config.task != "caption":
+    # Of the recipes in bfloat16 and with recomputation, the large captioner's
+    # stands for all: on a CPU they take twice as long to compile.
+    config.model.dtype, config.model.vit_remat = "float32", "none"
   config.model.variant = "tiny"
   # Of the mesh that the recipe asks for, as much as two devices allow.
   config.mesh.fsdp = min(config.mesh.fsdp, 2)
   if config.task in ("pretrain", "retrieval"):
     config[config.task].queue_size = 24
+  # Numbers are part of a program: with the same it is compiled once.
+  config.optim.lr, config.optim.min_lr, config.optim.warmup_lr = 1e-3, 1e-5, 0.0
+  config.optim.decay_rate, config.optim.betas = 0.9, (0.9, 0.98)
   if config.task == "retrieval":
-    # The large recipes are then the programs of the others, compiled once.
-    config.model.dtype, config.model.vit_remat = "float32", "none"
     config.evals.test.source = ""
   config.init.weights = ""
   config.data.train = ("scenes:train?num=64",)
@@ -81,6 +82,10 @@ def shrink(config):
 
 @pytest.fixture(autouse=True)
 def quick_to_compile(monkeypatch):
+  make_quick(monkeypatch)
+
+
+def make_quick(monkeypatch):
   """Two devices and two layers; `test_mesh.py` is about eight devices."""
   make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:2])
   monkeypatch.setattr(sharding, "make_mesh", make_mesh)
@@ -162,15 +167,26 @@ def test_captioning_recipes_have_the_published_numbers():
   assert penalties == [1.0, 1.1]
 
 
-def test_captioner_from_pretraining_and_what_it_leaves(tmp_path):
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+  """A workdir after two steps."""
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_quick(monkeypatch)
+    return write_pretrained(tmp_path_factory.mktemp("pretrained"))
+
+
+def write_pretrained(workdir):
+  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config.evals.scenes_val.source = ""
+  train.train(config, str(workdir))
+  return workdir
+
+
+def test_captioner_from_pretraining_and_what_it_leaves(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run, counts its steps in epochs,
   and a run without captions to compare with writes its own only."""
   get = lambda name: shrink(load_config(ROOT / "configs" / f"{name}.py"))
-  pretrained, tuned, nocaps = (tmp_path / n for n in ("a", "b", "c"))
-  config = get("quickstart")
-  config.evals.scenes_val.source = ""
-  train.train(config, str(pretrained))
-
+  tuned, nocaps = tmp_path / "tuned", tmp_path / "nocaps"
   config = get("caption_folder")
   config.init.weights = str(pretrained)
   config.num_steps, config.optim.steps_per_epoch = 0, 0
@@ -239,15 +255,11 @@ def test_retrieval_recipes_have_the_published_numbers():
   assert config.evals.test.num_frames == 8
 
 
-def test_retrieval_from_pretraining_and_what_it_leaves(tmp_path):
+def test_retrieval_from_pretraining_and_what_it_leaves(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run and ranks by ITM; what it keeps
   as the best is evaluated alone, and starts another run."""
   get = lambda name: shrink(load_config(ROOT / "configs" / f"{name}.py"))
-  pretrained, tuned, alone = (tmp_path / n for n in ("a", "b", "c"))
-  config = get("quickstart")
-  config.evals.scenes_val.source = ""
-  train.train(config, str(pretrained))
-
+  tuned, alone = tmp_path / "tuned", tmp_path / "alone"
   config = get("retrieval_custom")
   config.init.weights = str(pretrained)
   config.retrieval.itc_targets = "diagonal"

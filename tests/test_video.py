@@ -5,9 +5,15 @@ import json
 import av
 import numpy as np
 import pytest
-from test_train import ROOT, load_config, quick_to_compile, shrink  # noqa: F401
+from test_train import (  # noqa: F401
+  ROOT,
+  load_config,
+  pretrained,
+  quick_to_compile,
+  shrink,
+)
 
-from blip_jax import evaluate, train
+from blip_jax import evaluate
 from blip_jax.data import transforms, video
 from blip_jax.evaluators.scores import recall
 
@@ -90,12 +96,8 @@ def test_both_names_of_a_direction():
   assert not any(name.startswith("img") for name in found)
 
 
-def shrunk(tmp_path, rows, root):
-  """MSR-VTT's recipe on other clips, and weights of two steps."""
-  weights = tmp_path / "weights"
-  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
-  config.evals.scenes_val.source = ""
-  train.train(config, str(weights))
+def shrunk(tmp_path, rows, root, weights):
+  """MSR-VTT's recipe on other clips."""
   (tmp_path / "clips.json").write_text(json.dumps(rows))
   config = shrink(load_config(ROOT / "configs" / "retrieval_msrvtt.py"))
   config.init.weights = str(weights)
@@ -105,7 +107,7 @@ def shrunk(tmp_path, rows, root):
   return config
 
 
-def test_the_recipe_ranks_clips(tmp_path):
+def test_the_recipe_ranks_clips(tmp_path, pretrained):  # noqa: F811
   rng = np.random.default_rng(0)
   rows = []
   for number in range(5):
@@ -115,7 +117,7 @@ def test_the_recipe_ranks_clips(tmp_path):
     rows.append({"video": f"{number}.mkv", "caption": caption})
   (tmp_path / "bad.mkv").write_text("no video")
   rows.insert(2, {"video": "bad.mkv", "caption": "nothing"})
-  config = shrunk(tmp_path, rows, tmp_path)
+  config = shrunk(tmp_path, rows, tmp_path, pretrained)
   config.data.max_bad_fraction = 0.5
   results = evaluate.evaluate(config, str(tmp_path / "out"))
   names = {"t2v_r1", "v2t_r1", "vid_r1", "txt_r1", "vid_mdR", "r_mean"}
@@ -126,11 +128,11 @@ def test_the_recipe_ranks_clips(tmp_path):
   assert json.loads(line)["reason"] == "broken_video"
 
 
-def test_real_clips(tmp_path, shared_dir):
+def test_real_clips(tmp_path, shared_dir, pretrained):  # noqa: F811
   root = shared_dir / "data" / "videos_small"
   rows = json.loads((root / "captions.json").read_text())
   results = evaluate.evaluate(
-    shrunk(tmp_path, rows, root), str(tmp_path / "out")
+    shrunk(tmp_path, rows, root, pretrained), str(tmp_path / "out")
   )
   assert results["test/t2v_r10"] == results["test/v2t_r10"] == 100
   assert not (tmp_path / "out/bad_samples.jsonl").exists()

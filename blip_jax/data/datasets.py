@@ -101,6 +101,14 @@ def open_pictures(spec: str, image_root: str = "") -> Any:
   return folders.Pictures(root, [path.removeprefix(root) for path in paths])
 
 
+def open_videos(spec: str, image_root: str = "") -> Any:
+  """Return a source whose pictures are videos: those of a folder, or of an
+  annotation or a table; see `open_pictures`."""
+  if os.path.isdir(spec):
+    return folders.Pictures(spec, folders.listing(spec, folders.VIDEOS))
+  return open_pictures(spec, image_root)
+
+
 def _open(spec: str, image_root: str, with_captions: bool) -> Any:
   """Open what has rows of its own; None if `spec` names no such thing."""
   kind, _, rest = spec.partition(":")

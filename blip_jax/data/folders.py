@@ -9,6 +9,8 @@ import numpy as np
 from blip_jax.data import sources, transforms
 
 _TEXT = ".txt"
+# Of what FFmpeg reads, what people keep.
+VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 # What Hugging Face calls the table of a folder's captions.
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -44,7 +46,7 @@ class CaptionedPictures(Pictures):
   """
 
   def __init__(self, folder: str):
-    names = listing(folder, (*transforms.ENDINGS, _TEXT))
+    names = listing(folder, beside=(_TEXT,))
     texts = {_stem(name) for name in names if name.endswith(_TEXT)}
     pictures = [_stem(name) for name in names if not name.endswith(_TEXT)]
     if texts.isdisjoint(pictures):
@@ -101,7 +103,9 @@ def metadata(folder: str) -> str | None:
 
 
 def listing(
-  folder: str, endings: Sequence[str] = transforms.ENDINGS
+  folder: str,
+  endings: Sequence[str] = transforms.ENDINGS,
+  beside: Sequence[str] = (),
 ) -> list[str]:
   """Return the files of a folder and its subfolders, sorted by their paths.
 
@@ -110,18 +114,20 @@ def listing(
 
   Args:
     endings: of the files that are wanted, in lower case.
+    beside: of others that are listed with them.
 
   Raises:
-    ValueError: none of them is a picture.
+    ValueError: there are none that are wanted.
   """
-  names = sorted(n for n in _walk(folder) if _ending(n) in endings)
-  if not any(_ending(name) in transforms.ENDINGS for name in names):
+  names = sorted(n for n in _walk(folder) if _ending(n) in (*endings, *beside))
+  if not any(_ending(name) in endings for name in names):
     counts = collections.Counter(_ending(name) for name in _walk(folder))
     found = ", ".join(f"{n} {e or 'without'}" for e, n in counts.most_common(5))
+    what = "videos" if endings is VIDEOS else "pictures"
     raise ValueError(
-      f"{folder}: expected pictures in it or in its subfolders, found files "
+      f"{folder}: expected {what} in it or in its subfolders, found files "
       f"with the endings: {found or 'no files'}. Understood are "
-      f"{' '.join(transforms.ENDINGS)}; hidden files are left out."
+      f"{' '.join(endings)}; hidden files are left out."
     )
   return names
 

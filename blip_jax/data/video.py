@@ -37,15 +37,13 @@ class VideoExample:
   def __call__(
     self, record: sources.Record, rng: np.random.Generator
   ) -> dict[str, UInt8[np.ndarray, "F H W 3"]]:
-    size = self.image.size
-    size = (size, size) if isinstance(size, int) else size
-    return {"image": read(record["image"], self.num_frames, size)}
+    return {"image": read(record["image"], self.num_frames, self.image.size)}
 
 
 def read(
-  path: str | os.PathLike, num_frames: int, size: tuple[int, int]
+  path: str | os.PathLike, num_frames: int, size: transforms.Size
 ) -> UInt8[np.ndarray, "F H W 3"]:
-  """Evenly spread frames of a video, in RGB, of size (height, width).
+  """Evenly spread frames of a video, in RGB.
 
   A name without an ending means an .mp4: MSR-VTT's list has such names.
 
@@ -55,7 +53,7 @@ def read(
   path = os.fspath(path)
   if not os.path.splitext(path)[1]:
     path += ".mp4"
-  height, width = size
+  height, width = (size, size) if isinstance(size, int) else size
   # Containers may lie about how many frames they hold, so they are counted.
   number = sum(1 for _ in _decoded(path))
   chosen = frame_numbers(number, num_frames) if number >= num_frames else []

@@ -93,8 +93,19 @@ def test_install_and_test_commands_are_those_of_ci():
   assert COMMANDS[1] == ci[-1]
 
 
+def is_slow(command):
+  """What test_mesh.py and test_distributed.py are about."""
+  return "runs/mesh" in command or "runs/hosts" in command
+
+
 @pytest.mark.parametrize(
-  "command", [c for c in COMMANDS if "pytest" not in c], ids=str
+  "command",
+  [
+    pytest.param(c, marks=pytest.mark.slow if is_slow(c) else ())
+    for c in COMMANDS
+    if "pytest" not in c
+  ],
+  ids=str,
 )
 def test_commands(command, user_dir):
   """In the README's order: later ones look at what earlier ones made."""

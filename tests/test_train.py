@@ -59,9 +59,12 @@ def shrink(config):
   config.model.variant = "tiny"
   # Of the mesh that the recipe asks for, as much as two devices allow.
   config.mesh.fsdp = min(config.mesh.fsdp, 2)
+  if config.task == "pretrain":
+    # Numbers are part of a program: with the same it is compiled once.
+    config.pretrain.update(defaults.pretrain().pretrain)
+    config.data.max_length = 18
   if config.task in ("pretrain", "retrieval"):
     config[config.task].queue_size = 24
-  # Numbers are part of a program: with the same it is compiled once.
   config.optim.lr, config.optim.min_lr, config.optim.warmup_lr = 1e-3, 1e-5, 0.0
   config.optim.decay_rate, config.optim.betas = 0.9, (0.9, 0.98)
   if config.task == "retrieval":

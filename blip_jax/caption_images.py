@@ -109,19 +109,15 @@ def _images(config: ConfigDict) -> str:
   return config.images
 
 
-class _Rows:
-  """Some rows of a source; of what was read, where it lies and its number."""
+class _Rows(sources.Rows):
+  """Of what was read, where it lies and its number are kept."""
 
   def __init__(self, source: Any, rows: np.ndarray):
-    self._source = source
-    self.rows = rows
+    super().__init__(source, rows)
     self.notes: dict[int, tuple[str, dict[str, Any]]] = {}
 
-  def __len__(self) -> int:
-    return len(self.rows)
-
   def __getitem__(self, place: int) -> sources.Record:
-    record = self._source[int(self.rows[place])]
+    record = super().__getitem__(place)
     image, name = record["image"], sources.image_id(record)
     path = image if isinstance(image, str) else ""
     self.notes[place] = path, {} if name is None else {"image_id": name}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +185,7 @@ def test_videos_are_matched_and_found(tmp_path, models):
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW8"])
-def test_faiss_finds_the_same(tmp_path, gallery, models, factory):
+def test_faiss_finds_the_same(tmp_path, gallery, models, monkeypatch, factory):
   source = datasets.open_pictures(str(gallery))
   made = index.build(tmp_path / "index", models["one"], source, 4)
   query = models["one"].embed_texts(QUERIES)
@@ -193,6 +194,9 @@ def test_faiss_finds_the_same(tmp_path, gallery, models, factory):
   np.testing.assert_allclose(ours.cosine, theirs.cosine, atol=1e-5)
   with pytest.raises(ValueError, match=r"config\.faiss: 'nonsense'"):
     made.nearest(query, 4, "nonsense")
+  monkeypatch.setitem(sys.modules, "faiss", None)
+  with pytest.raises(ValueError, match=r"pip install 'blip_jax\[search\]'"):
+    made.nearest(query, 4, factory)
 
 
 def test_an_index_of_other_weights_or_pictures_is_refused(

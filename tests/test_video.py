@@ -1,6 +1,8 @@
 """Videos, from their frames to recall."""
 
+import importlib
 import json
+import sys
 
 import av
 import numpy as np
@@ -136,3 +138,10 @@ def test_real_clips(tmp_path, shared_dir, pretrained):  # noqa: F811
   )
   assert results["test/t2v_r10"] == results["test/v2t_r10"] == 100
   assert not (tmp_path / "out/bad_samples.jsonl").exists()
+
+
+def test_without_its_extra_a_video_names_it(monkeypatch):
+  monkeypatch.setitem(sys.modules, "av", None)
+  monkeypatch.delitem(sys.modules, "blip_jax.data.video")
+  with pytest.raises(ValueError, match=r"pip install 'blip_jax\[video\]'"):
+    importlib.import_module("blip_jax.data.video")

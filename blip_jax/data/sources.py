@@ -79,13 +79,13 @@ class Rows:
 
   def __init__(self, source: Any, rows: np.ndarray):
     self._source = source
-    self._rows = rows
+    self.rows = rows
 
   def __len__(self) -> int:
-    return len(self._rows)
+    return len(self.rows)
 
   def __getitem__(self, place: int) -> Record:
-    return self._source[int(self._rows[place])]
+    return self._source[int(self.rows[place])]
 
 
 def row_id(source: Any, row: int) -> str | None:

@@ -32,8 +32,8 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
   Embeds the pictures into `config.index` unless that is done, takes the
   nearest to each query by cosine and, if the query is a text, ranks the best
   `config.rerank` of them anew by ITM. Writes `config.out`, a list of {query,
-  found: [{row, id, cosine, itm_prob?, rank_score?}, ...]}, the best first, and
-  beside it a contact sheet.
+  found: [{row, id, image?, cosine, itm_prob?, rank_score?}, ...]}, the best
+  first, and beside it a contact sheet.
 
   Args:
     config: from `config.search`.
@@ -89,7 +89,8 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
     ]
     # Those that were not ranked anew keep their order behind the others.
     found.sort(key=lambda one: -one.get("rank_score", -np.inf))
-    answers.append({"query": query, "found": found[: config.top]})
+    best = [one | _path(source, one["row"]) for one in found[: config.top]]
+    answers.append({"query": query, "found": best})
   writers.write_json(out, answers)
   _draw(answers, source, config.num_frames, out.with_suffix(".png"))
   log.info("%s and %s say what was found", out, out.with_suffix(".png"))
@@ -180,6 +181,12 @@ def _rerank(
   }
 
 
+def _path(source: Any, row: int) -> dict[str, str]:
+  """Where a picture lies, if it is a file of its own."""
+  image = source[row]["image"]
+  return {"image": image} if isinstance(image, str) else {}
+
+
 def _draw(
   answers: Sequence[dict], source: Any, num_frames: int, path: pathlib.Path
 ) -> None:
@@ -192,7 +199,7 @@ def _draw(
         says += f", match {one['itm_prob']:.0%}"
       lines = (
         contact_sheet.Line(f"{rank}. of", answer["query"]),
-        contact_sheet.Line(says, one["id"]),
+        contact_sheet.Line(says, os.path.basename(one.get("image", one["id"]))),
       )
       picture = source[one["row"]]["image"]
       if num_frames:

@@ -85,6 +85,7 @@ def test_what_is_found_is_what_matches(tmp_path, gallery, models):
         atol=1e-5,
       )
     assert "itm_prob" not in answer["found"][3]
+    assert answer["found"][0]["image"] == str(gallery / f"{best[0]}.png")
   with PIL.Image.open(tmp_path / "found.png") as sheet:
     assert sheet.width > sheet.height / 2 > 100
 

@@ -12,15 +12,15 @@ JOBS = ("train", "evaluate", "caption", "search")
 TASKS = ("pretrain", "caption", "retrieval")
 SCOPES = ("global", "local")
 TARGETS = ("idx", "diagonal")
+# Of the momentum twin, wherever there is one.
+TWIN = dict(queue_size=57600, momentum=0.995, alpha=0.4)
 
 
 def pretrain() -> ConfigDict:
   """Defaults of pre-training (section 4.1 of the paper, and its code)."""
   config = _common("pretrain")
   config.pretrain = dict(
-    queue_size=57600,
-    momentum=0.995,
-    alpha=0.4,
+    **TWIN,
     alpha_ramp_epochs=2.0,  # of optim.steps_per_epoch
     label_smoothing=0.1,
     loss_weights=(1.0, 1.0, 1.0),  # ITC, ITM, LM
@@ -59,9 +59,7 @@ def retrieval() -> ConfigDict:
   config.batch_size = 256
   config.num_epochs = 6.0
   config.retrieval = dict(
-    queue_size=57600,
-    momentum=0.995,
-    alpha=0.4,
+    **TWIN,
     alpha_ramp_epochs=1.0,
     # idx: all captions of an image are positives of ITC; diagonal: a pair's
     # own alone, as in the original until March 2022.

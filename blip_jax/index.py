@@ -186,21 +186,15 @@ def _embed(
   part, rows, model, source, batch_size, num_threads, num_frames
 ) -> None:
   """Writes a part: the vectors, then what they are of."""
-  example = base.ImageExample(model.image)
-  shape = model.card.config.vit.image_size
-  if num_frames:
-    # Needs an extra of the package.
-    from blip_jax.data import video
-
-    example = video.VideoExample(model.image, num_frames)
-    shape = num_frames, *shape
+  frames = (num_frames,) if num_frames else ()
+  shape = *frames, *model.card.config.vit.image_size, 3
   loaded = loader.eval_loader(
     sources.Rows(source, rows),
-    example,
+    base.ImageExample(model.image, num_frames=num_frames),
     sharding.whole_batch(batch_size, model.mesh),
     num_threads=num_threads,
     bad_samples=(bad := rejects.Reasons()),
-    blank={"image": np.zeros((*shape, 3), np.uint8)},
+    blank={"image": np.zeros(shape, np.uint8)},
   )
   vectors, valid, ids = [], [], []
   for arrays, own in loaded:

@@ -17,6 +17,7 @@ from test_train import (  # noqa: F401
 
 from blip_jax import evaluate
 from blip_jax.data import transforms, video
+from blip_jax.evaluators import base
 from blip_jax.evaluators.scores import recall
 
 
@@ -60,7 +61,7 @@ def test_the_right_frames_are_decoded(tmp_path, number):
 
 def test_a_name_without_an_ending_is_an_mp4(tmp_path):
   write(tmp_path / "video7010.mp4", clip(9))
-  example = video.VideoExample(transforms.EvalImage(16), num_frames=4)
+  example = base.ImageExample(transforms.EvalImage(16), num_frames=4)
   record = {"image": str(tmp_path / "video7010"), "id": "a"}
   found = example(record, np.random.default_rng(0))["image"]
   np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 2, 4, 6])

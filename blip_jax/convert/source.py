@@ -57,9 +57,12 @@ class Checkpoint:
     return _shapes(self.item("params"))
 
   @property
-  def momentum(self) -> "Twin | None":
-    """Its twin and queues, if it has any."""
-    return Twin(self) if self.item("momentum") else None
+  def momentum(self) -> "Checkpoint | None":
+    """Its twin and queues, if it has any, in the place of parameters."""
+    leaves = {f"params/{p}": leaf for p, leaf in self.item("momentum").items()}
+    if not leaves:
+      return None
+    return dataclasses.replace(self, leaves=leaves, folder=None)
 
   def item(self, name: str) -> weights.Leaves:
     """The leaves of `params` or `momentum`, by their paths in it."""
@@ -93,20 +96,6 @@ class Checkpoint:
 
   def __str__(self) -> str:
     return f"{self.card.source}\n{self.report}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Twin:
-  """What a checkpoint has beside its parameters, to be loaded as they are."""
-
-  checkpoint: Checkpoint
-
-  @property
-  def stored(self) -> dict[str, jax.ShapeDtypeStruct]:
-    return _shapes(self.checkpoint.item("momentum"))
-
-  def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    return self.checkpoint.load(wanted, "momentum")
 
 
 def _shapes(leaves: weights.Leaves) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,5 @@
 """Frames of a video; needs PyAV, the extra [video]."""
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from blip_jax.data import datasets, sources, transforms
+from blip_jax.data import datasets, transforms
 
 try:
   import av
@@ -19,31 +18,13 @@ except ImportError as error:
   ) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoExample:
-  """Frames of a record's video, whose path is where a picture's would be.
-
-  As in the original, frames are scaled while they are decoded, bilinearly and
-  without regard to their proportions.
-
-  Attributes:
-    image: has the size that frames are brought to.
-    num_frames: of each video, evenly spread.
-  """
-
-  image: transforms.EvalImage
-  num_frames: int
-
-  def __call__(
-    self, record: sources.Record, rng: np.random.Generator
-  ) -> dict[str, UInt8[np.ndarray, "F H W 3"]]:
-    return {"image": read(record["image"], self.num_frames, self.image.size)}
-
-
 def read(
   path: str | os.PathLike, num_frames: int, size: transforms.Size
 ) -> UInt8[np.ndarray, "F H W 3"]:
   """Evenly spread frames of a video, in RGB.
+
+  As in the original, they are scaled while they are decoded, bilinearly and
+  without regard to their proportions.
 
   A name without an ending means an .mp4: MSR-VTT's list has such names.
 

@@ -67,12 +67,9 @@ def _retrieval(name, c, config, task, open_split, workdir):
 
 
 def _ranking(c, task, split, workdir):
+  ranking = retrieval.Retrieval(split, task, c.k_test, c.num_frames)
   if c.num_frames:
-    # Needs an extra of the package.
-    from blip_jax.evaluators import video
-
-    return [video.VideoRetrieval(split, task, c.k_test, c.num_frames)]
-  ranking = retrieval.Retrieval(split, task, c.k_test)
+    return [ranking]
   evaluators = [ranking, matching.Matching(split, task)]
   if c.samples:
     path = os.path.join(workdir, "samples.png")

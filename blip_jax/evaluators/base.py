@@ -89,12 +89,23 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class ImageExample:
-  """The picture of a record alone."""
+  """The picture of a record alone.
+
+  Attributes:
+    num_frames: of each, which then is a video; 0: they are pictures.
+  """
 
   image: transforms.EvalImage
   max_pixels: int = datasets.MAX_PIXELS
+  num_frames: int = 0
 
   def __call__(self, record: sources.Record, rng: np.random.Generator):
+    if self.num_frames:
+      # Needs an extra of the package.
+      from blip_jax.data import video
+
+      size = self.image.size
+      return {"image": video.read(record["image"], self.num_frames, size)}
     picture = transforms.decode(record["image"], self.max_pixels)
     return {"image": self.image(picture)}
 

@@ -87,33 +87,38 @@ class Retrieval:
   them. Recall by cosine alone is then called `itc_...`. Nothing of the size of
   image tokens is kept for that: pictures are encoded once more, block by block,
   which costs little beside the texts that look at them.
+
+  With `num_frames`, pictures are videos (section 5.6): the feature of one is
+  the mean of its frames', and texts look at the tokens of all of them.
   """
 
-  def __init__(self, split: base.Split, task: tasks.Task, k_test: int = 0):
+  def __init__(
+    self,
+    split: base.Split,
+    task: tasks.Task,
+    k_test: int = 0,
+    num_frames: int = 0,
+  ):
     self._split = split
     self._k_test = k_test
+    self._num_frames = num_frames
     self._config = task.model.config
     self._scorer = pairs.Scorer(task.predict_fns, split.mesh)
-    self._picture, self._num_frames = base.ImageExample(split.example.image), 1
+    self._picture = base.ImageExample(
+      split.example.image, num_frames=num_frames
+    )
+    self._recall = recall.video_recall if num_frames else recall.recall
     self.texts, self._image_of = _texts(split.source)
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
     seen = self.similarities(state.params)
-    by_itc = self.scores(seen.sim, seen.sim.T, seen.image_of)
+    by_itc = self._recall(seen.sim, seen.sim.T, seen.image_of)
     if not self._k_test:
       yield from by_itc.items()
       return
     scores = self.rerank(state.params, seen)
-    yield from self.scores(*scores, seen.image_of).items()
+    yield from self._recall(*scores, seen.image_of).items()
     yield from ((f"itc_{metric}", value) for metric, value in by_itc.items())
-
-  def scores(
-    self,
-    sim_i2t: Float[np.ndarray, "N M"],
-    sim_t2i: Float[np.ndarray, "M N"],
-    image_of: Int[np.ndarray, " M"],
-  ) -> dict[str, float]:
-    return recall.recall(sim_i2t, sim_t2i, image_of)
 
   def similarities(self, params: tasks.Params) -> Similarities:
     """Ranks everything with everything."""
@@ -183,7 +188,7 @@ class Retrieval:
       self._config,
       self._split.mesh,
       self._split.example.max_length,
-      self._num_frames,
+      max(self._num_frames, 1),
     )
     size = min(block, self._split.batch_size)
     return dataclasses.replace(self._split, source=source, batch_size=size)

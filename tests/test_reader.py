@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from blip_jax.convert import reader, writer
+from blip_jax.runtime import host
 
 DTYPES = (
   np.float64,
@@ -709,6 +710,17 @@ def test_the_writer_holds_two_arrays_at_a_time(tmp_path):
 
   writer.save_torch(tmp_path / "a.pth", {str(i): make for i in range(6)})
   assert len(reader.read(tmp_path / "a.pth")) == 6
+
+
+def test_a_file_is_brought_to_disk_in_portions(tmp_path, monkeypatch):
+  synced, sync = [], os.fsync
+  monkeypatch.setattr(host, "_PORTION", 1000)
+  monkeypatch.setattr(os, "fsync", lambda file: synced.append(sync(file)))
+  arrays = {str(n): np.full(2000, n, np.float32) for n in range(4)}
+  writer.save_torch(tmp_path / "a.pth", arrays)
+  assert len(synced) >= 4
+  for name, array in reader.read(tmp_path / "a.pth").items():
+    np.testing.assert_array_equal(array, arrays[name])
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from blip_jax.runtime import ahead
+from blip_jax.runtime import ahead, host
 
 _STORAGES = {
   np.dtype(np.float64): "DoubleStorage",
@@ -71,7 +71,10 @@ def save_torch(
   path = pathlib.Path(path)
   unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
-    with zipfile.ZipFile(unfinished, "w") as archive:
+    with (
+      host.create_file(unfinished) as file,
+      zipfile.ZipFile(file, "w") as archive,
+    ):
       _write(archive, tensors, ties)
     os.replace(unfinished, path)
   finally:
@@ -209,7 +212,7 @@ def save_safetensors(
     }
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)
-  with open(path, "wb") as file:
+  with host.create_file(path) as file:
     file.write(struct.pack("<Q", len(text)) + text)
     read = lambda name: np.ascontiguousarray(tensors[name](), "<f4")
     for array in ahead.map_ahead(read, shapes, _AHEAD):

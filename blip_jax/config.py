@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, config_dict
 
 from blip_jax.convert import registry
 
-JOBS = ("train", "evaluate", "caption", "search")
+JOBS = ("train", "evaluate")  # of a task; others have configs of their own
 TASKS = ("pretrain", "caption", "retrieval")
 SCOPES = ("global", "local")
 TARGETS = ("idx", "diagonal")
@@ -152,6 +152,52 @@ def search() -> ConfigDict:
       top=10,  # pictures found for each query
       rerank=64,  # so many, the nearest to a text, are ranked anew by ITM
       faiss="",  # unset: compares with every picture; else FAISS's factory
+    )
+  )
+
+
+def capfilt() -> ConfigDict:
+  """Defaults of cleaning a collection (section 3.3)."""
+  writes = caption_images().generation
+  writes.sample = True
+  writes.top_p = 0.9
+  return ConfigDict(
+    dict(
+      job="capfilt",  # capfilt, then merge and report; status, verify
+      source=("",),  # shards, or whatever README, "Data" lists
+      image_root="",
+      web_texts=True,  # whether the source has texts
+      out="",  # the folder of the job; unset: the workdir
+      captioner="model_base_caption_capfilt_large",  # "": nothing is written
+      filter="model_base_retrieval_coco",
+      tokenizer="",  # unset: the models'
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      seed=0,  # of what is sampled
+      prompt=config_dict.placeholder(str),  # unset: the captioner's
+      generation=writes,
+      threshold=0.5,  # of itm_prob, for the column `kept`
+      # Pictures that a device computes at once; 0: 8 on a CPU, 64 elsewhere.
+      bucket=0,
+      mesh=dict(data=-1, fsdp=1, tensor=1),  # of one process's devices
+      num_threads=8,
+      unit_rows=1024,  # of sources that are not made of shards
+      lease_seconds=300.0,  # after which a unit is free, if its owner is gone
+      force=False,  # whether to do units again that other settings have made
+      merge=dict(
+        out="",  # a .json or .jsonl, or a folder of tar shards
+        jobs=(),  # folders of further jobs to merge
+        human=(),  # sources whose captions join unfiltered
+        by_source=False,  # whether each kind of texts has a file of its own
+        # Fields of `capfilt.rules.Rules`.
+        threshold=0.5,
+        sources=("web", "synthetic"),
+        min_words=1,
+        max_words=0,
+        max_repeats=0,
+        markup=True,
+        near_duplicates=1.0,
+        max_per_picture=0,
+      ),
     )
   )
 

@@ -124,8 +124,10 @@ class Model:
 
   def captioner(
     self, prompt: str | None = None, **options: Any
-  ) -> Callable[[UInt8[np.ndarray, "I H W 3"], int], list[Caption]]:
-    """A function of pixels of the model's size, and of a seed of samples.
+  ) -> Callable[..., list[Caption]]:
+    """A function of pixels [I, H, W, 3] of the model's size, of a seed of
+    samples, and of a number below 2**32 for each picture, which its draws
+    depend on beside the seed; by default that is a matter of its pixels.
 
     For whoever loads pictures by other means than `caption`; each number of
     pictures is compiled once. The arguments are those of `caption`.
@@ -150,9 +152,14 @@ class Model:
     )
     room = decoding.room_for(settings.max_length, config.med.max_positions)
 
-    def write(pixels, seed=0):
-      draws = np.array([zlib.crc32(image) for image in pixels], np.uint32)
-      batch = {"pixels": pixels, "draws": draws}
+    def write(
+      pixels: UInt8[np.ndarray, "I H W 3"],
+      seed: int = 0,
+      draws: Sequence[int] | None = None,
+    ) -> list[Caption]:
+      if draws is None:
+        draws = [zlib.crc32(image) for image in pixels]
+      batch = {"pixels": pixels, "draws": np.array(draws, np.uint32)}
       with sharding.activate(self.mesh):
         found = _generate(
           (self.module, room),

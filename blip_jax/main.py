@@ -10,6 +10,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from blip_jax import caption_images, evaluate, search, train
+from blip_jax.capfilt import inspect as capfilt_inspect
+from blip_jax.capfilt import job as capfilt
+from blip_jax.capfilt import merge, report
 from blip_jax.runtime import host
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -31,6 +34,11 @@ JOBS = {
   "evaluate": evaluate.evaluate,
   "caption": caption_images.caption_images,
   "search": search.search,
+  "capfilt": capfilt.run,
+  "merge": merge.merge,
+  "report": report.report,
+  "status": capfilt_inspect.status,
+  "verify": capfilt_inspect.verify,
 }
 
 
@@ -54,7 +62,7 @@ def main(argv: list[str]) -> None:
   if jax.process_index() == 0:
     for metric, value in results.items():
       print(f"{metric:32} {value:.4g}")
-    print(f"Everything is in {workdir}")
+    print(f"Everything is in {config.get('out') or workdir}")
 
 
 def join_processes(how: str) -> None:

@@ -4,6 +4,7 @@ Dimensions: I pictures, M texts, L text length, D width, C joint embedding.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -103,14 +104,41 @@ class Matcher:
       # The last batch is filled up with black pictures, which nothing looks at.
       blank = [np.empty(0, int)] * (len(feat) - len(rows))
       texts = [*map(wanted, rows), *blank]
-      logits = self._scorer.itm_logits(
-        self._params, embeds, tokens, texts, legacy_cls
-      )
-      for _, own, of, (no, yes) in zip(
-        rows, feat, texts, (logit.T for logit in logits), strict=False
-      ):
-        cosine = text_feat[of] @ own
-        yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
+      looked = self._looked(embeds, feat, tokens, text_feat, texts, legacy_cls)
+      yield from itertools.islice(looked, len(rows))
+
+  def score(
+    self,
+    pixels: UInt8[np.ndarray, "I H W 3"],
+    texts: Sequence[Sequence[str]],
+    batch_size: int,
+  ) -> list[Match]:
+    """How pictures of the model's size match texts of their own.
+
+    Args:
+      pixels: of as many pictures as a device batch has.
+      texts: of each picture, any number.
+      batch_size: texts that are encoded alone at a time.
+    """
+    numbers = np.cumsum([0, *map(len, texts)])
+    if not numbers[-1]:
+      return [Match(*np.empty((3, 0), np.float32))] * len(texts)
+    tokens = self.tokens([text for own in texts for text in own])
+    text_feat = self.text_feat(tokens, batch_size)
+    wanted = [np.arange(*ends) for ends in itertools.pairwise(numbers)]
+    embeds, feat = self._encode(pixels)
+    return [*self._looked(embeds, feat, tokens, text_feat, wanted)]
+
+  def _looked(
+    self, embeds, feat, tokens, text_feat, wanted, legacy_cls=False
+  ) -> Iterator[Match]:
+    """What encoded pictures say of those texts that are wanted of each."""
+    logits = self._scorer.itm_logits(
+      self._params, embeds, tokens, wanted, legacy_cls
+    )
+    for own, of, logit in zip(feat, wanted, logits, strict=True):
+      cosine, (no, yes) = text_feat[of] @ own, logit.T
+      yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
 
   def embed_images(
     self,
@@ -155,10 +183,15 @@ class Matcher:
     self, pixels: UInt8[np.ndarray, "I ..."]
   ) -> Float[np.ndarray, "I C"]:
     """Of pictures or videos that are in the model's size already."""
+    return self._encode(pixels)[1]
+
+  def _encode(
+    self, pixels: UInt8[np.ndarray, "I ..."]
+  ) -> tuple[Float[Array, "I N D"], Float[np.ndarray, "I C"]]:
     batch = sharding.put_batch({"image": pixels}, self._mesh)
     with sharding.activate(self._mesh):
-      _, feat = self._scorer.image_features(self._params, batch["image"])
-    return sharding.own_rows(feat)
+      embeds, feat = self._scorer.image_features(self._params, batch["image"])
+    return embeds, sharding.own_rows(feat)
 
   def text_feat(
     self, tokens: pairs.Texts, batch_size: int
@@ -175,18 +208,20 @@ class Matcher:
   ) -> Iterator[tuple[Float[Array, "I N D"], Float[np.ndarray, "I C"], range]]:
     """Tokens and unit vectors of a batch, and which pictures it has."""
     start = 0
-    for batch, number in self._image_batches(images, read, batch_size):
-      with sharding.activate(self._mesh):
-        embeds, feat = self._scorer.image_features(self._params, batch["image"])
-      yield embeds, sharding.own_rows(feat), range(start, start + number)
+    for pixels, number in self._pixels(images, read, batch_size):
+      yield *self._encode(pixels), range(start, start + number)
       start += number
 
   def _image_batches(self, images, read: pictures.Reader, batch_size: int):
+    for pixels, number in self._pixels(images, read, batch_size):
+      yield sharding.put_batch({"image": pixels}, self._mesh), number
+
+  def _pixels(self, images, read: pictures.Reader, batch_size: int):
     number = 0
     for pixels, number in pictures.batches(
       images, read, batch_size, self._mesh
     ):
-      yield sharding.put_batch({"image": pixels}, self._mesh), number
+      yield pixels, number
     if not number:
       raise ValueError("images: there are none")
 
@@ -199,7 +234,7 @@ class Matcher:
   def _pair_batches(self, images, tokens, read, batch_size: int):
     start = 0
     for batch, number in self._image_batches(images, read, batch_size):
-      size = len(batch["image"]) // jax.process_count()
+      size = len(batch["image"]) // sharding.num_processes(self._mesh)
       yield batch | self._texts(tokens, start, size), number
       start += number
 

@@ -164,6 +164,23 @@ def open_rotation(pattern: str, image_root: str = "") -> list[Any]:
   return [open_source(path + suffix, image_root) for path in expand(path)]
 
 
+def shard_specs(spec: str) -> list[str]:
+  """The specs of the files that `spec` is made of, each a source of its own.
+
+  Tar shards and Parquet files are; of anything else there are none.
+  """
+  path, query = _split_query(spec)
+  if os.path.splitext(path)[1].lower() not in (".tar", ".parquet"):
+    return []
+  suffix = f"?{query}" if query else ""
+  return [found + suffix for found in expand(path)]
+
+
+def path_of(spec: str) -> str:
+  """What stands in a spec before its options: of one file, its path."""
+  return _split_query(spec)[0]
+
+
 def expand(pattern: str) -> list[str]:
   """Return the paths that a pattern with {a,b}, {00..99}, * or ** stands for.
 

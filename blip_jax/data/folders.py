@@ -62,6 +62,11 @@ class CaptionedPictures(Pictures):
       [n for n in names if not n.endswith(_TEXT) or _stem(n) in lonely],
     )
 
+  def without_captions(self) -> Pictures:
+    """The same rows, of which a text without a picture is none."""
+    names = [self._names[row] for row in range(len(self))]
+    return Pictures(self._root, names)
+
   def __getitem__(self, index: int) -> sources.Record:
     record = super().__getitem__(index)
     path, id = record["image"], record["id"]

@@ -86,8 +86,8 @@ class Scorer:
       wanted: rows of `texts`, for each picture of this process.
       legacy_cls: see `models.blip.Blip.fuse`.
     """
-    index, order = _in_rounds(wanted, texts.lengths)
-    ends = _agreed(texts.lengths[index].max(axis=(0, 2)))
+    index, order = _in_rounds(wanted, texts.lengths, self._mesh)
+    ends = _agreed(texts.lengths[index].max(axis=(0, 2)), self._mesh)
     with sharding.activate(self._mesh):
       image_kv = self._project_image(params, image_embeds)
       found = []
@@ -108,14 +108,16 @@ class Scorer:
 
 
 def _in_rounds(
-  wanted: Sequence[Int[np.ndarray, "_"]], lengths: Int[np.ndarray, " M"]
+  wanted: Sequence[Int[np.ndarray, "_"]],
+  lengths: Int[np.ndarray, " M"],
+  mesh: jax.sharding.Mesh,
 ) -> tuple[Int[np.ndarray, "I R m"], list[Int[np.ndarray, "_"]]]:
   """Texts of each picture by R rounds of m, the short ones first.
 
   Returns:
     Rows of texts, filled up with short ones; how the wanted were ordered.
   """
-  most = int(_agreed(np.array(max(map(len, wanted), default=0))))
+  most = int(_agreed(np.array(max(map(len, wanted), default=0)), mesh))
   width = min(1 << max(most - 1, 0).bit_length(), TEXTS_AT_ONCE)
   order = [np.argsort(lengths[rows], kind="stable") for rows in wanted]
   index = np.full((len(wanted), _whole(most, width)), lengths.argmin())
@@ -124,9 +126,9 @@ def _in_rounds(
   return index.reshape(len(wanted), -1, width), order
 
 
-def _agreed(x: np.ndarray) -> np.ndarray:
+def _agreed(x: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
   """The largest of all processes, which have to run the same programs."""
-  if jax.process_count() == 1:
+  if sharding.num_processes(mesh) == 1:
     return x
   return multihost_utils.process_allgather(x).max(axis=0)
 

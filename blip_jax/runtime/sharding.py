@@ -138,6 +138,11 @@ def num_data_shards(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def num_processes(mesh: Mesh) -> int:
+  """How many processes the devices belong to; they run the same programs."""
+  return len({device.process_index for device in mesh.devices.flat})
+
+
 def whole_batch(size: int, mesh: Mesh) -> int:
   """The size, or the next that splits evenly over the mesh."""
   shards = num_data_shards(mesh)
@@ -181,7 +186,7 @@ def put_batch(
   sharding, shards = batch_sharding(mesh), num_data_shards(mesh)
   batch = {}
   for name, rows in arrays.items():
-    shape = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
+    shape = (rows.shape[0] * num_processes(mesh), *rows.shape[1:])
     if shape[0] % shards:
       raise ValueError(
         f"a batch of {shape[0]} rows ({name}) does not split over "

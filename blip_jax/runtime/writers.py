@@ -9,8 +9,9 @@ import os
 import pathlib
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import tensorboardX
@@ -39,10 +40,25 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file so that a reader finds all of it or none of it."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
+  """Writes a file so that a reader finds all of it or none of it, even after
+  the machine was switched off. What is there stays until all is written."""
+  with whole_file(path) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """A file that gets its name when it is written and on disk, or never."""
+  # Processes of several hosts may write the same file.
+  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+  try:
+    with open(temporary, "wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def _jsonable(value: Any) -> Any:

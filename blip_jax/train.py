@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from blip_jax import config as config_lib
 from blip_jax import evaluators as evaluators_lib
 from blip_jax import tasks
-from blip_jax.convert import source
+from blip_jax.convert import beside, source
 from blip_jax.data import inputs
 from blip_jax.data.tokenizer import Tokenizer
 from blip_jax.models import card as card_lib
@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
   # 4. The state: resumed > restored > initial weights > scratch.
   init_fn = make_init_fn(config, task)
   card = make_card(config, task)
-  model_files = source.model_files(card, tokenizer)
+  model_files = beside.model_files(card, tokenizer)
   checkpoints = checkpoint.Checkpoints(
     workdir, **config.checkpoint, model=model_files
   )

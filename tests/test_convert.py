@@ -358,7 +358,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch, layout):
     raise OSError(28, "No space left on device")
 
   checkpoint = source.open_checkpoint(golden("blip_decoder"), **LIKE)
-  monkeypatch.setattr(export.source, "model_files", full)
+  monkeypatch.setattr(export.beside, "model_files", full)
   with pytest.raises(OSError, match="No space left"):
     export.write(checkpoint, tmp_path / "out", layout)
   assert not list(tmp_path.iterdir())

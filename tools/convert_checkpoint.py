@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import jax
 
-from blip_jax.convert import export, source
+from blip_jax.convert import beside, export, source
 from blip_jax.models import families
 from blip_jax.runtime import host
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--tokenizer",
     metavar="DIR",
     help="a folder with vocab.txt, or a hub id; default: beside SRC, else "
-    f"{source.BERT}",
+    f"{beside.BERT}",
   )
   parser.add_argument(
     "--image-size", type=int, help="pixels a side; default: SRC's"

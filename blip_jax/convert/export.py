@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.convert import adapt, names, source, weights, writer
+from blip_jax.convert import adapt, beside, names, weights, writer
 from blip_jax.convert.source import Checkpoint
 from blip_jax.convert.weights import Leaf, Leaves
 from blip_jax.models import config as config_lib
@@ -68,7 +68,7 @@ def write(
 
 def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   mesh = sharding.one_device()
-  files = source.model_files(checkpoint.card, checkpoint.tokenizer)
+  files = beside.model_files(checkpoint.card, checkpoint.tokenizer)
   items = {
     "params": checkpoint.on_mesh("params", mesh),
     "model": snapshot.FilesItem(files),
@@ -138,7 +138,7 @@ def _write_files(
   folder: pathlib.Path, checkpoint: Checkpoint, configs: dict[str, dict]
 ) -> None:
   """What lies beside the weights; `configs` say what our `model.json` says."""
-  files = source.model_files(checkpoint.card, checkpoint.tokenizer)
+  files = beside.model_files(checkpoint.card, checkpoint.tokenizer)
   del files["model.json"]
   for name, config in configs.items():
     files[name] = json.dumps(config, indent=2) + "\n"

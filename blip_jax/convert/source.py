@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from blip_jax.convert import (
   adapt,
+  beside,
   configs,
   hub,
   names,
@@ -26,11 +27,8 @@ from blip_jax.convert import (
 )
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
-from blip_jax.models import config as config_lib
 from blip_jax.models import families
 from blip_jax.runtime import checkpoint, sharding, snapshot
-
-BERT = "bert-base-uncased"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +162,12 @@ def open_checkpoint(
     opened = _open_ours(folder)
     path = pathlib.Path(folder) / "model"
   else:
-    hints = _hints(path, model_config)
+    hints = beside.hints(path, model_config)
     opened = _open_theirs(name, path, task, hints, drop)
-  opened = _with_tokenizer(opened, path, tokenizer)
+  card, tokenizer = beside.tokenizer_of(
+    opened.card, path, tokenizer, opened.report
+  )
+  opened = dataclasses.replace(opened, card=card, tokenizer=tokenizer)
   return _as(opened, task, image_size, keep_momentum)
 
 
@@ -195,34 +196,6 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
   source = opened.card.source or str(path)
   card = dataclasses.replace(card, source=source)
   return dataclasses.replace(opened, card=card, leaves=leaves)
-
-
-def model_files(
-  card: card_lib.Card, tokenizer: tokenizer_lib.Tokenizer | None
-) -> dict[str, str]:
-  """What lies beside the weights: their description, vocabulary and the size
-  and statistics that pictures are brought to."""
-  files = {"model.json": _text(card.to_json())}
-  if tokenizer is not None:
-    files |= tokenizer.files()
-  return {**files, "preprocessor_config.json": _text(preprocessing(card))}
-
-
-def preprocessing(card: card_lib.Card) -> dict[str, Any]:
-  """In the words of Hugging Face's image processors."""
-  height, width = card.config.vit.image_size
-  return {
-    "image_processor_type": "BlipImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"height": height, "width": width},
-    "resample": 3,  # PIL's bicubic
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": list(config_lib.IMAGE_MEAN),
-    "image_std": list(config_lib.IMAGE_STD),
-  }
 
 
 def _as(
@@ -308,109 +281,10 @@ def _open_theirs(
   if released and released.note:
     report.warnings.append(released.note)
   if layout == "hf":
-    report.warnings += _traps(path, family, config, bool(released))
+    report.warnings += beside.traps(path, family, config, bool(released))
   prompt = (
     registry.PROMPT if family == "caption" and layout == "original" else ""
   )
   generation = registry.GENERATION.get(family, {})
   card = card_lib.Card(family, config, prompt, generation, path.name)
   return Checkpoint(card, leaves, None, report)
-
-
-def _hints(path: pathlib.Path, given) -> configs.Hints:
-  """What config files say: the one that is given, else a folder's own.
-
-  The original splits its config in two; `vit.json` is read beside the given.
-  """
-  if given is None:
-    given = path / "config.json"
-    if not given.is_file():
-      return configs.Hints()
-  given = pathlib.Path(given)
-  hints = configs.read_hints(_json(given))
-  beside = given.parent / "vit.json"
-  if not hints.vit and beside.is_file():
-    hints.vit = configs.read_hints(_json(beside)).vit
-  return hints
-
-
-def _with_tokenizer(
-  opened: Checkpoint, path: pathlib.Path, given: str | os.PathLike | None
-) -> Checkpoint:
-  """Adds the given vocabulary, one beside the weights, or BERT's of the hub."""
-  med = opened.card.config.med
-  folder = path if path.is_dir() else path.parent
-  if given is None and tokenizer_lib.has_vocabulary(folder):
-    given = folder
-  why = f"the model's vocabulary of {med.vocab_size} tokens is not BERT's."
-  if given is None and med.vocab_size == configs.BERT_VOCAB:
-    try:
-      return _with_tokenizer(opened, path, BERT)
-    except ValueError as error:
-      why = str(error)
-  if given is None:
-    opened.report.warnings.append(
-      f"no vocabulary: {why} Give one with --tokenizer (tokenizer=); without, "
-      "the model takes and gives token ids only"
-    )
-    return opened
-  tokenizer = tokenizer_lib.Tokenizer.load(given)
-  if tokenizer.vocab_size != med.vocab_size:
-    raise ValueError(
-      f"{given}: a vocabulary of {tokenizer.vocab_size} tokens ([DEC] and "
-      f"[ENC] included) for a model of {med.vocab_size}; give the one that "
-      "belongs to these weights with --tokenizer (tokenizer=)"
-    )
-  tokens = config_lib.SpecialTokens(**tokenizer.special_ids)
-  config = dataclasses.replace(
-    opened.card.config, med=dataclasses.replace(med, tokens=tokens)
-  )
-  card = dataclasses.replace(opened.card, config=config)
-  return dataclasses.replace(opened, card=card, tokenizer=tokenizer)
-
-
-def _traps(
-  path: pathlib.Path, family: str, config: config_lib.BlipConfig, noted: bool
-) -> list[str]:
-  """Where Hugging Face computes something else from the same weights; `noted`
-  is whether the registry has said of these what it knows."""
-  traps = []
-  if family in ("itm", "vqa"):
-    traps.append(
-      "Hugging Face encodes texts that look at an image with [CLS] first; here "
-      "it is [ENC], as in training (legacy_cls=True gives their numbers)"
-    )
-  if family == "vqa":
-    traps.append(
-      "transformers 5 lets answers look at the padding of questions (the mask "
-      "is lost on its way to the decoder); here they do not, as in training"
-    )
-  if family == "vqa" and config.vit.image_size == (384, 384) and not noted:
-    traps.append(
-      "position embeddings are for 384 x 384 pixels; the original answers at "
-      "480, and they cannot be scaled back"
-    )
-  file = path / "preprocessor_config.json"
-  if file.is_file():
-    found = _json(file)
-    for key, expected in (
-      ("image_mean", config_lib.IMAGE_MEAN),
-      ("image_std", config_lib.IMAGE_STD),
-    ):
-      if not np.allclose(found.get(key, expected), expected, atol=1e-6):
-        traps.append(
-          f"{file.name}: {key} is {found[key]}; set to {list(expected)}, which "
-          "BLIP was trained with"
-        )
-  return traps
-
-
-def _json(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-
-
-def _text(value: Any) -> str:
-  return json.dumps(value, indent=2) + "\n"

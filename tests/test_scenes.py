@@ -174,6 +174,31 @@ def test_swapped_captions_are_untrue_even_among_few_pictures():
       assert source[i]["caption"] not in scenes.descriptions(source.scene(i))
 
 
+def test_junk_of_the_web_is_nearly_true_or_says_little(wordpiece):
+  web = scenes.Scenes("train", num=1000, noise=0.4, junk="web")
+  clean = scenes.Scenes("train", num=1000)
+  kinds = collections.Counter(web[i]["noise"] for i in range(1000))
+  assert kinds["near_miss"] > kinds["vague"] > kinds["file_name"] > 0
+  assert 560 < kinds[""] < 640
+  for i in range(1000):
+    record = web[i]
+    caption = record["caption"]
+    np.testing.assert_array_equal(record["image"], clean[i]["image"])
+    if not record["noise"]:
+      assert caption == clean[i]["caption"]
+      continue
+    assert caption not in record["references"]
+    if record["noise"] == "near_miss":
+      one, other = caption.split(), clean[i]["caption"].split()
+      assert len({*one} & {*other}) >= 2
+    assert "[UNK]" not in wordpiece.encode(caption).tokens
+
+
+def test_junk_that_is_not_known_is_refused():
+  with pytest.raises(ValueError, match="junk is one of"):
+    scenes.Scenes("train", noise=0.1, junk="webb")
+
+
 def test_less_noise_is_a_subset_of_more():
   some, more = (scenes.Scenes("train", num=200, noise=n) for n in (0.2, 0.6))
   for i in range(200):

@@ -143,7 +143,27 @@ _BOILERPLATE = (
   "Stock photo, download now",
   "Page {} of {}",
 )
+_VAGUE = (
+  "a picture",
+  "two shapes",
+  "shapes on paper",
+  "some colored shapes",
+  "a drawing of shapes",
+  "an object beside another object",
+)
 _FILE_NAMES = ("IMG_{:04d}.jpg", "DSC{:05d}.JPG", "image-{}.png", "scan {}.tif")
+# What stands where a caption should, and how often: junk that is easy to tell,
+# or such as the web has, much of which is nearly true.
+_JUNK = {
+  "plain": ("swap", "swap", "boilerplate", "file_name"),
+  "web": (
+    *("near_miss",) * 8,
+    *("vague",) * 4,
+    *("swap",) * 3,
+    *("boilerplate",) * 3,
+    *("file_name",) * 2,
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +248,37 @@ def descriptions(scene: Scene) -> frozenset[str]:
   )
 
 
+def _nearly(scene: Scene, rng: np.random.Generator) -> Scene:
+  """A scene that no description of this one is true of, but for a detail."""
+  objects, place = list(scene.objects), rng.integers(len(scene.objects))
+  change = ("colour", "shape", "order")[rng.integers(3)]
+  kinds = [(thing.colour, thing.shape) for thing in objects]
+  if change == "order" and len(set(kinds)) > 1:
+    # Turned by one: of two, each in the place of the other.
+    kinds = kinds[1:] + kinds[:1]
+  else:
+    change = "colour" if change == "order" else change
+    values = [*(COLOURS if change == "colour" else SHAPES)]
+    colour, shape = kinds[place]
+    values.remove(colour if change == "colour" else shape)
+    value = values[rng.integers(len(values))]
+    kinds[place] = (value, shape) if change == "colour" else (colour, value)
+  return dataclasses.replace(
+    scene,
+    objects=tuple(
+      dataclasses.replace(thing, colour=colour, shape=shape)
+      for thing, (colour, shape) in zip(objects, kinds, strict=True)
+    ),
+  )
+
+
+def _say_little(scene: Scene, rng: np.random.Generator) -> str:
+  """A text that is no description: one object of all, or none."""
+  if rng.random() < 0.5:
+    return _phrase(scene.objects[rng.integers(len(scene.objects))], False)
+  return _VAGUE[rng.integers(len(_VAGUE))]
+
+
 def _hash(numbers: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
   """Mixes the bits of each number (the finaliser of SplitMix64)."""
   # Not a numpy generator: a scene must keep its split in every numpy version.
@@ -277,9 +328,12 @@ class Scenes:
     size: side of the pictures in pixels.
     num: number of items; by default 8,000 to train on, 1,000 held out.
     seed: chooses which contents come, in what order, and how they are drawn.
-    noise: share of captions replaced by junk as the web has it: "swap"
-      (a caption of another picture of this split that is untrue here),
-      "boilerplate", "file_name". Pictures and other captions stay the same.
+    noise: share of captions replaced by junk: "swap" (a caption of another
+      picture of this split that is untrue here), "boilerplate", "file_name".
+      Pictures and other captions stay the same.
+    junk: "plain", or "web" for junk as the web has it: most is a "near_miss"
+      (one colour, one shape or the order is another) or "vague" (says little,
+      or leaves objects out), some is as above.
     counts: shares of scenes with one, two and three objects.
     with_captions: whether records say anything of their pictures.
 
@@ -295,6 +349,7 @@ class Scenes:
     num: int | None = None,
     seed: int = 0,
     noise: float = 0.0,
+    junk: str = "plain",
     counts: Sequence[float] = (0.05, 0.92, 0.03),
     with_captions: bool = True,
   ):
@@ -302,13 +357,16 @@ class Scenes:
       raise ValueError(f"Scenes has no split {split!r}, only {list(SPLITS)}.")
     if not 0 <= noise <= 1:
       raise ValueError(f"Scenes: noise is a share in [0, 1], found {noise}.")
+    if junk not in _JUNK:
+      raise ValueError(f"Scenes: junk is one of {list(_JUNK)}, found {junk!r}.")
     num = DEFAULT_NUM[split] if num is None else num
     if num < (2 if noise else 1):
       raise ValueError(
         f"Scenes {split}: num={num} is too few; noise needs another picture to"
         " take captions from, so at least 2."
       )
-    self.split, self.size, self.seed, self.noise = split, size, seed, noise
+    self.split, self.size, self.seed = split, size, seed
+    self.noise, self._kinds = noise, _JUNK[junk]
     self._with_captions = with_captions
     self._counts, self._numbers = self._plan(num, counts)
 
@@ -390,9 +448,14 @@ class Scenes:
     }
 
   def _junk(self, index: int, rng: np.random.Generator) -> tuple[str, str]:
-    kind = ("swap", "swap", "boilerplate", "file_name")[rng.integers(4)]
+    kind = self._kinds[rng.integers(len(self._kinds))]
+    scene = self.scene(index)
     if kind == "swap":
       return self._untrue_caption(index, rng), kind
+    if kind == "near_miss":
+      return describe(_nearly(scene, rng), rng), kind
+    if kind == "vague":
+      return _say_little(scene, rng), kind
     phrases = _BOILERPLATE if kind == "boilerplate" else _FILE_NAMES
     phrase = phrases[rng.integers(len(phrases))]
     return phrase.format(*rng.integers(1, 10_000, 2)), kind

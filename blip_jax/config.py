@@ -202,6 +202,22 @@ def capfilt() -> ConfigDict:
   )
 
 
+def bootstrap() -> ConfigDict:
+  """Defaults of pre-training, cleaning and pre-training anew."""
+  return ConfigDict(
+    dict(
+      job="bootstrap",
+      seeds=(0, 1, 2),
+      web="",  # noisy pairs; {seed} stands for the seed
+      clean="",  # a few that captioner and filter are fine-tuned on
+      pretrain=pretrain(),
+      captioner=caption(),
+      filter=retrieval(),
+      capfilt=capfilt(),
+    )
+  )
+
+
 def _common(task: str) -> ConfigDict:
   """What every task's config has, with pre-training's values."""
   return ConfigDict(

@@ -10,9 +10,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from blip_jax import caption_images, evaluate, search, train
+from blip_jax.capfilt import bootstrap, merge, report
 from blip_jax.capfilt import inspect as capfilt_inspect
 from blip_jax.capfilt import job as capfilt
-from blip_jax.capfilt import merge, report
 from blip_jax.runtime import host
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -37,6 +37,7 @@ JOBS = {
   "capfilt": capfilt.run,
   "merge": merge.merge,
   "report": report.report,
+  "bootstrap": bootstrap.bootstrap,
   "status": capfilt_inspect.status,
   "verify": capfilt_inspect.verify,
 }

@@ -1,6 +1,7 @@
 """The job: what is written, exactly once, whatever happens to its processes."""
 
 import errno
+import gc
 import io
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import time
 import jax
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import test_inference
 from conftest import QUICK_TO_COMPILE
@@ -483,3 +485,22 @@ def test_sources_that_are_shards():
   assert datasets.shard_specs("a/{0..1}.tar") == ["a/0.tar", "a/1.tar"]
   assert datasets.shard_specs("a.parquet?caption=b") == ["a.parquet?caption=b"]
   assert datasets.shard_specs("a.json") == []
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
+  """Over 10,000 pictures, once the first units have compiled all programs."""
+  sizes, do = [], job.do
+  process = psutil.Process()
+
+  def measured(*args):
+    do(*args)
+    gc.collect()
+    sizes.append(process.memory_info().rss)
+
+  monkeypatch.setattr(job, "do", measured)
+  source = "scenes:train?num=10000&size=16&noise=0.4"
+  results = run(configured(source, tmp_path / "out", unit_rows=500, bucket=8))
+  assert results["pictures/in"] == 10_000
+  assert len(sizes) == 20
+  assert max(sizes[3:]) < 1.1 * sizes[2]

@@ -4,10 +4,11 @@ A picture gets synthetic captions, and the filter looks at each of its texts,
 from the web and synthetic. Each model encodes a picture once.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from blip_jax import inference, matching
 from blip_jax.data import datasets, loader, rejects, sources, transforms
 from blip_jax.runtime import ahead, sharding
 
+# That may be under way at once: two of the captioner's and two of the filter's.
+_STEPS = 4
 WEB, SYNTHETIC = "web", "synthetic"
 
 
@@ -63,7 +66,7 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batch:
+class Batch:
   """Pictures in the sizes of the models, as many as a device batch has."""
 
   pictures: tuple[Labelled | None, ...]  # None: fills up the last batch
@@ -105,20 +108,25 @@ class Labeller:
     self._seed = seed
     self._batch = bucket * sharding.num_data_shards(judge.mesh)
     self._num_threads = num_threads
+    self._threads = concurrent.futures.ThreadPoolExecutor(_STEPS)
 
   def __call__(self, rows: sources.Rows) -> Iterator[list[Labelled]]:
     """The pictures of a unit that is open, some at a time, in order."""
+    return self.label(self.read(rows))
+
+  def label(self, batches: Iterable[Batch]) -> Iterator[list[Labelled]]:
+    """What the models say of pictures that were read."""
     # While the filter looks at one batch, the captioner writes about the next
     # and the one after that is read.
     with contextlib.ExitStack() as stack:
-      batches = self._batches(rows)
       for step in (self._captioned, self._judged):
-        batches = ahead.map_ahead(step, batches, 1)
+        batches = ahead.map_ahead(step, batches, 1, self._threads)
         stack.enter_context(contextlib.closing(batches))
       for batch in batches:
         yield [picture for picture in batch.pictures if picture is not None]
 
-  def _batches(self, rows: sources.Rows) -> Iterator[_Batch]:
+  def read(self, rows: sources.Rows) -> Iterator[Batch]:
+    """Pictures and texts of a unit, before any model has seen them."""
     source = _Noted(rows)
     bad = rejects.Reasons()
     loaded = loader.eval_loader(
@@ -148,9 +156,9 @@ class Labeller:
             picture, key=key, bad=bad.of.pop(key), texts=()
           )
         pictures.append(picture)
-      yield _Batch(tuple(pictures), pixels)
+      yield Batch(tuple(pictures), pixels)
 
-  def _captioned(self, batch: _Batch) -> _Batch:
+  def _captioned(self, batch: Batch) -> Batch:
     if self._write is None:
       return batch
     keys = [picture.key if picture else "" for picture in batch.pictures]
@@ -165,7 +173,7 @@ class Labeller:
       ),
     )
 
-  def _judged(self, batch: _Batch) -> _Batch:
+  def _judged(self, batch: Batch) -> Batch:
     texts = [
       [text.text for text in picture.texts if not text.bad] if picture else []
       for picture in batch.pictures

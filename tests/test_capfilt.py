@@ -1,12 +1,14 @@
 """The job: what is written, exactly once, whatever happens to its processes."""
 
 import errno
+import functools
 import gc
 import io
 import json
 import multiprocessing
 import os
 import pathlib
+import pickle
 import random
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from blip_jax import config as defaults
 from blip_jax import inference
 from blip_jax.capfilt import inspect, job, label, ledger, rows, units
 from blip_jax.data import datasets, scenes
+from blip_jax.models import families
 from blip_jax.runtime import sharding
 
 SCENES = scenes.Scenes("train", size=16, num=400, noise=0.4)
@@ -70,6 +73,11 @@ def shards(tmp_path):
 
 def load(name, task, mesh, **_):
   """Stands for `inference.load`: random weights, by name."""
+  return made(name, task, mesh)
+
+
+@functools.cache  # so that all tests have the same programs
+def made(name, task, mesh):
   model = test_inference.make(task, mesh)
   if name == "other":
     params = jax.tree.map(lambda x: 1.01 * x, model.params)
@@ -438,8 +446,22 @@ def test_a_lease_is_renewed_while_its_owner_works(tmp_path):
   assert list(other.claims(todo)) == []
 
 
-def work(source, out):
-  inference.load = load
+def work(source, out, models, seconds):
+  """What a process does; it reads its models, for to make them would take it
+  longer than all the rest."""
+  models = pickle.loads(models.read_bytes())
+
+  def load(name, task, mesh, **_):
+    card, params = models[task]
+    params = jax.device_put(params, sharding.replicated(mesh))
+    module = families.build(task, card.config)
+    return inference.Model(card, module, params, test_inference.words(), mesh)
+
+  def slowly(found, to_parquet=rows.to_parquet):
+    time.sleep(seconds)  # in which it can be killed, with a unit in its hands
+    return to_parquet(found)
+
+  inference.load, rows.to_parquet = load, slowly
   run(configured(source, out, bucket=4, lease_seconds=20.0))
 
 
@@ -451,22 +473,32 @@ def test_processes_that_are_killed_change_nothing(tmp_path, monkeypatch):
   for shard in range(12):
     write_shard(folder / f"{shard:05d}.tar", members(8 * shard, 8))
   monkeypatch.setenv("XLA_FLAGS", QUICK_TO_COMPILE)  # of one device each
+  # Where a server of forks looks for what it is to import beforehand.
+  monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent))
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload([__name__])
 
-  def start(out):
-    target = folder / "*.tar", tmp_path / out
-    process = context.Process(target=work, args=target, daemon=True)
+  made = {task: test_inference.make(task) for task in ("caption", "itm")}
+  models = tmp_path / "models"
+  parts = {
+    task: (model.card, jax.tree.map(np.asarray, model.params))
+    for task, model in made.items()
+  }
+  models.write_bytes(pickle.dumps(parts))
+
+  def start(out, seconds=1.0):
+    args = folder / "*.tar", tmp_path / out, models, seconds
+    process = context.Process(target=work, args=args, daemon=True)
     process.start()
     return process
 
-  alone = start("alone")
+  alone = start("alone", seconds=0.0)
   alone.join()
   processes = [start("out") for _ in range(3)]
   made = ledger.Ledger(tmp_path / "out")
   chance, kills = random.Random(0), 0
   while any(process.is_alive() for process in processes):
-    time.sleep(chance.uniform(0.0, 0.3))
+    time.sleep(chance.uniform(0.0, 0.2))
     owners = {owner["pid"] for owner in made.leased().values()}
     working = [p for p in processes if p.pid in owners and p.is_alive()]
     if working and kills < 5:

@@ -10,8 +10,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from blip_jax import caption_images, evaluate, search, train
-from blip_jax.capfilt import bootstrap, merge, report
-from blip_jax.capfilt import inspect as capfilt_inspect
+from blip_jax.capfilt import audit, bootstrap, merge, report
 from blip_jax.capfilt import job as capfilt
 from blip_jax.runtime import host
 
@@ -38,8 +37,8 @@ JOBS = {
   "merge": merge.merge,
   "report": report.report,
   "bootstrap": bootstrap.bootstrap,
-  "status": capfilt_inspect.status,
-  "verify": capfilt_inspect.verify,
+  "status": audit.status,
+  "verify": audit.verify,
 }
 
 

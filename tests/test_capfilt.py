@@ -12,6 +12,7 @@ import pickle
 import random
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 
@@ -25,7 +26,7 @@ from conftest import QUICK_TO_COMPILE
 
 from blip_jax import config as defaults
 from blip_jax import inference
-from blip_jax.capfilt import inspect, job, label, ledger, rows, units
+from blip_jax.capfilt import audit, job, label, ledger, rows, units
 from blip_jax.data import datasets, scenes
 from blip_jax.models import families
 from blip_jax.runtime import sharding
@@ -143,6 +144,8 @@ def test_every_text_has_a_row_and_everything_is_counted(shards, tmp_path):
     "00001.tar:0009": "empty_caption",
   }
   told = json.loads((tmp_path / "out" / "00001.done.json").read_text())
+  assert told["input"]["bytes"] == (shards / "00001.tar").stat().st_size
+  assert told["filter"] == found[0]["filter"]
   (key, reason), *others = told["bad"].items()
   assert key == "00001.tar:0006"
   assert reason.startswith("unreadable") or "image" in reason
@@ -322,6 +325,15 @@ def test_no_picture_at_all_is_an_error(tmp_path):
     run(configured(path, tmp_path / "out"))
 
 
+def test_a_missing_extra_is_told_before_anything_is_done(
+  shards, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  with pytest.raises(ValueError, match=r"pip install 'blip_jax\[parquet\]'"):
+    run(configured(shards / "*.tar", tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
 def test_two_shards_of_one_name_are_refused(shards, tmp_path):
   other = tmp_path / "more"
   other.mkdir()
@@ -354,31 +366,31 @@ def test_a_full_disk_leaves_what_is_finished(shards, tmp_path, monkeypatch):
   assert "00001.done.json" not in names
   assert not [name for name in names if name.startswith(".")]
   run(config)
-  assert inspect.verify(config, config.out)["units"] == 3
+  assert audit.verify(config, config.out)["units"] == 3
 
 
 def test_verify_finds_what_was_damaged(shards, tmp_path):
   config = configured(shards / "*.tar", tmp_path / "out")
   run(config)
-  assert inspect.verify(config, config.out) == {"units": 3, "pictures": 15}
+  assert audit.verify(config, config.out) == {"units": 3, "pictures": 15}
   path = tmp_path / "out" / "00002.parquet"
   raw = bytearray(path.read_bytes())
   raw[len(raw) // 2] ^= 1
   path.write_bytes(raw)
   with pytest.raises(ValueError, match="00002: its rows are not those"):
-    inspect.verify(config, config.out)
+    audit.verify(config, config.out)
 
 
 def test_status_says_who_works_on_what(shards, tmp_path, caplog):
   config = configured(shards / "*.tar", tmp_path / "out")
   with pytest.raises(ValueError, match="no job has been started there"):
-    inspect.status(config, config.out)
+    audit.status(config, config.out)
   run(config)
   (tmp_path / "out" / "00001.done.json").unlink()
   owner = {"host": "elsewhere", "pid": 17, "id": "x"}
   (tmp_path / "out" / ".00001.lease").write_text(json.dumps(owner))
   with caplog.at_level("INFO", logger="blip_jax"):
-    found = inspect.status(config, config.out)
+    found = audit.status(config, config.out)
   assert (found["units"], found["units_done"]) == (3, 2)
   assert "00001: with process 17 on elsewhere" in caplog.text
 

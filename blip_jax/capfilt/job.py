@@ -40,6 +40,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, int]:
     ValueError: there is nothing to do, the folder has a job of other settings,
       or a model cannot do what it is there for; says which option helps.
   """
+  rows.arrow_and_schema()  # before hours of work: it is an extra
   todo = units_of(config)
   folder = pathlib.Path(config.out or workdir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +143,7 @@ def do(
     "unit": unit.name,
     "input": fingerprint,
     "version": blip_jax.__version__,
-    "seed": constant["seed"],
+    **constant,
     **counts.as_json(),
   }
   book.finish(unit, rows.to_parquet(found), told)

@@ -10,34 +10,24 @@ import numpy as np
 
 from blip_jax.capfilt import label
 
-try:
-  import pyarrow
-  import pyarrow.parquet
-except ImportError as error:
-  raise ImportError(
-    "CapFilt keeps its rows in Parquet, which needs pyarrow: pip install "
-    "'blip_jax[parquet]'"
-  ) from error
-
 KEPT, BELOW = "", "below_threshold"
-SCHEMA = pyarrow.schema(
-  [
-    ("key", pyarrow.string()),  # of the picture
-    ("row", pyarrow.int64()),  # of the picture in its unit's source
-    ("image", pyarrow.string()),  # its path, if it is a file of its own
-    ("image_id", pyarrow.string()),
-    ("text", pyarrow.string()),
-    ("source", pyarrow.string()),  # web | synthetic
-    ("itm_prob", pyarrow.float32()),
-    ("itc_cosine", pyarrow.float32()),
-    ("log_prob", pyarrow.float32()),
-    ("kept", pyarrow.bool_()),
-    ("reason", pyarrow.string()),  # why it was not kept
-    ("captioner", pyarrow.string()),  # the weights' hash
-    ("filter", pyarrow.string()),
-    ("seed", pyarrow.int64()),
-  ]
-)
+# Names and Arrow's types.
+COLUMNS = {
+  "key": "string",  # of the picture
+  "row": "int64",  # of the picture in its unit's source
+  "image": "string",  # its path, if it is a file of its own
+  "image_id": "string",
+  "text": "string",
+  "source": "string",  # web | synthetic
+  "itm_prob": "float32",
+  "itc_cosine": "float32",
+  "log_prob": "float32",
+  "kept": "bool",
+  "reason": "string",  # why it was not kept
+  "captioner": "string",  # the weights' hash
+  "filter": "string",
+  "seed": "int64",
+}
 
 
 def of_picture(
@@ -71,14 +61,30 @@ def of_picture(
 
 def to_parquet(rows: list[dict[str, Any]]) -> bytes:
   """The same bytes for the same rows."""
+  arrow, schema = arrow_and_schema()
   file = io.BytesIO()
-  table = pyarrow.Table.from_pylist(rows, SCHEMA)
-  pyarrow.parquet.write_table(table, file, compression="zstd")
+  table = arrow.Table.from_pylist(rows, schema)
+  arrow.parquet.write_table(table, file, compression="zstd")
   return file.getvalue()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  return pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
+  arrow, schema = arrow_and_schema()
+  return arrow.parquet.read_table(path, schema=schema).to_pylist()
+
+
+def arrow_and_schema() -> tuple[Any, Any]:
+  """The library, which is an extra of the package, and the schema of rows."""
+  try:
+    import pyarrow
+    import pyarrow.parquet
+  except ImportError as error:
+    raise ValueError(
+      "CapFilt keeps its rows in Parquet, for which pyarrow is not installed: "
+      "pip install 'blip_jax[parquet]'"
+    ) from error
+  types = {name: pyarrow.type_for_alias(kind) for name, kind in COLUMNS.items()}
+  return pyarrow, pyarrow.schema(types.items())
 
 
 class Counts:

@@ -421,6 +421,16 @@ def test_a_unit_is_leased_to_one(tmp_path):
   assert second.leased() == {}
 
 
+def test_who_works_by_old_settings_stops(tmp_path):
+  todo = [units.Unit("a", "scenes:train?num=1")]
+  old, new = book(tmp_path), ledger.Ledger(tmp_path)
+  unit, _ = next(old.claims(todo))
+  new.begin({"a": 2}, force=True)
+  with pytest.raises(ValueError, match="has begun this job anew"):
+    finished(old, unit)
+  assert new.done(unit) is None
+
+
 @pytest.mark.parametrize("gone", ["old", "dead"])
 def test_a_lease_of_a_process_that_is_gone_is_taken_over(tmp_path, gone):
   (unit,) = todo = [units.Unit("a", "scenes:train?num=1")]

@@ -46,6 +46,7 @@ class Ledger:
       "pid": os.getpid(),
       "id": uuid.uuid4().hex,
     }
+    self._began: dict[str, Any] | None = None
 
   @property
   def settings(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class Ledger:
     """
     self._sweep()
     # As it will be read.
-    settings = json.loads(json.dumps(settings))
+    self._began = settings = json.loads(json.dumps(settings))
     if not (self.folder / _JOB).exists():
       others = [path.name for path in self.folder.glob("*")]
       if any(name.endswith(_DONE) for name in others):
@@ -124,7 +125,16 @@ class Ledger:
     return found if whole else None
 
   def finish(self, unit: units_lib.Unit, rows: bytes, told: dict) -> None:
-    """Writes a unit's rows, and then that it is done."""
+    """Writes a unit's rows, and then that it is done.
+
+    Raises:
+      ValueError: another process has begun the job anew with other settings.
+    """
+    if self.settings != self._began:
+      raise ValueError(
+        f"{self.folder}: another process has begun this job anew, with other "
+        f"settings; {unit.name} is left to it"
+      )
     writers.write_bytes(self.rows_path(unit), rows)
     output = {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
     writers.write_json(

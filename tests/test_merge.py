@@ -134,17 +134,30 @@ def test_the_threshold_and_the_sources_can_be_changed(listed, tmp_path):
 
 def test_each_source_may_have_its_own_weight(listed, tmp_path):
   human = tmp_path / "human.jsonl"
-  human.write_text(
-    json.dumps({"image": "4.png", "caption": ["one", "two"]}) + "\n"
+  lines = (
+    {"image": "4.png", "caption": ["one", "two", "..."]},
+    {"image": "4.png"} | {"caption": None},
   )
+  human.write_text("".join(json.dumps(line) + "\n" for line in lines))
   listed.merge.by_source = True
   listed.merge.human = (str(human),)
   listed.merge.out = str(tmp_path / "clean.jsonl")
   stats = run(listed)
-  assert (stats["human/in"], stats["human/kept"]) == (2, 2)
+  assert (stats["human/in"], stats["human/kept"]) == (4, 2)
+  assert stats["human/empty_caption"] == 2
   assert captions(tmp_path / "clean.human.jsonl") == ["one", "two"]
   assert len(captions(tmp_path / "clean.web.jsonl")) == 2
   assert len(captions(tmp_path / "clean.synthetic.jsonl")) == 4
+
+
+def test_a_picture_that_is_gone_costs_no_other(listed, tmp_path):
+  (tmp_path / "pictures" / "0.png").unlink()
+  listed.merge.out = str(tmp_path / "clean")
+  stats = run(listed)
+  assert stats["web/missing"] == 1
+  assert stats["web/kept"] == 1
+  assert stats["synthetic/kept"] == 3
+  assert len(captions(tmp_path / "clean" / "*.tar")) == 4
 
 
 def test_shards_hold_pictures_as_they_were(tmp_path):

@@ -29,6 +29,9 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Those of other jobs are run by test_caption_images.py, test_search.py,
 # test_video.py and below.
 OTHER_JOBS = (
+  "bootstrap",
+  "capfilt",
+  "capfilt_paper",
   "caption_images",
   "caption_nocaps",
   "retrieval_flickr_zero_shot",

@@ -14,7 +14,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from blip_jax.capfilt import job, ledger, pairs_out, rows, rules
-from blip_jax.data import datasets, sources
+from blip_jax.data import datasets, sources, transforms
 from blip_jax.runtime import writers
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,13 @@ def merge(config: ConfigDict, workdir: str) -> dict[str, int]:
     kept = itertools.chain.from_iterable(map(of_unit, tqdm.tqdm(done)))
     human = _human(own.human, config.image_root, stats)
     for row, image in itertools.chain(kept, human):
-      writer(row["source"] if own.by_source else "").add(row, image)
+      of_source = stats[row["source"]]
+      try:
+        writer(row["source"] if own.by_source else "").add(row, image)
+      except transforms.BadSample as bad:  # gone since, or never looked at
+        of_source[bad.reason] += 1
+      else:
+        of_source["kept"] += 1
     kept = sum(counts["kept"] for counts in stats.values())
     if not kept:
       raise ValueError(
@@ -99,8 +105,10 @@ def _kept(
   first = unit.rows[0] if unit.rows else 0
   found = rows.read(book.rows_path(unit))
   for row, reason in zip(found, selection.reasons(found), strict=True):
-    stats[row["source"]].update(["in", reason or "kept"])
-    if not reason:
+    stats[row["source"]]["in"] += 1
+    if reason:
+      stats[row["source"]][reason] += 1
+    else:
       path = _below(row["image"], unit.image_root)
       place = row["row"] - first
       image = functools.partial(_image, source, place)
@@ -116,8 +124,8 @@ def _human(
     for place in range(len(source)):
       try:
         record = source[place]
-      except sources.BadRow:
-        stats[HUMAN].update(["in", "bad"])
+      except sources.BadRow as bad:
+        stats[HUMAN].update(["in", bad.reason])
         continue
       path, texts = record["image"], record["caption"]
       row = {
@@ -127,8 +135,12 @@ def _human(
         "source": HUMAN,
       }
       for text in texts if isinstance(texts, list | tuple) else [texts]:
-        stats[HUMAN].update(["in", "kept"])
-        text = text.decode() if isinstance(text, bytes) else text
+        stats[HUMAN]["in"] += 1
+        try:
+          text = transforms.clean_text(text)
+        except transforms.BadSample as bad:
+          stats[HUMAN][bad.reason] += 1
+          continue
         yield row | {"text": text}, functools.partial(_image, source, place)
 
 

@@ -30,7 +30,11 @@ Image = str | bytes | np.ndarray
 @runtime_checkable
 class Writer(Protocol):
   def add(self, row: dict[str, Any], image: Callable[[], Image]) -> None:
-    """Adds a pair: a row of `capfilt.rows`, and where its picture is had."""
+    """Adds a pair: a row of `capfilt.rows`, and where its picture is had.
+
+    Raises:
+      transforms.BadSample: there is no such picture.
+    """
 
 
 def of_source(path: pathlib.Path, kind: str) -> pathlib.Path:
@@ -142,7 +146,10 @@ def _along(row: dict[str, Any]) -> dict[str, Any]:
 def _encoded(image: Image) -> tuple[bytes, str]:
   """The bytes of a picture as it is stored, and their kind."""
   if isinstance(image, str):
-    image = pathlib.Path(image).read_bytes()
+    try:
+      image = pathlib.Path(image).read_bytes()
+    except OSError as error:
+      raise transforms.BadSample("missing", str(error)) from error
   if isinstance(image, bytes):
     for magic, kind in _KINDS:
       if image.startswith(magic):

@@ -50,7 +50,7 @@ def make_job(folder, config, pictures):
     source, damage = unit.open()
     counts, found = rows.Counts(damage), []
     for place, texts in enumerate(pictures[unit.name]):
-      picture = told(int(source.rows[place]), source[place], texts)
+      picture = told(place, source[place], texts)
       own = [*rows.of_picture(picture, 0.5, constant)]
       counts.add(picture, own)
       found += own

@@ -133,9 +133,8 @@ def compare(folder: str | os.PathLike) -> Results:
   right, wrong, written = [], [], []
   for unit in job.units_of(book.settings):
     source, _ = unit.open()
-    first = unit.rows[0] if unit.rows else 0
     for row in rows.read(book.rows_path(unit)):
-      true = source[row["row"] - first]["references"]
+      true = source[row["row"]]["references"]
       if row["source"] == label.WEB:
         (right if row["text"] in true else wrong).append(row["kept"])
       else:

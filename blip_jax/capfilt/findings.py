@@ -37,7 +37,7 @@ class Findings:
     self._histogram = {source: np.zeros(BINS, int) for source in _SOURCES}
     self._per_picture = collections.Counter()
     self._lengths = {when: collections.Counter() for when in _WHEN}
-    self._words = {when: collections.Counter() for when in ("before", "after")}
+    self._words = {when: collections.Counter() for when in _WHEN}
     self._frequent = collections.Counter()
     self._bad: dict[str, list[str]] = collections.defaultdict(list)
     self._num_bad = collections.Counter()

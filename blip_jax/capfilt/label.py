@@ -49,7 +49,7 @@ class Labelled:
   """A picture of a unit.
 
   Attributes:
-    row: in the unit's source.
+    row: its place in the unit.
     key: of the record; seeds what is sampled.
     image: its path; "" if it lies in a shard or a table.
     image_id: what the annotation calls it, or None.
@@ -148,9 +148,7 @@ class Labeller:
         if place >= len(source):
           pictures.append(None)
           continue
-        picture = source.notes.pop(place, None) or Labelled(
-          source.row(place), key
-        )
+        picture = source.notes.pop(place, None) or Labelled(place, key)
         if key in bad.of:
           picture = dataclasses.replace(
             picture, key=key, bad=bad.of.pop(key), texts=()
@@ -239,9 +237,6 @@ class _Noted:
   def __len__(self) -> int:
     return len(self._rows)
 
-  def row(self, place: int) -> int:
-    return int(self._rows.rows[place])
-
   def __getitem__(self, place: int) -> sources.Record:
     record = self._rows[place]
     image, name = record["image"], record.get("image_id")
@@ -249,7 +244,7 @@ class _Noted:
     if "no_text" in record:
       texts.append(Text("", WEB, record["no_text"]))
     self.notes[place] = Labelled(
-      self.row(place),
+      place,
       record["id"],
       image if isinstance(image, str) else "",
       None if name is None else str(name),

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from blip_jax.capfilt import job, ledger, pairs_out, rows, rules
 from blip_jax.data import datasets, sources, transforms
+from blip_jax.evaluators import base
 from blip_jax.runtime import writers
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,6 @@ def _kept(
 ) -> Iterator[_Pair]:
   """What is kept of a unit."""
   source, _ = unit.open()
-  first = unit.rows[0] if unit.rows else 0
   found = rows.read(book.rows_path(unit))
   for row, reason in zip(found, selection.reasons(found), strict=True):
     stats[row["source"]]["in"] += 1
@@ -110,8 +110,7 @@ def _kept(
       stats[row["source"]][reason] += 1
     else:
       path = _below(row["image"], unit.image_root)
-      place = row["row"] - first
-      image = functools.partial(_image, source, place)
+      image = functools.partial(_image, source, row["row"])
       yield row | {"image": path}, image
 
 
@@ -127,14 +126,14 @@ def _human(
       except sources.BadRow as bad:
         stats[HUMAN].update(["in", bad.reason])
         continue
-      path, texts = record["image"], record["caption"]
+      path = record["image"]
       row = {
         "key": record["id"],
         "image": _below(path if isinstance(path, str) else None, image_root),
         "image_id": record.get("image_id"),
         "source": HUMAN,
       }
-      for text in texts if isinstance(texts, list | tuple) else [texts]:
+      for text in base.captions(record):
         stats[HUMAN]["in"] += 1
         try:
           text = transforms.clean_text(text)

@@ -40,9 +40,8 @@ def card(shown: findings.Shown, todo: Sequence[Any]) -> str:
 def _thumbnail(row: Mapping[str, Any], unit: Any) -> str:
   """A data URL; empty if the picture has gone since."""
   source, _ = unit.open()
-  first = unit.rows[0] if unit.rows else 0
   try:
-    picture = pictures.open_picture(source[row["row"] - first]["image"])
+    picture = pictures.open_picture(source[row["row"]]["image"])
   except (sources.BadRow, transforms.BadSample, IndexError) as error:
     log.warning("%s: cannot be shown: %s", row["key"], error)
     return "data:,"

@@ -14,7 +14,7 @@ KEPT, BELOW = "", "below_threshold"
 # Names and Arrow's types.
 COLUMNS = {
   "key": "string",  # of the picture
-  "row": "int64",  # of the picture in its unit's source
+  "row": "int64",  # of the picture in its unit
   "image": "string",  # its path, if it is a file of its own
   "image_id": "string",
   "text": "string",

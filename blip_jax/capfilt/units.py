@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from blip_jax.data import datasets, folders, sources
+from blip_jax.evaluators import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +153,4 @@ class _Texts:
       record = self._described[row]
     except sources.BadRow as bad:
       return self._pictures[row] | {"caption": [], "no_text": bad.reason}
-    texts = record["caption"]
-    texts = [*texts] if isinstance(texts, list | tuple) else [texts]
-    return record | {"caption": texts}
+    return record | {"caption": base.captions(record)}

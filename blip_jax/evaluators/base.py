@@ -162,7 +162,7 @@ class CaptionWriter:
     return example.tokenizer.decode(ids, self._prompt), valid
 
 
-def captions(record: sources.Record) -> list[str]:
+def captions(record: sources.Record) -> list[str | bytes]:
   caption = record["caption"]
   return list(caption) if isinstance(caption, (list, tuple)) else [caption]
 

@@ -49,8 +49,7 @@ def main(argv: list[str]) -> None:
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger("blip_jax").setLevel(logging.INFO)
   join_processes(_DISTRIBUTED.value)
-  if jax.default_backend() == "cpu":
-    host.keep_freed_memory()
+  host.keep_freed_memory()
   config = _CONFIG.value
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
   workdir = os.path.abspath(_WORKDIR.value or f"runs/{name.stem}")

@@ -188,6 +188,26 @@ def write_pretrained(workdir):
   return workdir
 
 
+def test_a_run_goes_on_with_larger_pictures(tmp_path, pretrained):
+  """The same task at another size: position embeddings are interpolated."""
+  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config.evals.scenes_val.source = ""
+  config.init.weights = str(pretrained)
+  config.model.image_size = 48
+  config.num_steps = config.optim.steps_per_epoch = 2
+  config.optim.warmup_steps = 1
+  train.train(config, str(tmp_path))
+  before, after = (
+    snapshot.load_to_host(snapshot.find(run), "params")["visual_encoder"]
+    for run in (pretrained, tmp_path)
+  )
+  assert before["pos_embed"].shape[1] == 1 + 2 * 2
+  assert after["pos_embed"].shape[1] == 1 + 6 * 6
+  # Two steps of a low rate: what was learnt is still there.
+  cls = [run["pos_embed"][0, 0] for run in (before, after)]
+  np.testing.assert_allclose(*cls, atol=5e-3)
+
+
 def test_captioner_from_pretraining_and_what_it_leaves(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run, counts its steps in epochs,
   and a run without captions to compare with writes its own only."""

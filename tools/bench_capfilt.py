@@ -69,8 +69,12 @@ def make_model(
     tokens=config_lib.SpecialTokens(**words.special_ids),
     dtype=inference.quick_dtype(),
   )
-  init = jax.jit(lambda key: families.init(family, sizes, key))
-  params = jax.device_put(init(jax.random.key(0)), sharding.replicated(mesh))
+  # On the host: a GPU's compiler takes a minute for draws that are made once.
+  with jax.default_device(jax.devices("cpu")[0]):
+    params = jax.jit(lambda key: families.init(family, sizes, key))(
+      jax.random.key(0)
+    )
+  params = jax.device_put(params, sharding.replicated(mesh))
   module = families.build(family, sizes)
   described = card.Card(family, sizes, "a picture of ", {})
   return inference.Model(described, module, params, words, mesh)
@@ -96,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--threads", type=int, default=os.cpu_count())
   parser.add_argument("--out", type=pathlib.Path)
   args = parser.parse_args(argv)
-  if jax.default_backend() == "cpu":
-    host.keep_freed_memory()
+  host.keep_freed_memory()
 
   mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
   make = lambda family: make_model(family, args.variant, args.image_size, mesh)

@@ -174,13 +174,14 @@ def open_checkpoint(
 def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
   """Weights for a run whose model `card` describes.
 
-  A checkpoint of ours of that family is read shard by shard; anything else is
-  opened and adapted to it.
+  A checkpoint of ours of that family is read shard by shard, unless its
+  pictures have another size; anything else is opened and adapted to it.
   """
   path = hub.fetch(name_or_path)
   if path.is_dir() and snapshot.holds_one(path):
     folder = snapshot.find(path)
-    if _card(folder).family == card.family:
+    theirs, grid = _card(folder), card.config.vit.grid
+    if (theirs.family, theirs.config.vit.grid) == (card.family, grid):
       return snapshot.Arrays(folder)
     opened = _open_ours(folder)
   else:

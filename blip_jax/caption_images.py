@@ -45,7 +45,8 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
   if out.exists():
     log.warning("%s is whole already; delete it to write it anew", out)
     return {"images": len(source)}
-  todo = _Rows(source, _rows_left(out, source))
+  left = _rows_left(out, source)
+  todo = sources.Noted(sources.Rows(source, left), _note)
   log.info("%d of %d pictures to caption", len(todo), len(source))
 
   mesh = sharding.make_mesh(config.mesh)
@@ -81,7 +82,7 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
       for place, id, caption in zip(places, ids, captions, strict=True):
         if not id:  # fills up the last batch
           continue
-        line = {"row": int(todo.rows[place]), "id": id}
+        line = {"row": int(left[place]), "id": id}
         path, note = todo.notes.pop(place, ("", {}))
         line |= note
         if (why := bad.of.pop(id, None)) is not None:
@@ -109,19 +110,11 @@ def _images(config: ConfigDict) -> str:
   return config.images
 
 
-class _Rows(sources.Rows):
-  """Of what was read, where it lies and its number are kept."""
-
-  def __init__(self, source: Any, rows: np.ndarray):
-    super().__init__(source, rows)
-    self.notes: dict[int, tuple[str, dict[str, Any]]] = {}
-
-  def __getitem__(self, place: int) -> sources.Record:
-    record = super().__getitem__(place)
-    image, name = record["image"], sources.image_id(record)
-    path = image if isinstance(image, str) else ""
-    self.notes[place] = path, {} if name is None else {"image_id": name}
-    return record
+def _note(place: int, record: sources.Record) -> tuple[str, dict[str, Any]]:
+  """Where a picture lies, and its number if it has one."""
+  image, name = record["image"], sources.image_id(record)
+  path = image if isinstance(image, str) else ""
+  return path, {} if name is None else {"image_id": name}
 
 
 def _batches(rows: loader.EvalLoader) -> Iterator[tuple[range, list, dict]]:

@@ -127,7 +127,7 @@ class Labeller:
 
   def read(self, rows: sources.Rows) -> Iterator[Batch]:
     """Pictures and texts of a unit, before any model has seen them."""
-    source = _Noted(rows)
+    source = sources.Noted(rows, _note)
     bad = rejects.Reasons()
     loaded = loader.eval_loader(
       source,
@@ -226,31 +226,19 @@ def _text(text: str | bytes, source: str, **known: float) -> Text:
     )
 
 
-class _Noted:
-  """A unit's rows; of each that was read, what is not pixels is kept until it
-  is asked for."""
-
-  def __init__(self, rows: sources.Rows):
-    self._rows = rows
-    self.notes: dict[int, Labelled] = {}
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def __getitem__(self, place: int) -> sources.Record:
-    record = self._rows[place]
-    image, name = record["image"], record.get("image_id")
-    texts = [_text(text, WEB) for text in record["caption"]]
-    if "no_text" in record:
-      texts.append(Text("", WEB, record["no_text"]))
-    self.notes[place] = Labelled(
-      place,
-      record["id"],
-      image if isinstance(image, str) else "",
-      None if name is None else str(name),
-      texts=tuple(texts),
-    )
-    return record
+def _note(place: int, record: sources.Record) -> Labelled:
+  """All of a record but its pixels."""
+  image, name = record["image"], record.get("image_id")
+  texts = [_text(text, WEB) for text in record["caption"]]
+  if "no_text" in record:
+    texts.append(Text("", WEB, record["no_text"]))
+  return Labelled(
+    place,
+    record["id"],
+    image if isinstance(image, str) else "",
+    None if name is None else str(name),
+    texts=tuple(texts),
+  )
 
 
 @dataclasses.dataclass(frozen=True)

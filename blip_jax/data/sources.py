@@ -19,7 +19,7 @@ import os
 import re
 import urllib.parse
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,26 @@ class Rows:
 
   def __getitem__(self, place: int) -> Record:
     return self._source[int(self.rows[place])]
+
+
+class Noted:
+  """Rows of which `note(place, record)` is kept, once read, in `notes`.
+
+  A batch has pixels and ids; who wants to know more of its pictures takes the
+  notes of their places out.
+  """
+
+  def __init__(self, rows: Any, note: Callable[[int, Record], Any]):
+    self._rows, self._note = rows, note
+    self.notes: dict[int, Any] = {}
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, place: int) -> Record:
+    record = self._rows[place]
+    self.notes[place] = self._note(place, record)
+    return record
 
 
 def row_id(source: Any, row: int) -> str | None:

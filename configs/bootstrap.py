@@ -21,8 +21,8 @@ STEPS = 2000
 def get_config():
   config = defaults.bootstrap()
   config.web = "scenes:train?num=3000&noise=0.4&junk=web&seed={seed}"
-  config.clean = "scenes:train?num=500&seed=1{seed:03d}"
-  test = "scenes:test?num=200"
+  config.clean = "scenes:train?num=1000&seed=1{seed:03d}"
+  test = "scenes:test?num=500"
 
   _tiny(config.pretrain)
   own = config.pretrain
@@ -38,7 +38,7 @@ def get_config():
 
   _tiny(config.captioner)
   own = config.captioner
-  own.num_steps = 400
+  own.num_steps = 1000
   own.optim.lr = 3e-4
   own.caption.prompt = ""
   own.generation.min_length = 0
@@ -46,7 +46,7 @@ def get_config():
 
   _tiny(config.filter)
   own = config.filter
-  own.num_steps = 400
+  own.num_steps = 1000
   own.optim.lr = 3e-4
   own.retrieval.queue_size = 512
   own.retrieval.momentum = 0.98

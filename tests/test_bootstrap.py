@@ -73,6 +73,7 @@ def test_the_whole_experiment(tmp_path):
   for name, steps in (("pretrain", 20), ("captioner", 4), ("filter", 4)):
     config[name].update(num_steps=steps, log_every_steps=2)
     config[name].optim.warmup_steps = 2
+    config[name].evals.test.source = "scenes:test?num=20"
   config.capfilt.threshold = 0.2
   results = bootstrap.bootstrap(config, str(tmp_path))
   left = json.loads((tmp_path / "results.json").read_text())

@@ -8,7 +8,11 @@
 train the tiny model on a laptop; with accelerators say
 `--config.model.variant=base --config.model.image_size=224` and a larger batch.
 From nothing BLIP needs millions of pairs: on few, expect retrieval above
-chance and captions that name what is common.
+chance and captions that name what is common.  On some thousand pictures the
+hardest negatives can be too hard for ITM to learn from (the log says so).  Then
+begin without ITC, which leaves them random:
+
+  --config.pretrain.loss_weights="(0.0,2.0,1.0)" --config.pretrain.alpha=0.0
 
 The tokenizer is BERT's, from the hub; `--config.tokenizer=DIRECTORY` reads a
 `vocab.txt` of your own, in any language that WordPiece suits.

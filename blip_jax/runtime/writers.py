@@ -292,7 +292,9 @@ class CollapseAlarm:
         "step %d: loss_itm has stayed at %.4f, which is what a head that "
         "always answers 'no match' has. Image-text matching is not learning. "
         "What helped others: start from trained weights (config.init.weights), "
-        "a lower config.optim.lr or a longer warm-up, more or cleaner pairs. "
+        "a lower config.optim.lr or a longer warm-up, more or cleaner pairs, "
+        "pre-training without ITC first, for easier negatives "
+        "(config.pretrain.loss_weights=(0.0,2.0,1.0)). "
         "It may still start once loss_itc has fallen well below its first "
         "value",
         step,

@@ -80,4 +80,4 @@ def _tiny(own):
   own.optim.warmup_lr = 0.0
   own.optim.warmup_steps = 100
   own.optim.betas = (0.9, 0.98)
-  own.evals.batch_size = 200
+  own.evals.batch_size = 500  # as many captions are judged

@@ -112,9 +112,8 @@ def _images(config: ConfigDict) -> str:
 
 def _note(place: int, record: sources.Record) -> tuple[str, dict[str, Any]]:
   """Where a picture lies, and its number if it has one."""
-  image, name = record["image"], sources.image_id(record)
-  path = image if isinstance(image, str) else ""
-  return path, {} if name is None else {"image_id": name}
+  name = sources.image_id(record)
+  return sources.image_path(record), {} if name is None else {"image_id": name}
 
 
 def _batches(rows: loader.EvalLoader) -> Iterator[tuple[range, list, dict]]:

@@ -136,7 +136,7 @@ def test_each_source_may_have_its_own_weight(listed, tmp_path):
   human = tmp_path / "human.jsonl"
   lines = (
     {"image": "4.png", "caption": ["one", "two", "..."]},
-    {"image": "4.png"} | {"caption": None},
+    {"image": "4.png", "caption": None},
   )
   human.write_text("".join(json.dumps(line) + "\n" for line in lines))
   listed.merge.by_source = True

@@ -228,14 +228,14 @@ def _text(text: str | bytes, source: str, **known: float) -> Text:
 
 def _note(place: int, record: sources.Record) -> Labelled:
   """All of a record but its pixels."""
-  image, name = record["image"], record.get("image_id")
+  name = record.get("image_id")
   texts = [_text(text, WEB) for text in record["caption"]]
   if "no_text" in record:
     texts.append(Text("", WEB, record["no_text"]))
   return Labelled(
     place,
     record["id"],
-    image if isinstance(image, str) else "",
+    sources.image_path(record),
     None if name is None else str(name),
     texts=tuple(texts),
   )

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from blip_jax.capfilt import job, ledger, pairs_out, rows, rules
 from blip_jax.data import datasets, sources, transforms
-from blip_jax.evaluators import base
 from blip_jax.runtime import writers
 
 log = logging.getLogger(__name__)
@@ -126,14 +125,13 @@ def _human(
       except sources.BadRow as bad:
         stats[HUMAN].update(["in", bad.reason])
         continue
-      path = record["image"]
       row = {
         "key": record["id"],
-        "image": _below(path if isinstance(path, str) else None, image_root),
+        "image": _below(sources.image_path(record) or None, image_root),
         "image_id": record.get("image_id"),
         "source": HUMAN,
       }
-      for text in base.captions(record):
+      for text in sources.captions(record):
         stats[HUMAN]["in"] += 1
         try:
           text = transforms.clean_text(text)

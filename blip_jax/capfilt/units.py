@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from blip_jax.data import datasets, folders, sources
-from blip_jax.evaluators import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,4 +152,4 @@ class _Texts:
       record = self._described[row]
     except sources.BadRow as bad:
       return self._pictures[row] | {"caption": [], "no_text": bad.reason}
-    return record | {"caption": base.captions(record)}
+    return record | {"caption": sources.captions(record)}

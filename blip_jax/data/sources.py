@@ -70,8 +70,19 @@ def image_id(record: Record) -> int | str | None:
   """
   if "image_id" in record:
     return record["image_id"]
+  return coco_image_id(image_path(record) or record["id"])
+
+
+def captions(record: Record) -> list[str | bytes]:
+  """Return the texts of a record, which may have one or a list of them."""
+  caption = record["caption"]
+  return list(caption) if isinstance(caption, (list, tuple)) else [caption]
+
+
+def image_path(record: Record) -> str:
+  """Return where the picture lies; "" if that is in a shard or a table."""
   image = record["image"]
-  return coco_image_id(image if isinstance(image, str) else record["id"])
+  return image if isinstance(image, str) else ""
 
 
 class Rows:

@@ -162,15 +162,10 @@ class CaptionWriter:
     return example.tokenizer.decode(ids, self._prompt), valid
 
 
-def captions(record: sources.Record) -> list[str | bytes]:
-  caption = record["caption"]
-  return list(caption) if isinstance(caption, (list, tuple)) else [caption]
-
-
 def true_captions(
   record: sources.Record, example: datasets.PairExample
 ) -> set[str]:
   """All that is right to write of a record: its `references` (what may truly
   be said of a rendered scene) or its captions, as a model reads them."""
-  known = record.get("references", captions(record))
+  known = record.get("references", sources.captions(record))
   return {transforms.pre_caption(text, example.max_words) for text in known}

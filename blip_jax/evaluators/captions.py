@@ -60,7 +60,7 @@ class Captions:
       captions.setdefault(name, text)
       if "caption" not in record:
         continue
-      truths.setdefault(name, []).extend(base.captions(record))
+      truths.setdefault(name, []).extend(sources.captions(record))
       is_right = text in base.true_captions(record, self._split.example)
       right.append(is_right)
       if len(cells) < self._number:
@@ -80,7 +80,7 @@ class Captions:
     self, record: sources.Record, text: str, is_right: bool
   ) -> contact_sheet.Cell:
     lines = (
-      contact_sheet.Line("true", base.captions(record)[0]),
+      contact_sheet.Line("true", sources.captions(record)[0]),
       contact_sheet.Line("written", text, is_right),
     )
     picture = transforms.decode(record["image"], self._split.example.max_pixels)

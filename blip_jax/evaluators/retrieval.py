@@ -217,7 +217,7 @@ def _texts(source) -> tuple[list[sources.Record], Int[np.ndarray, " M"]]:
       record = source[row]
     except sources.BadRow:
       continue  # The pass over the pictures takes note of it.
-    for number, caption in enumerate(base.captions(record)):
+    for number, caption in enumerate(sources.captions(record)):
       texts.append({"caption": caption, "id": f"{record['id']}#{number}"})
       image_of.append(row)
   return texts, np.array(image_of)

@@ -74,7 +74,7 @@ class Samples:
     self, record: sources.Record, ranked: str, is_right: bool
   ) -> contact_sheet.Cell:
     lines = [
-      contact_sheet.Line("true", base.captions(record)[0]),
+      contact_sheet.Line("true", sources.captions(record)[0]),
       contact_sheet.Line("ranked first", ranked, is_right),
     ]
     max_pixels = self._split.example.max_pixels

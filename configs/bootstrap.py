@@ -12,7 +12,7 @@ of every picture is known, every step is measured.
 Needs no download.  See WORKDIR/table.md and WORKDIR/results.json.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 WIDTH = 32  # pixels a side
 STEPS = 2000

@@ -15,7 +15,7 @@ and `--config.job=report` shows what was kept and why.  `--config.job=status`
 says how far a job is, `verify` whether all that it wrote is whole.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

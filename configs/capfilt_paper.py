@@ -12,7 +12,7 @@ The paper does not say how long captions may be, nor in which words they begin:
 as in its captioning, 5 to 20 tokens behind "a picture of ".
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

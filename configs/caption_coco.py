@@ -12,7 +12,7 @@ and the pictures that they name.  Expect 39.7 BLEU-4 and 133.3 CIDEr on test
 the end.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

@@ -7,7 +7,7 @@ step (8 GPUs of 16) and 2e-6.  Expect 40.4 BLEU-4 and 136.7 CIDEr on test
 (Table 7).  Not run here to the end.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

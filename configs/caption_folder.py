@@ -15,7 +15,7 @@ The prompt is part of the model: captions of a style of your own may want
 another one, with `--config.caption.prompt`.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

@@ -13,7 +13,7 @@ for a .txt beside every picture, `--config.generation.sample
 each.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

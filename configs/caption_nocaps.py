@@ -8,7 +8,7 @@ them, which alone knows the captions of people.  Expect 109.6 CIDEr and 14.7
 SPICE on val (Table 7).  Not run here.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

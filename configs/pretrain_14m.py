@@ -14,7 +14,7 @@ Cost: the original needed 3 to 4 days on 32 A100 (salesforce/BLIP issues 2 and
 of the peak rate.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 TEXTS = 15_300_000
 

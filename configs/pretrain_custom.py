@@ -18,7 +18,7 @@ The tokenizer is BERT's, from the hub; `--config.tokenizer=DIRECTORY` reads a
 `vocab.txt` of your own, in any language that WordPiece suits.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

@@ -15,7 +15,7 @@ Cost: the original needed 8 to 9 days on 32 A100 (salesforce/BLIP issue 2).
 Not run here to the end.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 TEXTS_PER_EPOCH = 15_300_000 + 115_000_000 // 5
 

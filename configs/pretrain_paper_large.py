@@ -11,7 +11,7 @@ Hardware: made for 32 accelerators of 40 GB; the weights are split over 8.
 Not run here to the end.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 TEXTS_PER_EPOCH = 15_300_000 + 115_000_000 // 5
 

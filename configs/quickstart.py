@@ -10,7 +10,7 @@ The settings are those of a short demonstration; the paper's are in
 `pretrain_paper_base.py`.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

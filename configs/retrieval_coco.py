@@ -12,7 +12,7 @@ and the pictures that they name.  Expect 81.9 (text) and 64.3 (image) R@1 on
 test (Table 5).  Not run here to the end.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

@@ -7,7 +7,7 @@ step (8 GPUs of 16) and 5e-6.  The paper has 256 pairs for both.  Expect 82.4
 (text) and 65.1 (image) R@1 on test (Table 5).  Not run here to the end.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

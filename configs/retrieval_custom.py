@@ -15,7 +15,7 @@ take the tiny model after your own pre-training.  The best parameters by
 `r_mean` on `val` are in WORKDIR/best.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

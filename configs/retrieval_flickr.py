@@ -11,7 +11,7 @@ five captions each for training.  Expect 97.3 (text) and 87.3 (image) R@1 on
 test (Table 5).  Not run here to the end.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

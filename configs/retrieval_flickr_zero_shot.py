@@ -9,7 +9,7 @@ pre-trained one (salesforce/BLIP issues 28 and 118).  Expect 96.0 (text) and
 85.0 (image) R@1 on test.  Not run here.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

@@ -13,7 +13,7 @@ here.  Clips of your own are rows of {video, caption}: name the file with
 --config.evals.test.source='clips.json?image=video'.
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

@@ -14,7 +14,7 @@ what looks like a picture, `--config.model=WORKDIR` for a model of your own,
 `--config.faiss=HNSW32` for millions of pictures (extra [search]).
 """
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 
 
 def get_config():

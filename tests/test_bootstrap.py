@@ -7,7 +7,7 @@ import pytest
 from test_merge import make_job
 from test_train import load_config
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 from blip_jax.capfilt import bootstrap
 from blip_jax.data import scenes
 

@@ -24,8 +24,7 @@ import pytest
 import test_inference
 from conftest import QUICK_TO_COMPILE
 
-from blip_jax import config as defaults
-from blip_jax import inference
+from blip_jax import defaults, inference
 from blip_jax.capfilt import audit, job, label, ledger, rows, units
 from blip_jax.data import datasets, scenes
 from blip_jax.models import families

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from blip_jax import caption_images, config, inference
+from blip_jax import caption_images, defaults, inference
 from blip_jax.convert import export, source
 from blip_jax.runtime import sharding
 
@@ -59,7 +59,7 @@ def one_device(monkeypatch):
 
 
 def make(captioner, images, **changes) -> ConfigDict:
-  c = config.caption_images()
+  c = defaults.caption_images()
   c.update(dict(images=str(images), model=captioner, batch_size=2))
   c.update(changes)
   return c.lock()

@@ -23,6 +23,7 @@ from blip_jax.convert import (
   weights,
   writer,
 )
+from blip_jax.data import scenes
 from blip_jax.models import card as card_lib
 from blip_jax.models import families, vit
 from blip_jax.runtime import sharding, snapshot
@@ -315,7 +316,7 @@ def test_a_vocabulary_of_another_model_is_refused():
     source.open_checkpoint(
       golden("blip_decoder"),
       model_config=CONFIG,
-      tokenizer=ROOT / "blip_jax" / "data" / "scenes_vocab",
+      tokenizer=scenes.vocab_dir(),
     )
 
 

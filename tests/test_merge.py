@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from test_capfilt import SCENES, members, write_shard
 
-from blip_jax import config as defaults
+from blip_jax import defaults
 from blip_jax.capfilt import job, label, ledger, merge, report, rows, rules
 from blip_jax.data import datasets
 

@@ -203,11 +203,11 @@ def test_every_bound_of_a_difference_exists():
 
 
 def test_keys_that_stay_exist():
-  from blip_jax import config
+  from blip_jax import defaults
 
   keys = README.split("Keys that stay:")[1].split("All of them")[0]
   for key in re.findall(r"`config\.([\w.|*]+)`", keys):
-    value = config.pretrain()
+    value = defaults.pretrain()
     for part in key.replace(".*", "").split("."):
       for choice in part.split("|"):
         assert choice in value, key

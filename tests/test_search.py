@@ -12,8 +12,7 @@ import pytest
 import test_inference
 from test_video import write
 
-from blip_jax import config as defaults
-from blip_jax import index, inference, search
+from blip_jax import defaults, index, inference, search
 from blip_jax.data import datasets, scenes, video
 from blip_jax.tasks import base as tasks
 

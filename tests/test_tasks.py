@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax import config as defaults
-from blip_jax import tasks
+from blip_jax import config as config_lib
+from blip_jax import defaults, tasks
 from blip_jax.models import blip, families, nlvr
 from blip_jax.tasks import caption, losses, retrieval, vqa
 from blip_jax.tasks import momentum as momentum_lib
@@ -133,7 +133,7 @@ def test_what_retrieval_cannot_do_is_named(key):
   config = defaults.retrieval()
   config.retrieval[key] = "all"
   with pytest.raises(ValueError, match=rf"config\.retrieval\.{key}: .*'all'"):
-    defaults.validate(config)
+    config_lib.validate(config)
 
 
 def test_the_queue_keeps_the_ids(retrieval_state):

@@ -19,8 +19,8 @@ import pytest
 import stub_task
 from PIL import Image
 
-from blip_jax import config as defaults
-from blip_jax import evaluate, tasks, train
+from blip_jax import config as config_lib
+from blip_jax import defaults, evaluate, tasks, train
 from blip_jax.models import config as model_config
 from blip_jax.runtime import sharding, snapshot
 
@@ -81,7 +81,7 @@ def shrink(config):
   config.optim.steps_per_epoch = 1
   config.evals.every_steps = 0
   config.evals.batch_size = 16
-  for split in defaults.splits(config).values():
+  for split in config_lib.splits(config).values():
     split.source = "scenes:val?num=24"
   return config
 
@@ -115,7 +115,7 @@ def test_every_config_trains_two_steps(path, tmp_path):
   assert all(np.isfinite(row["train/loss"]) for row in steps[:2])
   assert snapshot.find(tmp_path).name == "2"
   splits = {name.split("/")[0] for name in results}
-  assert splits == defaults.splits(config).keys()
+  assert splits == config_lib.splits(config).keys()
   if splits:
     assert json.loads((tmp_path / "results.json").read_text()) == results
 

@@ -19,7 +19,7 @@ def build(
   """The task that a config asks for.
 
   Args:
-    config: see `blip_jax/config.py`.
+    config: see `blip_jax/defaults.py`.
     vocab_size: of the tokenizer.
     tokens: its special ids.
     prompt_length: tokens of the config's prompt, [DEC] included; 1 for none.

@@ -1,0 +1,356 @@
+"""Every key of every task's config, with BLIP's own value where it has one.
+
+A recipe in `configs/` starts from here and says what it changes.  The dict is
+locked, so that a misspelt key is an error and not a silent default.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from blip_jax.convert import registry
+
+# Of the momentum twin, wherever there is one.
+TWIN = dict(queue_size=57600, momentum=0.995, alpha=0.4)
+
+
+def pretrain() -> ConfigDict:
+  """Defaults of pre-training (section 4.1 of the paper, and its code)."""
+  config = _common("pretrain")
+  config.pretrain = dict(
+    **TWIN,
+    alpha_ramp_epochs=2.0,  # of optim.steps_per_epoch
+    label_smoothing=0.1,
+    loss_weights=(1.0, 1.0, 1.0),  # ITC, ITM, LM
+  )
+  config.evals.val = ranked("")
+  return config
+
+
+def caption() -> ConfigDict:
+  """Defaults of captioning (section 5.2): COCO, from a pre-trained model."""
+  config = _common("caption")
+  config.batch_size = 256
+  config.num_epochs = 5.0
+  config.caption = dict(
+    prompt=registry.PROMPT,  # what every caption starts with; not learned
+    label_smoothing=0.1,
+  )
+  # Of evaluation; fields of `models.decoding.Decoding`.
+  config.generation = generation()
+  config.model.image_size = 384
+  config.data.min_scale = 0.5
+  config.data.max_length = 40
+  config.optim.schedule = "cosine_epoch"
+  config.optim.lr = 1e-5
+  config.optim.min_lr = 0.0
+  config.evals.batch_size = 32
+  config.evals.best = ("val/CIDEr", "val/Bleu_4")
+  config.evals.val = described("")
+  config.evals.test = described("")
+  return config
+
+
+def retrieval() -> ConfigDict:
+  """Defaults of retrieval (section 5.1): COCO, from a pre-trained model."""
+  config = _common("retrieval")
+  config.batch_size = 256
+  config.num_epochs = 6.0
+  config.retrieval = dict(
+    **TWIN,
+    alpha_ramp_epochs=1.0,
+    # idx: all captions of an image are positives of ITC; diagonal: a pair's
+    # own alone, as in the original until March 2022.
+    itc_targets="idx",
+    # Which rows may be ITM negatives: those of the whole batch, or those of
+    # the same data shard.
+    negatives="global",
+  )
+  # As in the original, whose queue starts with pre-training's features.
+  config.init.momentum = True
+  config.model.image_size = 384
+  config.data.min_scale = 0.5
+  config.data.max_length = 35
+  config.optim.schedule = "cosine_epoch"
+  config.optim.lr = 1e-5
+  config.optim.min_lr = 0.0
+  config.evals.batch_size = 64
+  config.evals.best = ("val/r_mean",)
+  config.evals.val = ranked("")
+  config.evals.test = ranked("")
+  return config
+
+
+def generation() -> ConfigDict:
+  """How the original decodes captions. Lengths are in tokens, and count the
+  prompt, [DEC] and [SEP]."""
+  return ConfigDict(
+    dict(
+      **registry.GENERATION["caption"],
+      no_repeat_ngram_size=0,
+      length_norm="full",  # full | generated
+    )
+  )
+
+
+def caption_images() -> ConfigDict:
+  """Defaults of captioning pictures with a model that is finished."""
+  return ConfigDict(
+    dict(
+      job="caption",
+      images="",  # a folder, tar shards, or what README, "Data" lists
+      image_root="",
+      out="",  # captions.jsonl, one line per picture
+      model="Salesforce/blip-image-captioning-base",  # what blip_jax.load takes
+      tokenizer="",  # unset: the model's
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      batch_size=32,  # pictures at a time, of all devices together
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      sidecars=False,  # whether to write a .txt beside every picture too
+      num_threads=8,
+      seed=0,  # of what is sampled
+      prompt=config_dict.placeholder(str),  # unset: the model's
+      # Unset: the model's; with `sample`, the original's.
+      generation=dict(
+        sample=False,
+        num_return_sequences=1,
+        num_beams=config_dict.placeholder(int),
+        max_length=config_dict.placeholder(int),
+        min_length=config_dict.placeholder(int),
+        max_new_tokens=config_dict.placeholder(int),
+        repetition_penalty=config_dict.placeholder(float),
+        no_repeat_ngram_size=config_dict.placeholder(int),
+        temperature=config_dict.placeholder(float),
+        top_k=config_dict.placeholder(int),
+        top_p=config_dict.placeholder(float),
+        length_norm=config_dict.placeholder(str),
+      ),
+    )
+  )
+
+
+def search() -> ConfigDict:
+  """Defaults of looking for pictures."""
+  return ConfigDict(
+    dict(
+      job="search",
+      images="",  # a folder, tar shards, or what README, "Data" lists
+      image_root="",
+      # A text, a picture, or a file of them: a line each, or a JSON list.
+      queries="",
+      out="",  # search.json; a .png goes beside it
+      index="",  # the folder of the pictures' embeddings, made once
+      model="model_base_retrieval_coco",  # what blip_jax.load takes
+      tokenizer="",  # unset: the model's
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      batch_size=32,  # pictures at a time, of all devices together
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      num_threads=8,
+      num_frames=0,  # of videos, which the gallery then has; 0: of pictures
+      top=10,  # pictures found for each query
+      rerank=64,  # so many, the nearest to a text, are ranked anew by ITM
+      faiss="",  # unset: compares with every picture; else FAISS's factory
+    )
+  )
+
+
+def capfilt() -> ConfigDict:
+  """Defaults of cleaning a collection (section 3.3)."""
+  writes = caption_images().generation
+  writes.sample = True
+  writes.top_p = 0.9
+  return ConfigDict(
+    dict(
+      job="capfilt",  # capfilt, then merge and report; status, verify
+      source=("",),  # shards, or whatever README, "Data" lists
+      image_root="",
+      web_texts=True,  # whether the source has texts
+      out="",  # the folder of the job; unset: the workdir
+      captioner="model_base_caption_capfilt_large",  # "": nothing is written
+      filter="model_base_retrieval_coco",
+      tokenizer="",  # unset: the models'
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      seed=0,  # of what is sampled
+      prompt=config_dict.placeholder(str),  # unset: the captioner's
+      generation=writes,
+      threshold=0.5,  # of itm_prob, for the column `kept`
+      # Pictures that a device computes at once; 0: 8 on a CPU, 64 elsewhere.
+      bucket=0,
+      mesh=dict(data=-1, fsdp=1, tensor=1),  # of one process's devices
+      num_threads=8,
+      unit_rows=1024,  # of sources that are not made of shards
+      lease_seconds=300.0,  # after which a unit is free, if its owner is gone
+      force=False,  # whether to do units again that other settings have made
+      merge=dict(
+        out="",  # a .json or .jsonl, or a folder of tar shards
+        jobs=(),  # folders of further jobs to merge
+        human=(),  # sources whose captions join unfiltered
+        by_source=False,  # whether each kind of texts has a file of its own
+        # Fields of `capfilt.rules.Rules`.
+        threshold=0.5,
+        sources=("web", "synthetic"),
+        min_words=1,
+        max_words=0,
+        max_repeats=0,
+        markup=True,
+        near_duplicates=1.0,
+        max_per_picture=0,
+      ),
+    )
+  )
+
+
+def bootstrap() -> ConfigDict:
+  """Defaults of pre-training, cleaning and pre-training anew."""
+  return ConfigDict(
+    dict(
+      job="bootstrap",
+      seeds=(0, 1, 2),
+      web="",  # noisy pairs; {seed} stands for the seed
+      clean="",  # a few that captioner and filter are fine-tuned on
+      pretrain=pretrain(),
+      captioner=caption(),
+      filter=retrieval(),
+      capfilt=capfilt(),
+    )
+  )
+
+
+def _common(task: str) -> ConfigDict:
+  """What every task's config has, with pre-training's values."""
+  return ConfigDict(
+    dict(
+      job="train",  # train | evaluate
+      task=task,
+      seed=42,
+      batch_size=600,  # of all devices together
+      num_steps=0,  # 0: as many as num_epochs has
+      num_epochs=0.0,
+      log_every_steps=50,
+      # Which rows may be ITC candidates and, in pre-training, ITM negatives,
+      # and of which LM takes the mean: those of the whole batch, or those of
+      # the same data shard, as in the original.
+      scope="global",
+      # A directory with vocab.txt, a hub id, or "scenes".
+      tokenizer="bert-base-uncased",
+      # -1: all devices that the other two leave.
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      model=dict(
+        variant="base",  # tiny | base | large
+        image_size=224,
+        patch_size=config_dict.placeholder(int),  # unset: the variant's
+        drop_path=config_dict.placeholder(float),  # unset: the variant's
+        dropout=0.1,  # of the text towers
+        dtype="bfloat16",  # of activations; all state is float32
+        vit_remat="none",  # none | dots | full
+        text_remat="none",
+      ),
+      data=dict(
+        train=("",),  # sources; see README, "Data"
+        image_root="",
+        weights=(),  # of the sources; empty: all rows alike
+        rotate="",  # a pattern of sources of which each epoch uses one
+        augment=True,  # random crop and flip, and RandAugment
+        min_scale=0.2,  # of the crop, as a share of the picture
+        max_words=30,
+        max_length=30,  # tokens, [CLS] and [SEP] included
+        num_threads=8,
+        num_workers=0,  # processes beside them
+        max_bad_fraction=0.05,  # of samples that cannot be read
+      ),
+      optim=dict(
+        schedule="step",  # step | cosine_epoch | cosine
+        lr=3e-4,
+        min_lr=1e-6,
+        warmup_lr=1e-6,
+        warmup_steps=3000,
+        decay_rate=0.9,  # per epoch
+        steps_per_epoch=0,  # 0: as many as the data has
+        weight_decay=0.05,  # of every parameter
+        betas=(0.9, 0.999),
+        clip=0.0,  # of the global gradient norm; 0: off, as in the original
+      ),
+      checkpoint=dict(every_steps=1000, keep=2, keep_every_steps=0),
+      init=dict(
+        restore="",  # a workdir whose whole state to start from
+        weights="",  # parameters to start from; what blip_jax.load takes
+        momentum=False,  # whether to take their twin and queues along
+        allow_missing=(),  # patterns of parameters that stay fresh
+        allow_unexpected=(),  # patterns of parameters that are dropped
+      ),
+      # Held-out splits by name; an empty source is left out.
+      evals=dict(
+        every_steps=0,  # 0: only at the end
+        batch_size=100,
+        # `split/metric`s by whose sum, the higher the better, WORKDIR/best is
+        # chosen; nothing is, where a split of theirs has no source.
+        best=(),
+      ),
+    )
+  )
+
+
+def held_out(source: str) -> ConfigDict:
+  """A split to evaluate on, under the name that it has in `config.evals`."""
+  return ConfigDict(
+    dict(
+      source=source,
+      image_root="",
+      samples=0,  # pictures on the contact sheet, for one split only
+    )
+  )
+
+
+def ranked(source: str) -> ConfigDict:
+  """A split whose pictures and texts are to find each other."""
+  split = held_out(source)
+  # So many candidates, the nearest by ITC, are ranked anew by ITM; 0: none are.
+  split.k_test = 0
+  split.num_frames = 0  # of videos; 0: they are pictures
+  return split
+
+
+def described(source: str) -> ConfigDict:
+  """A split to caption, with the captions that people wrote of it."""
+  split = held_out(source)
+  # An annotation file of COCO's; "": the captions of the source itself; "none":
+  # there are none, and captions are only written.
+  split.references = ""
+  return split
+
+
+def use_paper_sources(config: ConfigDict) -> None:
+  """The sets of section 4.1 but LAION, as JSON lists of {image, caption}."""
+  config.data.train = (
+    "data/coco_karpathy_train.json",
+    "data/vg_caption.json",
+    "data/sbu.json",
+    "data/cc3m.json",
+    "data/cc12m.json",
+  )
+  config.data.image_root = "data/images"
+  config.data.num_workers = 8
+  config.evals.val.source = "data/coco_karpathy_val.json"
+  config.evals.val.image_root = "data/images"
+
+
+def use_coco(config: ConfigDict) -> None:
+  """The Karpathy split of COCO, an epoch of which has 566,747 captions."""
+  _use_split(config, "coco_karpathy", 566_747, "data/images")
+
+
+def use_flickr(config: ConfigDict) -> None:
+  """The Karpathy split of Flickr30k, an epoch of which has 145,000 captions."""
+  _use_split(config, "flickr30k", 145_000, "data/flickr30k")
+
+
+def _use_split(
+  config: ConfigDict, name: str, captions: int, image_root: str
+) -> None:
+  config.optim.steps_per_epoch = captions // config.batch_size
+  config.data.train = (f"data/{name}_train.json",)
+  config.data.image_root = image_root
+  config.data.num_workers = 8
+  config.evals.every_steps = config.optim.steps_per_epoch
+  for split in ("val", "test"):
+    config.evals[split].source = f"data/{name}_{split}.json"
+    config.evals[split].image_root = image_root
+  config.evals.val.samples = 24

@@ -137,7 +137,7 @@ class Matcher:
       self._params, embeds, tokens, wanted, legacy_cls
     )
     for own, of, logit in zip(feat, wanted, logits, strict=True):
-      cosine, (no, yes) = text_feat[of] @ own, logit.T
+      cosine, (no, yes) = text_feat[of] @ own, finite(logit).T
       yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
 
   def embed_images(
@@ -191,7 +191,7 @@ class Matcher:
     batch = sharding.put_batch({"image": pixels}, self._mesh)
     with sharding.activate(self._mesh):
       embeds, feat = self._scorer.image_features(self._params, batch["image"])
-    return embeds, sharding.own_rows(feat)
+    return embeds, finite(sharding.own_rows(feat))
 
   def text_feat(
     self, tokens: pairs.Texts, batch_size: int
@@ -200,7 +200,7 @@ class Matcher:
     for batch, number in self._text_batches(tokens, batch_size):
       with sharding.activate(self._mesh):
         feat = self._scorer.text_feat(self._params, *base.text(batch))
-      found.append(sharding.own_rows(feat)[:number])
+      found.append(finite(sharding.own_rows(feat)[:number]))
     return np.concatenate(found)
 
   def _encoded(
@@ -267,6 +267,17 @@ class Matcher:
       )
     room = min(MAX_TOKENS, self._module.config.med.max_positions)
     return pairs.trimmed(pairs.Texts(*self._tokenizer.encode(cleaned, room)))
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+  """What a model gave, or `ValueError`: a NaN loses every comparison, and so
+  would pass for a score that is below, or not below, whatever asks."""
+  if np.isnan(values).any():
+    raise ValueError(
+      "the model gives NaN; its weights are damaged, or are of a run that has "
+      "diverged"
+    )
+  return values
 
 
 def _as_many(images, tokens: pairs.Texts) -> list[pictures.Picture]:

@@ -138,6 +138,14 @@ def test_what_cannot_be(model_of, options, message, pictures):
     model_of().caption(pictures[0], **options)
 
 
+def test_weights_that_are_damaged_write_nothing(model, pictures):
+  params = jax.tree.map(lambda x: x * np.nan, model.params)
+  broken = dataclasses.replace(model, params=params)
+  for options in ({}, {"num_beams": 3}, {"sample": True}):
+    with pytest.raises(ValueError, match="gives NaN; its weights are damaged"):
+      broken.caption(pictures, **options)
+
+
 def test_pictures_that_cannot_be_read_are_named(model, pictures, tmp_path):
   (tmp_path / "b.jpg").write_bytes(b"no picture")
   with pytest.raises(ValueError, match="picture 1: not_an_image"):

@@ -176,6 +176,20 @@ def test_what_cannot_be(model, pictures):
     model.features()
 
 
+def test_weights_that_are_damaged_score_nothing(model, pictures):
+  broken = lambda params: dataclasses.replace(model, params=params)
+  nowhere = broken(jax.tree.map(lambda x: x * np.nan, model.params))
+  for ask in (
+    lambda: nowhere.embed_images(pictures),
+    lambda: nowhere.embed_texts(WORDS),
+  ):
+    with pytest.raises(ValueError, match="gives NaN; its weights are damaged"):
+      ask()
+  head = jax.tree.map(lambda x: x * np.nan, model.params["itm_head"])
+  with pytest.raises(ValueError, match="gives NaN"):
+    broken(model.params | {"itm_head": head}).match(pictures, WORDS)
+
+
 def test_models_that_cannot_match_say_which_can(pictures):
   captioner = test_inference.make("caption")
   for ask in (

@@ -38,7 +38,26 @@ OTHER_JOBS = (
   "retrieval_msrvtt",
   "search",
 )
-TRAINING = [path for path in CONFIGS if path.stem not in OTHER_JOBS]
+# Shrunk they are as another recipe, but for a mesh or a scope, which
+# test_mesh.py is about; or the README's commands train them as well.
+ALIKE = (
+  "caption_coco",
+  "caption_folder",
+  "pretrain_14m",
+  "pretrain_custom",
+  "pretrain_paper_large",
+  "quickstart",
+  "retrieval_coco_large",
+  "retrieval_custom",
+  "retrieval_flickr_large",
+)
+TRAINING = [
+  pytest.param(
+    path, id=path.stem, marks=pytest.mark.slow if path.stem in ALIKE else ()
+  )
+  for path in CONFIGS
+  if path.stem not in OTHER_JOBS
+]
 
 
 def load_config(path):
@@ -103,7 +122,7 @@ def make_quick(monkeypatch):
   monkeypatch.setitem(model_config.VARIANTS, "tiny", {**tiny, **shallow})
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING)
 def test_every_config_trains_two_steps(path, tmp_path):
   config = shrink(load_config(path))
   if config.task == "caption":

@@ -38,8 +38,8 @@ OTHER_JOBS = (
   "retrieval_msrvtt",
   "search",
 )
-# Shrunk they are as another recipe, but for a mesh or a scope, which
-# test_mesh.py is about; or the README's commands train them as well.
+# Shrunk they are as another recipe, but for a mesh or where negatives are from,
+# which test_mesh.py is about; or the README's commands train them as well.
 ALIKE = (
   "caption_coco",
   "caption_folder",
@@ -49,6 +49,7 @@ ALIKE = (
   "quickstart",
   "retrieval_coco_large",
   "retrieval_custom",
+  "retrieval_flickr",
   "retrieval_flickr_large",
 )
 TRAINING = [

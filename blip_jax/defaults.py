@@ -27,8 +27,7 @@ def pretrain() -> ConfigDict:
 
 def caption() -> ConfigDict:
   """Defaults of captioning (section 5.2): COCO, from a pre-trained model."""
-  config = _common("caption")
-  config.batch_size = 256
+  config = _fine_tuning("caption")
   config.num_epochs = 5.0
   config.caption = dict(
     prompt=registry.PROMPT,  # what every caption starts with; not learned
@@ -36,12 +35,7 @@ def caption() -> ConfigDict:
   )
   # Of evaluation; fields of `models.decoding.Decoding`.
   config.generation = generation()
-  config.model.image_size = 384
-  config.data.min_scale = 0.5
   config.data.max_length = 40
-  config.optim.schedule = "cosine_epoch"
-  config.optim.lr = 1e-5
-  config.optim.min_lr = 0.0
   config.evals.batch_size = 32
   config.evals.best = ("val/CIDEr", "val/Bleu_4")
   config.evals.val = described("")
@@ -51,8 +45,7 @@ def caption() -> ConfigDict:
 
 def retrieval() -> ConfigDict:
   """Defaults of retrieval (section 5.1): COCO, from a pre-trained model."""
-  config = _common("retrieval")
-  config.batch_size = 256
+  config = _fine_tuning("retrieval")
   config.num_epochs = 6.0
   config.retrieval = dict(
     **TWIN,
@@ -66,12 +59,7 @@ def retrieval() -> ConfigDict:
   )
   # As in the original, whose queue starts with pre-training's features.
   config.init.momentum = True
-  config.model.image_size = 384
-  config.data.min_scale = 0.5
   config.data.max_length = 35
-  config.optim.schedule = "cosine_epoch"
-  config.optim.lr = 1e-5
-  config.optim.min_lr = 0.0
   config.evals.batch_size = 64
   config.evals.best = ("val/r_mean",)
   config.evals.val = ranked("")
@@ -212,6 +200,18 @@ def bootstrap() -> ConfigDict:
       capfilt=capfilt(),
     )
   )
+
+
+def _fine_tuning(task: str) -> ConfigDict:
+  """What section 5 has in common: larger pictures, cropped less, a low rate."""
+  config = _common(task)
+  config.batch_size = 256
+  config.model.image_size = 384
+  config.data.min_scale = 0.5
+  config.optim.schedule = "cosine_epoch"
+  config.optim.lr = 1e-5
+  config.optim.min_lr = 0.0
+  return config
 
 
 def _common(task: str) -> ConfigDict:

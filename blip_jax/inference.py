@@ -170,7 +170,7 @@ class Model:
           seed,
         )
       found = jax.tree.map(sharding.own_rows, found)
-      matching.finite(found.token_log_probs)
+      matching.without_nan(found.token_log_probs)
       span = slice(len(ids), int(settings.max_length))
       return [
         self._caption(generation.Generated(*row), prompt, span)

@@ -137,7 +137,7 @@ class Matcher:
       self._params, embeds, tokens, wanted, legacy_cls
     )
     for own, of, logit in zip(feat, wanted, logits, strict=True):
-      cosine, (no, yes) = text_feat[of] @ own, finite(logit).T
+      cosine, (no, yes) = text_feat[of] @ own, without_nan(logit).T
       yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
 
   def embed_images(
@@ -173,7 +173,7 @@ class Matcher:
     for batch, number in batches:
       with sharding.activate(self._mesh):
         found = _hidden(self._module, self._params, batch)
-      states.append(sharding.own_rows(found)[:number])
+      states.append(without_nan(sharding.own_rows(found)[:number]))
     states = np.concatenate(states)
     if tokens is None:
       return Hidden(states, np.ones(states.shape[:2], np.int32))
@@ -191,7 +191,7 @@ class Matcher:
     batch = sharding.put_batch({"image": pixels}, self._mesh)
     with sharding.activate(self._mesh):
       embeds, feat = self._scorer.image_features(self._params, batch["image"])
-    return embeds, finite(sharding.own_rows(feat))
+    return embeds, without_nan(sharding.own_rows(feat))
 
   def text_feat(
     self, tokens: pairs.Texts, batch_size: int
@@ -200,7 +200,7 @@ class Matcher:
     for batch, number in self._text_batches(tokens, batch_size):
       with sharding.activate(self._mesh):
         feat = self._scorer.text_feat(self._params, *base.text(batch))
-      found.append(finite(sharding.own_rows(feat)[:number]))
+      found.append(without_nan(sharding.own_rows(feat)[:number]))
     return np.concatenate(found)
 
   def _encoded(
@@ -269,7 +269,7 @@ class Matcher:
     return pairs.trimmed(pairs.Texts(*self._tokenizer.encode(cleaned, room)))
 
 
-def finite(values: np.ndarray) -> np.ndarray:
+def without_nan(values: np.ndarray) -> np.ndarray:
   """What a model gave, or `ValueError`: a NaN loses every comparison, and so
   would pass for a score that is below, or not below, whatever asks."""
   if np.isnan(values).any():

@@ -13,7 +13,7 @@ from blip_jax.data import (
   datasets,
   randaugment,
   scenes,
-  sources,
+  tfds,
   tokenizer,
   transforms,
 )
@@ -155,7 +155,7 @@ def test_scenes_take_options():
 
 def test_tfds_names_may_hold_versions(monkeypatch):
   calls = []
-  monkeypatch.setattr(sources, "Tfds", _recorder(calls))
+  monkeypatch.setattr(tfds, "Tfds", _recorder(calls))
   datasets.open_source("tfds:coco/2014:1.1.0:train?caption=title&image=photo")
   datasets.open_source("tfds:/some/dir:val")
   assert calls == [

@@ -182,6 +182,7 @@ def test_weights_that_are_damaged_score_nothing(model, pictures):
   for ask in (
     lambda: nowhere.embed_images(pictures),
     lambda: nowhere.embed_texts(WORDS),
+    lambda: nowhere.features(pictures),
   ):
     with pytest.raises(ValueError, match="gives NaN; its weights are damaged"):
       ask()

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from blip_jax.data import sources
+from blip_jax.data import tfds as tfds_lib
 
 
 def _annotations(path, rows, **options):
@@ -249,13 +250,13 @@ def builder_dir(tmp_path_factory):
   data_dir = tmp_path_factory.mktemp("tfds")
   builder = CaptionedPixels(data_dir=data_dir, file_format="array_record")
   with pytest.raises(ValueError, match="not prepared"):
-    sources.Tfds("captioned_pixels", "train", data_dir=str(data_dir))
+    tfds_lib.Tfds("captioned_pixels", "train", data_dir=str(data_dir))
   builder.download_and_prepare()
   return str(builder.data_dir)
 
 
 def test_tfds_gives_undecoded_records(builder_dir):
-  source = sources.Tfds(builder_dir, "train")
+  source = tfds_lib.Tfds(builder_dir, "train")
   source = pickle.loads(pickle.dumps(source))
   assert len(source) == 4
   for index in range(4):
@@ -270,7 +271,7 @@ def test_tfds_gives_undecoded_records(builder_dir):
 
 @pytest.mark.parametrize("feature", ["several", "nested"])
 def test_tfds_reads_lists_of_captions(builder_dir, feature):
-  source = sources.Tfds(builder_dir, "train[:100%]", caption=feature)
+  source = tfds_lib.Tfds(builder_dir, "train[:100%]", caption=feature)
   rows = range(len(source))
   empty = [i for i in rows if _number(builder_dir, i) == 0]
   for index in rows:
@@ -284,19 +285,19 @@ def test_tfds_reads_lists_of_captions(builder_dir, feature):
 
 
 def test_tfds_gives_pictures_alone(builder_dir):
-  source = sources.Tfds(builder_dir, "train", False, caption="no such")
+  source = tfds_lib.Tfds(builder_dir, "train", False, caption="no such")
   assert sorted(source[0]) == ["id", "image", "image_id"]
 
 
 def _number(builder_dir, index):
-  return sources.Tfds(builder_dir, "train")[index]["image_id"]
+  return tfds_lib.Tfds(builder_dir, "train")[index]["image_id"]
 
 
 def test_tfds_says_which_features_there_are(builder_dir):
   with pytest.raises(ValueError, match=r"no feature 'title' in \['caption'"):
-    sources.Tfds(builder_dir, "train", caption="title")
+    tfds_lib.Tfds(builder_dir, "train", caption="title")
   with pytest.raises(ValueError, match="train"):
-    sources.Tfds(builder_dir, "nope")
+    tfds_lib.Tfds(builder_dir, "nope")
 
 
 def test_captions_of_a_picture_share_a_number():

@@ -19,6 +19,7 @@ from blip_jax.data import (
   shards,
   sources,
   tables,
+  tfds,
   tokenizer,
   transforms,
 )
@@ -121,8 +122,8 @@ def _open(spec: str, image_root: str, with_captions: bool) -> Any:
     name, _, split = address.rpartition(":")
     if not name:
       raise ValueError(f"{spec!r}: expected tfds:NAME:SPLIT.")
-    options = _options(query, sources.Tfds)
-    return sources.Tfds(name, split, with_captions=with_captions, **options)
+    options = _options(query, tfds.Tfds)
+    return tfds.Tfds(name, split, with_captions=with_captions, **options)
   path, query = _split_query(spec)
   if os.path.isdir(path):
     return _open_folder(path, query)

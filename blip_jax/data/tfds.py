@@ -1,0 +1,86 @@
+"""Splits that TensorFlow Datasets has prepared, read without TensorFlow."""
+
+import os
+from typing import Any
+
+from blip_jax.data import sources
+
+_IMAGE_IDS = ("image_id", "image/id", "image/filename")  # first match wins
+
+
+class Tfds:
+  """A split of a TFDS builder in ArrayRecord format, without TensorFlow.
+
+  Args:
+    name: a builder's name ("coco_captions/2014:1.1.0") or the directory of a
+      prepared one.
+    split: as in TFDS, slices included: "train[:10%]".
+    with_captions: whether records have a caption, and so a feature for it.
+    image: the image feature. Its bytes are decoded by us, as everywhere.
+    caption: the caption feature, text or a sequence of texts; found by its
+      usual names if not given.
+    data_dir: where TFDS keeps prepared data.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    with_captions: bool = True,
+    *,
+    image: str = "image",
+    caption: str | None = None,
+    data_dir: str | None = None,
+  ):
+    # Seconds of import that only those who read TFDS should pay.
+    import tensorflow_datasets as tfds
+
+    self._label = f"{name}/{split}"
+    if os.path.isdir(name):
+      builder = tfds.builder_from_directory(name)
+    else:
+      builder = tfds.builder(name, data_dir=data_dir)
+    if not builder.info.splits:
+      raise ValueError(
+        f"tfds {name}: not prepared in {builder.data_dir}. Run "
+        "builder.download_and_prepare(file_format='array_record') first."
+      )
+    features = sorted(builder.info.features)
+    named = [key for key in sources.CAPTIONS if key in features]
+    self._caption = caption or next(iter(named), "caption")
+    self._with_captions = with_captions
+    self._image = image
+    needed = (image, self._caption) if with_captions else (image,)
+    for key in needed:
+      if key not in features:
+        raise ValueError(f"tfds {name}: no feature {key!r} in {features}.")
+    ids = [key for key in _IMAGE_IDS if key in features]
+    self._image_id = ids[0] if ids else None
+    self._rows = builder.as_data_source(
+      split=split, decoders={image: tfds.decode.SkipDecoding()}
+    )
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> sources.Record:
+    index = range(len(self))[index]
+    row = self._rows[index]
+    id = f"{self._label}:{index}"
+    record = {"image": row[self._image], "id": id}
+    if self._with_captions:
+      record["caption"] = self._captions_of(row, id)
+    if self._image_id:
+      image_id = row[self._image_id]
+      # str and int as everywhere else, not bytes and numpy's scalars.
+      is_text = isinstance(image_id, bytes)
+      record["image_id"] = image_id.decode() if is_text else int(image_id)
+    return record
+
+  def _captions_of(self, row: dict[str, Any], id: str) -> Any:
+    caption = row[self._caption]
+    if isinstance(caption, dict):  # coco_captions: {"id": [...], "text": [...]}
+      caption = caption["text"]
+    if not len(caption):
+      raise sources.BadRow(id, "empty_caption", f"tfds {id}")
+    return caption

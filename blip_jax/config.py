@@ -1,27 +1,60 @@
-"""What a run asks of its config, before anything is read or allocated.
+"""Configs: how they are typed, and checks before anything is read or allocated.
 
-Its keys and their defaults are in `blip_jax.defaults`.
+Keys and their defaults are in `blip_jax.defaults`, and in the file of each task
+(`blip_jax/tasks`).
 """
+
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-JOBS = ("train", "evaluate")  # of a task; others have configs of their own
-TASKS = ("pretrain", "caption", "retrieval")
+if TYPE_CHECKING:
+
+  class Config(ConfigDict):
+    """A `ConfigDict` as a type checker should see it.
+
+    A key's type is known only once the config is made, so that ConfigDict
+    declares the union of everything a value may be. Reading a key gives `Any`
+    instead; `validate` checks values when a job starts.
+    """
+
+    def __init__(self, initial_dictionary: Any = None, **kwargs: Any): ...
+    def __getattr__(self, key: str) -> Any: ...
+    def __setattr__(self, key: str, value: Any) -> None: ...
+    def __getitem__(self, key: str) -> Any: ...
+
+else:
+  Config = ConfigDict
+
 SCOPES = ("global", "local")
-TARGETS = ("idx", "diagonal")
 
 
-def validate(config: ConfigDict) -> None:
-  """Refuses what could not run, before anything is read or allocated.
+def one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
+  """Raises `ValueError` for a value that is none of the choices."""
+  if value not in choices:
+    raise ValueError(f"{key}: expected one of {choices}, found {value!r}")
+
+
+def positive(config: Config, *keys: str) -> None:
+  """Raises `ValueError` for the first key, with dots, that is below 1."""
+  for key in keys:
+    value = config
+    for part in key.split("."):
+      value = value[part]
+    if value < 1:
+      raise ValueError(f"config.{key}: expected at least 1, found {value}")
+
+
+def validate(config: Config) -> None:
+  """Refuses what no task could run.
 
   Raises:
     ValueError: names the key, what it may be, and what was found.
   """
-  _one_of("config.job", config.job, JOBS)
-  _one_of("config.task", config.task, TASKS)
-  _one_of("config.scope", config.scope, SCOPES)
-  _one_of("config.model.dtype", config.model.dtype, ("float32", "bfloat16"))
-  _positive(
+  one_of("config.job", config.job, ("train", "evaluate"))
+  one_of("config.scope", config.scope, SCOPES)
+  one_of("config.model.dtype", config.model.dtype, ("float32", "bfloat16"))
+  positive(
     config,
     "batch_size",
     "log_every_steps",
@@ -29,12 +62,6 @@ def validate(config: ConfigDict) -> None:
     "evals.batch_size",
     "data.max_words",
   )
-  if config.task in ("pretrain", "retrieval"):
-    _positive(config, f"{config.task}.queue_size")
-  if config.task == "retrieval":
-    own = config.retrieval
-    _one_of("config.retrieval.itc_targets", own.itc_targets, TARGETS)
-    _one_of("config.retrieval.negatives", own.negatives, SCOPES)
   known = sorted(
     k for k, v in config.evals.items() if isinstance(v, ConfigDict)
   )
@@ -53,10 +80,11 @@ def validate(config: ConfigDict) -> None:
     )
 
 
-def with_steps(config: ConfigDict, rows_per_epoch: float) -> ConfigDict:
-  """The config with its numbers of steps, where it left them to the data.
+def with_steps(config: Config, rows_per_epoch: float) -> Config:
+  """Returns the config with the numbers of steps that it left to the data.
 
-  As in the original, an epoch's last rows are left out if they fill no batch.
+  As in the original, the last rows of an epoch are left out if they do not
+  fill a batch.
 
   Raises:
     ValueError: there is neither a number of steps nor one of epochs.
@@ -75,8 +103,8 @@ def with_steps(config: ConfigDict, rows_per_epoch: float) -> ConfigDict:
   return config
 
 
-def splits(config: ConfigDict) -> dict[str, ConfigDict]:
-  """The held-out splits that have a source, by their names."""
+def splits(config: Config) -> dict[str, Config]:
+  """The held-out splits that have a source, by name."""
   return {
     name: split
     for name, split in config.evals.items()
@@ -84,15 +112,6 @@ def splits(config: ConfigDict) -> dict[str, ConfigDict]:
   }
 
 
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-  if value not in choices:
-    raise ValueError(f"{key}: expected one of {choices}, found {value!r}")
-
-
-def _positive(config: ConfigDict, *keys: str) -> None:
-  for key in keys:
-    value = config
-    for part in key.split("."):
-      value = value[part]
-    if value < 1:
-      raise ValueError(f"config.{key}: expected at least 1, found {value}")
+def prompt(config: Config) -> str:
+  """What every text of the task starts with; "" for tasks without a prompt."""
+  return config[config.task].get("prompt", "")

@@ -1,76 +1,21 @@
-"""Every key of every task's config, with BLIP's own value where it has one.
+"""Keys of configs and their defaults, with BLIP's own value where it has one.
 
-A recipe in `configs/` starts from here and says what it changes.  The dict is
-locked, so that a misspelt key is an error and not a silent default.
+Here is what all training tasks share, and the jobs that use a trained model; a
+task's own keys are in its file (`blip_jax/tasks`).  A recipe in `configs/`
+starts from these and says what it changes.  The config is locked, so that a
+misspelt key is an error and not a silent default.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import config_dict
 
+from blip_jax.config import Config
 from blip_jax.convert import registry
 
-# Of the momentum twin, wherever there is one.
-TWIN = dict(queue_size=57600, momentum=0.995, alpha=0.4)
 
-
-def pretrain() -> ConfigDict:
-  """Defaults of pre-training (section 4.1 of the paper, and its code)."""
-  config = _common("pretrain")
-  config.pretrain = dict(
-    **TWIN,
-    alpha_ramp_epochs=2.0,  # of optim.steps_per_epoch
-    label_smoothing=0.1,
-    loss_weights=(1.0, 1.0, 1.0),  # ITC, ITM, LM
-  )
-  config.evals.val = ranked("")
-  return config
-
-
-def caption() -> ConfigDict:
-  """Defaults of captioning (section 5.2): COCO, from a pre-trained model."""
-  config = _fine_tuning("caption")
-  config.num_epochs = 5.0
-  config.caption = dict(
-    prompt=registry.PROMPT,  # what every caption starts with; not learned
-    label_smoothing=0.1,
-  )
-  # Of evaluation; fields of `models.decoding.Decoding`.
-  config.generation = generation()
-  config.data.max_length = 40
-  config.evals.batch_size = 32
-  config.evals.best = ("val/CIDEr", "val/Bleu_4")
-  config.evals.val = described("")
-  config.evals.test = described("")
-  return config
-
-
-def retrieval() -> ConfigDict:
-  """Defaults of retrieval (section 5.1): COCO, from a pre-trained model."""
-  config = _fine_tuning("retrieval")
-  config.num_epochs = 6.0
-  config.retrieval = dict(
-    **TWIN,
-    alpha_ramp_epochs=1.0,
-    # idx: all captions of an image are positives of ITC; diagonal: a pair's
-    # own alone, as in the original until March 2022.
-    itc_targets="idx",
-    # Which rows may be ITM negatives: those of the whole batch, or those of
-    # the same data shard.
-    negatives="global",
-  )
-  # As in the original, whose queue starts with pre-training's features.
-  config.init.momentum = True
-  config.data.max_length = 35
-  config.evals.batch_size = 64
-  config.evals.best = ("val/r_mean",)
-  config.evals.val = ranked("")
-  config.evals.test = ranked("")
-  return config
-
-
-def generation() -> ConfigDict:
+def generation() -> Config:
   """How the original decodes captions. Lengths are in tokens, and count the
   prompt, [DEC] and [SEP]."""
-  return ConfigDict(
+  return Config(
     dict(
       **registry.GENERATION["caption"],
       no_repeat_ngram_size=0,
@@ -79,9 +24,9 @@ def generation() -> ConfigDict:
   )
 
 
-def caption_images() -> ConfigDict:
+def caption_images() -> Config:
   """Defaults of captioning pictures with a model that is finished."""
-  return ConfigDict(
+  return Config(
     dict(
       job="caption",
       images="",  # a folder, tar shards, or what README, "Data" lists
@@ -115,9 +60,9 @@ def caption_images() -> ConfigDict:
   )
 
 
-def search() -> ConfigDict:
+def search() -> Config:
   """Defaults of looking for pictures."""
-  return ConfigDict(
+  return Config(
     dict(
       job="search",
       images="",  # a folder, tar shards, or what README, "Data" lists
@@ -140,12 +85,12 @@ def search() -> ConfigDict:
   )
 
 
-def capfilt() -> ConfigDict:
+def capfilt() -> Config:
   """Defaults of cleaning a collection (section 3.3)."""
   writes = caption_images().generation
   writes.sample = True
   writes.top_p = 0.9
-  return ConfigDict(
+  return Config(
     dict(
       job="capfilt",  # capfilt, then merge and report; status, verify
       source=("",),  # shards, or whatever README, "Data" lists
@@ -160,11 +105,11 @@ def capfilt() -> ConfigDict:
       prompt=config_dict.placeholder(str),  # unset: the captioner's
       generation=writes,
       threshold=0.5,  # of itm_prob, for the column `kept`
-      # Pictures that a device computes at once; 0: 8 on a CPU, 64 elsewhere.
-      bucket=0,
+      # Images that a device computes at once; 0: 8 on a CPU, 64 elsewhere.
+      per_device_batch_size=0,
       mesh=dict(data=-1, fsdp=1, tensor=1),  # of one process's devices
       num_threads=8,
-      unit_rows=1024,  # of sources that are not made of shards
+      work_unit_rows=1024,  # of sources that are not made of shards
       lease_seconds=300.0,  # after which a unit is free, if its owner is gone
       force=False,  # whether to do units again that other settings have made
       merge=dict(
@@ -180,31 +125,15 @@ def capfilt() -> ConfigDict:
         max_repeats=0,
         markup=True,
         near_duplicates=1.0,
-        max_per_picture=0,
+        max_per_image=0,
       ),
     )
   )
 
 
-def bootstrap() -> ConfigDict:
-  """Defaults of pre-training, cleaning and pre-training anew."""
-  return ConfigDict(
-    dict(
-      job="bootstrap",
-      seeds=(0, 1, 2),
-      web="",  # noisy pairs; {seed} stands for the seed
-      clean="",  # a few that captioner and filter are fine-tuned on
-      pretrain=pretrain(),
-      captioner=caption(),
-      filter=retrieval(),
-      capfilt=capfilt(),
-    )
-  )
-
-
-def _fine_tuning(task: str) -> ConfigDict:
-  """What section 5 has in common: larger pictures, cropped less, a low rate."""
-  config = _common(task)
+def fine_tuning(task: str) -> Config:
+  """What section 5 has in common: larger images, cropped less, a low rate."""
+  config = training(task)
   config.batch_size = 256
   config.model.image_size = 384
   config.data.min_scale = 0.5
@@ -214,9 +143,9 @@ def _fine_tuning(task: str) -> ConfigDict:
   return config
 
 
-def _common(task: str) -> ConfigDict:
+def training(task: str) -> Config:
   """What every task's config has, with pre-training's values."""
-  return ConfigDict(
+  return Config(
     dict(
       job="train",  # train | evaluate
       task=task,
@@ -272,7 +201,8 @@ def _common(task: str) -> ConfigDict:
       init=dict(
         restore="",  # a workdir whose whole state to start from
         weights="",  # parameters to start from; what blip_jax.load takes
-        momentum=False,  # whether to take their twin and queues along
+        # Whether to take their momentum encoders and queues along.
+        momentum_state=False,
         allow_missing=(),  # patterns of parameters that stay fresh
         allow_unexpected=(),  # patterns of parameters that are dropped
       ),
@@ -288,9 +218,9 @@ def _common(task: str) -> ConfigDict:
   )
 
 
-def held_out(source: str) -> ConfigDict:
+def split(source: str) -> Config:
   """A split to evaluate on, under the name that it has in `config.evals`."""
-  return ConfigDict(
+  return Config(
     dict(
       source=source,
       image_root="",
@@ -299,25 +229,25 @@ def held_out(source: str) -> ConfigDict:
   )
 
 
-def ranked(source: str) -> ConfigDict:
+def ranked_split(source: str) -> Config:
   """A split whose pictures and texts are to find each other."""
-  split = held_out(source)
+  config = split(source)
   # So many candidates, the nearest by ITC, are ranked anew by ITM; 0: none are.
-  split.k_test = 0
-  split.num_frames = 0  # of videos; 0: they are pictures
-  return split
+  config.k_test = 0
+  config.num_frames = 0  # of videos; 0: they are pictures
+  return config
 
 
-def described(source: str) -> ConfigDict:
+def captioned_split(source: str) -> Config:
   """A split to caption, with the captions that people wrote of it."""
-  split = held_out(source)
+  config = split(source)
   # An annotation file of COCO's; "": the captions of the source itself; "none":
   # there are none, and captions are only written.
-  split.references = ""
-  return split
+  config.references = ""
+  return config
 
 
-def use_paper_sources(config: ConfigDict) -> None:
+def use_paper_sources(config: Config) -> None:
   """The sets of section 4.1 but LAION, as JSON lists of {image, caption}."""
   config.data.train = (
     "data/coco_karpathy_train.json",
@@ -332,18 +262,18 @@ def use_paper_sources(config: ConfigDict) -> None:
   config.evals.val.image_root = "data/images"
 
 
-def use_coco(config: ConfigDict) -> None:
+def use_coco(config: Config) -> None:
   """The Karpathy split of COCO, an epoch of which has 566,747 captions."""
   _use_split(config, "coco_karpathy", 566_747, "data/images")
 
 
-def use_flickr(config: ConfigDict) -> None:
+def use_flickr(config: Config) -> None:
   """The Karpathy split of Flickr30k, an epoch of which has 145,000 captions."""
   _use_split(config, "flickr30k", 145_000, "data/flickr30k")
 
 
 def _use_split(
-  config: ConfigDict, name: str, captions: int, image_root: str
+  config: Config, name: str, captions: int, image_root: str
 ) -> None:
   config.optim.steps_per_epoch = captions // config.batch_size
   config.data.train = (f"data/{name}_train.json",)

@@ -1,49 +1,38 @@
-"""Evaluation alone: a run's parameters, or any weights, on the splits of a
-config.
+"""Evaluation alone: the parameters of a run, or any weights, on the splits of
+a config.
 """
 
-import functools
 import logging
 import os
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
-from blip_jax import config as config_lib
-from blip_jax import evaluators as evaluators_lib
-from blip_jax import train
-from blip_jax.convert import source
+from blip_jax import build, task_table
+from blip_jax import config as run_config
+from blip_jax.config import Config
+from blip_jax.convert import opening
 from blip_jax.data import inputs
-from blip_jax.runtime import (
-  checkpoint,
-  sharding,
-  snapshot,
-  train_state,
-  writers,
-)
+from blip_jax.evaluators import base
+from blip_jax.runtime import checkpoint, files, snapshot
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
+def evaluate(config: Config, workdir: str) -> dict[str, float]:
   """Runs `config.evals` on the last checkpoint of the workdir, or on
   `config.init.weights` if that is set.
 
   Writes `results.json` there and returns its content.
   """
-  config_lib.validate(config)
-  os.makedirs(workdir, exist_ok=True)
-  mesh = sharding.make_mesh(config.mesh)
-  tokenizer = inputs.load_tokenizer(config.tokenizer)
-  task = train.build_task(config, tokenizer, mesh)
-  init_fn = train.make_init_fn(config, task)
+  build.validate(config)
+  files.make_folder(workdir)
+  run = build.build(config)
   tx = optax.identity()
-  abstract = train_state.abstract(init_fn, tx, mesh)
+  abstract = run.abstract_state(tx)
   if config.init.weights:
-    card = train.make_card(config, task)
-    weights = source.open_weights(config.init.weights, card)
-    create = functools.partial(train_state.create, init_fn, tx, mesh)
+    weights = opening.open_weights(config.init.weights, run.card)
+    create = lambda params: run.create_state(params, tx)
     params, report = checkpoint.load_weights(
       config.init, weights, abstract, create
     )
@@ -51,9 +40,42 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
   else:
     origin = snapshot.find(workdir)
     state = checkpoint.load_state(origin, abstract.replace(opt_state=None))
-  evaluators = evaluators_lib.build(config, task, tokenizer, mesh, workdir)
+  evaluators = build_evaluators(run, workdir)
   log.info("Evaluating %s", origin)
-  results = evaluators_lib.run(evaluators, state)
+  results = base.run(evaluators, state)
   if jax.process_index() == 0:
-    writers.write_json(os.path.join(workdir, "results.json"), results)
+    files.write_json(os.path.join(workdir, "results.json"), results)
   return results
+
+
+def build_evaluators(run: build.Run, workdir: str) -> base.Evaluators:
+  """The evaluators of each split in `config.evals`, by the split's name.
+
+  Raises:
+    ValueError: several splits ask for `samples.png`.
+  """
+  config = run.config
+  splits = run_config.splits(config)
+  sheets = [name for name, settings in splits.items() if settings.samples]
+  if len(sheets) > 1:
+    raise ValueError(
+      f"config.evals: samples.png shows one split, but {sheets} ask for it; "
+      f"set config.evals.{sheets[-1]}.samples=0"
+    )
+  bad_samples = inputs.bad_samples(config, workdir, jax.process_index())
+  build_split = task_table.of(config).evaluators
+  return {
+    name: build_split(
+      base.Context(
+        name,
+        settings,
+        config,
+        run.task,
+        run.eval_example,
+        run.mesh,
+        bad_samples,
+        workdir,
+      )
+    )
+    for name, settings in splits.items()
+  }

@@ -1,25 +1,27 @@
 """The entry point: flags, devices of all processes, and the config's job."""
 
 import logging
-import os
 import pathlib
+import sys
+from collections.abc import Sequence
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from blip_jax import caption_images, evaluate, search, train
+from blip_jax import evaluate, recipes, train
 from blip_jax.capfilt import audit, bootstrap, merge, report
 from blip_jax.capfilt import job as capfilt
-from blip_jax.runtime import host
+from blip_jax.inference import caption_images, search
+from blip_jax.runtime import files, host
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where the run keeps everything; runs/<config's name> by default. A workdir "
-  "that holds a run continues it.",
+  "Folder of the run; runs/<name of the config> by default. If it holds a run, "
+  "the run is resumed.",
 )
 _DISTRIBUTED = flags.DEFINE_string(
   "distributed",
@@ -42,17 +44,17 @@ JOBS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  # Ours alone: at INFO, Orbax tells of every file it renames.
+  # Only our own: at INFO, Orbax reports every file that it renames.
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger("blip_jax").setLevel(logging.INFO)
   join_processes(_DISTRIBUTED.value)
   host.keep_freed_memory()
   config = _CONFIG.value
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-  workdir = os.path.abspath(_WORKDIR.value or f"runs/{name.stem}")
+  workdir = files.absolute(_WORKDIR.value or f"runs/{name.stem}")
   if config.job not in JOBS:
     raise app.UsageError(
       f"config.job: expected one of {sorted(JOBS)}, found {config.job!r}"
@@ -61,11 +63,11 @@ def main(argv: list[str]) -> None:
   if jax.process_index() == 0:
     for metric, value in results.items():
       print(f"{metric:32} {value:.4g}")
-    print(f"Everything is in {config.get('out') or workdir}")
+    print(f"Results are in {config.get('out') or workdir}")
 
 
 def join_processes(how: str) -> None:
-  """Makes the devices of all processes one."""
+  """Makes the devices of all processes visible as one set."""
   if how == "off":
     return
   if how == "auto":
@@ -82,6 +84,19 @@ def join_processes(how: str) -> None:
   jax.distributed.initialize(address, processes, index)
 
 
-if __name__ == "__main__":
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses flags; a bare name after --config is a recipe of the package."""
+  try:
+    return app.parse_flags_with_usage(recipes.with_paths(argv))
+  except ValueError as error:
+    sys.exit(f"FATAL Flags parsing error: {error}")
+
+
+def run() -> None:
+  """The command `blip-jax`, equal to `python -m blip_jax.main`."""
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+  run()

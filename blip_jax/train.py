@@ -9,86 +9,85 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int
-from ml_collections import ConfigDict
 
-from blip_jax import config as config_lib
-from blip_jax import evaluators as evaluators_lib
-from blip_jax import tasks
-from blip_jax.convert import beside, source
+from blip_jax import build, task_table
+from blip_jax import config as run_config
+from blip_jax import evaluate as evaluate_lib
+from blip_jax.config import Config
+from blip_jax.convert import opening
 from blip_jax.data import inputs
-from blip_jax.data.tokenizer import Tokenizer
-from blip_jax.models import card as card_lib
-from blip_jax.models import config as model_config
+from blip_jax.evaluators import base
 from blip_jax.runtime import (
+  alarms,
   best,
   checkpoint,
-  optim,
+  files,
+  metrics,
   sharding,
   train_state,
-  writers,
 )
+from blip_jax.tasks import base as tasks
 
 State = train_state.TrainState
 log = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: str) -> dict[str, float]:
+def train(config: Config, workdir: str) -> dict[str, float]:
   """Trains, evaluates, and returns the final metrics (also `results.json`).
 
   Given a workdir that holds a run, continues it from its last checkpoint, to
   the same bits as if it had never stopped.
   """
-  config_lib.validate(config)
-  os.makedirs(workdir, exist_ok=True)
+  build.validate(config)
+  files.make_folder(workdir)
 
   # 1. Where: devices, and the part of the batch that each takes.
-  mesh = sharding.make_mesh(config.mesh)
-  check_batch_size(config.batch_size, sharding.num_data_shards(mesh))
+  mesh = build.make_mesh(config)
 
   # 2. On what: rows of this process, in an order that the seed decides.
-  tokenizer = inputs.load_tokenizer(config.tokenizer)
+  tokenizer = build.load_tokenizer(config)
   loader = inputs.train_loader(
-    config, tokenizer, workdir, jax.process_index(), jax.process_count()
+    config,
+    functools.partial(task_table.of(config).file.example, config, tokenizer),
+    workdir,
+    jax.process_index(),
+    jax.process_count(),
   )
-  config = config_lib.with_steps(config, loader.rows_per_epoch)
+  config = run_config.with_steps(config, loader.rows_per_epoch)
 
   # 3. What is learned, and how.
-  task = build_task(config, tokenizer, mesh)
-  tx, learning_rate = optim.make(config.optim, config.num_steps)
+  run = build.build(config, mesh, tokenizer)
+  tx, learning_rate = run.optimiser
 
   # 4. The state: resumed > restored > initial weights > scratch.
-  init_fn = make_init_fn(config, task)
-  card = make_card(config, task)
-  model_files = beside.model_files(card, tokenizer)
   checkpoints = checkpoint.Checkpoints(
-    workdir, **config.checkpoint, model=model_files
+    workdir, **config.checkpoint, model=run.model_files
   )
   state, origin = checkpoint.initialise(
     config.init,
-    functools.partial(source.open_weights, card=card),
+    functools.partial(opening.open_weights, card=run.card),
     checkpoints,
-    train_state.abstract(init_fn, tx, mesh),
-    functools.partial(train_state.create, init_fn, tx, mesh),
+    run.abstract_state(),
+    run.create_state,
     loader,
   )
   first_step = int(state.step)
   log.info("Starting at step %d: %s", first_step, origin)
-  writers.print_overview(state.params)
+  metrics.print_overview(state.params)
   log.info("State: %s", sharding.describe(state, mesh))
 
   # 5. The program of a step, and what watches over it.
-  train_step = make_train_step(task, tx, config.seed)
-  evaluators = evaluators_lib.build(config, task, tokenizer, mesh, workdir)
+  train_step = make_train_step(run.task, tx, config.seed)
+  evaluators = evaluate_lib.build_evaluators(run, workdir)
   monitor = Monitor(config, workdir, first_step, learning_rate)
   kept_best = best.Best(
-    workdir, _evaluated(config.evals.best, evaluators), model_files
+    workdir, _evaluated(config.evals.best, evaluators), run.model_files
   )
   evaluate = functools.partial(_evaluate, evaluators, monitor, kept_best)
   stop = StopSignal()
@@ -104,8 +103,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     for step in range(first_step + 1, config.num_steps + 1):
       batch, ids = next(loader)
       batch = sharding.put_batch(batch, mesh)
-      state, metrics = train_step(state, batch, step - 1)
-      monitor.dispatched(step, metrics, ids)
+      state, step_metrics = train_step(state, batch, step - 1)
+      monitor.dispatched(step, step_metrics, ids)
 
       last = step == config.num_steps
       stopping = stop.requested(step)
@@ -125,46 +124,12 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     # 7. What came out.
     results = evaluate(config.num_steps, state)
   if results and jax.process_index() == 0:
-    writers.write_json(os.path.join(workdir, "results.json"), results)
+    files.write_json(os.path.join(workdir, "results.json"), results)
   return results
 
 
-def build_task(
-  config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
-) -> tasks.base.Task:
-  """The task, for the vocabulary that the tokenizer has."""
-  return tasks.build(
-    config,
-    vocab_size=tokenizer.vocab_size,
-    tokens=model_config.SpecialTokens(**tokenizer.special_ids),
-    prompt_length=len(tokenizer.prompt_ids(inputs.prompt(config))),
-    num_shards=sharding.num_data_shards(mesh),
-    num_tensor=mesh.shape["tensor"],
-  )
-
-
-def make_card(config: ConfigDict, task: tasks.base.Task) -> card_lib.Card:
-  """What the checkpoints of this run say of its model."""
-  decoding = config.get("generation") or {}
-  return card_lib.Card(
-    config.task, task.model.config, inputs.prompt(config), dict(decoding)
-  )
-
-
-def make_init_fn(config: ConfigDict, task: tasks.base.Task) -> Callable:
-  """`params | None -> (params, momentum)`, all from the seed."""
-
-  def init(params: Any | None):
-    key_params, key_momentum = jax.random.split(jax.random.key(config.seed))
-    if params is None:
-      params = task.init(key_params)
-    return params, task.init_momentum(params, key_momentum)
-
-  return init
-
-
 def make_train_step(
-  task: tasks.base.Task, tx: optax.GradientTransformation, seed: int
+  task: tasks.Task, tx: optax.GradientTransformation, seed: int
 ) -> Callable[[State, dict, Int[Array, ""]], tuple[State, dict]]:
   """The jitted step: (state, batch, steps done) -> (state, metrics).
 
@@ -176,7 +141,7 @@ def make_train_step(
   @functools.partial(jax.jit, donate_argnums=0)
   def train_step(state: State, batch: dict, steps_done: Int[Array, ""]):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
-    params = task.project(state.params)
+    params = task.clamp(state.params)
     loss = lambda params: task.loss(
       params, state.momentum, batch, rng=rng, step=state.step
     )
@@ -204,18 +169,18 @@ class Monitor:
 
   def __init__(
     self,
-    config: ConfigDict,
+    config: Config,
     workdir: str,
     first_step: int,
     learning_rate: optax.Schedule,
   ):
-    self._writer = writers.Writer(workdir, first_step)
-    self.timer = writers.StepTimer(config.batch_size)
+    self._writer = metrics.MetricWriter(workdir, first_step)
+    self.timer = metrics.StepTimer(config.batch_size)
     self._config = config
     self._workdir = workdir
     self._learning_rate = learning_rate
-    self._progress = writers.Progress(config.num_steps, first_step)
-    self._collapse = writers.CollapseAlarm()
+    self._progress = metrics.Progress(config.num_steps, first_step)
+    self._collapse = alarms.CollapseAlarm()
     self._pending = None
 
   def dispatched(self, step: int, metrics: dict, ids: list[str]) -> None:
@@ -234,7 +199,7 @@ class Monitor:
     step, metrics, ids = self._pending
     self._pending = None
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    writers.check_finite(self._workdir, step, metrics, ids)
+    alarms.check_finite(self._workdir, step, metrics, ids)
     if "loss_itm" in metrics:
       self._collapse.update(step, metrics["loss_itm"])
     if step == 1 or _due(step, self._config.log_every_steps):
@@ -273,17 +238,8 @@ class StopSignal:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def check_batch_size(batch_size: int, num_shards: int) -> None:
-  if batch_size % num_shards:
-    near = max(batch_size // num_shards, 1) * num_shards
-    raise ValueError(
-      f"config.batch_size: {batch_size} rows do not split over {num_shards} "
-      f"data shards (config.mesh.data * config.mesh.fsdp); nearest: {near}"
-    )
-
-
 def _evaluate(
-  evaluators: evaluators_lib.Evaluators,
+  evaluators: base.Evaluators,
   monitor: Monitor,
   kept_best: best.Best,
   step: int,
@@ -291,14 +247,14 @@ def _evaluate(
 ) -> dict[str, float]:
   """What evaluators find after a step, written down and compared."""
   with monitor.timer.paused():
-    results = evaluators_lib.run(evaluators, state)
+    results = base.run(evaluators, state)
     monitor.write(step, results)
     kept_best.update(step, state.params, results)
   return results
 
 
 def _evaluated(
-  metrics: tuple[str, ...], evaluators: evaluators_lib.Evaluators
+  metrics: tuple[str, ...], evaluators: base.Evaluators
 ) -> tuple[str, ...]:
   """The metrics to choose by, unless a split of theirs is left out."""
   splits = {metric.partition("/")[0] for metric in metrics}

@@ -13,13 +13,14 @@ Needs no download.  See WORKDIR/table.md and WORKDIR/results.json.
 """
 
 from blip_jax import defaults
+from blip_jax.capfilt import bootstrap
 
 WIDTH = 32  # pixels a side
 STEPS = 2000
 
 
 def get_config():
-  config = defaults.bootstrap()
+  config = bootstrap.defaults()
   config.web = "scenes:train?num=3000&noise=0.4&junk=web&seed={seed}"
   config.clean = "scenes:train?num=1000&seed=1{seed:03d}"
   test = "scenes:test?num=500"
@@ -29,11 +30,11 @@ def get_config():
   own.num_steps = STEPS
   own.optim.steps_per_epoch = STEPS
   own.pretrain.queue_size = 512
-  own.pretrain.momentum = 0.98
+  own.pretrain.ema_decay = 0.98
   own.pretrain.alpha = 0.1
   own.pretrain.alpha_ramp_epochs = 1.0
   own.pretrain.loss_weights = (0.5, 1.0, 4.0)
-  own.evals.test = defaults.ranked(test)
+  own.evals.test = defaults.ranked_split(test)
   own.evals.test.samples = 24
 
   _tiny(config.captioner)
@@ -49,13 +50,13 @@ def get_config():
   own.num_steps = 1000
   own.optim.lr = 3e-4
   own.retrieval.queue_size = 512
-  own.retrieval.momentum = 0.98
+  own.retrieval.ema_decay = 0.98
   own.retrieval.alpha = 0.1
   own.evals.test.source = test
 
   own = config.capfilt
   own.dtype = "float32"
-  own.bucket = 32
+  own.per_device_batch_size = 32
   own.generation.min_length = 0
   own.generation.max_length = 18
   own.generation.repetition_penalty = 1.0

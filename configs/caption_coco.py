@@ -13,10 +13,11 @@ the end.
 """
 
 from blip_jax import defaults
+from blip_jax.tasks import caption
 
 
 def get_config():
-  config = defaults.caption()
+  config = caption.defaults()
   config.batch_size = 256
   config.num_epochs = 5.0
   # The original's loss is the mean over each GPU's captions.

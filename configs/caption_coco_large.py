@@ -8,10 +8,11 @@ step (8 GPUs of 16) and 2e-6.  Expect 40.4 BLEU-4 and 136.7 CIDEr on test
 """
 
 from blip_jax import defaults
+from blip_jax.tasks import caption
 
 
 def get_config():
-  config = defaults.caption()
+  config = caption.defaults()
   config.batch_size = 128
   config.num_epochs = 5.0
   config.scope = "local"

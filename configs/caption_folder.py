@@ -15,11 +15,11 @@ The prompt is part of the model: captions of a style of your own may want
 another one, with `--config.caption.prompt`.
 """
 
-from blip_jax import defaults
+from blip_jax.tasks import caption
 
 
 def get_config():
-  config = defaults.caption()
+  config = caption.defaults()
   config.batch_size = 16
   config.num_epochs = 5.0
   config.log_every_steps = 10

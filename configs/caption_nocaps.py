@@ -8,11 +8,11 @@ them, which alone knows the captions of people.  Expect 109.6 CIDEr and 14.7
 SPICE on val (Table 7).  Not run here.
 """
 
-from blip_jax import defaults
+from blip_jax.tasks import caption
 
 
 def get_config():
-  config = defaults.caption()
+  config = caption.defaults()
   config.job = "evaluate"
   config.init.weights = "model_base_caption_capfilt_large"
   config.generation.repetition_penalty = 1.1

@@ -15,12 +15,13 @@ of the peak rate.
 """
 
 from blip_jax import defaults
+from blip_jax.tasks import pretrain
 
 TEXTS = 15_300_000
 
 
 def get_config():
-  config = defaults.pretrain()
+  config = pretrain.defaults()
   config.batch_size = 600
   config.optim.steps_per_epoch = TEXTS // config.batch_size
   config.num_steps = 20 * config.optim.steps_per_epoch

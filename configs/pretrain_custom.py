@@ -18,11 +18,11 @@ The tokenizer is BERT's, from the hub; `--config.tokenizer=DIRECTORY` reads a
 `vocab.txt` of your own, in any language that WordPiece suits.
 """
 
-from blip_jax import defaults
+from blip_jax.tasks import pretrain
 
 
 def get_config():
-  config = defaults.pretrain()
+  config = pretrain.defaults()
   config.batch_size = 32
   config.num_steps = 1000
   config.log_every_steps = 20
@@ -37,7 +37,7 @@ def get_config():
   # falls without learning anything.  Thousands of steps want the paper's 57600
   # and 0.995.
   config.pretrain.queue_size = 1
-  config.pretrain.momentum = 0.9
+  config.pretrain.ema_decay = 0.9
   config.pretrain.alpha_ramp_epochs = 4.0
   # ITC has to tell pictures apart before ITM and LM can use them.
   config.pretrain.loss_weights = (4.0, 1.0, 1.0)

@@ -16,12 +16,13 @@ Not run here to the end.
 """
 
 from blip_jax import defaults
+from blip_jax.tasks import pretrain
 
 TEXTS_PER_EPOCH = 15_300_000 + 115_000_000 // 5
 
 
 def get_config():
-  config = defaults.pretrain()
+  config = pretrain.defaults()
   config.batch_size = 2880
   config.optim.steps_per_epoch = TEXTS_PER_EPOCH // config.batch_size
   config.num_steps = 20 * config.optim.steps_per_epoch

@@ -11,10 +11,11 @@ The settings are those of a short demonstration; the paper's are in
 """
 
 from blip_jax import defaults
+from blip_jax.tasks import pretrain
 
 
 def get_config():
-  config = defaults.pretrain()
+  config = pretrain.defaults()
   config.batch_size = 16  # many small steps beat few large ones here
   config.num_steps = 2000
   config.tokenizer = "scenes"
@@ -27,7 +28,7 @@ def get_config():
   config.pretrain.queue_size = 512
   # The paper's 0.995 would never catch up within so few steps, and a twin that
   # knows nothing yet makes a poor teacher.
-  config.pretrain.momentum = 0.98
+  config.pretrain.ema_decay = 0.98
   config.pretrain.alpha = 0.1
   config.pretrain.alpha_ramp_epochs = 1.0
   # LM is the slowest to learn, ITC the fastest.
@@ -47,6 +48,6 @@ def get_config():
   config.optim.betas = (0.9, 0.98)
 
   config.checkpoint.every_steps = 500
-  config.evals.scenes_val = defaults.ranked("scenes:val?num=100")
+  config.evals.scenes_val = defaults.ranked_split("scenes:val?num=100")
   config.evals.scenes_val.samples = 24
   return config

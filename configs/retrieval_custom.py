@@ -15,11 +15,11 @@ take the tiny model after your own pre-training.  The best parameters by
 `r_mean` on `val` are in WORKDIR/best.
 """
 
-from blip_jax import defaults
+from blip_jax.tasks import retrieval
 
 
 def get_config():
-  config = defaults.retrieval()
+  config = retrieval.defaults()
   config.batch_size = 16
   config.log_every_steps = 20
   config.init.weights = "model_base_retrieval_coco"

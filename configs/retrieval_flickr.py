@@ -12,10 +12,11 @@ test (Table 5).  Not run here to the end.
 """
 
 from blip_jax import defaults
+from blip_jax.tasks import retrieval
 
 
 def get_config():
-  config = defaults.retrieval()
+  config = retrieval.defaults()
   config.init.weights = "model_base"
   config.scope = "local"
   config.retrieval.negatives = "local"

@@ -8,10 +8,11 @@ step (8 GPUs of 16) and 5e-6.  Expect 97.4 (text) and 87.6 (image) R@1 on test
 """
 
 from blip_jax import defaults
+from blip_jax.tasks import retrieval
 
 
 def get_config():
-  config = defaults.retrieval()
+  config = retrieval.defaults()
   config.batch_size = 128
   config.init.weights = "model_large"
   config.scope = "local"

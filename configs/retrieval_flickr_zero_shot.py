@@ -9,11 +9,11 @@ pre-trained one (salesforce/BLIP issues 28 and 118).  Expect 96.0 (text) and
 85.0 (image) R@1 on test.  Not run here.
 """
 
-from blip_jax import defaults
+from blip_jax.tasks import retrieval
 
 
 def get_config():
-  config = defaults.retrieval()
+  config = retrieval.defaults()
   config.job = "evaluate"
   config.init.weights = "model_base_retrieval_coco"
   config.evals.test.source = "data/flickr30k_test.json"

@@ -13,11 +13,11 @@ here.  Clips of your own are rows of {video, caption}: name the file with
 --config.evals.test.source='clips.json?image=video'.
 """
 
-from blip_jax import defaults
+from blip_jax.tasks import retrieval
 
 
 def get_config():
-  config = defaults.retrieval()
+  config = retrieval.defaults()
   config.job = "evaluate"
   config.init.weights = "model_base_retrieval_coco"
   config.evals.test.source = "data/msrvtt_test.jsonl?image=clip_name"

@@ -6,9 +6,9 @@ import pathlib
 import shutil
 import tempfile
 
-# XLA reads these once, when jax is first imported.  Most programs of tests run
-# a few times at most: they are compiled with little optimisation.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
+from tests import QUICK_TO_COMPILE
+
+# XLA reads these once, when jax is first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
   (
@@ -40,7 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # while the other has nothing left to do.
 _LONG = (
   "test_train.py",
-  "test_readme.py",
+  "test_docs.py",
   "test_parity.py",
   "test_mesh.py",
   "test_pretrain.py",

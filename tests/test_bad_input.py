@@ -19,6 +19,7 @@ from PIL import Image
 
 from blip_jax.data import (
   datasets,
+  examples,
   loader,
   rejects,
   scenes,
@@ -31,7 +32,7 @@ SIZE = 16
 
 @pytest.fixture(scope="module")
 def example():
-  return datasets.PairExample(
+  return examples.PairExample(
     tokenizer.Tokenizer.load(scenes.vocab_dir()), transforms.EvalImage(SIZE)
   )
 

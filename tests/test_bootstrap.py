@@ -4,12 +4,12 @@ import json
 import pathlib
 
 import pytest
-from test_merge import make_job
-from test_train import load_config
 
 from blip_jax import defaults
 from blip_jax.capfilt import bootstrap
 from blip_jax.data import scenes
+from tests.test_merge import make_job
+from tests.test_train import load_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SPEC = "scenes:train?num=10&noise=0.4&junk=web"

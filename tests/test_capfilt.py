@@ -21,14 +21,21 @@ import numpy as np
 import PIL.Image
 import psutil
 import pytest
-import test_inference
-from conftest import QUICK_TO_COMPILE
 
-from blip_jax import defaults, inference
-from blip_jax.capfilt import audit, job, label, ledger, rows, units
+from blip_jax import defaults
+from blip_jax.capfilt import (
+  audit,
+  job,
+  label,
+  ledger,
+  rows,
+  work_units,
+)
 from blip_jax.data import datasets, scenes
+from blip_jax.inference import model as model_lib
 from blip_jax.models import families
 from blip_jax.runtime import sharding
+from tests import QUICK_TO_COMPILE, helpers
 
 SCENES = scenes.Scenes("train", size=16, num=400, noise=0.4)
 
@@ -72,16 +79,16 @@ def shards(tmp_path):
 
 
 def load(name, task, mesh, **_):
-  """Stands for `inference.load`: random weights, by name."""
+  """Stands for `model_lib.load`: random weights, by name."""
   return made(name, task, mesh)
 
 
 @functools.cache  # so that all tests have the same programs
 def made(name, task, mesh):
-  model = test_inference.make(task, mesh)
+  model = helpers.make_model(task, mesh)
   if name == "other":
     params = jax.tree.map(lambda x: 1.01 * x, model.params)
-    model = inference.Model(
+    model = model_lib.Model(
       model.card, model.module, params, model.tokenizer, mesh
     )
   return model
@@ -89,12 +96,14 @@ def made(name, task, mesh):
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch):
-  monkeypatch.setattr(inference, "load", load)
+  monkeypatch.setattr(model_lib, "load", load)
 
 
 def configured(source, out, **changes):
   config = defaults.capfilt().lock()
-  config.update(source=(str(source),), out=str(out), bucket=1, num_threads=2)
+  config.update(
+    source=(str(source),), out=str(out), per_device_batch_size=1, num_threads=2
+  )
   config.update(captioner="one", filter="one")
   config.generation.update(max_length=8, min_length=4)
   config.update(changes)
@@ -169,7 +178,7 @@ def test_scores_and_captions_are_those_of_the_models(shards, tmp_path):
   )
   keys = [f"00000.tar:{n:04d}" for n in range(5)]
   pixels = np.stack([*map(captioner.image, pictures)] + 3 * [pictures[0]])
-  written = write(pixels, 3, [*map(label.draws_of, keys), 0, 0, 0])
+  written = write(pixels, 3, [*map(label.image_seed, keys), 0, 0, 0])
   synthetic = [row["text"] for row in found if row["source"] == "synthetic"]
   assert synthetic == [caption.text for caption in written[:5]]
 
@@ -189,7 +198,7 @@ def test_a_list_is_cut_into_units(tmp_path):
     texts = [SCENES[n]["caption"], "a red circle"]
     names.append({"image": f"{n}.png", "caption": texts, "image_id": n})
   (tmp_path / "web.json").write_text(json.dumps(names))
-  config = configured(tmp_path / "web.json", tmp_path / "out", unit_rows=2)
+  config = configured(tmp_path / "web.json", tmp_path / "out", work_unit_rows=2)
   config.image_root = str(tmp_path)
   results = run(config)
   assert results["units"] == 3
@@ -359,7 +368,7 @@ def test_a_full_disk_leaves_what_is_finished(shards, tmp_path, monkeypatch):
   with pytest.raises(OSError, match="No space left"):
     run(config)
   monkeypatch.undo()
-  monkeypatch.setattr(inference, "load", load)
+  monkeypatch.setattr(model_lib, "load", load)
   names = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_file())
   assert "00000.done.json" in names
   assert "00001.done.json" not in names
@@ -405,7 +414,9 @@ def finished(made, unit):
 
 
 def test_a_unit_is_leased_to_one(tmp_path):
-  todo = [units.Unit(str(n), f"scenes:train?num={n}") for n in range(1, 4)]
+  todo = [
+    work_units.WorkUnit(str(n), f"scenes:train?num={n}") for n in range(1, 4)
+  ]
   first, second = book(tmp_path), book(tmp_path)
   claims, others = first.claims(todo), second.claims(todo)
   (a, _), (b, _) = next(claims), next(others)
@@ -421,7 +432,7 @@ def test_a_unit_is_leased_to_one(tmp_path):
 
 
 def test_who_works_by_old_settings_stops(tmp_path):
-  todo = [units.Unit("a", "scenes:train?num=1")]
+  todo = [work_units.WorkUnit("a", "scenes:train?num=1")]
   old, new = book(tmp_path), ledger.Ledger(tmp_path)
   unit, _ = next(old.claims(todo))
   new.begin({"a": 2}, force=True)
@@ -432,7 +443,7 @@ def test_who_works_by_old_settings_stops(tmp_path):
 
 @pytest.mark.parametrize("gone", ["old", "dead"])
 def test_a_lease_of_a_process_that_is_gone_is_taken_over(tmp_path, gone):
-  (unit,) = todo = [units.Unit("a", "scenes:train?num=1")]
+  (unit,) = todo = [work_units.WorkUnit("a", "scenes:train?num=1")]
   made = book(tmp_path, lease_seconds=30.0)
   lease = tmp_path / ".a.lease"
   owner = {"host": "elsewhere", "pid": 1, "id": "x"}
@@ -447,7 +458,7 @@ def test_a_lease_of_a_process_that_is_gone_is_taken_over(tmp_path, gone):
 
 
 def test_a_lease_that_is_young_is_waited_for(tmp_path):
-  (unit,) = todo = [units.Unit("a", "scenes:train?num=1")]
+  (unit,) = todo = [work_units.WorkUnit("a", "scenes:train?num=1")]
   made = book(tmp_path, lease_seconds=0.5)
   other = {"host": "elsewhere", "pid": 1, "id": "x"}
   (tmp_path / ".a.lease").write_text(json.dumps(other))
@@ -457,7 +468,7 @@ def test_a_lease_that_is_young_is_waited_for(tmp_path):
 
 
 def test_a_lease_is_renewed_while_its_owner_works(tmp_path):
-  todo = [units.Unit("a", "scenes:train?num=1")]
+  todo = [work_units.WorkUnit("a", "scenes:train?num=1")]
   made, other = book(tmp_path, lease_seconds=0.5), book(tmp_path)
   claims = made.claims(todo)
   next(claims)
@@ -476,14 +487,16 @@ def work(source, out, models, seconds):
     card, params = models[task]
     params = jax.device_put(params, sharding.replicated(mesh))
     module = families.build(task, card.config)
-    return inference.Model(card, module, params, test_inference.words(), mesh)
+    return model_lib.Model(
+      card, module, params, helpers.scenes_tokenizer(), mesh
+    )
 
   def slowly(found, to_parquet=rows.to_parquet):
     time.sleep(seconds)  # in which it can be killed, with a unit in its hands
     return to_parquet(found)
 
-  inference.load, rows.to_parquet = load, slowly
-  run(configured(source, out, bucket=4, lease_seconds=20.0))
+  model_lib.load, rows.to_parquet = load, slowly
+  run(configured(source, out, per_device_batch_size=4, lease_seconds=20.0))
 
 
 def test_processes_that_are_killed_change_nothing(tmp_path, monkeypatch):
@@ -499,7 +512,7 @@ def test_processes_that_are_killed_change_nothing(tmp_path, monkeypatch):
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload([__name__])
 
-  made = {task: test_inference.make(task) for task in ("caption", "itm")}
+  made = {task: helpers.make_model(task) for task in ("caption", "itm")}
   models = tmp_path / "models"
   parts = {
     task: (model.card, jax.tree.map(np.asarray, model.params))
@@ -553,7 +566,11 @@ def test_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
 
   monkeypatch.setattr(job, "do", measured)
   source = "scenes:train?num=10000&size=16&noise=0.4"
-  results = run(configured(source, tmp_path / "out", unit_rows=500, bucket=8))
+  results = run(
+    configured(
+      source, tmp_path / "out", work_unit_rows=500, per_device_batch_size=8
+    )
+  )
   assert results["pictures/in"] == 10_000
   assert len(sizes) == 20
   assert max(sizes[3:]) < 1.1 * sizes[2]

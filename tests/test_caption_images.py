@@ -5,50 +5,26 @@ import pathlib
 import shutil
 import tarfile
 
-import golden_case
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 
-from blip_jax import caption_images, defaults, inference
-from blip_jax.convert import export, source
+from blip_jax import defaults
+from blip_jax.inference import caption_images
+from blip_jax.inference import model as model_lib
 from blip_jax.runtime import sharding
+from tests import helpers
 
-GOLDEN = golden_case.GOLDEN
-DEEP = "deeper/COCO_val2014_000000000017.png"
-
-
-def write_captioner(target):
-  """A converted checkpoint, as a user would have one."""
-  opened = source.open_checkpoint(
-    GOLDEN / "ckpt" / "blip_decoder.pth",
-    model_config=GOLDEN / "configs" / "med_config.json",
-    tokenizer=GOLDEN / "tokenizer" / "tiny",
-  )
-  return str(export.write(opened, target, "orbax"))
-
-
-def write_pictures(folder):
-  """Seven files, of which one is no picture and one lies deeper."""
-  (folder / "deeper").mkdir(parents=True)
-  rng = np.random.default_rng(0)
-  names = [f"{i}.png" for i in range(5)] + [DEEP]
-  for name in names:
-    pixels = rng.integers(0, 256, (24, 40, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / name)
-  (folder / "2b.jpg").write_bytes(b"not a picture")
-  return folder
+GOLDEN = helpers.GOLDEN
 
 
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory):
-  return write_captioner(tmp_path_factory.mktemp("model") / "caption")
+  return helpers.write_captioner(tmp_path_factory.mktemp("model") / "caption")
 
 
 @pytest.fixture
 def pictures(tmp_path):
-  return write_pictures(tmp_path / "pictures")
+  return helpers.write_images(tmp_path / "pictures")
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +53,13 @@ def test_a_line_for_every_picture(captioner, pictures, tmp_path):
   ids = ["0.png", "1.png", "2.png", "2b.jpg", "3.png", "4.png"]
   assert [line["id"] for line in lines] == [
     *ids,
-    DEEP,
+    helpers.DEEP_IMAGE,
   ]
   assert [line["row"] for line in lines] == list(range(7))
   assert lines[6]["image_id"] == 17
   assert lines[3]["error"].startswith("not_an_image")
   assert "caption" not in lines[3]
-  model = inference.load(captioner, mesh=sharding.make_mesh(None))
+  model = model_lib.load(captioner, mesh=sharding.make_mesh(None))
   expected = model.caption([pictures / i for i in ids if i != "2b.jpg"])
   found = [line for line in lines[:6] if "caption" in line]
   assert [line["caption"] for line in found] == [x.text for x in expected]

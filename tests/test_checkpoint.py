@@ -11,108 +11,15 @@ import subprocess
 import sys
 import textwrap
 import time
-import types
 import weakref
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from blip_jax.runtime import checkpoint, sharding, snapshot, train_state
-
-CONFIG = {"model": {"variant": "tiny"}, "num_steps": 10}
-
-
-class Loader:
-  """Hands out its own dict, as an iterator may; the next batch changes it."""
-
-  def __init__(self, position=0):
-    self.state = {"next_index": position, "parts": [{"seen": 3}]}
-
-  @property
-  def position(self):
-    return self.state["next_index"]
-
-  def get_state(self):
-    return self.state
-
-  def set_state(self, state):
-    assert state["parts"] == [{"seen": 3}]
-    self.state = state
-
-
-@flax.struct.dataclass
-class Momentum:
-  params_m: dict
-  text_queue: jax.Array
-  queue_ptr: jax.Array
-
-
-class Run:
-  """What `train.py` gives a checkpoint, on a toy model."""
-
-  def __init__(
-    self, sizes=(2, 2, 2), width=8, heads=("itm_head",), seed=0, queue=6
-  ):
-    names = dict(zip(sharding.AXES, sizes, strict=True))
-    self.mesh = sharding.make_mesh(names, jax.devices()[: np.prod(sizes)])
-    self.tx = optax.adamw(1e-3)
-
-    def init_fn(params=None):
-      if params is None:
-        key = jax.random.key(seed)
-        params = {"temp": jnp.float32(0.07)}
-        for head in ("text_proj", *heads):
-          key = jax.random.fold_in(key, 1)
-          params[head] = {
-            "kernel": jax.random.normal(key, (width, 4)),
-            "bias": jnp.ones(4),
-          }
-      return params, Momentum(params, jnp.ones((queue, 4)), jnp.int32(5))
-
-    self.init_fn = init_fn
-    self.abstract = train_state.abstract(init_fn, self.tx, self.mesh)
-
-  def make(self, params=None):
-    return train_state.create(self.init_fn, self.tx, self.mesh, params)
-
-  def start(self, workdir, loader=None, **init):
-    """Starts in a workdir as `config.init` says."""
-    unset = {"restore": "", "weights": "", "momentum": False}
-    unset |= {"allow_missing": (), "allow_unexpected": ()}
-    store = checkpoint.Checkpoints(workdir, every_steps=1)
-    try:
-      return checkpoint.initialise(
-        types.SimpleNamespace(**{**unset, **init}),
-        lambda path: snapshot.Arrays(snapshot.find(path)),
-        store,
-        self.abstract,
-        self.make,
-        loader or Loader(),
-      )
-    finally:
-      store.close()
-
-  def save(self, workdir, step, state=None, position=0):
-    state = self.make() if state is None else state
-    state = state.replace(step=jnp.int32(step))
-    store = checkpoint.Checkpoints(workdir, every_steps=1)
-    store.save(step, state, Loader(position), CONFIG)
-    store.close()
-    return state
-
-
-def assert_same(left, right):
-  """Equal structures, types and bits."""
-  assert jax.tree.structure(left) == jax.tree.structure(right)
-  for one, two in zip(
-    jax.tree.leaves(left), jax.tree.leaves(right), strict=True
-  ):
-    assert one.dtype == two.dtype
-    assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
+from blip_jax.runtime import checkpoint, snapshot
+from tests import helpers
 
 
 def scrambled(state):
@@ -129,11 +36,11 @@ def scrambled(state):
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 1), (1, 8, 1)])
 def test_whole_state_returns_bit_for_bit_on_any_mesh(tmp_path, sizes):
-  run = Run((4, 2, 1))
+  run = helpers.ToyRun((4, 2, 1))
   saved = run.save(tmp_path, 12, scrambled(run.make()), position=99)
-  other, loader = Run(sizes, seed=1), Loader()
+  other, loader = helpers.ToyRun(sizes, seed=1), helpers.StubLoader()
   state, origin = other.start(tmp_path, loader)
-  assert_same(state, saved)
+  helpers.assert_same(state, saved)
   assert int(state.step) == 12
   assert loader.position == 99
   assert origin == f"resumed {tmp_path}/checkpoints/12"
@@ -142,16 +49,16 @@ def test_whole_state_returns_bit_for_bit_on_any_mesh(tmp_path, sizes):
 
 
 def test_saving_is_not_disturbed_by_donating_the_state(tmp_path):
-  run = Run()
+  run = helpers.ToyRun()
   state = run.make()
   before = jax.device_get(state)
   store = checkpoint.Checkpoints(tmp_path, every_steps=1)
-  store.save(1, state, Loader(), CONFIG)
+  store.save(1, state, helpers.StubLoader(), helpers.TOY_CONFIG)
   step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
   step(state)
   store.close()
   loaded, _ = run.start(tmp_path)
-  assert_same(loaded.replace(step=np.int32(0)), before)
+  helpers.assert_same(loaded.replace(step=np.int32(0)), before)
 
 
 def test_loader_may_move_on_while_its_position_is_written(tmp_path):
@@ -160,7 +67,7 @@ def test_loader_may_move_on_while_its_position_is_written(tmp_path):
       return tmp_path
 
   async def save():
-    loader = Loader(3)
+    loader = helpers.StubLoader(3)
     item = snapshot.JsonItem("data.json", loader.get_state())
     write = await item.save(Folder())
     loader.state["next_index"] = 4
@@ -172,15 +79,23 @@ def test_loader_may_move_on_while_its_position_is_written(tmp_path):
 
 
 def test_interval_and_policy(tmp_path):
-  run = Run((1, 1, 1))
+  run = helpers.ToyRun((1, 1, 1))
   state = run.make()
   store = checkpoint.Checkpoints(
     tmp_path, every_steps=2, keep=2, keep_every_steps=6
   )
-  saved = [s for s in range(1, 12) if store.save(s, state, Loader(), CONFIG)]
+  saved = [
+    s
+    for s in range(1, 12)
+    if store.save(s, state, helpers.StubLoader(), helpers.TOY_CONFIG)
+  ]
   assert saved == [2, 4, 6, 8, 10]
-  assert store.save(11, state, Loader(), CONFIG, force=True)
-  assert not store.save(11, state, Loader(), CONFIG, force=True)
+  assert store.save(
+    11, state, helpers.StubLoader(), helpers.TOY_CONFIG, force=True
+  )
+  assert not store.save(
+    11, state, helpers.StubLoader(), helpers.TOY_CONFIG, force=True
+  )
   store.close()
   folders = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
   assert folders == [6, 10, 11]
@@ -194,26 +109,26 @@ def test_impossible_policy_is_refused(tmp_path, wrong):
 
 
 def test_order_of_initialisation(tmp_path):
-  run = Run(seed=2)
+  run = helpers.ToyRun(seed=2)
   here, whole, weights = (tmp_path / n for n in ("here", "whole", "weights"))
   scratch, origin = run.start(here)
   assert origin == "from scratch" and int(scratch.step) == 0
-  assert_same(scratch, run.make())
+  helpers.assert_same(scratch, run.make())
 
-  theirs = Run(seed=3).save(weights, 20)
+  theirs = helpers.ToyRun(seed=3).save(weights, 20)
   state, origin = run.start(here, weights=str(weights))
   assert origin == f"weights of {weights}/checkpoints/20"
-  assert_same(state.params, theirs.params)
+  helpers.assert_same(state.params, theirs.params)
   # The twin starts equal to the weights, not to what was drawn before.
-  assert_same(state.momentum.params_m, theirs.params)
+  helpers.assert_same(state.momentum.params_m, theirs.params)
   assert int(state.step) == 0
-  assert_same(state.opt_state, scratch.opt_state)
+  helpers.assert_same(state.opt_state, scratch.opt_state)
 
-  saved = Run(seed=4).save(whole, 30, position=5)
-  loader = Loader()
+  saved = helpers.ToyRun(seed=4).save(whole, 30, position=5)
+  loader = helpers.StubLoader()
   state, origin = run.start(here, loader, restore=str(whole))
   assert origin == f"restored {whole}/checkpoints/30"
-  assert_same(state, saved)
+  helpers.assert_same(state, saved)
   assert loader.position == 5
 
   # Once this workdir has a checkpoint, nothing else is even looked at.
@@ -221,19 +136,19 @@ def test_order_of_initialisation(tmp_path):
   for init in ({"restore": str(whole)}, {"weights": "/nowhere"}):
     state, origin = run.start(here, **init)
     assert origin.startswith("resumed")
-    assert_same(state, mine)
+    helpers.assert_same(state, mine)
 
 
 def test_restore_and_weights_exclude_each_other(tmp_path):
   with pytest.raises(ValueError, match="exclude each other"):
-    Run().start(tmp_path, restore="a", weights="b")
+    helpers.ToyRun().start(tmp_path, restore="a", weights="b")
 
 
 def test_one_step_of_a_run_can_be_named(tmp_path):
-  run = Run()
+  run = helpers.ToyRun()
   store = checkpoint.Checkpoints(tmp_path / "a", every_steps=1)
   for step in (1, 2):
-    store.save(step, run.make(), Loader(), CONFIG)
+    store.save(step, run.make(), helpers.StubLoader(), helpers.TOY_CONFIG)
   store.close()
   folder = tmp_path / "a" / "checkpoints" / "1"
   # A copy under any name still knows its step.
@@ -243,8 +158,8 @@ def test_one_step_of_a_run_can_be_named(tmp_path):
 
 
 def test_weights_name_what_is_missing_and_unexpected(tmp_path):
-  Run(heads=("itm_head",)).save(tmp_path / "from", 1)
-  run = Run(heads=("vision_proj",), seed=5)
+  helpers.ToyRun(heads=("itm_head",)).save(tmp_path / "from", 1)
+  run = helpers.ToyRun(heads=("vision_proj",), seed=5)
   weights = str(tmp_path / "from")
   with pytest.raises(ValueError) as error:
     run.start(tmp_path / "to", weights=weights)
@@ -269,36 +184,38 @@ def test_weights_name_what_is_missing_and_unexpected(tmp_path):
   )
   assert " - vision_proj/kernel" in origin and " + itm_head/bias" in origin
   fresh = run.make().params
-  assert_same(state.params["vision_proj"], fresh["vision_proj"])
+  helpers.assert_same(state.params["vision_proj"], fresh["vision_proj"])
   theirs = snapshot.load_on_mesh(snapshot.find(weights), "params", run.mesh)
-  assert_same(state.params["text_proj"], theirs["text_proj"])
-  assert_same(state.momentum.params_m, state.params)
+  helpers.assert_same(state.params["text_proj"], theirs["text_proj"])
+  helpers.assert_same(state.momentum.params_m, state.params)
 
 
 def test_twin_and_queues_come_along_when_asked(tmp_path):
   """Queues of another size stay fresh, and their pointer with them."""
-  state = scrambled(Run().make())
-  Run().save(tmp_path / "from", 1, state)
+  state = scrambled(helpers.ToyRun().make())
+  helpers.ToyRun().save(tmp_path / "from", 1, state)
   start = lambda run, name, **init: run.start(
     tmp_path / name, weights=str(tmp_path / "from"), **init
   )[0]
   for sizes in ((2, 2, 2), (1, 8, 1)):
-    found = start(Run(sizes), f"to{sizes[0]}", momentum=True)
-    assert_same(found.momentum, state.momentum)
-    assert_same(found.params, state.params)
+    found = start(helpers.ToyRun(sizes), f"to{sizes[0]}", momentum_state=True)
+    helpers.assert_same(found.momentum, state.momentum)
+    helpers.assert_same(found.params, state.params)
     assert int(found.step) == 0
-  fresh = start(Run(), "unasked").momentum
-  assert_same(fresh.params_m, state.params)
+  fresh = start(helpers.ToyRun(), "unasked").momentum
+  helpers.assert_same(fresh.params_m, state.params)
   assert int(fresh.queue_ptr) == 5 and (fresh.text_queue == 1).all()
-  longer = start(Run(queue=8), "longer", momentum=True).momentum
-  assert_same(longer.params_m, state.momentum.params_m)
+  longer = start(
+    helpers.ToyRun(queue=8), "longer", momentum_state=True
+  ).momentum
+  helpers.assert_same(longer.params_m, state.momentum.params_m)
   assert int(longer.queue_ptr) == 5 and (longer.text_queue == 1).all()
 
 
 def test_weights_of_another_shape_are_refused_even_if_allowed(tmp_path):
-  Run(width=8).save(tmp_path / "from", 1)
+  helpers.ToyRun(width=8).save(tmp_path / "from", 1)
   with pytest.raises(ValueError) as error:
-    Run(width=16).start(
+    helpers.ToyRun(width=16).start(
       tmp_path / "to",
       weights=str(tmp_path / "from"),
       allow_missing=(".*",),
@@ -311,9 +228,9 @@ def test_weights_of_another_shape_are_refused_even_if_allowed(tmp_path):
 
 
 def test_resuming_another_model_names_parameter_and_both_shapes(tmp_path):
-  Run(width=8).save(tmp_path, 1)
+  helpers.ToyRun(width=8).save(tmp_path, 1)
   with pytest.raises(ValueError) as error:
-    Run(width=16).start(tmp_path)
+    helpers.ToyRun(width=16).start(tmp_path)
   message = str(error.value)
   assert f"{tmp_path}/checkpoints/1" in message
   line = "text_proj/kernel: checkpoint float32[8, 4], config float32[16, 4]"
@@ -322,10 +239,10 @@ def test_resuming_another_model_names_parameter_and_both_shapes(tmp_path):
 
 
 def test_load_params_onto_another_mesh(tmp_path):
-  saved = Run((1, 4, 2)).save(tmp_path, 1)
-  mesh = Run((8, 1, 1)).mesh
+  saved = helpers.ToyRun((1, 4, 2)).save(tmp_path, 1)
+  mesh = helpers.ToyRun((8, 1, 1)).mesh
   params = snapshot.load_on_mesh(snapshot.find(tmp_path), "params", mesh)
-  assert_same(params, saved.params)
+  helpers.assert_same(params, saved.params)
   assert params["temp"].sharding.mesh == mesh
 
 
@@ -374,7 +291,7 @@ def _put_something_else(folder):
   ],
 )
 def test_damaged_checkpoint_is_named(tmp_path, damage, item):
-  run = Run()
+  run = helpers.ToyRun()
   run.save(tmp_path / "a", 3)
   folder = tmp_path / "a" / "checkpoints" / "3"
   damage(folder)
@@ -386,7 +303,7 @@ def test_damaged_checkpoint_is_named(tmp_path, damage, item):
 
 
 def test_another_number_of_processes_is_refused(tmp_path):
-  run = Run()
+  run = helpers.ToyRun()
   run.save(tmp_path, 1)
   data = tmp_path / "checkpoints" / "1" / "data"
   (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
@@ -395,9 +312,9 @@ def test_another_number_of_processes_is_refused(tmp_path):
 
 
 def run_python(script, *args):
-  here = pathlib.Path(__file__).resolve().parent
-  code = f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n"
-  code += "import conftest\n" + textwrap.dedent(script)
+  root = pathlib.Path(__file__).resolve().parent.parent
+  code = f"import sys; sys.path.insert(0, {str(root)!r})\n"
+  code += "from tests import conftest, helpers\n" + textwrap.dedent(script)
   return subprocess.Popen([sys.executable, "-c", code, *map(str, args)])
 
 
@@ -406,19 +323,20 @@ def test_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path):
   # that the kill surely falls inside it.
   script = """
     import pathlib, sys, threading
-    import test_checkpoint as t
+    from tests.test_checkpoint import scrambled
     from blip_jax.runtime import checkpoint, snapshot
 
-    workdir, run = sys.argv[1], t.Run((1, 1, 1))
+    workdir, run = sys.argv[1], helpers.ToyRun((1, 1, 1))
     store = checkpoint.Checkpoints(workdir, every_steps=1)
-    store.save(1, run.make(), t.Loader(41), t.CONFIG)
+    store.save(1, run.make(), helpers.StubLoader(41), helpers.TOY_CONFIG)
     store.wait()
     def write_text(self, text):
       if self.name.startswith("process_"):
         (pathlib.Path(workdir) / "inside").touch()
         threading.Event().wait()
     type(snapshot.epath.Path(workdir)).write_text = write_text
-    store.save(2, t.scrambled(run.make()), t.Loader(42), t.CONFIG)
+    state = scrambled(run.make())
+    store.save(2, state, helpers.StubLoader(42), helpers.TOY_CONFIG)
     store.wait()
   """
   child = run_python(script, tmp_path)
@@ -431,10 +349,10 @@ def test_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path):
   left = [p.name for p in (tmp_path / "checkpoints").iterdir()]
   assert len(left) == 2 and "2" not in left, left
 
-  run, loader = Run(), Loader()
+  run, loader = helpers.ToyRun(), helpers.StubLoader()
   state, origin = run.start(tmp_path, loader)
   assert origin.endswith("checkpoints/1") and loader.position == 41
-  assert_same(state, run.make().replace(step=jnp.int32(1)))
+  helpers.assert_same(state, run.make().replace(step=jnp.int32(1)))
   # The torn folder is gone, and the step can be saved again.
   assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
   run.save(tmp_path, 2)
@@ -448,18 +366,18 @@ def test_two_processes_save_and_continue_one_run(tmp_path):
     workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
-    import test_checkpoint as t
+    from tests.test_checkpoint import scrambled
     from blip_jax.runtime import checkpoint, sharding
 
     assert jax.device_count() == 4
-    run = t.Run((2, 2, 1))
+    run = helpers.ToyRun((2, 2, 1))
     rows = np.full((2, 3), index, np.int32)
     batch = sharding.put_batch({"rows": rows}, run.mesh)["rows"]
     assert batch.shape == (4, 3)
     for shard in batch.addressable_shards:
       assert shard.data.shape == (1, 3) and (shard.data == index).all()
     state = run.save(workdir, 7, position=70 + index)
-    loader = t.Loader()
+    loader = helpers.StubLoader()
     loaded, _ = run.start(workdir, loader)
     assert loader.position == 70 + index
     same = jax.jit(lambda a, b: jax.tree.map(lambda x, y: (x == y).all(), a, b))
@@ -472,16 +390,16 @@ def test_two_processes_save_and_continue_one_run(tmp_path):
   assert [child.wait(timeout=180) for child in children] == [0, 0]
   # One process cannot continue it: its share of the data would be wrong.
   with pytest.raises(ValueError, match="as many processes"):
-    Run().start(tmp_path)
+    helpers.ToyRun().start(tmp_path)
   params = snapshot.load_on_mesh(
-    snapshot.find(tmp_path), "params", Run((1, 1, 1)).mesh
+    snapshot.find(tmp_path), "params", helpers.ToyRun((1, 1, 1)).mesh
   )
-  assert_same(params, Run().make().params)
+  helpers.assert_same(params, helpers.ToyRun().make().params)
 
 
 def test_arrays_are_read_one_by_one_in_parts(tmp_path, monkeypatch):
   """In order, each comes from the disk once, and a part is let go in time."""
-  expected = snapshot.by_path(Run().save(tmp_path, 1).params)
+  expected = snapshot.by_path(helpers.ToyRun().save(tmp_path, 1).params)
   folder = snapshot.find(tmp_path)
   sizes = [array.nbytes for array in expected.values()]
   monkeypatch.setattr(snapshot, "PART_BYTES", max(sizes))
@@ -506,7 +424,7 @@ def test_arrays_are_read_one_by_one_in_parts(tmp_path, monkeypatch):
 
 
 def test_a_part_is_read_once_for_many_threads(tmp_path, monkeypatch):
-  Run().save(tmp_path, 1)
+  helpers.ToyRun().save(tmp_path, 1)
   loaded = []
   load = snapshot.Arrays.load
 

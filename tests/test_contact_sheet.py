@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from blip_jax.data import scenes
-from blip_jax.evaluators import contact_sheet
+from blip_jax.runtime import contact_sheet
 
 PICTURE, GAP, PADDING = (
   contact_sheet.PICTURE,

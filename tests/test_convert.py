@@ -4,40 +4,37 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import sys
 
-import golden_case
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from blip_jax.tools import convert_checkpoint
 
 import blip_jax
 from blip_jax.convert import (
   adapt,
   configs,
-  export,
+  opening,
   reader,
-  source,
+  tensor_files,
   weights,
-  writer,
+  write,
 )
 from blip_jax.data import scenes
 from blip_jax.models import card as card_lib
 from blip_jax.models import families, vit
 from blip_jax.runtime import sharding, snapshot
 from blip_jax.tasks.momentum import NO_IMAGE
+from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-GOLDEN = golden_case.GOLDEN
+GOLDEN = helpers.GOLDEN
 TINY = GOLDEN / "tokenizer" / "tiny"
 CONFIG = GOLDEN / "configs" / "med_config.json"
 CHECKPOINTS = ("blip_base", "blip_decoder", "blip_nlvr_deep", "blip_pretrain")
 LIKE = dict(model_config=CONFIG, tokenizer=TINY)
-
-sys.path.insert(0, str(ROOT / "tools"))
-import convert_checkpoint  # noqa: E402
 
 
 def golden(name):
@@ -66,7 +63,7 @@ def resaved(tmp_path, change, name="blip_decoder"):
   state = dict(reader.read(golden(name)))
   change(state)
   path = tmp_path / "changed.pth"
-  writer.save_torch(path, state)
+  tensor_files.save_torch(path, state)
   return path
 
 
@@ -121,7 +118,7 @@ def test_pretraining_becomes_every_task(tmp_path):
     },
   }
   for task in families.FAMILIES:
-    checkpoint = source.open_checkpoint(
+    checkpoint = opening.open_checkpoint(
       golden("blip_pretrain"), task=task, **LIKE
     )
     made = checkpoint.report.changed.get(adapt.FRESH.format("pretrain"), [])
@@ -134,10 +131,10 @@ def test_pretraining_becomes_every_task(tmp_path):
 
 
 def test_nlvr_starts_with_one_cross_attention_twice():
-  leaves = source.open_checkpoint(
+  leaves = opening.open_checkpoint(
     golden("blip_pretrain"), task="nlvr", **LIKE
   ).leaves
-  state = golden_case.state_dict("blip_pretrain")
+  state = helpers.state_dict("blip_pretrain")
   theirs = "text_encoder.encoder.layer.1.crossattention"
   ours = "params/text_encoder/layer_1/crossattention"
   for image in ("image_0", "image_1"):
@@ -152,23 +149,23 @@ def test_nlvr_starts_with_one_cross_attention_twice():
 
 
 def test_retrieval_takes_the_queues_of_pretraining():
-  leaves = source.open_checkpoint(
+  leaves = opening.open_checkpoint(
     golden("blip_pretrain"), task="retrieval", **LIKE
   ).leaves
-  state = golden_case.state_dict("blip_pretrain")
+  state = helpers.state_dict("blip_pretrain")
   np.testing.assert_array_equal(
     leaves["momentum/image_queue"].read(), state["image_queue"].T
   )
   assert (leaves["momentum/idx_queue"].read() == -100).all()
   assert leaves["momentum/queue_ptr"].read() == 0
-  params_only = source.open_checkpoint(
+  params_only = opening.open_checkpoint(
     golden("blip_pretrain"), task="retrieval", keep_momentum=False, **LIKE
   )
   assert not params_only.item("momentum")
 
 
 def test_another_image_size_interpolates_and_says_so():
-  checkpoint = source.open_checkpoint(
+  checkpoint = opening.open_checkpoint(
     golden("blip_pretrain"), image_size=48, **LIKE
   )
   (rule,) = [r for r in checkpoint.report.changed if "4 x 4 to 6 x 6" in r]
@@ -176,7 +173,7 @@ def test_another_image_size_interpolates_and_says_so():
     "params/visual_encoder/pos_embed",
     "momentum/params_m/visual_encoder/pos_embed",
   ]
-  state = golden_case.state_dict("blip_pretrain")
+  state = helpers.state_dict("blip_pretrain")
   for name, path in zip(
     ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"),
     checkpoint.report.changed[rule],
@@ -192,7 +189,7 @@ def test_half_precision_is_widened(tmp_path):
       if state[name].dtype == np.float32:
         state[name] = state[name].astype(ml_dtypes.bfloat16)
 
-  checkpoint = source.open_checkpoint(resaved(tmp_path, halve), **LIKE)
+  checkpoint = opening.open_checkpoint(resaved(tmp_path, halve), **LIKE)
   assert "bfloat16 to float32" in checkpoint.report.changed
   leaf = checkpoint.leaves["params/visual_encoder/ln_post/scale"]
   assert leaf.dtype == np.float32 and leaf.read().dtype == np.float32
@@ -206,11 +203,11 @@ def test_an_untied_lm_matrix_wins_loudly(tmp_path):
   def untie(state):
     state[matrix] = state[matrix] + 1
 
-  checkpoint = source.open_checkpoint(resaved(tmp_path, untie), **LIKE)
+  checkpoint = opening.open_checkpoint(resaved(tmp_path, untie), **LIKE)
   assert any(matrix in text for text in checkpoint.report.warnings)
   np.testing.assert_array_equal(
     checkpoint.leaves["params/text_decoder/word_embeddings"].read(),
-    golden_case.state_dict("blip_decoder")[matrix] + 1,
+    helpers.state_dict("blip_decoder")[matrix] + 1,
   )
 
 
@@ -221,14 +218,14 @@ def test_untied_text_towers_are_the_decoders_loudly(tmp_path):
     state[f"text_decoder.bert.{name}"] = state[f"text_encoder.{name}"] + 1
 
   path = resaved(tmp_path, untie, "blip_pretrain")
-  checkpoint = source.open_checkpoint(path, **LIKE)
+  checkpoint = opening.open_checkpoint(path, **LIKE)
   assert adapt.DECODER_WINS in checkpoint.report.changed
   assert any(adapt.DECODER_WINS in w for w in checkpoint.report.warnings)
-  encoders = golden_case.state_dict("blip_pretrain")[f"text_encoder.{name}"]
+  encoders = helpers.state_dict("blip_pretrain")[f"text_encoder.{name}"]
   ours = "params/text_encoder/layer_0/fc_in/bias"
   np.testing.assert_array_equal(checkpoint.leaves[ours].read(), encoders + 1)
   # A retrieval model has the encoder's own.
-  retrieval = source.open_checkpoint(path, task="itm", **LIKE)
+  retrieval = opening.open_checkpoint(path, task="itm", **LIKE)
   np.testing.assert_array_equal(retrieval.leaves[ours].read(), encoders)
 
 
@@ -269,7 +266,7 @@ def test_every_name_is_accounted_for(tmp_path, capsys, change, told):
   path = resaved(tmp_path, change)
   flags = "--model-config", CONFIG, "--tokenizer", TINY
   with pytest.raises(ValueError, match=told):
-    source.open_checkpoint(path, **LIKE)
+    opening.open_checkpoint(path, **LIKE)
   assert convert(path, tmp_path / "out", *flags) == 1
   assert "convert_checkpoint: " in capsys.readouterr().err
   assert not (tmp_path / "out").exists()
@@ -278,7 +275,7 @@ def test_every_name_is_accounted_for(tmp_path, capsys, change, told):
 def test_unknown_names_may_be_dropped_by_name(tmp_path):
   path = resaved(tmp_path, add)
   drop = [r"text_decoder\.bert\.pooler\..*"]
-  checkpoint = source.open_checkpoint(path, drop=drop, **LIKE)
+  checkpoint = opening.open_checkpoint(path, drop=drop, **LIKE)
   assert checkpoint.report.dropped[weights.AS_ASKED] == [
     "text_decoder.bert.pooler.dense.weight"
   ]
@@ -286,12 +283,14 @@ def test_unknown_names_may_be_dropped_by_name(tmp_path):
   with pytest.raises(
     ValueError, match=r" - params/visual_encoder/ln_post/bias"
   ):
-    source.open_checkpoint(path, drop=[*drop, r".*encoder\.norm\.bias"], **LIKE)
+    opening.open_checkpoint(
+      path, drop=[*drop, r".*encoder\.norm\.bias"], **LIKE
+    )
 
 
 def test_heads_must_be_told_where_shapes_do_not():
   with pytest.raises(ValueError, match=r"48 wide; how many heads.*--model-con"):
-    source.open_checkpoint(golden("blip_decoder"), tokenizer=TINY)
+    opening.open_checkpoint(golden("blip_decoder"), tokenizer=TINY)
 
 
 def test_a_config_of_another_model_is_refused(tmp_path):
@@ -300,20 +299,20 @@ def test_a_config_of_another_model_is_refused(tmp_path):
   path = tmp_path / "med_config.json"
   path.write_text(json.dumps({**config, "num_hidden_layers": 3}))
   with pytest.raises(ValueError, match=r"depth of the text tower is 3, .* 2"):
-    source.open_checkpoint(
+    opening.open_checkpoint(
       golden("blip_decoder"), model_config=path, tokenizer=TINY
     )
   path.write_text("[")
   with pytest.raises(ValueError, match=r"med_config\.json: cannot be read"):
-    source.open_checkpoint(golden("blip_decoder"), model_config=path)
+    opening.open_checkpoint(golden("blip_decoder"), model_config=path)
   path.write_text('{"some": "thing"}')
   with pytest.raises(ValueError, match=r"not a model config"):
-    source.open_checkpoint(golden("blip_decoder"), model_config=path)
+    opening.open_checkpoint(golden("blip_decoder"), model_config=path)
 
 
 def test_a_vocabulary_of_another_model_is_refused():
   with pytest.raises(ValueError, match=r"for a model of 424; .*--tokenizer"):
-    source.open_checkpoint(
+    opening.open_checkpoint(
       golden("blip_decoder"),
       model_config=CONFIG,
       tokenizer=scenes.vocab_dir(),
@@ -321,7 +320,7 @@ def test_a_vocabulary_of_another_model_is_refused():
 
 
 def test_without_a_vocabulary_it_is_said():
-  checkpoint = source.open_checkpoint(
+  checkpoint = opening.open_checkpoint(
     golden("blip_decoder"), model_config=CONFIG
   )
   assert checkpoint.tokenizer is None
@@ -331,7 +330,7 @@ def test_without_a_vocabulary_it_is_said():
 @pytest.mark.parametrize("task", ["pretrain", "itm", "vqa"])
 def test_a_captioner_cannot_become(task):
   with pytest.raises(ValueError, match=r" - params/text_encoder/"):
-    source.open_checkpoint(golden("blip_decoder"), task=task, **LIKE)
+    opening.open_checkpoint(golden("blip_decoder"), task=task, **LIKE)
 
 
 def test_what_is_there_is_not_overwritten(tmp_path, capsys):
@@ -351,27 +350,27 @@ def test_what_is_there_is_not_overwritten(tmp_path, capsys):
   assert (tmp_path / "mine").read_text() == "precious"
 
 
-@pytest.mark.parametrize("layout", export.LAYOUTS)
+@pytest.mark.parametrize("layout", write.LAYOUTS)
 def test_nothing_half_written_is_left(tmp_path, monkeypatch, layout):
   """The disk is full after the weights."""
 
   def full(*_):
     raise OSError(28, "No space left on device")
 
-  checkpoint = source.open_checkpoint(golden("blip_decoder"), **LIKE)
-  monkeypatch.setattr(export.beside, "model_files", full)
+  checkpoint = opening.open_checkpoint(golden("blip_decoder"), **LIKE)
+  monkeypatch.setattr(write.companions, "model_files", full)
   with pytest.raises(OSError, match="No space left"):
-    export.write(checkpoint, tmp_path / "out", layout)
+    write.write(checkpoint, tmp_path / "out", layout)
   assert not list(tmp_path.iterdir())
 
 
 def test_hugging_face_has_no_such_class(tmp_path):
-  checkpoint = source.open_checkpoint(golden("blip_pretrain"), **LIKE)
+  checkpoint = opening.open_checkpoint(golden("blip_pretrain"), **LIKE)
   with pytest.raises(ValueError, match=r"no class for a pretrain .*--task"):
-    export.write(checkpoint, tmp_path / "out", "hf")
-  vqa = source.open_checkpoint(golden("blip_pretrain"), task="vqa", **LIKE)
+    write.write(checkpoint, tmp_path / "out", "hf")
+  vqa = opening.open_checkpoint(golden("blip_pretrain"), task="vqa", **LIKE)
   with pytest.raises(ValueError, match=r"cannot hold"):
-    export.write(vqa, tmp_path / "out", "hf")
+    write.write(vqa, tmp_path / "out", "hf")
   assert not list(tmp_path.iterdir())
 
 
@@ -398,7 +397,7 @@ def test_load_puts_each_part_on_its_device():
   kernel = split.params["text_decoder"]["layer_0"]["fc_in"]["kernel"]
   assert kernel.sharding.shard_shape(kernel.shape) == (16, 128)
   one = blip_jax.load(golden("blip_decoder"), **LIKE)
-  image = golden_case.image(golden_case.arrays("blip_decoder")["image"])
+  image = helpers.image(helpers.arrays("blip_decoder")["image"])
   np.testing.assert_allclose(
     split.apply(image, method="encode_image"),
     one.apply(image, method="encode_image"),
@@ -412,7 +411,7 @@ def test_load_puts_each_part_on_its_device():
 def test_load_of_pretraining_is_whole():
   """What is stored once is there for both towers."""
   model = blip_jax.load(golden("blip_pretrain"), **LIKE)
-  state = golden_case.state_dict("blip_pretrain")
+  state = helpers.state_dict("blip_pretrain")
   np.testing.assert_array_equal(
     model.params["text_decoder"]["word_embeddings"],
     state["text_decoder.bert.embeddings.word_embeddings.weight"],
@@ -428,13 +427,13 @@ def test_unknown_names_get_a_suggestion():
 
 def test_a_run_starts_from_any_weights():
   """`config.init.weights`: onto the shards, and never more than is there."""
-  opened = source.open_checkpoint(golden("blip_pretrain"), **LIKE)
+  opened = opening.open_checkpoint(golden("blip_pretrain"), **LIKE)
   config = dataclasses.replace(
     opened.card.config,
     vit=dataclasses.replace(opened.card.config.vit, image_size=(48, 48)),
   )
   card = card_lib.Card("caption", config)
-  found = source.open_weights(str(golden("blip_pretrain")), card)
+  found = opening.open_weights(str(golden("blip_pretrain")), card)
   mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
   abstract = sharding.abstract_state(families.abstract("caption", config), mesh)
   wanted = snapshot.by_path(abstract)
@@ -447,7 +446,7 @@ def test_a_run_starts_from_any_weights():
   )
   np.testing.assert_array_equal(
     kernel,
-    golden_case.state_dict("blip_pretrain")[
+    helpers.state_dict("blip_pretrain")[
       "visual_encoder.blocks.0.mlp.fc1.weight"
     ].T,
   )
@@ -457,15 +456,15 @@ def test_a_run_starts_from_any_weights():
 
 def test_retrieval_starts_with_the_twin_and_queues_of_pretraining():
   """At another size of pictures; nobody knows whose the features are."""
-  opened = source.open_checkpoint(golden("blip_pretrain"), **LIKE)
+  opened = opening.open_checkpoint(golden("blip_pretrain"), **LIKE)
   vit = dataclasses.replace(opened.card.config.vit, image_size=(48, 48))
   config = dataclasses.replace(opened.card.config, vit=vit)
   card = card_lib.Card("retrieval", config)
-  twin = source.open_weights(str(golden("blip_pretrain")), card).momentum
+  twin = opening.open_weights(str(golden("blip_pretrain")), card).momentum
   mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
   shapes = sharding.abstract_state(snapshot.nested(twin.stored), mesh)
   found = twin.load(snapshot.by_path(shapes))
-  theirs = golden_case.state_dict("blip_pretrain")
+  theirs = helpers.state_dict("blip_pretrain")
   np.testing.assert_array_equal(found["image_queue"], theirs["image_queue"].T)
   assert (np.asarray(found["idx_queue"]) == NO_IMAGE).all()
   assert found["params_m/visual_encoder/pos_embed"].shape == (1, 37, 48)
@@ -473,7 +472,7 @@ def test_retrieval_starts_with_the_twin_and_queues_of_pretraining():
     found["params_m/text_proj/bias"], theirs["text_proj_m.bias"]
   )
   captioner = dataclasses.replace(card, family="caption")
-  opened = source.open_weights(str(golden("blip_pretrain")), captioner)
+  opened = opening.open_weights(str(golden("blip_pretrain")), captioner)
   assert opened.momentum is None
 
 
@@ -481,13 +480,13 @@ def test_a_leaf_reads_only_its_shard(monkeypatch):
   """No process copies more of an array than its devices hold."""
   copied = []
   array = np.arange(64, dtype=np.float32).reshape(8, 8)
-  copy = source._copy
+  copy = opening._copy
   monkeypatch.setattr(
-    source, "_copy", lambda x: copied.append(x.size) or copy(x)
+    opening, "_copy", lambda x: copied.append(x.size) or copy(x)
   )
   mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
   where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
-  put = source.put(weights.Leaf.of(array), where)
+  put = opening.put(weights.Leaf.of(array), where)
   np.testing.assert_array_equal(put, array)
   assert copied == [8] * 8
 

@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from blip_jax.data import (
   datasets,
+  examples,
   randaugment,
   scenes,
   tfds,
@@ -93,7 +94,7 @@ def test_pictures_alone(tmp_path):
   root = str(folder)
 
   def ids(spec):
-    source = datasets.open_pictures(spec)
+    source = datasets.open_images(spec)
     names = [record.pop("id") for record in source]
     paths = [record["image"] for record in source]
     top = spec.startswith(f"{root}/sub/")
@@ -120,29 +121,29 @@ def test_pictures_of_captioned_sources(tmp_path):
   (tmp_path / "a.csv").write_text("image,img_id\na.jpg,3\n")
   _write_parquet(tmp_path / "a.parquet", [row])
   for name in ("a.json", "a.csv", "a.parquet"):
-    (record,) = datasets.open_pictures(f"{tmp_path}/{name}", "/pictures")
+    (record,) = datasets.open_images(f"{tmp_path}/{name}", "/pictures")
     assert record == {**picture, "id": f"{name}:0"}
   with tarfile.open(tmp_path / "0.tar", "w") as tar:
     tar.add(tmp_path / "a.json", "x.jpg")
-  (record,) = datasets.open_pictures(f"{tmp_path}/*.tar")
+  (record,) = datasets.open_images(f"{tmp_path}/*.tar")
   assert sorted(record) == ["id", "image"] and record["id"] == "0.tar:x"
-  record = datasets.open_pictures("scenes:val?num=2")[1]
+  record = datasets.open_images("scenes:val?num=2")[1]
   assert sorted(record) == ["id", "image", "image_id"]
 
 
 @pytest.mark.parametrize("spec", ["photos", "a.heic", "photos/a.json.gz", ""])
 def test_what_holds_no_pictures_is_answered_by_what_may(spec):
   with pytest.raises(ValueError, match=r"(?s)No pictures in.*\.jpg.*scenes:"):
-    datasets.open_pictures(spec)
+    datasets.open_images(spec)
 
 
 def test_missing_pictures_are_said(tmp_path):
   with pytest.raises(ValueError, match=r"1 of 1 pictures do not exist.*a\.jpg"):
-    datasets.open_pictures(f"{tmp_path}/a.jpg")
+    datasets.open_images(f"{tmp_path}/a.jpg")
   with pytest.raises(ValueError, match=r"\*\.jpg: no such files"):
-    datasets.open_pictures(f"{tmp_path}/*.jpg")
+    datasets.open_images(f"{tmp_path}/*.jpg")
   with pytest.raises(ValueError, match=rf"{tmp_path}: expected pictures"):
-    datasets.open_pictures(str(tmp_path))
+    datasets.open_images(str(tmp_path))
 
 
 def test_scenes_take_options():
@@ -242,7 +243,7 @@ def _record(caption):
 
 
 def test_an_example_is_the_image_and_its_tokens(words):
-  make = datasets.PairExample(words, transforms.EvalImage(16), 4, 10)
+  make = examples.PairExample(words, transforms.EvalImage(16), 4, 10)
   made = make(_record("A RED circle!!\x00 above a square"), _rng())
   ids, mask = words.encode(["a red circle above"], 10)
   np.testing.assert_array_equal(made["input_ids"], ids[0])
@@ -259,14 +260,14 @@ def _rng(seed=0):
 def test_a_training_image_depends_on_the_generator(words):
   augment = randaugment.RandAugment(2, 5)
   train = transforms.TrainImage(16, 0.2, augment)
-  make = datasets.PairExample(words, train)
+  make = examples.PairExample(words, train)
   images = [make(_record("red"), _rng(seed))["image"] for seed in (0, 0, 1)]
   np.testing.assert_array_equal(images[0], images[1])
   assert (images[0] != images[2]).any()
 
 
 def test_one_of_several_captions_is_drawn_each_visit(words):
-  make = datasets.PairExample(words, transforms.EvalImage(8))
+  make = examples.PairExample(words, transforms.EvalImage(8))
   captions = ["a red circle", "a blue square", b"a green star"]
   made = [make(_record(captions), _rng(seed)) for seed in range(30)]
   texts = words.decode(np.stack([m["input_ids"] for m in made]))
@@ -275,13 +276,13 @@ def test_one_of_several_captions_is_drawn_each_visit(words):
 
 @pytest.mark.parametrize("caption", ["", " ", "...", '"!"'])
 def test_a_caption_without_words_is_bad(words, caption):
-  make = datasets.PairExample(words, transforms.EvalImage(8))
+  make = examples.PairExample(words, transforms.EvalImage(8))
   with pytest.raises(transforms.BadSample, match="empty_caption"):
     make(_record(caption), _rng())
 
 
 def test_too_many_pixels_are_refused(words):
-  make = datasets.PairExample(
+  make = examples.PairExample(
     words, transforms.EvalImage(8), max_pixels=40 * 30 - 1
   )
   with pytest.raises(transforms.BadSample, match="too_large"):

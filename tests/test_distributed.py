@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 
-import conftest
 import numpy as np
 import pytest
-import test_caption_images
+
+from tests import QUICK_TO_COMPILE, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -40,7 +40,7 @@ def start(config, workdir, devices, *flags):
       f"--workdir={workdir}",
       *flags,
     ],
-    env={**os.environ, "XLA_FLAGS": xla + conftest.QUICK_TO_COMPILE},
+    env={**os.environ, "XLA_FLAGS": xla + QUICK_TO_COMPILE},
     cwd=workdir.parent,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -98,8 +98,8 @@ def test_two_processes_train_on_the_same_rows(tmp_path):
 @pytest.mark.slow
 def test_two_processes_caption_a_folder(tmp_path):
   """One file of both, each picture once, and one may fail and go on."""
-  pictures = test_caption_images.write_pictures(tmp_path / "pictures")
-  model = test_caption_images.write_captioner(tmp_path / "model")
+  pictures = helpers.write_images(tmp_path / "pictures")
+  model = helpers.write_captioner(tmp_path / "model")
   flags = (
     f"--config.images={pictures}",
     f"--config.model={model}",

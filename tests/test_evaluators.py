@@ -8,17 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import stub_task
 
-from blip_jax.data import datasets, rejects, scenes, tokenizer, transforms
-from blip_jax.evaluators import base, losses, matching, retrieval, samples
+from blip_jax.data import (
+  examples,
+  rejects,
+  scenes,
+  tokenizer,
+  transforms,
+)
+from blip_jax.evaluators import (
+  base,
+  held_out_loss,
+  itm_accuracy,
+  ranking,
+  samples,
+)
 from blip_jax.evaluators import captions as captions_lib
 from blip_jax.evaluators.scores import recall
 from blip_jax.models import blip, decoding, generation
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 from blip_jax.runtime import sharding, train_state
 from blip_jax.tasks import base as tasks
 from blip_jax.tasks import retrieval as retrieval_task
+from tests import helpers
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "pink", "cyan")
 TEXTS = tokenizer.Tokenizer.load(scenes.vocab_dir())
@@ -42,7 +54,7 @@ class Pictures(list):
 
 def make_split(source, batch_size=4, **kwargs):
   mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
-  example = datasets.PairExample(
+  example = examples.PairExample(
     TEXTS, transforms.EvalImage(8), max_words=5, max_length=6
   )
   bad = rejects.BadSamples(max_fraction=0.5, **kwargs)
@@ -82,16 +94,16 @@ def caption(params, image, prompt, settings, room):
   return generation.Generated(texts, jnp.zeros(texts.shape), jnp.zeros(1))
 
 
-class Knows(stub_task.StubTask):
+class Knows(helpers.StubTask):
   """Knows its colours."""
 
   # As much of a model as evaluators look at.
   model = types.SimpleNamespace(
-    config=config_lib.variant(
+    config=model_config.variant(
       "tiny",
       image_size=8,
       vocab_size=TEXTS.vocab_size,
-      tokens=config_lib.SpecialTokens(**TEXTS.special_ids),
+      tokens=model_config.SpecialTokens(**TEXTS.special_ids),
     )
   )
 
@@ -99,7 +111,7 @@ class Knows(stub_task.StubTask):
     {
       "image_features": lambda params, image: (which(image), which(image)),
       "text_feat": lambda params, ids, mask: named(ids),
-      "project_image": lambda params, image_embeds: image_embeds,
+      "image_kv": lambda params, image_embeds: image_embeds,
       "match": match,
       "caption": caption,
     }
@@ -129,15 +141,15 @@ def test_rows_come_once_and_in_order(batch_size):
 @pytest.mark.parametrize("bad", [(), (2, 6)])
 def test_retrieval_leaves_out_what_cannot_be_read(captions, bad):
   split = make_split(Pictures(bad=bad, captions=captions))
-  ranking = retrieval.Retrieval(split, Knows())
-  results = dict(ranking.run(STATE))
+  ranker = ranking.Ranking(split, Knows())
+  results = dict(ranker.run(STATE))
   assert results["txt_r1"] == results["img_r1"] == 100
-  seen = ranking.similarities({})
+  seen = ranker.similarities({})
   assert seen.sim.shape == (7 - len(bad), captions * (7 - len(bad)))
   assert set(seen.rows) == set(range(7)) - set(bad)
   of_row = [COLOURS.index(split.source[r]["caption"][0]) for r in seen.rows]
   for text, image in zip(seen.text_rows, seen.image_of, strict=True):
-    assert COLOURS[of_row[image]] in ranking.texts[text]["caption"]
+    assert COLOURS[of_row[image]] in ranker.texts[text]["caption"]
 
 
 @pytest.mark.parametrize("k_test", [3, 100])
@@ -146,23 +158,23 @@ def test_ranking_anew_equals_the_slow_way(k_test, batch_size):
   """Every pair by itself, and sorting: the original's evaluation, written out.
   Two captions a picture, a picture that cannot be read, more candidates asked
   for than there are."""
-  sizes = config_lib.variant(
+  sizes = model_config.variant(
     "tiny",
     image_size=8,
     vocab_size=TEXTS.vocab_size,
-    tokens=config_lib.SpecialTokens(**TEXTS.special_ids),
+    tokens=model_config.SpecialTokens(**TEXTS.special_ids),
     med=dict(depth=1),
     vit=dict(depth=1),
   )
   model = blip.Blip(sizes)
   task = retrieval_task.Retrieval(
-    model, queue_size=4, momentum=0.9, alpha=0.4, alpha_ramp_steps=1
+    model, queue_size=4, ema_decay=0.9, alpha=0.4, alpha_ramp_steps=1
   )
   params = task.init(jax.random.key(0))
   params = jax.tree.map(lambda x: 3 * x if x.ndim == 2 else x, params)
   split = make_split(Pictures(bad=(2,), captions=2), batch_size)
-  ranking = retrieval.Retrieval(split, task, k_test)
-  results = dict(ranking.run(STATE.replace(params=params)))
+  ranker = ranking.Ranking(split, task, k_test)
+  results = dict(ranker.run(STATE.replace(params=params)))
 
   apply = jax.jit(model.apply, static_argnames="method")
   call = functools.partial(apply, {"params": params})
@@ -174,7 +186,7 @@ def test_ranking_anew_equals_the_slow_way(k_test, batch_size):
   sim = np.asarray(image_feat @ call(ids, mask, method="text_feat").T)
   scores = sim.copy()
   for i, own in enumerate(embeds):
-    kv = call(own[None], method="project_image")
+    kv = call(own[None], method="image_kv")
     for j in range(len(texts)):
       logits = call(ids[j : j + 1], mask[j : j + 1], kv, method="match")
       scores[i, j] += logits[0, 1]
@@ -184,7 +196,7 @@ def test_ranking_anew_equals_the_slow_way(k_test, batch_size):
     outside = np.argsort(-similar, axis=1)[:, k_test:]
     lists.append(score.copy())
     np.put_along_axis(lists[-1], outside, -100, axis=1)
-  found = ranking.rerank(params, ranking.similarities(params))
+  found = ranker.rerank(params, ranker.similarities(params))
   for ours, expected in zip(found, lists, strict=True):
     np.testing.assert_allclose(ours, expected, atol=2e-5)
   for name, value in recall.recall(*lists, image_of).items():
@@ -199,19 +211,21 @@ def test_retrieval_can_be_wrong():
     **task.predict_fns,
     "text_feat": lambda params, ids, mask: jnp.roll(named(ids), 1, axis=-1),
   }
-  results = dict(retrieval.Retrieval(make_split(Pictures()), task).run(STATE))
+  results = dict(ranking.Ranking(make_split(Pictures()), task).run(STATE))
   assert results["txt_r1"] == results["img_r1"] == 0
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 100])
 def test_matching_counts_no_padding(batch_size):
   split = make_split(Pictures(bad=(3,)), batch_size)
-  assert dict(matching.Matching(split, Knows()).run(STATE))["itm_acc"] == 100
+  assert (
+    dict(itm_accuracy.ItmAccuracy(split, Knows()).run(STATE))["itm_acc"] == 100
+  )
 
 
 def test_matching_of_one_text_is_left_out(caplog):
   split = make_split(Pictures(1) + Pictures(1))
-  assert dict(matching.Matching(split, Knows()).run(STATE)) == {}
+  assert dict(itm_accuracy.ItmAccuracy(split, Knows()).run(STATE)) == {}
   assert "itm_acc is left out" in caplog.text
 
 
@@ -225,7 +239,7 @@ def test_matching_of_one_text_is_left_out(caplog):
   ],
 )
 def test_partners_are_valid_and_others(valid, partner):
-  found = matching._half_a_batch_away(jnp.array(valid, bool))
+  found = itm_accuracy._half_a_batch_away(jnp.array(valid, bool))
   for row, expected in enumerate(partner):
     assert expected is None or found[row] == expected
 
@@ -240,14 +254,20 @@ def test_matching_of_a_constant_is_chance(answer, accuracy):
     ),
   }
   split = make_split(Pictures(), 8)
-  assert dict(matching.Matching(split, task).run(STATE))["itm_acc"] == accuracy
+  assert (
+    dict(itm_accuracy.ItmAccuracy(split, task).run(STATE))["itm_acc"]
+    == accuracy
+  )
 
 
 def test_losses_average_whole_batches():
   """Seven rows make no whole batch of eight, and sixteen make two."""
-  assert dict(losses.Losses(make_split(Pictures()), Knows()).run(STATE)) == {}
+  assert (
+    dict(held_out_loss.HeldOutLoss(make_split(Pictures()), Knows()).run(STATE))
+    == {}
+  )
   two = Pictures() + Pictures() + Pictures(2)
-  result = dict(losses.Losses(make_split(two), Knows()).run(STATE))
+  result = dict(held_out_loss.HeldOutLoss(make_split(two), Knows()).run(STATE))
   images = np.stack([row["image"] for row in two]).astype(np.float64)
   assert result == {"loss": pytest.approx(images.mean(), rel=1e-5)}
 
@@ -301,9 +321,9 @@ def test_pictures_without_captions_are_written_only(tmp_path):
 
 def test_samples(tmp_path, capsys):
   split = make_split(Pictures(bad=(0,)))
-  ranking = retrieval.Retrieval(split, Knows())
+  ranker = ranking.Ranking(split, Knows())
   path = tmp_path / "samples.png"
-  sheet = samples.Samples(split, Knows(), ranking, 3, path)
+  sheet = samples.Samples(split, Knows(), ranker, 3, path)
   assert dict(sheet.run(STATE)) == {"caption_exact": 100.0}
   assert path.exists()
   told = capsys.readouterr().out

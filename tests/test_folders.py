@@ -51,12 +51,12 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     folders.listing(str(tmp_path / "empty"))
   folder = _make(tmp_path / "texts", {"a.txt": "one"})
   with pytest.raises(ValueError, match=r"1 \.txt"):
-    folders.CaptionedPictures(folder)
+    folders.CaptionedImages(folder)
 
 
 def test_pictures_are_records(tmp_path):
   names = ["a.jpg", "sub/\u00fc.jpg", os.fsdecode(b"\xff.jpg")]
-  source = pickle.loads(pickle.dumps(folders.Pictures(str(tmp_path), names)))
+  source = pickle.loads(pickle.dumps(folders.Images(str(tmp_path), names)))
   assert list(source) == [
     {"image": str(tmp_path / name), "id": name} for name in names
   ]
@@ -66,7 +66,7 @@ def test_pictures_are_records(tmp_path):
 
 
 def test_names_cost_no_object_each():
-  source = folders.Pictures("", [f"{i:06d}.jpg" for i in range(10_000)])
+  source = folders.Images("", [f"{i:06d}.jpg" for i in range(10_000)])
   assert len(pickle.dumps(source)) < 10_000 * (10 + 8) + 1000
   assert source[9_999]["id"] == "009999.jpg"
 
@@ -84,7 +84,7 @@ def test_captions_lie_beside_their_pictures(tmp_path):
       ".hidden.txt": "no",
     },
   )
-  source = pickle.loads(pickle.dumps(folders.CaptionedPictures(folder)))
+  source = pickle.loads(pickle.dumps(folders.CaptionedImages(folder)))
   assert list(source) == [
     {"image": f"{folder}/a.jpg", "caption": "one", "id": "a.jpg"},
     {
@@ -107,7 +107,7 @@ def test_captions_lie_beside_their_pictures(tmp_path):
 )
 def test_what_is_not_a_pair_is_bad(tmp_path, files, id, reason, detail):
   pairs = {f"{n}.{e}": "text" for n in "ac" for e in ("jpg", "txt")}
-  source = folders.CaptionedPictures(_make(tmp_path, pairs | files))
+  source = folders.CaptionedImages(_make(tmp_path, pairs | files))
   assert len(source) == 3 and source[0] and source[2]
   with pytest.raises(sources.BadRow, match=detail) as bad:
     source[1]
@@ -119,7 +119,7 @@ def test_a_folder_without_captions_is_refused(tmp_path):
   with pytest.raises(
     ValueError, match=r"a\.txt for a\.jpg.* any of 2 pictures.*metadata\.csv"
   ):
-    folders.CaptionedPictures(folder)
+    folders.CaptionedImages(folder)
 
 
 def test_a_table_of_captions_may_lie_in_the_folder(tmp_path):

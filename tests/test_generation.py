@@ -5,13 +5,13 @@ goldens of the original are in test_parity.
 import functools
 import itertools
 
-import golden_case
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from blip_jax.models import blip, decoding, families, generation, med
+from tests import helpers
 
 PAD, SEP, DEC = 0, 1, 2
 VOCAB, ROOM = 6, 8
@@ -215,12 +215,12 @@ def test_draws_have_their_probabilities():
   np.testing.assert_allclose(share, expected, atol=0.03)
 
 
-MODEL = blip.Blip(golden_case.BLIP)
+MODEL = blip.Blip(helpers.BLIP)
 
 
 @functools.lru_cache
 def real():
-  params = families.init("caption", golden_case.BLIP, jax.random.key(0))
+  params = families.init("caption", helpers.BLIP, jax.random.key(0))
   # Sharper, so that texts differ and end.
   params = jax.tree.map(lambda x: 6 * x if x.ndim == 2 else x, params)
   return params, jax.random.normal(jax.random.key(1), (4, 17, 48))

@@ -2,20 +2,20 @@
 
 import json
 
-import golden_case
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
 
 import blip_jax
-from blip_jax.convert import export, source
+from blip_jax.convert import opening, write
+from tests import helpers
 
 torch = pytest.importorskip("torch", reason="needs the extra [parity]")
 
 pytestmark = pytest.mark.parity
 
-TINY = golden_case.GOLDEN / "tokenizer" / "tiny"
+TINY = helpers.GOLDEN / "tokenizer" / "tiny"
 WIDTH, VOCAB = 32, 424
 
 
@@ -48,7 +48,7 @@ def make_theirs(kind):
     text_config=text, vision_config=vision, image_text_hidden_size=20
   )
   torch.manual_seed(0)
-  model = getattr(transformers, export.HF_CLASSES[kind])(config).eval()
+  model = getattr(transformers, write.HF_CLASSES[kind])(config).eval()
   with torch.no_grad():
     # Fresh biases and norms are 0 and 1, which hides a mistaken name.
     for parameter in model.parameters():
@@ -75,7 +75,7 @@ def theirs_of(image, ids, mask):
 
 def caption(model, image, ids, mask):
   kv = model.apply(
-    model.apply(image, method="encode_image"), method="project_for_decoder"
+    model.apply(image, method="encode_image"), method="decoder_kv"
   )
   return model.apply(ids, mask, kv, method="decode")
 
@@ -86,7 +86,7 @@ def caption_theirs(model, image, ids, mask):
 
 def itm(model, image, ids, mask):
   embeds, image_feat = model.apply(image, method="image_features")
-  kv = model.apply(embeds, method="project_image")
+  kv = model.apply(embeds, method="image_kv")
   logits = model.apply(ids, mask, kv, legacy_cls=True, method="match")
   text_feat = model.apply(ids, mask, method="text_feat")
   return jnp.concatenate([logits, image_feat @ text_feat.T], axis=1)
@@ -99,11 +99,9 @@ def itm_theirs(model, image, ids, mask):
 
 
 def vqa(model, image, ids, mask):
-  kv = model.apply(
-    model.apply(image, method="encode_image"), method="project_image"
-  )
+  kv = model.apply(model.apply(image, method="encode_image"), method="image_kv")
   question = model.apply(ids, mask, kv, legacy_cls=True, method="fuse")
-  kv = model.apply(question, method="project_for_decoder")
+  kv = model.apply(question, method="decoder_kv")
   answer = ids[:, ::-1]
   return model.apply(
     answer, np.ones_like(mask), kv, encoder_mask=mask, method="decode"
@@ -156,8 +154,8 @@ def test_both_directions(tmp_path, kind):
   )
 
   # Out again, as a folder that they load without a word.
-  checkpoint = source.open_checkpoint(tmp_path / "theirs", tokenizer=TINY)
-  export.write(checkpoint, tmp_path / "again", "hf")
+  checkpoint = opening.open_checkpoint(tmp_path / "theirs", tokenizer=TINY)
+  write.write(checkpoint, tmp_path / "again", "hf")
   again, loading = type(theirs).from_pretrained(
     tmp_path / "again", output_loading_info=True
   )
@@ -172,8 +170,8 @@ def test_their_processor_prepares_what_ours_does(tmp_path):
   """Size and statistics beside the weights, and a tokenizer with our ids."""
   theirs = make_theirs("caption")
   theirs.save_pretrained(tmp_path / "theirs")
-  checkpoint = source.open_checkpoint(tmp_path / "theirs", tokenizer=TINY)
-  export.write(checkpoint, tmp_path / "ours", "hf")
+  checkpoint = opening.open_checkpoint(tmp_path / "theirs", tokenizer=TINY)
+  write.write(checkpoint, tmp_path / "ours", "hf")
   texts = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
   expected = checkpoint.tokenizer.encode(["a dog on a beach"], 8)[0]
   found = texts("a dog on a beach", padding="max_length", max_length=8)

@@ -1,6 +1,5 @@
 """The tool's table and digests, on real checkpoints."""
 
-import importlib.util
 import subprocess
 import sys
 
@@ -8,18 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_checkpoint
+from blip_jax.tools import inspect_checkpoint
 
 from blip_jax.runtime import snapshot
+from tests import helpers
 
 
 @pytest.fixture(scope="module")
-def tool(root):
-  path = root / "tools" / "inspect_checkpoint.py"
-  spec = importlib.util.spec_from_file_location("inspect_checkpoint", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def tool():
+  return inspect_checkpoint
 
 
 def digests(tool, capsys, *args):
@@ -29,7 +25,7 @@ def digests(tool, capsys, *args):
 
 
 def test_table_counts_numbers_and_bytes(tool, capsys, tmp_path):
-  test_checkpoint.Run().save(tmp_path, 3)
+  helpers.ToyRun().save(tmp_path, 3)
   assert tool.main([str(tmp_path)]) == 0
   folder, head, *rows = capsys.readouterr().out.splitlines()
   assert folder == f"{tmp_path}/checkpoints/3"
@@ -46,7 +42,7 @@ def test_table_counts_numbers_and_bytes(tool, capsys, tmp_path):
 
 def test_equal_runs_have_equal_digests_on_any_mesh(tool, capsys, tmp_path):
   for name, sizes in {"a": (2, 2, 2), "b": (1, 1, 1)}.items():
-    test_checkpoint.Run(sizes).save(tmp_path / name, 3, position=8)
+    helpers.ToyRun(sizes).save(tmp_path / name, 3, position=8)
   first = digests(tool, capsys, tmp_path / "a")
   assert list(first) == ["params", "momentum", "opt_state", "data"]
   assert all(len(value) == 64 for value in first.values())
@@ -54,7 +50,7 @@ def test_equal_runs_have_equal_digests_on_any_mesh(tool, capsys, tmp_path):
 
 
 def test_one_bit_changes_only_its_item(tool, capsys, tmp_path):
-  run = test_checkpoint.Run()
+  run = helpers.ToyRun()
   state = run.make()
   run.save(tmp_path / "a", 3, state, position=8)
   momentum = state.momentum.replace(queue_ptr=state.momentum.queue_ptr ^ 1)
@@ -81,13 +77,13 @@ def test_digest_sees_names_types_and_shapes(tool):
 
 
 def test_task_without_momentum_says_so(tool, capsys, tmp_path):
-  run = test_checkpoint.Run()
+  run = helpers.ToyRun()
   run.save(tmp_path, 3, run.make().replace(momentum=None))
   assert digests(tool, capsys, tmp_path)["momentum"] == "absent"
 
 
 def test_step_is_chosen(tool, capsys, tmp_path):
-  run = test_checkpoint.Run()
+  run = helpers.ToyRun()
   state = run.save(tmp_path, 1)
   run.save(tmp_path, 2, jax.tree.map(lambda x: x + 1, state))
   last = digests(tool, capsys, tmp_path)
@@ -99,10 +95,10 @@ def test_step_is_chosen(tool, capsys, tmp_path):
 
 
 def test_arrays_come_to_the_host_as_they_were(tmp_path):
-  state = test_checkpoint.Run().save(tmp_path, 1)
+  state = helpers.ToyRun().save(tmp_path, 1)
   params = snapshot.load_to_host(snapshot.find(tmp_path), "params")
   assert isinstance(params["temp"], np.ndarray)
-  test_checkpoint.assert_same(params, jax.tree.map(jnp.asarray, state.params))
+  helpers.assert_same(params, jax.tree.map(jnp.asarray, state.params))
 
 
 def test_command_line_names_a_foreign_folder(root, tmp_path):

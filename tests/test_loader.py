@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from blip_jax.data import loader, rejects, sources, transforms
+from blip_jax.data import examples, loader, rejects, sources, transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,20 @@ class Rows:
     return {"image": row, "caption": "bad" if row in self.bad else "", "id": id}
 
 
-def example(record, rng):
-  if record["caption"]:
-    raise transforms.BadSample("truncated", "of the example")
-  draw = rng.integers(1 << 30)
-  return {"row": np.int64(record["image"]), "draw": draw, "image": BLANK}
+class _Example(examples.Stacked):
+  """The number of a row, a random number and an image."""
+
+  def __call__(self, record, rng):
+    if record["caption"]:
+      raise transforms.BadSample("truncated", "of the example")
+    draw = rng.integers(1 << 30)
+    return {"row": np.int64(record["image"]), "draw": draw, "image": BLANK}
+
+  def blank(self):
+    return {"row": np.int64(0), "draw": 0, "image": np.zeros_like(BLANK)}
+
+
+example = _Example()
 
 
 # Large enough to travel through shared memory.
@@ -235,12 +244,13 @@ def test_a_share_of_one_would_never_end():
 
 
 def test_other_errors_name_the_row():
-  def fail(record, rng):
-    if record["image"] == 5:
-      raise KeyError("size")
-    return {"row": record["image"]}
+  class Fails(_Example):
+    def __call__(self, record, rng):
+      if record["image"] == 5:
+        raise KeyError("size")
+      return super().__call__(record, rng)
 
-  batches = loader.train_loader([Rows(10)], fail, batch_size=4, seed=0)
+  batches = loader.train_loader([Rows(10)], Fails(), batch_size=4, seed=0)
   with pytest.raises(RuntimeError, match="rows:5: KeyError: 'size'"):
     list(itertools.islice(batches, 5))
   batches.close()
@@ -309,5 +319,5 @@ def test_too_few_good_rows_end_an_evaluation():
   with pytest.raises(ValueError, match="2 of 10 rows"):
     list(batches)
   batches = loader.eval_loader(Rows(3, bad=(0, 1, 2)), example, 4)
-  with pytest.raises(ValueError, match="None of the 3 rows"):
+  with pytest.raises(ValueError, match="3 of 3 rows"):
     list(batches)

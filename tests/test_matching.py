@@ -3,23 +3,22 @@
 import dataclasses
 import json
 
-import golden_case
 import jax
 import numpy as np
 import pytest
-import test_inference
 
-from blip_jax import inference
 from blip_jax.data import scenes, tokenizer
+from blip_jax.inference import model as model_lib
 from blip_jax.models import blip, card, config
 from blip_jax.runtime import sharding
+from tests import helpers
 
 WORDS = ("a red circle", "a blue square, left of a green star", "two circles")
 
 
 @pytest.fixture(scope="module")
 def model():
-  return test_inference.make("itm")
+  return helpers.make_model("itm")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def by_hand(model, picture, text, legacy_cls=False):
   embeds, image_feat = model.apply(
     normalised(model, picture), method="image_features"
   )
-  kv = model.apply(embeds, method="project_image")
+  kv = model.apply(embeds, method="image_kv")
   (logits,) = model.apply(ids, mask, kv, method="match", legacy_cls=legacy_cls)
   cosine = image_feat[0] @ model.apply(ids, mask, method="text_feat")[0]
   return cosine, jax.nn.softmax(logits)[1], logits[1] + cosine
@@ -121,14 +120,14 @@ def test_embeddings_are_unit_vectors_that_match_compares(model, pictures):
 
 def test_features_of_texts_are_the_original_extractors():
   """`BLIP_Base` took each alone; here they are a batch, with padding."""
-  golden = golden_case.arrays("blip_base")
-  manifest = json.loads((golden_case.GOLDEN / "manifest.json").read_text())
+  golden = helpers.arrays("blip_base")
+  manifest = json.loads((helpers.GOLDEN / "manifest.json").read_text())
   (case,) = (c for c in manifest["cases"] if c["name"] == "blip_base")
-  model = inference.Model(
-    card.Card("feature", golden_case.BLIP),
-    blip.Blip(golden_case.BLIP),
-    golden_case.params("blip_base"),
-    tokenizer.Tokenizer.load(golden_case.GOLDEN / "tokenizer" / "tiny"),
+  model = model_lib.Model(
+    card.Card("feature", helpers.BLIP),
+    blip.Blip(helpers.BLIP),
+    helpers.params("blip_base"),
+    tokenizer.Tokenizer.load(helpers.GOLDEN / "tokenizer" / "tiny"),
     sharding.one_device(),
   )
   states, mask = model.features(texts=case["facts"]["captions"]["value"])
@@ -147,7 +146,7 @@ def test_features_of_pictures_and_of_both(model, pictures, batch_size):
     embeds = model.apply(normalised(model, picture), method="encode_image")
     np.testing.assert_allclose(images.states[i], embeds[0], atol=1e-5)
     ids, mask = model.tokenizer.encode([text], 35)
-    kv = model.apply(embeds, method="project_image")
+    kv = model.apply(embeds, method="image_kv")
     fused = model.apply(ids, mask, kv, method="fuse")
     length = mask.sum()
     assert found.mask[i].sum() == length
@@ -192,7 +191,7 @@ def test_weights_that_are_damaged_score_nothing(model, pictures):
 
 
 def test_models_that_cannot_match_say_which_can(pictures):
-  captioner = test_inference.make("caption")
+  captioner = helpers.make_model("caption")
   for ask in (
     lambda: captioner.match(pictures, WORDS),
     lambda: captioner.embed_images(pictures),
@@ -202,6 +201,6 @@ def test_models_that_cannot_match_say_which_can(pictures):
     with pytest.raises(ValueError, match=r"'caption'.*model_base_retrieval"):
       ask()
   assert captioner.features(images=pictures).states.shape[:2] == (5, 5)
-  wordless = test_inference.make("itm", tokenizer=None)
+  wordless = helpers.make_model("itm", tokenizer=None)
   with pytest.raises(ValueError, match="no vocabulary"):
     wordless.match(pictures, WORDS)

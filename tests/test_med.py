@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import golden_case
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,24 +10,25 @@ import pytest
 
 from blip_jax.models import config, med
 from blip_jax.tasks import losses
+from tests import helpers
 
-ENCODER = med.Med(golden_case.MED)
-DECODER = med.Med(golden_case.MED, with_lm_head=True)
+ENCODER = med.Med(helpers.MED)
+DECODER = med.Med(helpers.MED, with_lm_head=True)
 
 
 @pytest.fixture(scope="module")
 def golden():
-  return golden_case.arrays("med")
+  return helpers.arrays("med")
 
 
 @pytest.fixture(scope="module")
 def encoder():
-  return {"params": golden_case.params("blip_base")["text_encoder"]}
+  return {"params": helpers.params("blip_base")["text_encoder"]}
 
 
 @pytest.fixture(scope="module")
 def decoder():
-  return {"params": golden_case.params("blip_decoder")["text_decoder"]}
+  return {"params": helpers.params("blip_decoder")["text_decoder"]}
 
 
 def look_at(module, variables, golden):
@@ -184,7 +184,7 @@ def test_too_long_text(encoder):
 
 
 def test_dropout_is_active_only_in_training(golden, encoder):
-  cfg = dataclasses.replace(golden_case.MED, dropout=0.1)
+  cfg = dataclasses.replace(helpers.MED, dropout=0.1)
   args = encoder, golden["input_ids"], golden["attention_mask"]
   still = med.Med(cfg).apply(*args)
   np.testing.assert_allclose(still, golden["text.hidden2"], atol=1e-5)
@@ -195,7 +195,7 @@ def test_dropout_is_active_only_in_training(golden, encoder):
 
 
 def test_tie_and_drop_tied_are_inverse():
-  params = golden_case.params("blip_pretrain")
+  params = helpers.params("blip_pretrain")
   stored = med.drop_tied(params)
   assert "word_embeddings" not in stored["text_decoder"]
   assert "crossattention" not in stored["text_decoder"]["layer_0"]
@@ -208,7 +208,7 @@ def test_tie_and_drop_tied_are_inverse():
 @pytest.mark.parametrize("policy", config.REMAT_POLICIES)
 def test_remat_changes_memory_not_numbers(golden, encoder, policy):
   kv, _ = look_at(ENCODER, encoder, golden)
-  module = med.Med(dataclasses.replace(golden_case.MED, remat=policy))
+  module = med.Med(dataclasses.replace(helpers.MED, remat=policy))
 
   def loss(variables, module=module):
     ids, mask = golden["input_ids"], golden["attention_mask"]

@@ -8,11 +8,11 @@ import tarfile
 import numpy as np
 import PIL.Image
 import pytest
-from test_capfilt import SCENES, members, write_shard
 
 from blip_jax import defaults
 from blip_jax.capfilt import job, label, ledger, merge, report, rows, rules
 from blip_jax.data import datasets
+from tests.test_capfilt import SCENES, members, write_shard
 
 # Of one picture: source, probability, text.
 TEXTS = (
@@ -41,7 +41,7 @@ def told(row, record, texts):
 def make_job(folder, config, pictures):
   """A job whose units are done, without any model."""
   settings = {
-    key: config[key] for key in ("image_root", "web_texts", "unit_rows")
+    key: config[key] for key in ("image_root", "web_texts", "work_unit_rows")
   }
   book = ledger.Ledger(folder)
   book.begin(settings | {"source": list(config.source)}, force=False)
@@ -74,7 +74,7 @@ def listed(tmp_path):
   (tmp_path / "web.json").write_text(json.dumps(lines))
   config = defaults.capfilt().lock()
   config.update(source=(str(tmp_path / "web.json"),), image_root=str(root))
-  config.update(unit_rows=2, out=str(tmp_path / "out"))
+  config.update(work_unit_rows=2, out=str(tmp_path / "out"))
   config.merge.out = str(tmp_path / "clean.json")
   units = {
     "web.json-00000": [TEXTS, TEXTS[1:2]],
@@ -254,12 +254,12 @@ def test_near_duplicates_keep_the_likeliest():
   # The same words in another order say something else.
   near = rules.Rules(near_duplicates=0.6).reasons(texts)
   assert near == ["near_duplicate", "near_duplicate", "", "", "empty_caption"]
-  off = rules.Rules(near_duplicates=0.0, max_per_picture=2).reasons(texts)
+  off = rules.Rules(near_duplicates=0.0, max_per_image=2).reasons(texts)
   assert off == ["too_many", "too_many", "", "", "empty_caption"]
 
 
 def test_a_picture_of_many_rows_is_one_picture():
-  selection = rules.Selection(rules.Rules(max_per_picture=2))
+  selection = rules.Selection(rules.Rules(max_per_image=2))
   one = [row("a", image="x.jpg", key="1"), row("b", image="x.jpg", key="2")]
   assert selection.reasons(one) == ["", ""]
   more = [

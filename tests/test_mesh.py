@@ -2,7 +2,6 @@
 
 import functools
 
-import golden_case
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from blip_jax import train
 from blip_jax.models import blip, med
 from blip_jax.runtime import sharding, train_state
 from blip_jax.tasks import pretrain, retrieval
+from tests import helpers
 
 MESHES = {
   "global": [(1, 8, 1), (2, 2, 2), (2, 1, 4)],
@@ -26,14 +26,14 @@ def make_task(scope, mesh):
   """Groups stay those of eight shards, whatever the mesh."""
   fields = dict(
     queue_size=12,
-    momentum=0.995,
+    ema_decay=0.995,
     alpha=0.4,
     alpha_ramp_steps=0,
     groups=1 if scope == "global" else 8,
     num_shards=sharding.num_data_shards(mesh),
   )
   kind = retrieval.Retrieval if scope == "retrieval" else pretrain.Pretrain
-  return kind(blip.Blip(golden_case.BLIP), **fields)
+  return kind(blip.Blip(helpers.BLIP), **fields)
 
 
 def make_mesh(shape):
@@ -54,7 +54,7 @@ def batch():
 
 def make_state(task, tx, mesh):
   """The goldens' weights, split over the mesh."""
-  golden = golden_case.params("blip_pretrain")
+  golden = helpers.params("blip_pretrain")
   if isinstance(task, pretrain.Pretrain):
     golden = med.drop_tied(golden)
   else:

@@ -2,13 +2,19 @@
 
 import json
 
-import golden_case
 import numpy as np
 import pytest
 from flax import traverse_util
 
-from blip_jax.convert import adapt, configs, export, names, weights
+from blip_jax.convert import (
+  adapt,
+  configs,
+  names,
+  weights,
+  write,
+)
 from blip_jax.models import families
+from tests import helpers
 
 CASES = [
   f"{family}_{size}"
@@ -47,7 +53,7 @@ def test_full_size_names_and_shapes(keys, case):
     for name, shape in shapes.items()
   }
   report = weights.Report()
-  leaves = weights.from_theirs(tensors, "original", report)
+  leaves = weights.from_external(tensors, "original", report)
   family = adapt.family_of(leaves)
   assert case.startswith({"caption": "decoder"}.get(family, family))
   config = configs.from_shapes(leaves, family, configs.Hints())
@@ -61,7 +67,7 @@ def test_full_size_names_and_shapes(keys, case):
     weights.TIED,
     adapt.STORED_ONCE,
   }
-  back, ties = export.original_state(ours, family)
+  back, ties = write.original_state(ours, family)
   assert {**back, **{n: back[t] for n, t in ties.items()}}.keys() == (
     shapes.keys()
   )
@@ -110,6 +116,6 @@ def test_no_two_names_go_to_one_path():
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_family_is_told_by_its_parts(family):
-  params = families.abstract(family, golden_case.BLIP)
+  params = families.abstract(family, helpers.BLIP)
   paths = traverse_util.flatten_dict({"params": params}, sep="/")
   assert adapt.family_of(paths) == family

@@ -3,19 +3,17 @@
 import json
 import pathlib
 import shutil
-import sys
 
-import golden_case
 import numpy as np
 import pytest
 
-from blip_jax.convert import reader, writer
+from blip_jax.convert import reader, tensor_files
+from tests import helpers
+from tests.parity import __main__ as check_parity
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-import check_parity  # noqa: E402
 
-GOLDEN = golden_case.GOLDEN
+GOLDEN = helpers.GOLDEN
 
 
 def run(capsys, *args):
@@ -110,7 +108,7 @@ def test_a_wrong_weight_fails(capsys, folder):
   state = dict(reader.read(path))
   name = "blocks.1.mlp.fc1.bias"
   state[name] = state[name] * np.float32(1.01)
-  writer.save_torch(path, state)
+  tensor_files.save_torch(path, state)
   code, verdicts = run(capsys, folder)
   assert code == 1
   failed = {line.split()[1] for line in verdicts["FAIL"]}

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import golden_case
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,19 +13,22 @@ from blip_jax.data import tokenizer
 from blip_jax.models import blip, config, med
 from blip_jax.tasks import losses, pretrain
 from blip_jax.tasks import momentum as momentum_lib
+from tests import helpers
 
 LOSSES = ("loss_itc", "loss_itm", "loss_lm")
 
 
 @pytest.fixture(scope="module")
 def golden():
-  return golden_case.arrays("blip_pretrain")
+  return helpers.arrays("blip_pretrain")
 
 
 def make_task(**kwargs):
   """The goldens' task.  They give `alpha` per step: step 400 is alpha 0.4."""
-  fields = dict(queue_size=12, momentum=0.995, alpha=1.0, alpha_ramp_steps=1000)
-  return pretrain.Pretrain(blip.Blip(golden_case.BLIP), **{**fields, **kwargs})
+  fields = dict(
+    queue_size=12, ema_decay=0.995, alpha=1.0, alpha_ramp_steps=1000
+  )
+  return pretrain.Pretrain(blip.Blip(helpers.BLIP), **{**fields, **kwargs})
 
 
 @functools.partial(jax.jit, static_argnames=("groups", "num_shards"))
@@ -39,7 +41,7 @@ def loss_and_grads(
     groups=groups,
     num_shards=num_shards,
     # The original draws each text's image first, then each image's text.
-    draw=lambda key, weights: next(recorded).reshape(weights.shape[:2]),
+    sample=lambda key, weights: next(recorded).reshape(weights.shape[:2]),
   )
 
   def loss(params):
@@ -51,14 +53,14 @@ def loss_and_grads(
       step=jnp.int32(jnp.round(1000 * alpha)),
     )
 
-  return jax.value_and_grad(loss, has_aux=True)(task.project(params))
+  return jax.value_and_grad(loss, has_aux=True)(task.clamp(params))
 
 
 def start_state():
-  params = med.drop_tied(golden_case.params("blip_pretrain"))
-  state = golden_case.state_dict("blip_pretrain")
+  params = med.drop_tied(helpers.params("blip_pretrain"))
+  state = helpers.state_dict("blip_pretrain")
   momentum = momentum_lib.Momentum(
-    params_m=golden_case.momentum_params("blip_pretrain"),
+    params_m=helpers.momentum_params("blip_pretrain"),
     image_queue=jnp.asarray(state["image_queue"].T),
     text_queue=jnp.asarray(state["text_queue"].T),
     queue_ptr=jnp.int32(state["queue_ptr"][0]),
@@ -68,7 +70,7 @@ def start_state():
 
 def make_batch(golden, step):
   return {
-    "image": golden_case.image(golden[f"step{step}.image"]),
+    "image": helpers.image(golden[f"step{step}.image"]),
     "input_ids": golden[f"step{step}.caption.input_ids"],
     "attention_mask": golden[f"step{step}.caption.attention_mask"],
   }
@@ -89,8 +91,8 @@ def losses_of(metrics):
 def assert_state_matches(golden, state_names, prefix, params, momentum, atol):
   """Parameters, twin and queues against the goldens' fingerprints."""
   ours = {
-    **golden_case.to_original(med.tie(params)),
-    **golden_case.to_original(momentum.params_m, "momentum/params_m"),
+    **helpers.to_original(med.tie(params)),
+    **helpers.to_original(momentum.params_m, "momentum/params_m"),
   }
   ours["image_queue"] = np.asarray(momentum.image_queue).T
   ours["text_queue"] = np.asarray(momentum.text_queue).T
@@ -101,7 +103,7 @@ def assert_state_matches(golden, state_names, prefix, params, momentum, atol):
     x = ours[name]
     expected = golden[f"{prefix}_probe"][i]
     tolerance = atol * np.sqrt(x.size)
-    assert abs(golden_case.probe(x) - expected) < tolerance, name
+    assert abs(helpers.probe(x) - expected) < tolerance, name
     compared += 1
   assert compared > 180
   assert momentum.queue_ptr == golden[f"{prefix}.queue_ptr"][0]
@@ -113,7 +115,7 @@ def test_losses_and_gradients(golden, golden_facts):
   (_, (momentum, metrics)), grads = golden_step(golden, 0, params, momentum)
   np.testing.assert_allclose(losses_of(metrics), golden["losses"][0], rtol=1e-5)
   # The gradient of a tied tensor is stored once; the original lists it once.
-  golden_case.assert_gradients_match(
+  helpers.assert_gradients_match(
     golden,
     med.tie(grads),
     facts["grad_names"],
@@ -137,7 +139,7 @@ def test_negative_weights(golden):
     weights.append(w[0])
     return jnp.zeros(w.shape[:2], jnp.int32)
 
-  make_task(draw=record).loss(
+  make_task(sample=record).loss(
     params,
     momentum,
     make_batch(golden, 0),
@@ -155,7 +157,7 @@ def test_five_steps_of_adamw(golden, golden_facts):
   tx = optax.adamw(1e-3, weight_decay=0.05)
   opt_state = tx.init(params)
   for step in range(5):
-    params = make_task().project(params)
+    params = make_task().clamp(params)
     (_, (momentum, metrics)), grads = golden_step(
       golden, step, params, momentum
     )
@@ -200,7 +202,7 @@ def test_temp_is_clamped_before_the_gradient(golden, temp, clamped):
 
 @pytest.fixture(scope="module")
 def two_rank():
-  return golden_case.arrays("pretrain_2rank")
+  return helpers.arrays("pretrain_2rank")
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +218,7 @@ def two_rank_batches(two_rank, golden_dir, golden_facts):
     image = jnp.concatenate([two_rank[f"{rank}.image"] for rank in ranks])
     batches.append(
       {
-        "image": golden_case.image(image),
+        "image": helpers.image(image),
         "input_ids": jnp.asarray(ids),
         "attention_mask": jnp.asarray(mask),
       }
@@ -235,7 +237,7 @@ def test_two_ranks_are_two_groups(two_rank, two_rank_batches, golden_facts):
       jnp.concatenate([two_rank[f"{rank}.neg_{kind}_idx"] for rank in ranks])
       for kind in ("image", "text")
     ]
-    params = make_task().project(params)
+    params = make_task().clamp(params)
     (_, (momentum, metrics)), grads = loss_and_grads(
       params, momentum, batch, drawn, groups=2, num_shards=2
     )
@@ -246,7 +248,7 @@ def test_two_ranks_are_two_groups(two_rank, two_rank_batches, golden_facts):
         getattr(momentum, queue).T, two_rank[f"step{step}.{queue}"], atol=1e-5
       )
     if step == 0:
-      golden_case.assert_gradients_match(
+      helpers.assert_gradients_match(
         two_rank,
         med.tie(grads),
         golden_facts("pretrain_2rank")["grad_names"],
@@ -259,7 +261,7 @@ def test_two_ranks_are_two_groups(two_rank, two_rank_batches, golden_facts):
 def test_tokens_of_other_devices_are_projected_again():
   """Global scope over shards moves tokens instead of keys: same numbers."""
   params, momentum = start_state()
-  golden = golden_case.arrays("blip_pretrain")
+  golden = helpers.arrays("blip_pretrain")
   batch = make_batch(golden, 0)
   drawn = [golden[f"step0.neg_{kind}_idx"] for kind in ("image", "text")]
   one, many = (
@@ -289,7 +291,7 @@ def test_draws_never_pick_the_positive():
     constant=1e-4,
   )
   keys = jax.random.split(jax.random.key(0), 200)
-  drawn = jax.vmap(lambda key: losses.draw_negatives(key, weights))(keys)
+  drawn = jax.vmap(lambda key: losses.sample_negatives(key, weights))(keys)
   assert (drawn != jnp.arange(4)[None, None]).all()
   # Near-equal weights reach every other row.
   assert len(np.unique(drawn[:, 1, 0])) == 3
@@ -298,7 +300,7 @@ def test_draws_never_pick_the_positive():
 def test_draws_follow_the_weights():
   weights = jnp.array([[[0.0, 3.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]])
   keys = jax.random.split(jax.random.key(0), 4000)
-  drawn = jax.vmap(lambda key: losses.draw_negatives(key, weights))(keys)
+  drawn = jax.vmap(lambda key: losses.sample_negatives(key, weights))(keys)
   np.testing.assert_allclose((drawn[:, 0, 0] == 1).mean(), 0.75, atol=0.03)
 
 

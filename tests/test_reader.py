@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from blip_jax.convert import reader, writer
+from blip_jax.convert import reader, tensor_files
 from blip_jax.runtime import host
 
 DTYPES = (
@@ -168,7 +168,7 @@ def _refused(path, message):
 
 def test_what_is_written_is_read(tmp_path):
   arrays = _all_kinds()
-  writer.save_torch(tmp_path / "a.pth", arrays)
+  tensor_files.save_torch(tmp_path / "a.pth", arrays)
   tensors = reader.read(tmp_path / "a.pth")
   _assert_equal(tensors, arrays)
   assert tensors.path == tmp_path / "a.pth"
@@ -187,7 +187,7 @@ def test_a_forged_but_proper_file_is_read(tmp_path):
 
 def test_tied_tensors_have_one_alias(tmp_path):
   arrays = {"a": _array((3, 4)), "b": _array((3, 4))}
-  writer.save_torch(tmp_path / "a.pth", arrays, {"c": "a"})
+  tensor_files.save_torch(tmp_path / "a.pth", arrays, {"c": "a"})
   tensors = reader.read(tmp_path / "a.pth")
   _assert_equal(tensors, arrays | {"c": arrays["a"]})
   assert tensors.alias("a") == tensors.alias("c") != tensors.alias("b")
@@ -221,7 +221,7 @@ def test_opening_takes_no_memory_and_arrays_outlive_the_rest(tmp_path):
   )
   os.truncate(path, path.stat().st_size + 4 * size)  # sparse
   zeros = lambda: np.zeros(size // 4, np.float32)
-  writer.save_torch(tmp_path / "a.pth", {"a": zeros})
+  tensor_files.save_torch(tmp_path / "a.pth", {"a": zeros})
   before = psutil.Process().memory_info().rss
   arrays = [reader.read(path)["a"], reader.read(tmp_path / "a.pth")["a"]]
   assert arrays[0][size // 2] == arrays[1][-1] == 0
@@ -588,7 +588,7 @@ def test_safetensors_that_do_not_fit_are_refused(tmp_path, entries, message):
 
 def _small(folder):
   arrays = {"a": _array((2, 3)), "b.weight": _array((3,), ml_dtypes.bfloat16)}
-  writer.save_torch(folder / "a.pth", arrays, {"c": "a"})
+  tensor_files.save_torch(folder / "a.pth", arrays, {"c": "a"})
   entries = {"a": _entry(), "b": _entry("I64", (2,), (16, 32))}
   _safetensors(folder / "a.safetensors", entries, FOUR.tobytes() * 2)
   return folder / "a.pth", folder / "a.safetensors"
@@ -632,7 +632,7 @@ def test_forms_of_a_directory(tmp_path):
     reader.read(tmp_path / "a.pth")
   # Each is preferred to those before it.
   for name in ("model.pth", "pytorch_model.bin"):
-    writer.save_torch(tmp_path / name, {name: FOUR})
+    tensor_files.save_torch(tmp_path / name, {name: FOUR})
     assert list(reader.read(str(tmp_path))) == [name]
   _safetensors(tmp_path / "model.safetensors", {"s": _entry()}, FOUR.tobytes())
   assert list(reader.read(tmp_path)) == ["s"]
@@ -654,7 +654,7 @@ def test_shards_are_read_as_one(tmp_path):
     _assert_equal(tensors, {"t1": FOUR + 1, "t0": FOUR})
     assert tensors.path == path
   path.unlink()
-  writer.save_torch(tmp_path / "a.bin", {"a": FOUR})
+  tensor_files.save_torch(tmp_path / "a.bin", {"a": FOUR})
   path = _index(tmp_path, {"a": "a.bin"}, "pytorch_model.bin.index.json")
   _assert_equal(reader.read(tmp_path), {"a": FOUR})
 
@@ -676,14 +676,14 @@ def test_shards_are_read_as_one(tmp_path):
 def test_an_index_does_not_lead_out_of_its_directory(tmp_path, shard):
   (tmp_path / "b").mkdir()
   for folder in (tmp_path, tmp_path / "b"):
-    writer.save_torch(folder / "a.bin", {"a": FOUR})
+    tensor_files.save_torch(folder / "a.bin", {"a": FOUR})
   path = _index(tmp_path / "b", {"a": shard})
   _refused(path, "expected the plain name of a file beside it")
 
 
 def test_an_index_without_its_shards_is_refused(tmp_path):
   _refused(_index(tmp_path, {"a": "a.bin"}), r"needs a\.bin beside it")
-  writer.save_torch(tmp_path / "a.bin", {"a": FOUR})
+  tensor_files.save_torch(tmp_path / "a.bin", {"a": FOUR})
   _refused(_index(tmp_path, {"b": "a.bin"}), r"1 of 1 tensors are not in")
   _refused(_index(tmp_path, {}), r"0 of 0 tensors")
   for text in ("", "[]", "{}", "[" * 100_000, '{"weight_map": 1}'):
@@ -708,7 +708,7 @@ def test_the_writer_holds_two_arrays_at_a_time(tmp_path):
     made.append(weakref.ref(array))
     return array
 
-  writer.save_torch(tmp_path / "a.pth", {str(i): make for i in range(6)})
+  tensor_files.save_torch(tmp_path / "a.pth", {str(i): make for i in range(6)})
   assert len(reader.read(tmp_path / "a.pth")) == 6
 
 
@@ -717,7 +717,7 @@ def test_a_file_is_brought_to_disk_in_portions(tmp_path, monkeypatch):
   monkeypatch.setattr(host, "_PORTION", 1000)
   monkeypatch.setattr(os, "fsync", lambda file: synced.append(sync(file)))
   arrays = {str(n): np.full(2000, n, np.float32) for n in range(4)}
-  writer.save_torch(tmp_path / "a.pth", arrays)
+  tensor_files.save_torch(tmp_path / "a.pth", arrays)
   assert len(synced) >= 4
   for name, array in reader.read(tmp_path / "a.pth").items():
     np.testing.assert_array_equal(array, arrays[name])
@@ -725,21 +725,21 @@ def test_a_file_is_brought_to_disk_in_portions(tmp_path, monkeypatch):
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
   path = tmp_path / "a.pth"
-  writer.save_torch(path, {"a": FOUR})
+  tensor_files.save_torch(path, {"a": FOUR})
   before = path.read_bytes()
 
   def fail():
     raise RuntimeError("no such weights")
 
   with pytest.raises(RuntimeError, match="no such weights"):
-    writer.save_torch(path, {"a": FOUR, "b": fail})
+    tensor_files.save_torch(path, {"a": FOUR, "b": fail})
   with pytest.raises(
     ValueError, match=r"b: expected one of float64.*complex64"
   ):
-    writer.save_torch(path, {"a": FOUR, "b": FOUR.astype(np.complex64)})
+    tensor_files.save_torch(path, {"a": FOUR, "b": FOUR.astype(np.complex64)})
   for ties in ({"b": "c"}, {"a": "a"}):
     with pytest.raises(ValueError, match="ties: expected a new name"):
-      writer.save_torch(path, {"a": FOUR}, ties)
+      tensor_files.save_torch(path, {"a": FOUR}, ties)
   assert os.listdir(tmp_path) == ["a.pth"]
   assert path.read_bytes() == before
 
@@ -749,7 +749,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 def test_torch_loads_what_is_written(tmp_path, mmap):
   torch = pytest.importorskip("torch", reason="needs the extra [parity]")
   arrays = _all_kinds()
-  writer.save_torch(tmp_path / "a.pth", arrays, {"tied": "transposed"})
+  tensor_files.save_torch(tmp_path / "a.pth", arrays, {"tied": "transposed"})
   saved = torch.load(tmp_path / "a.pth", weights_only=True, mmap=mmap)
   assert list(saved) == ["model"]
   loaded = saved["model"]

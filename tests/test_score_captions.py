@@ -1,20 +1,16 @@
 """The tool, from files to table and files."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 
 import pytest
+from blip_jax.tools import score_captions
 
 
 @pytest.fixture(scope="module")
-def tool(root):
-  path = root / "tools" / "score_captions.py"
-  spec = importlib.util.spec_from_file_location("score_captions", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def tool():
+  return score_captions
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-import test_inference
-from test_video import write
 
-from blip_jax import defaults, index, inference, search
+from blip_jax import defaults
 from blip_jax.data import datasets, scenes, video
+from blip_jax.inference import index, search
+from blip_jax.inference import model as model_lib
 from blip_jax.tasks import base as tasks
+from tests import helpers
 
 QUERIES = ("a red circle", "a green star", "two squares")
 
@@ -35,13 +36,13 @@ def gallery(tmp_path):
 @pytest.fixture
 def models(monkeypatch):
   """What is loaded, by name: two models of random weights."""
-  made = {"one": test_inference.make("itm")}
-  other = test_inference.make("itm")
+  made = {"one": helpers.make_model("itm")}
+  other = helpers.make_model("itm")
   params = jax.tree.map(lambda x: 1.01 * x, other.params)
-  made["other"] = test_inference.inference.Model(
+  made["other"] = model_lib.Model(
     other.card, other.module, params, other.tokenizer, other.mesh
   )
-  monkeypatch.setattr(inference, "load", lambda name, **kwargs: made[name])
+  monkeypatch.setattr(model_lib, "load", lambda name, **kwargs: made[name])
   return made
 
 
@@ -102,7 +103,7 @@ def test_the_index_is_made_once_and_in_parts(
 ):
   """A job that is killed goes on behind its last part, to the same index."""
   monkeypatch.setattr(index, "PART", 4)
-  source = datasets.open_pictures(str(gallery))
+  source = datasets.open_images(str(gallery))
   whole = index.build(tmp_path / "whole", models["one"], source, 4)
   assert whole.ids == {n: f"{n}.png" for n in range(9)}
   assert whole.unreadable.keys() == {"broken.png"}
@@ -142,7 +143,7 @@ def test_videos_are_matched_and_found(tmp_path, models):
   gallery.mkdir()
   for number in range(4):
     frames = rng.integers(0, 255, (5, 16, 16, 3)).astype(np.uint8)
-    write(gallery / f"{number}.mkv", frames)
+    helpers.write_video(gallery / f"{number}.mkv", frames)
   (gallery / "broken.mp4").write_text("no video")
   videos = [gallery / f"{number}.mkv" for number in range(4)]
   model = models["one"]
@@ -162,7 +163,7 @@ def test_videos_are_matched_and_found(tmp_path, models):
   np.testing.assert_allclose(
     model.embed_images(videos, num_frames=3), mean, atol=1e-5
   )
-  kv = call(embeds.reshape(4, -1, embeds.shape[-1]), method="project_image")
+  kv = call(embeds.reshape(4, -1, embeds.shape[-1]), method="image_kv")
   for number, text in enumerate(QUERIES):
     ids, mask = model.tokenizer.encode([text] * 4, 35)
     logits = call(ids, mask, kv, method="match")
@@ -186,7 +187,7 @@ def test_videos_are_matched_and_found(tmp_path, models):
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW8"])
 def test_faiss_finds_the_same(tmp_path, gallery, models, monkeypatch, factory):
-  source = datasets.open_pictures(str(gallery))
+  source = datasets.open_images(str(gallery))
   made = index.build(tmp_path / "index", models["one"], source, 4)
   query = models["one"].embed_texts(QUERIES)
   ours, theirs = made.nearest(query, 4), made.nearest(query, 4, factory)

@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 import flax
-import golden_case
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from blip_jax.models import families
 from blip_jax.runtime import sharding, train_state
+from tests import helpers
 
 # Deep enough for layers that merge two images.
 DEEP = dataclasses.replace(
-  golden_case.BLIP, med=dataclasses.replace(golden_case.MED, depth=7)
+  helpers.BLIP, med=dataclasses.replace(helpers.MED, depth=7)
 )
 D, M, V, C = 16, 32, 24, 8
 

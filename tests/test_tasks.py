@@ -2,20 +2,19 @@
 
 import functools
 
-import golden_case
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax import config as config_lib
-from blip_jax import defaults, tasks
+from blip_jax import build
 from blip_jax.models import blip, families, nlvr
 from blip_jax.tasks import caption, losses, retrieval, vqa
 from blip_jax.tasks import momentum as momentum_lib
 from blip_jax.tasks import nlvr as nlvr_task
+from tests import helpers
 
-MODEL = blip.Blip(golden_case.BLIP)
+MODEL = blip.Blip(helpers.BLIP)
 RNG = jax.random.key(0)
 
 
@@ -34,7 +33,7 @@ def make_retrieval(**fields):
   return retrieval.Retrieval(
     MODEL,
     **dict(
-      queue_size=6, momentum=0.995, alpha=0.0, alpha_ramp_steps=0, **fields
+      queue_size=6, ema_decay=0.995, alpha=0.0, alpha_ramp_steps=0, **fields
     ),
   )
 
@@ -112,17 +111,12 @@ def test_a_pair_alone_is_a_positive_if_the_config_says_so(retrieval_state):
 def test_candidates_and_negatives_have_a_scope_each(
   scope, negatives, groups, negative_groups
 ):
-  config = defaults.retrieval()
+  config = retrieval.defaults()
   config.scope, config.retrieval.negatives = scope, negatives
   config.retrieval.itc_targets = "diagonal"
   config.optim.steps_per_epoch = 7
-  task = tasks.build(
-    config,
-    vocab_size=424,
-    tokens=golden_case.TOKENS,
-    prompt_length=1,
-    num_shards=2,
-    num_tensor=1,
+  task = retrieval.make(
+    config, blip.Blip(helpers.BLIP), prompt_length=1, num_shards=2
   )
   assert (task.groups, task.negative_groups) == (groups, negative_groups)
   assert task.itc_targets == "diagonal" and task.alpha_ramp_steps == 7
@@ -130,10 +124,11 @@ def test_candidates_and_negatives_have_a_scope_each(
 
 @pytest.mark.parametrize("key", ["itc_targets", "negatives"])
 def test_what_retrieval_cannot_do_is_named(key):
-  config = defaults.retrieval()
+  config = retrieval.defaults()
+  config.data.train = ("scenes:train",)
   config.retrieval[key] = "all"
   with pytest.raises(ValueError, match=rf"config\.retrieval\.{key}: .*'all'"):
-    config_lib.validate(config)
+    build.validate(config)
 
 
 def test_the_queue_keeps_the_ids(retrieval_state):
@@ -155,9 +150,7 @@ def test_a_row_without_a_negative_is_masked(retrieval_state, groups):
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
   # What is left are true pairs, whose loss does not need the others.
   apply = functools.partial(MODEL.apply, {"params": params})
-  kv = apply(
-    apply(batch["image"], method="encode_image"), method="project_image"
-  )
+  kv = apply(apply(batch["image"], method="encode_image"), method="image_kv")
   text = batch["input_ids"], batch["attention_mask"]
   logits = apply(*text, kv, method="match")
   expected = -jax.nn.log_softmax(logits)[:, 1].mean()
@@ -170,7 +163,7 @@ def test_negatives_are_never_of_the_same_image():
     10 * same.astype(jnp.float32), same == 1, constant=0.0
   )
   keys = jax.random.split(RNG, 100)
-  drawn = jax.vmap(lambda key: losses.draw_negatives(key, weights))(keys)
+  drawn = jax.vmap(lambda key: losses.sample_negatives(key, weights))(keys)
   assert (same[0][jnp.arange(4)[None], drawn[:, 0]] == 0).all()
 
 
@@ -251,9 +244,9 @@ def test_the_prompt_is_not_learned():
 def test_equal_images_and_twins_are_one_image():
   """Copies of one cross-attention see in a pair of equal images what the
   single one sees in the image (the start of NLVR fine-tuning)."""
-  single = families.init("feature", golden_case.BLIP, RNG)
-  twin = families.init("nlvr", golden_case.BLIP, RNG)
-  for i in range(golden_case.MED.depth):
+  single = families.init("feature", helpers.BLIP, RNG)
+  twin = families.init("nlvr", helpers.BLIP, RNG)
+  for i in range(helpers.MED.depth):
     layer = dict(single["text_encoder"][f"layer_{i}"])
     cross = dict(layer["crossattention"])
     ln = cross.pop("ln")
@@ -264,21 +257,19 @@ def test_equal_images_and_twins_are_one_image():
   twin["visual_encoder"] = single["visual_encoder"]
   batch = make_batch()
   text = batch["input_ids"], batch["attention_mask"]
-  found = nlvr.Nlvr(golden_case.BLIP).apply(
+  found = nlvr.Nlvr(helpers.BLIP).apply(
     {"params": twin}, jnp.concatenate([batch["image"]] * 2), *text
   )
   apply = functools.partial(MODEL.apply, {"params": single})
-  kv = apply(
-    apply(batch["image"], method="encode_image"), method="project_image"
-  )
+  kv = apply(apply(batch["image"], method="encode_image"), method="image_kv")
   fused = apply(*text, kv, method="fuse")
-  head = nlvr.ClsHead(golden_case.MED.width)
+  head = nlvr.ClsHead(helpers.MED.width)
   expected = head.apply({"params": twin["cls_head"]}, fused[:, 0])
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_nlvr_takes_two_images_a_statement():
-  task = nlvr_task.Nlvr(nlvr.Nlvr(golden_case.BLIP))
+  task = nlvr_task.Nlvr(nlvr.Nlvr(helpers.BLIP))
   batch = make_batch(label=jnp.array([1, 0, 1, 1]))
   batch["image_0"] = batch["image_1"] = batch.pop("image")
   loss, (momentum, metrics) = task.loss(

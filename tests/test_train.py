@@ -9,23 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
-import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import stub_task
 from PIL import Image
 
-from blip_jax import config as config_lib
-from blip_jax import defaults, evaluate, tasks, train
+from blip_jax import build, evaluate, recipes, train
+from blip_jax import config as run_config
 from blip_jax.models import config as model_config
 from blip_jax.runtime import sharding, snapshot
+from blip_jax.tasks import pretrain
+from tests import QUICK_TO_COMPILE, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+CONFIGS = [ROOT / "configs" / f"{name}.py" for name in recipes.names()]
 # Those of other jobs are run by test_caption_images.py, test_search.py,
 # test_video.py and below.
 OTHER_JOBS = (
@@ -84,7 +85,7 @@ def shrink(config):
   config.mesh.fsdp = min(config.mesh.fsdp, 2)
   if config.task == "pretrain":
     # Numbers are part of a program: with the same it is compiled once.
-    config.pretrain.update(defaults.pretrain().pretrain)
+    config.pretrain.update(pretrain.defaults().pretrain)
     config.data.max_length = 18
   if config.task in ("pretrain", "retrieval"):
     config[config.task].queue_size = 24
@@ -101,7 +102,7 @@ def shrink(config):
   config.optim.steps_per_epoch = 1
   config.evals.every_steps = 0
   config.evals.batch_size = 16
-  for split in config_lib.splits(config).values():
+  for split in run_config.splits(config).values():
     split.source = "scenes:val?num=24"
   return config
 
@@ -135,7 +136,7 @@ def test_every_config_trains_two_steps(path, tmp_path):
   assert all(np.isfinite(row["train/loss"]) for row in steps[:2])
   assert snapshot.find(tmp_path).name == "2"
   splits = {name.split("/")[0] for name in results}
-  assert splits == config_lib.splits(config).keys()
+  assert splits == run_config.splits(config).keys()
   if splits:
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
@@ -151,7 +152,7 @@ def test_recipes_have_the_published_numbers():
     assert config.pretrain.queue_size == 57600
     assert config.pretrain.alpha == 0.4
     assert config.pretrain.alpha_ramp_epochs == 2
-    assert config.pretrain.momentum == 0.995
+    assert config.pretrain.ema_decay == 0.995
     assert config.optim.weight_decay == 0.05
     assert config.optim.min_lr == config.optim.warmup_lr == 1e-6
     assert config.optim.warmup_steps == 3000
@@ -355,7 +356,7 @@ def command(workdir, *extra, config="quickstart"):
 
 def run(workdir, *extra, check=True, **kwargs):
   """A run as a user starts it, in a process of its own with one device."""
-  env = {**os.environ, "XLA_FLAGS": conftest.QUICK_TO_COMPILE}
+  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
   done = subprocess.run(
     command(workdir, *extra, **kwargs),
     env=env,
@@ -392,7 +393,7 @@ def test_resume_is_bit_exact(uninterrupted):
   With dropout, augmentation, a wrapping queue and a momentum twin.
   """
   workdir = uninterrupted.parent / "stopped"
-  env = {**os.environ, "XLA_FLAGS": conftest.QUICK_TO_COMPILE}
+  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
   process = subprocess.Popen(
     command(workdir),
     env=env,
@@ -502,7 +503,7 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
 def test_no_step_is_made_after_a_bad_one():
   """The device stops by itself: the host looks one step later."""
 
-  class Exploding(stub_task.StubTask):
+  class Exploding(helpers.StubTask):
     def loss(self, params, momentum, batch, *, rng, step, train=True):
       loss = jnp.where(step == 1, jnp.nan, params["w"] ** 2)
       return loss, (None, {"loss": loss})
@@ -554,14 +555,7 @@ def test_heads_that_do_not_split():
   config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
   config.model.variant = "large"
   with pytest.raises(ValueError, match=r"config\.mesh\.tensor: 16 attention"):
-    tasks.build(
-      config,
-      vocab_size=30524,
-      tokens=model_config.SpecialTokens(),
-      prompt_length=1,
-      num_shards=1,
-      num_tensor=3,
-    )
+    build.build(config, types.SimpleNamespace(shape={"tensor": 3}))
 
 
 @pytest.mark.parametrize(

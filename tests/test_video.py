@@ -4,33 +4,20 @@ import importlib
 import json
 import sys
 
-import av
 import numpy as np
 import pytest
-from test_train import (  # noqa: F401
+
+from blip_jax import evaluate
+from blip_jax.data import examples, transforms, video
+from blip_jax.evaluators.scores import recall
+from tests import helpers
+from tests.test_train import (  # noqa: F401
   ROOT,
   load_config,
   pretrained,
   quick_to_compile,
   shrink,
 )
-
-from blip_jax import evaluate
-from blip_jax.data import transforms, video
-from blip_jax.evaluators import base
-from blip_jax.evaluators.scores import recall
-
-
-def write(path, frames, codec="libx264rgb"):
-  with av.open(str(path), "w") as container:
-    stream = container.add_stream(codec, rate=10)
-    stream.height, stream.width = frames.shape[1:3]
-    stream.pix_fmt = "rgb24"
-    stream.options = {"crf": "0"}
-    for frame in frames:
-      frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())
 
 
 def clip(number, height=32, width=48):
@@ -51,7 +38,7 @@ def test_frames_are_those_of_the_original():
 
 @pytest.mark.parametrize("number", [8, 20, 101])
 def test_the_right_frames_are_decoded(tmp_path, number):
-  write(tmp_path / "a.mkv", clip(number))
+  helpers.write_video(tmp_path / "a.mkv", clip(number))
   found = video.read(tmp_path / "a.mkv", 8, (16, 24))
   assert found.shape == (8, 16, 24, 3) and found.dtype == np.uint8
   expected = video.frame_numbers(number, 8)
@@ -60,15 +47,15 @@ def test_the_right_frames_are_decoded(tmp_path, number):
 
 
 def test_a_name_without_an_ending_is_an_mp4(tmp_path):
-  write(tmp_path / "video7010.mp4", clip(9))
-  example = base.ImageExample(transforms.EvalImage(16), num_frames=4)
+  helpers.write_video(tmp_path / "video7010.mp4", clip(9))
+  example = examples.ImageExample(transforms.EvalImage(16), num_frames=4)
   record = {"image": str(tmp_path / "video7010"), "id": "a"}
   found = example(record, np.random.default_rng(0))["image"]
   np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 2, 4, 6])
 
 
 def test_videos_that_cannot_be_used_say_why(tmp_path):
-  write(tmp_path / "short.mkv", clip(7))
+  helpers.write_video(tmp_path / "short.mkv", clip(7))
   (tmp_path / "text.mp4").write_text("no video at all")
   whole = (tmp_path / "short.mkv").read_bytes()
   (tmp_path / "empty.avi").touch()
@@ -115,7 +102,7 @@ def test_the_recipe_ranks_clips(tmp_path, pretrained):  # noqa: F811
   rows = []
   for number in range(5):
     frames = rng.integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
-    write(tmp_path / f"{number}.mkv", frames)
+    helpers.write_video(tmp_path / f"{number}.mkv", frames)
     caption = f"{number} noisy pictures"
     rows.append({"video": f"{number}.mkv", "caption": caption})
   (tmp_path / "bad.mkv").write_text("no video")

@@ -2,36 +2,36 @@
 
 import dataclasses
 
-import golden_case
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from blip_jax.models import config, vit
+from tests import helpers
 
 
 @pytest.fixture(scope="module")
 def golden():
-  return golden_case.arrays("vit")
+  return helpers.arrays("vit")
 
 
 @pytest.fixture(scope="module")
 def params():
-  return golden_case.params("vit", "visual_encoder.")["visual_encoder"]
+  return helpers.params("vit", "visual_encoder.")["visual_encoder"]
 
 
-def forward(params, image, config=golden_case.VIT, **kwargs):
+def forward(params, image, config=helpers.VIT, **kwargs):
   return vit.ViT(config).apply({"params": params}, image, **kwargs)
 
 
 def test_features(golden, params):
-  features = forward(params, golden_case.image(golden["image"]))
+  features = forward(params, helpers.image(golden["image"]))
   np.testing.assert_allclose(features, golden["features"], atol=1e-5)
 
 
 def test_gradients(golden, params, golden_facts):
-  image = golden_case.image(golden["image"])
+  image = helpers.image(golden["image"])
 
   def loss(params):
     return jnp.mean(forward(params, image) * golden["cotangent"])
@@ -39,7 +39,7 @@ def test_gradients(golden, params, golden_facts):
   value, grads = jax.value_and_grad(loss)(params)
   np.testing.assert_allclose(value, golden["loss__f64"], rtol=1e-4)
   names = [f"visual_encoder.{n}" for n in golden_facts("vit")["grad_names"]]
-  golden_case.assert_gradients_match(golden, {"visual_encoder": grads}, names)
+  helpers.assert_gradients_match(golden, {"visual_encoder": grads}, names)
 
 
 @pytest.mark.parametrize("side", [3, 4, 5, 8])
@@ -62,7 +62,7 @@ def test_resize_pos_embed_keeps_rows_and_columns_apart():
 
 def test_other_image_size_interpolates(golden, params):
   """The original resizes the weights; we resize on the fly."""
-  features = forward(params, golden_case.image(golden["image_big"]))
+  features = forward(params, helpers.image(golden["image_big"]))
   np.testing.assert_allclose(features, golden["features_big"], atol=1e-5)
 
 
@@ -73,13 +73,13 @@ def test_impossible_image_size(params):
 
 @pytest.mark.parametrize("policy", config.REMAT_POLICIES)
 def test_remat_changes_memory_not_numbers(golden, params, policy):
-  image = golden_case.image(golden["image"])
-  cfg = dataclasses.replace(golden_case.VIT, remat=policy)
+  image = helpers.image(golden["image"])
+  cfg = dataclasses.replace(helpers.VIT, remat=policy)
 
   def grads(cfg):
     return jax.grad(lambda p: jnp.sum(forward(p, image, cfg) ** 2))(params)
 
-  expected = grads(golden_case.VIT)
+  expected = grads(helpers.VIT)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
     grads(cfg),
@@ -93,13 +93,13 @@ def test_remat_changes_memory_not_numbers(golden, params, policy):
 
 def test_drop_path_drops_whole_samples_and_rescales(params):
   """Only the last block may drop, so its output is kept or its input."""
-  cfg = dataclasses.replace(golden_case.VIT, drop_path=0.9)
+  cfg = dataclasses.replace(helpers.VIT, drop_path=0.9)
   image = jax.random.normal(jax.random.key(0), (64, 32, 32, 3))
   still = forward(params, image, cfg)
   moving = forward(
     params, image, cfg, deterministic=False, rngs={"dropout": jax.random.key(1)}
   )
-  first_block_only = dataclasses.replace(golden_case.VIT, depth=1)
+  first_block_only = dataclasses.replace(helpers.VIT, depth=1)
   expected = forward(params, image, first_block_only)
   unchanged = jnp.abs(moving - expected).max(axis=(1, 2)) < 1e-5
   # Both branches drop with probability 0.81.
@@ -108,8 +108,8 @@ def test_drop_path_drops_whole_samples_and_rescales(params):
 
 
 def test_bfloat16_computes_in_bfloat16_over_float32_parameters(golden, params):
-  cfg = dataclasses.replace(golden_case.VIT, dtype="bfloat16")
-  features = forward(params, golden_case.image(golden["image"]), cfg)
+  cfg = dataclasses.replace(helpers.VIT, dtype="bfloat16")
+  features = forward(params, helpers.image(golden["image"]), cfg)
   assert features.dtype == jnp.bfloat16
   error = np.abs(np.asarray(features, np.float32) - golden["features"])
   assert error.mean() < 0.03

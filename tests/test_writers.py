@@ -10,7 +10,11 @@ import pytest
 from absl import logging
 from tensorboardX.proto import event_pb2
 
-from blip_jax.runtime import writers
+from blip_jax.runtime import (
+  alarms,
+  files,
+  metrics,
+)
 
 
 def lines(workdir):
@@ -19,7 +23,7 @@ def lines(workdir):
 
 
 def test_one_flat_json_object_per_line(tmp_path):
-  writer = writers.Writer(tmp_path)
+  writer = metrics.MetricWriter(tmp_path)
   writer.write(1, {"train/loss_itc": jnp.float32(3.5), "train/lr": 1e-4})
   writer.write(2, {"scenes_val/txt_r1": np.float64(80)})
   # Readable while the run goes on.
@@ -31,7 +35,7 @@ def test_one_flat_json_object_per_line(tmp_path):
 
 
 def test_numbers_that_json_lacks_become_words(tmp_path):
-  writer = writers.Writer(tmp_path)
+  writer = metrics.MetricWriter(tmp_path)
   values = [math.nan, math.inf, -math.inf]
   writer.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
   writer.close()
@@ -46,13 +50,13 @@ def test_numbers_that_json_lacks_become_words(tmp_path):
 
 
 def test_resuming_takes_back_what_was_written_after_the_checkpoint(tmp_path):
-  writer = writers.Writer(tmp_path)
+  writer = metrics.MetricWriter(tmp_path)
   for step in (1, 2, 3, 4):
     writer.write(step, {"train/loss": step})
   writer.close()
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 5, "train/lo')  # killed in the middle of a line
-  writer = writers.Writer(tmp_path, start_step=2)
+  writer = metrics.MetricWriter(tmp_path, start_step=2)
   writer.write(3, {"train/loss": 30})
   writer.close()
   assert [(r["step"], r["train/loss"]) for r in lines(tmp_path)] == [
@@ -63,11 +67,11 @@ def test_resuming_takes_back_what_was_written_after_the_checkpoint(tmp_path):
 
 
 def test_tensorboard_reads_the_same_numbers(tmp_path):
-  writer = writers.Writer(tmp_path)
+  writer = metrics.MetricWriter(tmp_path)
   for step in (1, 2, 3):
     writer.write(step, {"train/loss": step / 2})
   writer.close()
-  writer = writers.Writer(tmp_path, start_step=2)
+  writer = metrics.MetricWriter(tmp_path, start_step=2)
   writer.write(3, {"train/loss": 9.0})
   writer.close()
   assert scalars(tmp_path / "tb") == [(1, 0.5), (2, 1.0), (3, 9.0)]
@@ -91,22 +95,22 @@ def scalars(folder):
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-  monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
-  writer = writers.Writer(tmp_path)
+  monkeypatch.setattr(metrics.jax, "process_index", lambda: 1)
+  writer = metrics.MetricWriter(tmp_path)
   writer.write(1, {"train/loss": 1.0})
   writer.close()
   stream = io.StringIO()
-  writers.Progress(10, stream=stream).update(1, {"train/loss": 1.0})
-  writers.print_overview({"temp": jnp.ones(())}, stream)
+  metrics.Progress(10, stream=stream).update(1, {"train/loss": 1.0})
+  metrics.print_overview({"temp": jnp.ones(())}, stream)
   assert not list(tmp_path.iterdir()) and not stream.getvalue()
 
 
 def test_json_is_replaced_whole(tmp_path):
   path = tmp_path / "deep" / "results.json"
-  writers.write_json(path, {"a": [1, math.inf]})
+  files.write_json(path, {"a": [1, math.inf]})
   assert json.loads(path.read_text()) == {"a": [1, "Infinity"]}
   with pytest.raises(TypeError):
-    writers.write_json(path, {"a": object()})
+    files.write_json(path, {"a": object()})
   assert json.loads(path.read_text()) == {"a": [1, "Infinity"]}
   assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
@@ -121,7 +125,7 @@ class Clock:
 
 def test_timer_leaves_out_compilation_and_pauses():
   clock = Clock()
-  timer = writers.StepTimer(batch_size=32, clock=clock)
+  timer = metrics.StepTimer(batch_size=32, clock=clock)
   clock.now += 60  # compilation, and step 1
   assert timer.tick(1) == {}
   clock.now += 4.5
@@ -143,7 +147,7 @@ METRICS = {
 
 def test_progress_is_plain_lines_off_a_terminal():
   stream = io.StringIO()
-  progress = writers.Progress(1724, stream=stream)
+  progress = metrics.Progress(1724, stream=stream)
   progress.update(1, {"train/loss_itc": 5.0})
   progress.update(724, METRICS)
   progress.close()
@@ -161,7 +165,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_a_bar_on_a_terminal():
   stream = Terminal()
-  progress = writers.Progress(1724, start_step=700, stream=stream)
+  progress = metrics.Progress(1724, start_step=700, stream=stream)
   progress.update(724, METRICS)
   progress.close()
   text = stream.getvalue()
@@ -171,13 +175,13 @@ def test_progress_is_a_bar_on_a_terminal():
 
 def test_overview_names_every_parameter_once():
   stream = io.StringIO()
-  writers.print_overview({"itm_head": {"bias": jnp.ones(2)}}, stream)
+  metrics.print_overview({"itm_head": {"bias": jnp.ones(2)}}, stream)
   assert stream.getvalue().count("itm_head/bias") == 1
   assert "Total: 2" in stream.getvalue()
 
 
 def test_finite_metrics_pass(tmp_path):
-  writers.check_finite(tmp_path, 3, {"train/loss": 1.0}, ["a:0"])
+  alarms.check_finite(tmp_path, 3, {"train/loss": 1.0}, ["a:0"])
   assert not list(tmp_path.iterdir())
 
 
@@ -186,7 +190,7 @@ def test_nonfinite_loss_stops_with_the_batch(tmp_path, value):
   metrics = {"train/loss_itc": 1.0, "train/loss_lm": jnp.float32(value)}
   ids = ["train.json:17", "scenes/train:5"]
   with pytest.raises(FloatingPointError) as error:
-    writers.check_finite(tmp_path, 12, metrics, ids)
+    alarms.check_finite(tmp_path, 12, metrics, ids)
   assert "step 12: train/loss_lm not finite" in str(error.value)
   assert f"{tmp_path}/nonfinite_12.json" in str(error.value)
   report = json.loads((tmp_path / "nonfinite_12.json").read_text())
@@ -205,13 +209,13 @@ def warnings(monkeypatch):
 
 def test_collapse_is_reported_once(warnings):
   rng = np.random.default_rng(0)
-  alarm = writers.CollapseAlarm(window=100)
-  losses = writers.ITM_COLLAPSED + 0.02 * rng.standard_normal(500)
+  alarm = alarms.CollapseAlarm(window=100)
+  losses = alarms.ITM_COLLAPSED + 0.02 * rng.standard_normal(500)
   rang = [step for step, x in enumerate(losses) if alarm.update(step, x)]
   assert rang == [99]
   assert len(warnings) == 1
   assert "loss_itm" in warnings[0] and "config.init.weights" in warnings[0]
-  np.testing.assert_allclose(writers.ITM_COLLAPSED, 0.6365, atol=1e-4)
+  np.testing.assert_allclose(alarms.ITM_COLLAPSED, 0.6365, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +228,7 @@ def test_collapse_is_reported_once(warnings):
   ],
 )
 def test_healthy_losses_do_not_ring(warnings, losses):
-  alarm = writers.CollapseAlarm(window=100)
+  alarm = alarms.CollapseAlarm(window=100)
   for step, loss in enumerate(losses):
     assert not alarm.update(step, loss)
   assert not warnings

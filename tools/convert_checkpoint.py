@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import jax
 
-from blip_jax.convert import beside, export, source
+from blip_jax.convert import companions, opening, write
 from blip_jax.models import families
 from blip_jax.runtime import host
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--task", choices=families.FAMILIES, help="default: what SRC is"
   )
   parser.add_argument(
-    "--layout", choices=export.LAYOUTS, default="orbax", help="default: orbax"
+    "--layout", choices=write.LAYOUTS, default="orbax", help="default: orbax"
   )
   parser.add_argument(
     "--model-config",
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--tokenizer",
     metavar="DIR",
     help="a folder with vocab.txt, or a hub id; default: beside SRC, else "
-    f"{beside.BERT}",
+    f"{companions.BERT}",
   )
   parser.add_argument(
     "--image-size", type=int, help="pixels a side; default: SRC's"
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   args = parser.parse_args(argv)
   try:
-    checkpoint = source.open_checkpoint(
+    checkpoint = opening.open_checkpoint(
       args.source,
       task=args.task,
       image_size=args.image_size,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       keep_momentum=not args.no_momentum,
       drop=args.drop,
     )
-    path = export.write(checkpoint, args.target, args.layout)
+    path = write.write(checkpoint, args.target, args.layout)
   except ValueError as error:
     print(f"convert_checkpoint: {error}", file=sys.stderr)
     return 1

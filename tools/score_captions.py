@@ -15,10 +15,10 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from blip_jax.evaluators.scores import caption, caption_files, java
+from blip_jax.evaluators.scores import caption_files, caption_metrics, java
 
 
-def table(scores: caption.Scores) -> Iterator[str]:
+def table(scores: caption_metrics.Scores) -> Iterator[str]:
   """Yields a line per metric: its name, and the score of all images."""
   yield f"{'metric':<10}{'score':>10}"
   for name, value in scores.total.items():
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     results = caption_files.read_results(args.results)
     references = caption_files.read_references(args.references)
-    scores = caption.score(results, references, args.java)
+    scores = caption_metrics.score(results, references, args.java)
   except ValueError as error:
     print(f"score_captions: {error}", file=sys.stderr)
     return 1

@@ -8,7 +8,12 @@ import logging
 import tqdm
 from ml_collections import ConfigDict
 
-from blip_jax.capfilt import job, ledger, rows, units
+from blip_jax.capfilt import (
+  job,
+  ledger,
+  rows,
+  work_units,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +62,7 @@ def verify(config: ConfigDict, workdir: str) -> dict[str, int]:
 
 
 def _problems(
-  book: ledger.Ledger, unit: units.Unit, seen: collections.Counter
+  book: ledger.Ledger, unit: work_units.WorkUnit, seen: collections.Counter
 ) -> list[str]:
   told = book.done(unit)
   if told is None:

@@ -13,11 +13,14 @@ import pathlib
 import statistics
 from collections.abc import Callable, Mapping
 
-from ml_collections import ConfigDict
-
+from blip_jax import defaults as default_keys
 from blip_jax import train
 from blip_jax.capfilt import job, label, ledger, merge, rows
-from blip_jax.runtime import writers
+from blip_jax.config import Config
+from blip_jax.runtime import (
+  files,
+)
+from blip_jax.tasks import caption, pretrain, retrieval
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,23 @@ METRICS = ("caption_exact", "txt_r1", "img_r1")
 Results = dict[str, float]
 
 
-def bootstrap(config: ConfigDict, workdir: str) -> Results:
+def defaults() -> Config:
+  """Defaults of pre-training, cleaning and pre-training again."""
+  return Config(
+    dict(
+      job="bootstrap",
+      seeds=(0, 1, 2),
+      web="",  # noisy pairs; {seed} stands for the seed
+      clean="",  # a few that captioner and filter are fine-tuned on
+      pretrain=pretrain.defaults(),
+      captioner=caption.defaults(),
+      filter=retrieval.defaults(),
+      capfilt=default_keys.capfilt(),
+    )
+  )
+
+
+def bootstrap(config: Config, workdir: str) -> Results:
   """Runs the experiment once for each of `config.seeds`.
 
   What is finished is not done again. Writes `results.json`: each figure as its
@@ -60,13 +79,13 @@ def bootstrap(config: ConfigDict, workdir: str) -> Results:
     for name in names
   }
   text = table(found)
-  writers.write_text(pathlib.Path(workdir, "table.md"), text)
-  writers.write_json(os.path.join(workdir, "results.json"), results)
+  files.write_text(pathlib.Path(workdir, "table.md"), text)
+  files.write_json(os.path.join(workdir, "results.json"), results)
   print(text)
   return results
 
 
-def _one_seed(config: ConfigDict, seed: int, folder: pathlib.Path) -> Results:
+def _one_seed(config: Config, seed: int, folder: pathlib.Path) -> Results:
   """All stages of one seed."""
   web, clean = (spec.format(seed=seed) for spec in (config.web, config.clean))
   run = lambda c, name, source: _once(
@@ -110,12 +129,12 @@ def _once(
   if not path.exists():
     log.info("--- %s", folder)
     found = do(folder)
-    writers.write_json(path, found)
+    files.write_json(path, found)
   return json.loads(path.read_text())
 
 
 def _train(
-  config: ConfigDict, folder: pathlib.Path, seed: int, source: str
+  config: Config, folder: pathlib.Path, seed: int, source: str
 ) -> Results:
   config = config.copy_and_resolve_references()
   config.seed = seed

@@ -14,8 +14,13 @@ import tqdm
 from ml_collections import ConfigDict
 
 import blip_jax
-from blip_jax import inference
-from blip_jax.capfilt import label, ledger, rows, units
+from blip_jax.capfilt import (
+  label,
+  ledger,
+  rows,
+  work_units,
+)
+from blip_jax.inference import model as model_lib
 from blip_jax.runtime import sharding, snapshot
 
 log = logging.getLogger(__name__)
@@ -46,16 +51,16 @@ def run(config: ConfigDict, workdir: str) -> dict[str, int]:
   folder.mkdir(parents=True, exist_ok=True)
   # Of this process alone: units, and not rows of a batch, are what hosts share.
   mesh = sharding.make_mesh(config.mesh, jax.local_devices())
-  load = lambda name, task: inference.load(
+  load = lambda name, task: model_lib.load(
     name,
     task=task,
-    dtype=config.dtype or inference.quick_dtype(),
+    dtype=config.dtype or model_lib.quick_dtype(),
     mesh=mesh,
     tokenizer=config.tokenizer or None,
   )
   judge = load(config.filter, "itm")
   captioner = load(config.captioner, "caption") if config.captioner else None
-  bucket = config.bucket or (
+  batch_size = config.per_device_batch_size or (
     _BUCKET_CPU if jax.default_backend() == "cpu" else _BUCKET
   )
   generation = {k: v for k, v in config.generation.items() if v is not None}
@@ -72,13 +77,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, int]:
       "prompt": config.prompt,
       "generation": generation,
       "dtype": judge.card.config.vit.dtype,
-      "bucket": bucket * sharding.num_data_shards(mesh),
+      "batch_size": batch_size * sharding.num_data_shards(mesh),
       "image_sizes": [
         list(model.image.size) for model in (captioner, judge) if model
       ],
       "source": list(config.source),
       "image_root": config.image_root,
-      "unit_rows": config.unit_rows,
+      "work_unit_rows": config.work_unit_rows,
       "web_texts": config.web_texts,
     },
     config.force,
@@ -87,7 +92,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, int]:
     captioner,
     judge,
     seed=config.seed,
-    bucket=bucket,
+    per_device_batch_size=batch_size,
     generation=generation,
     prompt=config.prompt,
     num_threads=config.num_threads,
@@ -110,18 +115,18 @@ def _problem(told: dict[str, Any]) -> str:
   return next(iter((*told["damage"], *bad)), "")
 
 
-def units_of(settings: Any) -> list[units.Unit]:
+def units_of(settings: Any) -> list[work_units.WorkUnit]:
   """The units that a config names, or the settings of a job."""
-  return units.find(
+  return work_units.find(
     tuple(settings["source"]),
     settings["image_root"],
     settings["web_texts"],
-    settings["unit_rows"],
+    settings["work_unit_rows"],
   )
 
 
 def do(
-  unit: units.Unit,
+  unit: work_units.WorkUnit,
   labeller: label.Labeller,
   book: ledger.Ledger,
   threshold: float,
@@ -150,7 +155,9 @@ def do(
   progress.end(counts)
 
 
-def summary(book: ledger.Ledger, todo: Sequence[units.Unit]) -> dict[str, int]:
+def summary(
+  book: ledger.Ledger, todo: Sequence[work_units.WorkUnit]
+) -> dict[str, int]:
   """Counts over all units that are done."""
   done = [told for unit in todo if (told := book.done(unit)) is not None]
   found = {"units": len(todo), "units_done": len(done)}
@@ -191,7 +198,7 @@ class Progress:
     self._bar.n = number
     self._bar.refresh()
 
-  def begin(self, unit: units.Unit, num_pictures: int) -> None:
+  def begin(self, unit: work_units.WorkUnit, num_pictures: int) -> None:
     self._unit, self._size = unit, num_pictures
     self._unit_start = time.monotonic()
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from blip_jax import inference, matching
-from blip_jax.data import datasets, loader, rejects, sources, transforms
+from blip_jax.data import examples, loader, rejects, sources, transforms
+from blip_jax.inference import matching
+from blip_jax.inference import model as model_lib
 from blip_jax.runtime import ahead, sharding
 
 # That may be under way at once: two of the captioner's and two of the filter's.
@@ -83,19 +84,19 @@ class Labeller:
     captioner: writes; None: no captions are written.
     judge: the filter.
     seed: of what is sampled, together with a picture's key.
-    bucket: pictures that a device computes at once.
-    generation: how to write; see `inference.Model.caption`.
+    per_device_batch_size: pictures that a device computes at once.
+    generation: how to write; see `model_lib.Model.caption`.
     prompt: what captions go on from; None: the model's own.
     num_threads: that read pictures.
   """
 
   def __init__(
     self,
-    captioner: inference.Model | None,
-    judge: inference.Model,
+    captioner: model_lib.Model | None,
+    judge: model_lib.Model,
     *,
     seed: int,
-    bucket: int,
+    per_device_batch_size: int,
     generation: dict[str, Any],
     prompt: str | None = None,
     num_threads: int = 8,
@@ -106,7 +107,7 @@ class Labeller:
     if captioner is not None:
       self._images["captioner"] = captioner.image
     self._seed = seed
-    self._batch = bucket * sharding.num_data_shards(judge.mesh)
+    self._batch = per_device_batch_size * sharding.num_data_shards(judge.mesh)
     self._num_threads = num_threads
     self._threads = concurrent.futures.ThreadPoolExecutor(_STEPS)
 
@@ -131,14 +132,10 @@ class Labeller:
     bad = rejects.Reasons()
     loaded = loader.eval_loader(
       source,
-      _Example(self._images),
+      examples.ImagesExample(self._images),
       self._batch,
       num_threads=self._num_threads,
       bad_samples=bad,
-      blank={
-        name: np.zeros((*image.size, 3), np.uint8)
-        for name, image in self._images.items()
-      },
     )
     for number, (pixels, ids) in enumerate(loaded):
       del pixels["valid"]
@@ -161,7 +158,7 @@ class Labeller:
       return batch
     keys = [picture.key if picture else "" for picture in batch.pictures]
     written = self._write(
-      batch.pixels["captioner"], self._seed, [*map(draws_of, keys)]
+      batch.pixels["captioner"], self._seed, [*map(image_seed, keys)]
     )
     return dataclasses.replace(
       batch,
@@ -186,12 +183,12 @@ class Labeller:
     )
 
 
-def draws_of(key: str) -> int:
+def image_seed(key: str) -> int:
   """The number by which a picture's draws differ from another's."""
   return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little")
 
 
-def _with_captions(picture: Labelled, caption: inference.Caption) -> Labelled:
+def _with_captions(picture: Labelled, caption: model_lib.Caption) -> Labelled:
   if picture.bad:
     return picture
   written = tuple(
@@ -239,18 +236,3 @@ def _note(place: int, record: sources.Record) -> Labelled:
     None if name is None else str(name),
     texts=tuple(texts),
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Example:
-  """A record's picture in the size of each model."""
-
-  images: dict[str, transforms.EvalImage]
-
-  def __call__(self, record: sources.Record, rng: np.random.Generator):
-    picture = transforms.decode(record["image"], datasets.MAX_PIXELS)
-    found = {}
-    for image in set(self.images.values()):
-      pixels = image(picture)
-      found |= {n: pixels for n, own in self.images.items() if own == image}
-    return found

@@ -20,8 +20,8 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from blip_jax.capfilt import units as units_lib
-from blip_jax.runtime import writers
+from blip_jax.capfilt import work_units
+from blip_jax.runtime import files, resumable
 
 log = logging.getLogger(__name__)
 
@@ -71,32 +71,21 @@ class Ledger:
         something else.
     """
     self._sweep()
-    # As it will be read.
-    self._began = settings = json.loads(json.dumps(settings))
-    if not (self.folder / _JOB).exists():
-      others = [path.name for path in self.folder.glob("*")]
-      if any(name.endswith(_DONE) for name in others):
-        raise ValueError(
-          f"{self.folder}: has units of a job but no {_JOB}; name another "
-          "folder with config.out"
-        )
-    else:
-      found = self.settings
-      other = [
-        f"  {key}: {found.get(key)!r} there, {settings.get(key)!r} now"
-        for key in settings | found
-        if found.get(key) != settings.get(key)
-      ]
-      if not other:
-        return
-      if not force:
-        lines = "\n".join(other)
-        raise ValueError(
-          f"{self.folder}: holds a job of other settings:\n{lines}\nName "
-          "another folder with config.out, or do its units again with "
-          "config.force=True"
-        )
-    writers.write_json(self.folder / _JOB, settings)
+    job = self.folder / _JOB
+    if not files.exists(job) and any(
+      name.endswith(_DONE) for name in files.list_folder(self.folder)
+    ):
+      raise ValueError(
+        f"{self.folder}: has units of a job but no {_JOB}; name another "
+        "folder with config.out"
+      )
+    self._began = resumable.begin(
+      job,
+      settings,
+      "Name another folder with config.out, or do its units again with "
+      "config.force=True",
+      force,
+    )
 
   def _sweep(self) -> None:
     """Deletes what processes that were killed left half-written."""
@@ -105,10 +94,10 @@ class Ledger:
         if self._age(path) > self.lease_seconds:
           path.unlink()
 
-  def rows_path(self, unit: units_lib.Unit) -> pathlib.Path:
+  def rows_path(self, unit: work_units.WorkUnit) -> pathlib.Path:
     return self.folder / f"{unit.name}.parquet"
 
-  def done(self, unit: units_lib.Unit) -> dict[str, Any] | None:
+  def done(self, unit: work_units.WorkUnit) -> dict[str, Any] | None:
     """What is written of a unit that is done with the job's settings, from the
     input as it is now; None if there is something left to do."""
     path = self.folder / f"{unit.name}{_DONE}"
@@ -124,7 +113,7 @@ class Ledger:
     )
     return found if whole else None
 
-  def finish(self, unit: units_lib.Unit, rows: bytes, told: dict) -> None:
+  def finish(self, unit: work_units.WorkUnit, rows: bytes, told: dict) -> None:
     """Writes a unit's rows, and then that it is done.
 
     Raises:
@@ -135,16 +124,16 @@ class Ledger:
         f"{self.folder}: another process has begun this job anew, with other "
         f"settings; {unit.name} is left to it"
       )
-    writers.write_bytes(self.rows_path(unit), rows)
+    files.write_bytes(self.rows_path(unit), rows)
     output = {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
-    writers.write_json(
+    files.write_json(
       self.folder / f"{unit.name}{_DONE}",
       {"settings": digest(self.settings), **told, "output": output},
     )
 
   def claims(
-    self, units: Sequence[units_lib.Unit]
-  ) -> Iterator[tuple[units_lib.Unit, int]]:
+    self, units: Sequence[work_units.WorkUnit]
+  ) -> Iterator[tuple[work_units.WorkUnit, int]]:
     """Units to do now, and how many are done by whomever, as far as is known.
 
     Each is leased to this process until the next is asked for. Ends when all
@@ -180,7 +169,7 @@ class Ledger:
     return found
 
   @contextlib.contextmanager
-  def _lease(self, unit: units_lib.Unit) -> Iterator[bool]:
+  def _lease(self, unit: work_units.WorkUnit) -> Iterator[bool]:
     path = self.folder / f".{unit.name}{_LEASE}"
     if not self._take(path):
       yield False
@@ -213,7 +202,7 @@ class Ledger:
     try:
       if not self._abandoned(path):
         return False
-      writers.write_text(path, content)
+      files.write_text(path, content)
       return json.loads(path.read_text()) == self._owner
     except (FileNotFoundError, ValueError):  # given up, or taken by another
       return False

@@ -13,9 +13,17 @@ from typing import Any
 import tqdm
 from ml_collections import ConfigDict
 
-from blip_jax.capfilt import job, ledger, pairs_out, rows, rules
+from blip_jax.capfilt import (
+  job,
+  ledger,
+  pair_files,
+  rows,
+  rules,
+)
 from blip_jax.data import datasets, sources, transforms
-from blip_jax.runtime import writers
+from blip_jax.runtime import (
+  files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +31,7 @@ HUMAN = "human"
 
 _Stats = dict[str, collections.Counter]
 # A row with its text, and where its picture is had.
-_Pair = tuple[dict[str, Any], Callable[[], pairs_out.Image]]
+_Pair = tuple[dict[str, Any], Callable[[], pair_files.Image]]
 
 
 def merge(config: ConfigDict, workdir: str) -> dict[str, int]:
@@ -52,9 +60,9 @@ def merge(config: ConfigDict, workdir: str) -> dict[str, int]:
   with contextlib.ExitStack() as stack:
 
     @functools.cache
-    def writer(kind: str) -> pairs_out.Writer:
-      path = pairs_out.of_source(out, kind) if own.by_source else out
-      return stack.enter_context(pairs_out.open_writer(path))
+    def writer(kind: str) -> pair_files.Writer:
+      path = pair_files.of_source(out, kind) if own.by_source else out
+      return stack.enter_context(pair_files.open_writer(path))
 
     of_unit = lambda unit: _kept(*unit, selection, stats)
     kept = itertools.chain.from_iterable(map(of_unit, tqdm.tqdm(done)))
@@ -73,7 +81,7 @@ def merge(config: ConfigDict, workdir: str) -> dict[str, int]:
         f"config.merge: no text is kept; found {_flat(stats)}. Lower "
         "config.merge.threshold, and look at the report"
       )
-  writers.write_json(out.with_name(f"{out.name}.stats.json"), _flat(stats))
+  files.write_json(out.with_name(f"{out.name}.stats.json"), _flat(stats))
   log.info("%d pairs are in %s", kept, out)
   return _flat(stats)
 
@@ -141,7 +149,7 @@ def _human(
         yield row | {"text": text}, functools.partial(_image, source, place)
 
 
-def _image(source: Any, place: int) -> pairs_out.Image:
+def _image(source: Any, place: int) -> pair_files.Image:
   return source[place]["image"]
 
 

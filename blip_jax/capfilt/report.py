@@ -7,8 +7,18 @@ import pathlib
 import tqdm
 from ml_collections import ConfigDict
 
-from blip_jax.capfilt import findings, job, ledger, merge, page, rows, rules
-from blip_jax.runtime import writers
+from blip_jax.capfilt import (
+  findings,
+  html,
+  job,
+  ledger,
+  merge,
+  rows,
+  rules,
+)
+from blip_jax.runtime import (
+  files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +50,12 @@ def report(config: ConfigDict, workdir: str) -> dict[str, int]:
     "throughput": _throughput(book.folder),
   }
   galleries = {
-    title: [page.card(shown, todo) for shown in gallery]
+    title: [html.card(shown, todo) for shown in gallery]
     for title, gallery in found.galleries().items()
   }
-  writers.write_json(book.folder / "report.json", told)
+  files.write_json(book.folder / "report.json", told)
   path = book.folder / "report.html"
-  writers.write_text(path, page.render(told, galleries))
+  files.write_text(path, html.render(told, galleries))
   log.info("%s shows what was kept and why", path)
   return {
     f"{source}/{fate}": number

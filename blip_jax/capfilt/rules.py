@@ -29,7 +29,7 @@ class Rules:
     markup: whether tags, entities and addresses may be in a text.
     near_duplicates: share of pairs of words, of which two texts of a picture
       may not have more in common; 1: they may not be equal; 0: they may.
-    max_per_picture: texts of a picture; 0: any number. The likeliest by
+    max_per_image: texts of a picture; 0: any number. The likeliest by
       `itm_prob` are kept.
   """
 
@@ -40,7 +40,7 @@ class Rules:
   max_repeats: int = 0
   markup: bool = True
   near_duplicates: float = 1.0
-  max_per_picture: int = 0
+  max_per_image: int = 0
 
   def __post_init__(self):
     for name, low, high in (
@@ -49,7 +49,7 @@ class Rules:
       ("min_words", 0, _MANY_WORDS),
       ("max_words", 0, _MANY_WORDS),
       ("max_repeats", 0, _MANY_WORDS),
-      ("max_per_picture", 0, _MANY_WORDS),
+      ("max_per_image", 0, _MANY_WORDS),
     ):
       value = getattr(self, name)
       if not low <= value <= high:
@@ -80,7 +80,7 @@ class Rules:
       words = words_of(texts[place]["text"])
       if any(self._is_near(words, other) for other in kept):
         reasons[place] = "near_duplicate"
-      elif self.max_per_picture and len(kept) >= self.max_per_picture:
+      elif self.max_per_image and len(kept) >= self.max_per_image:
         reasons[place] = "too_many"
       else:
         kept.append(words)
@@ -158,7 +158,7 @@ class Selection:
     return reasons
 
   def _seen(self, picture: str, text: str) -> str:
-    most, kept = self._rules.max_per_picture, self._kept[picture]
+    most, kept = self._rules.max_per_image, self._kept[picture]
     # Of millions of texts, a number each.
     text = zlib.crc32(" ".join(words_of(text)).encode())
     if self._rules.near_duplicates and text in kept:

@@ -17,7 +17,7 @@ import numpy as np
 
 from blip_jax.convert import weights
 from blip_jax.convert.weights import Leaf, Leaves, Report
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 from blip_jax.models import families, med, vit
 from blip_jax.runtime import snapshot
 from blip_jax.tasks import momentum
@@ -82,7 +82,7 @@ def to_family(
   leaves: Leaves,
   source: str,
   target: str,
-  config: config_lib.BlipConfig,
+  config: model_config.BlipConfig,
   report: Report,
   keep_momentum: bool = True,
 ) -> Leaves:
@@ -233,11 +233,11 @@ def _add_fresh(leaves, source, target, config, expected, report) -> None:
   report.change(FRESH.format(source), *fresh)
 
 
-def _expected(family: str, config: config_lib.BlipConfig) -> dict:
+def _expected(family: str, config: model_config.BlipConfig) -> dict:
   return snapshot.by_path({"params": families.abstract(family, config)})
 
 
-def check(leaves: Leaves, family: str, config: config_lib.BlipConfig) -> None:
+def check(leaves: Leaves, family: str, config: model_config.BlipConfig) -> None:
   """Insists on a family's parameters, all of them and nothing else.
 
   Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 from blip_jax.convert.weights import Leaves
 from blip_jax.models import card as card_lib
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 
 # Of all published towers.
 HEAD_WIDTH = 64
@@ -86,7 +86,7 @@ def _renamed(value, table):
   return {ours: value[name] for name, ours in table.items() if name in value}
 
 
-def _from_ours(config: config_lib.BlipConfig) -> Hints:
+def _from_ours(config: model_config.BlipConfig) -> Hints:
   vit, med = dataclasses.asdict(config.vit), dataclasses.asdict(config.med)
   tokens = med.pop("tokens")
   del vit["image_size"], med["vocab_size"]
@@ -139,7 +139,7 @@ def _from_hf(value: Mapping[str, Any]) -> Hints:
 
 def from_shapes(
   leaves: Leaves, family: str, hints: Hints
-) -> config_lib.BlipConfig:
+) -> model_config.BlipConfig:
   """The config of a model with these weights.
 
   Raises:
@@ -190,9 +190,9 @@ def from_shapes(
     if hints.embed_dim not in (None, found):
       raise _contradiction("embed_dim", hints.embed_dim, found)
     embed_dim = found
-  return config_lib.BlipConfig(
-    config_lib.ViTConfig(image_size=(side * patch_size,) * 2, **vit),
-    config_lib.MedConfig(
+  return model_config.BlipConfig(
+    model_config.ViTConfig(image_size=(side * patch_size,) * 2, **vit),
+    model_config.MedConfig(
       vocab_size=vocab_size,
       tokens=default_tokens(vocab_size, hints.tokens),
       **med,
@@ -203,10 +203,10 @@ def from_shapes(
 
 def default_tokens(
   vocab_size: int, known: Mapping[str, int]
-) -> config_lib.SpecialTokens:
+) -> model_config.SpecialTokens:
   """BERT's ids, and BLIP's two behind the vocabulary, where nobody knows."""
   added = {"dec": vocab_size - 2, "enc": vocab_size - 1}
-  return config_lib.SpecialTokens(**{**added, **known})
+  return model_config.SpecialTokens(**{**added, **known})
 
 
 def _with_hints(tower: str, found: dict, hints: Mapping[str, Any]) -> dict:

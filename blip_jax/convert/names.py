@@ -24,7 +24,7 @@ class Rule(NamedTuple):
   theirs: str
   ours: tuple[str, ...]
   to_ours: Callable[[np.ndarray], np.ndarray]
-  to_theirs: Callable[[np.ndarray], np.ndarray]
+  to_external: Callable[[np.ndarray], np.ndarray]
 
 
 class Match(NamedTuple):

@@ -86,7 +86,7 @@ class Report:
     return "\n".join([*lines, "missing: 0", "unexpected: 0"])
 
 
-def from_theirs(
+def from_external(
   tensors: Mapping[str, Any],
   layout: str,
   report: Report,
@@ -136,7 +136,7 @@ def from_theirs(
   return leaves
 
 
-def to_theirs(leaves: Leaves, layout: str) -> Leaves:
+def to_external(leaves: Leaves, layout: str) -> Leaves:
   """Leaves of theirs, by their names, for every path of ours.
 
   Raises:
@@ -148,7 +148,7 @@ def to_theirs(leaves: Leaves, layout: str) -> Leaves:
     if match is None:
       unknown.append(path)
     elif match.theirs not in theirs:
-      parts = [leaves[name].map(match.rule.to_theirs) for name in match.ours]
+      parts = [leaves[name].map(match.rule.to_external) for name in match.ours]
       theirs[match.theirs] = parts[0] if len(parts) == 1 else _joined(parts)
   if unknown:
     raise ValueError(

@@ -1,7 +1,6 @@
 """From a line in a config to a source, and from a record to model inputs."""
 
 import ast
-import dataclasses
 import glob
 import inspect
 import itertools
@@ -11,8 +10,6 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from blip_jax.data import (
   folders,
   scenes,
@@ -20,8 +17,6 @@ from blip_jax.data import (
   sources,
   tables,
   tfds,
-  tokenizer,
-  transforms,
 )
 
 UNDERSTOOD = """
@@ -41,14 +36,10 @@ UNDERSTOOD = """
                            ?noise=0.3&num=100
   Behind annotations and tables ?image=COLUMN&caption=COLUMN names columns."""
 
-UNDERSTOOD_PICTURES = f"""
+UNDERSTOOD_IMAGES = f"""
   path/folder              all pictures in it and in its subfolders
   path/picture.jpg         one of them
   path/**/*.{{jpg,png}}      those whose names match{UNDERSTOOD}"""
-
-# Pixels that decoding may produce: beyond this a picture is an attack or a
-# scan, and would take gigabytes in every worker.
-MAX_PIXELS = 80_000_000
 
 
 def open_source(spec: str, image_root: str = "") -> Any:
@@ -71,7 +62,7 @@ def open_source(spec: str, image_root: str = "") -> Any:
   return source
 
 
-def open_pictures(spec: str, image_root: str = "") -> Any:
+def open_images(spec: str, image_root: str = "") -> Any:
   """Return a source of pictures that nobody needs to have described.
 
   Its records are as those of `open_source`, without `caption`. The ids of
@@ -79,7 +70,7 @@ def open_pictures(spec: str, image_root: str = "") -> Any:
   rows comes as often.
 
   Args:
-    spec: one of the forms of `UNDERSTOOD_PICTURES`.
+    spec: one of the forms of `UNDERSTOOD_IMAGES`.
     image_root: what relative paths of pictures in annotations start from.
 
   Raises:
@@ -87,27 +78,27 @@ def open_pictures(spec: str, image_root: str = "") -> Any:
   """
   folder, query = _split_query(spec)
   if os.path.isdir(folder):
-    options = _options(query, folders.Pictures)
-    return folders.Pictures(folder, folders.listing(folder), **options)
+    options = _options(query, folders.Images)
+    return folders.Images(folder, folders.listing(folder), **options)
   source = _open(spec, image_root, with_captions=False)
   if source is not None:
     return source
-  paths = sorted(path for path in expand(spec) if folders.is_picture(path))
+  paths = sorted(path for path in expand(spec) if folders.is_image(path))
   if not paths:
     raise ValueError(
-      f"No pictures in {spec!r}. Understood: {UNDERSTOOD_PICTURES}"
+      f"No pictures in {spec!r}. Understood: {UNDERSTOOD_IMAGES}"
     )
   sources.existing(paths, "pictures")
   root = sources.shared_folder(paths)
-  return folders.Pictures(root, [path.removeprefix(root) for path in paths])
+  return folders.Images(root, [path.removeprefix(root) for path in paths])
 
 
 def open_videos(spec: str, image_root: str = "") -> Any:
   """Return a source whose pictures are videos: those of a folder, or of an
-  annotation or a table; see `open_pictures`."""
+  annotation or a table; see `open_images`."""
   if os.path.isdir(spec):
-    return folders.Pictures(spec, folders.listing(spec, folders.VIDEOS))
-  return open_pictures(spec, image_root)
+    return folders.Images(spec, folders.listing(spec, folders.VIDEOS))
+  return open_images(spec, image_root)
 
 
 def _open(spec: str, image_root: str, with_captions: bool) -> Any:
@@ -150,8 +141,8 @@ def _open_folder(folder: str, query: str) -> Any:
   table = folders.metadata(folder)
   if table:
     return open_source(f"{table}?{query}" if query else table, folder)
-  options = _options(query, folders.CaptionedPictures)
-  return folders.CaptionedPictures(folder, **options)
+  options = _options(query, folders.CaptionedImages)
+  return folders.CaptionedImages(folder, **options)
 
 
 def open_rotation(pattern: str, image_root: str = "") -> list[Any]:
@@ -249,50 +240,3 @@ def _literal(text: str) -> Any:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError):  # a word: the value is the text itself
     return text
-
-
-@dataclasses.dataclass(frozen=True)
-class PairExample:
-  """Turn a record into an image and the tokens of its caption.
-
-  Of several captions one is drawn at each visit: a set with five captions per
-  picture counts each picture once per epoch, while a row per caption (as in
-  BLIP's files) counts it five times.
-
-  Attributes:
-    image: brings a decoded picture to the model's size.
-    max_words: captions are cut to so many words before they are tokenised.
-    max_length: tokens, special ones and padding included.
-    max_pixels: of a picture as it is stored.
-    prompt: what every text starts with, before its caption.
-    with_image_id: whether to say of which picture it is, in a number.
-  """
-
-  tokenizer: tokenizer.Tokenizer
-  image: transforms.TrainImage | transforms.EvalImage
-  max_words: int = 30
-  max_length: int = 30
-  max_pixels: int = MAX_PIXELS
-  prompt: str = ""
-  with_image_id: bool = False
-
-  def __call__(
-    self, record: sources.Record, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
-    caption = record["caption"]
-    if isinstance(caption, list):
-      caption = caption[rng.integers(len(caption))]
-    text = transforms.clean_text(caption)
-    text = self.prompt + transforms.pre_caption(text, self.max_words)
-    picture = transforms.decode(record["image"], self.max_pixels)
-    random = isinstance(self.image, transforms.TrainImage)
-    picture = self.image(picture, rng) if random else self.image(picture)
-    ids, mask = self.tokenizer.encode([text], self.max_length)
-    example = {
-      "image": picture,
-      "input_ids": ids[0],
-      "attention_mask": mask[0],
-    }
-    if self.with_image_id:
-      example["image_id"] = np.int32(sources.image_number(record))
-    return example

@@ -15,7 +15,7 @@ VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-class Pictures:
+class Images:
   """Pictures without captions: files below a folder.
 
   Args:
@@ -35,7 +35,7 @@ class Pictures:
     return {"image": os.path.join(self._root, name), "id": name}
 
 
-class CaptionedPictures(Pictures):
+class CaptionedImages(Images):
   """Pictures of a folder, each with its captions beside it: a.jpg, a.txt.
 
   Each line of the text is a caption; blank lines are not. A picture without a
@@ -62,10 +62,10 @@ class CaptionedPictures(Pictures):
       [n for n in names if not n.endswith(_TEXT) or _stem(n) in lonely],
     )
 
-  def without_captions(self) -> Pictures:
+  def without_captions(self) -> Images:
     """The same rows, of which a text without a picture is none."""
     names = [self._names[row] for row in range(len(self))]
-    return Pictures(self._root, names)
+    return Images(self._root, names)
 
   def __getitem__(self, index: int) -> sources.Record:
     record = super().__getitem__(index)
@@ -154,7 +154,7 @@ def _walk(
         yield prefix + entry.name
 
 
-def is_picture(path: str) -> bool:
+def is_image(path: str) -> bool:
   return _ending(path) in transforms.ENDINGS
 
 

@@ -1,39 +1,32 @@
-"""What a config asks of the data: a tokenizer, and loaders."""
+"""What a config asks of the data: a training loader, and lists of bad rows."""
 
 import os
+from collections.abc import Callable
 
-from ml_collections import ConfigDict
-
+from blip_jax.config import Config
 from blip_jax.data import (
   datasets,
+  examples,
   loader,
   randaugment,
   rejects,
-  scenes,
   transforms,
 )
-from blip_jax.data import tokenizer as tokenizer_lib
-
-
-def load_tokenizer(name: str) -> tokenizer_lib.Tokenizer:
-  """From `config.tokenizer`: a directory, a hub id, or "scenes"."""
-  path = scenes.vocab_dir() if name == "scenes" else name
-  return tokenizer_lib.Tokenizer.load(path)
-
-
-def prompt(config: ConfigDict) -> str:
-  """What every text of a task starts with; "" where there is no such thing."""
-  return config[config.task].get("prompt", "")
 
 
 def train_loader(
-  config: ConfigDict,
-  tokenizer: tokenizer_lib.Tokenizer,
+  config: Config,
+  make_example: Callable[[examples.ImageTransform], examples.Example],
   workdir: str,
   process_index: int = 0,
   process_count: int = 1,
 ) -> loader.TrainLoader:
-  """Endless batches of this process's rows, from `config.data`."""
+  """Endless batches of this process's rows, from `config.data`.
+
+  Args:
+    make_example: from what is done to images to what is done to records.
+    workdir: where rows that cannot be used are listed.
+  """
   c = config.data
   size = config.model.image_size
   image = transforms.EvalImage(size)
@@ -45,7 +38,7 @@ def train_loader(
     rotate = datasets.open_rotation(c.rotate, c.image_root)
   return loader.train_loader(
     sources,
-    pair_example(config, tokenizer, image),
+    make_example(image),
     batch_size=config.batch_size // process_count,
     seed=config.seed,
     weights=tuple(c.weights),
@@ -58,23 +51,8 @@ def train_loader(
   )
 
 
-def pair_example(
-  config: ConfigDict,
-  tokenizer: tokenizer_lib.Tokenizer,
-  image: transforms.TrainImage | transforms.EvalImage,
-) -> datasets.PairExample:
-  return datasets.PairExample(
-    tokenizer,
-    image,
-    config.data.max_words,
-    config.data.max_length,
-    prompt=prompt(config),
-    with_image_id=config.task == "retrieval",
-  )
-
-
 def bad_samples(
-  config: ConfigDict, workdir: str, process_index: int = 0
+  config: Config, workdir: str, process_index: int = 0
 ) -> rejects.BadSamples:
   """The list of what this process could not read; each has its own file."""
   suffix = f"_process{process_index}" if process_index else ""

@@ -19,10 +19,9 @@ import grain
 import numpy as np
 from absl import logging
 
-from blip_jax.data import order, rejects, transforms
+from blip_jax.data import examples, order, rejects, transforms
 from blip_jax.data import sources as sources_lib
 
-Example = Callable[[sources_lib.Record, np.random.Generator], dict[str, Any]]
 Batch = tuple[dict[str, np.ndarray], list[str]]
 
 # Ready or under way ahead of the step that the device computes.
@@ -35,7 +34,7 @@ class _Prepare:
   """From (source, row) to (id, arrays), or to `Bad`."""
 
   sources: tuple[Any, ...]
-  example: Example
+  example: examples.Example
 
   def __call__(self, pick: tuple[int, int], rng: np.random.Generator):
     source, row = pick
@@ -96,6 +95,7 @@ class TrainLoader(grain.DatasetIterator):
     self,
     stream: grain.MapDataset,
     open_rows: Callable[[grain.MapDataset], grain.DatasetIterator],
+    collate: Callable[[Sequence[Any]], examples.Arrays],
     batch_size: int,
     shard: tuple[int, int],
     epoch_lengths: Sequence[int],
@@ -105,6 +105,7 @@ class TrainLoader(grain.DatasetIterator):
     index, self._process_count = shard
     self._stream = stream[index :: self._process_count]
     self._open_rows = open_rows
+    self._collate = collate
     self._batch_size = batch_size
     self.rows_per_epoch = sum(epoch_lengths) / len(epoch_lengths)
     self._num_rows = sum(epoch_lengths)
@@ -121,7 +122,7 @@ class TrainLoader(grain.DatasetIterator):
       self._next_index += 1
       if not self._bad_samples.count(row):
         good.append(row)
-    return _stack(good, [True] * len(good))
+    return _batch(self._collate, good, [True] * len(good))
 
   def start_prefetch(self) -> None:
     if self._rows is None:
@@ -159,7 +160,7 @@ class TrainLoader(grain.DatasetIterator):
 
 def train_loader(
   sources: Sequence[Any],
-  example: Example,
+  example: examples.Example,
   *,
   batch_size: int,
   seed: int,
@@ -201,6 +202,7 @@ def train_loader(
   return TrainLoader(
     stream,
     open_rows,
+    example.collate,
     batch_size,
     (process_index, process_count),
     epoch_lengths=epoch_lengths,
@@ -214,32 +216,30 @@ class EvalLoader:
   def __init__(
     self,
     source: Any,
-    example: Example,
+    example: examples.Example,
     batch_size: int,
     shard: tuple[int, int],
     num_threads: int,
     bad_samples: rejects.BadSamples,
-    blank: dict[str, np.ndarray] | None,
   ):
     self._index, process_count = shard
     self._global_batch = batch_size * process_count
     self._num_rows = len(source)
+    self._example = example
     self._prepare = _Prepare((source,), example)
     self._batch_size = batch_size
     self._num_threads = num_threads
     self._bad_samples = bad_samples
-    self._blank = blank
 
   def __len__(self) -> int:
     return -(-self._num_rows // self._global_batch)
 
   def __iter__(self) -> Iterator[Batch]:
-    blank = self._blank or self._blank_row()
     stream = grain.MapDataset.range(len(self) * self._batch_size).map(self._at)
     rows = _read_ahead(stream, self._batch_size, 0, self._num_threads)
     try:
       for _ in range(len(self)):
-        yield self._batch(list(itertools.islice(rows, self._batch_size)), blank)
+        yield self._batch(list(itertools.islice(rows, self._batch_size)))
     finally:
       rows.close()
     self._bad_samples.judge()
@@ -254,25 +254,15 @@ class EvalLoader:
     # By row, not by place: the same for every batch size and process count.
     return self._prepare((0, row), np.random.default_rng(row))
 
-  def _blank_row(self) -> dict[str, np.ndarray]:
-    """Zeros in the shapes of a row; a batch of padding alone has none."""
-    for row in range(self._num_rows):
-      found = self._row(row)
-      if not isinstance(found, rejects.Bad):
-        return {k: np.zeros_like(array) for k, array in found[1].items()}
-    raise ValueError(
-      f"None of the {self._num_rows} rows of this evaluation set can be used."
-    )
-
-  def _batch(self, rows: list[Any], blank: dict[str, np.ndarray]) -> Batch:
+  def _batch(self, rows: list[Any]) -> Batch:
     valid = [
       row is not _PADDING and not self._bad_samples.count(row) for row in rows
     ]
     filled = [
-      row if good else (row.id, blank)
+      row if good else (row.id, self._example.blank())
       for row, good in zip(rows, valid, strict=True)
     ]
-    return _stack(filled, valid)
+    return _batch(self._example.collate, filled, valid)
 
 
 # Fills the last batches; its id is empty.
@@ -281,14 +271,13 @@ _PADDING = rejects.Bad("", "padding", "")
 
 def eval_loader(
   source: Any,
-  example: Example,
+  example: examples.Example,
   batch_size: int,
   *,
   num_threads: int = 8,
   process_index: int = 0,
   process_count: int = 1,
   bad_samples: rejects.BadSamples | None = None,
-  blank: dict[str, np.ndarray] | None = None,
 ) -> EvalLoader:
   """Return an iterable over every row once, in order: (arrays, ids).
 
@@ -296,8 +285,7 @@ def eval_loader(
   block of `batch_size`; all processes have equally many batches. `valid` is
   False, and the arrays are zero, where a row cannot be used or there is none
   left (those have an empty id). The generator that `example` gets depends on
-  the row alone. `blank` is what stands for a row that cannot be used, in the
-  shapes of an example; without, those are taken from a row that can be.
+  the row alone.
 
   Raises:
     ValueError: at the end of a pass, if too many rows could not be used.
@@ -309,13 +297,13 @@ def eval_loader(
     (process_index, process_count),
     num_threads,
     bad_samples or rejects.BadSamples(),
-    blank,
   )
 
 
-def _stack(rows: Sequence[tuple[str, dict]], valid: Sequence[bool]) -> Batch:
-  arrays = {
-    key: np.stack([arrays[key] for _, arrays in rows]) for key in rows[0][1]
-  }
-  arrays["valid"] = np.array(valid)
-  return arrays, [id for id, _ in rows]
+def _batch(
+  collate: Callable[[Sequence[Any]], examples.Arrays],
+  rows: Sequence[tuple[str, Any]],
+  valid: Sequence[bool],
+) -> Batch:
+  arrays = collate([example for _, example in rows])
+  return arrays | {"valid": np.array(valid)}, [id for id, _ in rows]

@@ -28,6 +28,9 @@ ENDINGS = (
 # How PIL opens grey images of more than 8 bits.
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
+# Pixels that decoding may produce: beyond this an image is an attack or a scan,
+# and would take gigabytes in every worker.
+MAX_PIXELS = 80_000_000
 MAX_TEXT_BYTES = 100_000
 # C0, DEL and C1 without tab and line ends, which separate words.
 _CONTROLS = dict.fromkeys(

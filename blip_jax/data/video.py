@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from blip_jax.data import datasets, transforms
+from blip_jax.data import transforms
 
 try:
   import av
@@ -72,7 +72,7 @@ def _decoded(path: str) -> Iterator["av.VideoFrame"]:
       stream = container.streams.video[0]
       stream.thread_type = "AUTO"
       for frame in container.decode(stream):
-        if frame.width * frame.height > datasets.MAX_PIXELS:
+        if frame.width * frame.height > transforms.MAX_PIXELS:
           detail = f"{path}: frames of {frame.width} x {frame.height} pixels"
           raise transforms.BadSample("too_large", detail)
         yield frame

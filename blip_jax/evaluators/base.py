@@ -1,26 +1,28 @@
 """What the loop knows of an evaluator, and what evaluators share."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
-from blip_jax.data import datasets, loader, rejects, sources, transforms
-from blip_jax.data import tokenizer as tokenizer_lib
-from blip_jax.models import decoding
+from blip_jax.config import Config
+from blip_jax.data import examples, loader, rejects
 from blip_jax.runtime import sharding, train_state
 from blip_jax.tasks import base as tasks
 
 
 @runtime_checkable
 class Evaluator(Protocol):
+  """Answers one question about a model, on one held-out split."""
+
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
     """Yields (metric, value); the caller knows which split it is."""
+    ...
 
 
 @dataclasses.dataclass
@@ -36,17 +38,17 @@ class Split:
   """
 
   source: Any
-  example: datasets.PairExample
+  example: examples.PairExample
   batch_size: int
   mesh: jax.sharding.Mesh
   bad_samples: rejects.BadSamples
 
   def __post_init__(self):
     # Every shard gets the same number of rows; the padding is masked anyway.
-    self.batch_size = sharding.whole_batch(self.batch_size, self.mesh)
+    self.batch_size = sharding.padded_batch_size(self.batch_size, self.mesh)
 
   def batches(
-    self, example: loader.Example | None = None, source: Any = None
+    self, example: examples.Example | None = None, source: Any = None
   ) -> Iterator[tuple[dict[str, jax.Array], list[str]]]:
     """Batches on the mesh, and the ids of this process's rows."""
     rows = loader.eval_loader(
@@ -64,7 +66,7 @@ class Split:
   def map(
     self,
     program: Callable[[dict[str, jax.Array]], Any],
-    example: loader.Example | None = None,
+    example: examples.Example | None = None,
     source: Any = None,
   ) -> tuple[Any, Bool[np.ndarray, " n"]]:
     """All rows of `program`, in order and on every host.
@@ -88,84 +90,56 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageExample:
-  """The picture of a record alone.
+class Context:
+  """What the evaluators of a split are built from.
 
   Attributes:
-    num_frames: of each, which then is a video; 0: they are pictures.
+    name: of the split.
+    settings: `config.evals.<name>`.
+    config: of the run.
+    task: the task that is evaluated.
+    example: record to model inputs, without augmentation.
+    mesh: where programs run.
+    bad_samples: takes note of rows that cannot be read.
+    workdir: where evaluators leave files.
   """
 
-  image: transforms.EvalImage
-  max_pixels: int = datasets.MAX_PIXELS
-  num_frames: int = 0
+  name: str
+  settings: Config
+  config: Config
+  task: tasks.Task
+  example: examples.Example
+  mesh: jax.sharding.Mesh
+  bad_samples: rejects.BadSamples
+  workdir: str
 
-  def __call__(self, record: sources.Record, rng: np.random.Generator):
-    if self.num_frames:
-      # Needs an extra of the package.
-      from blip_jax.data import video
-
-      size = self.image.size
-      return {"image": video.read(record["image"], self.num_frames, size)}
-    picture = transforms.decode(record["image"], self.max_pixels)
-    return {"image": self.image(picture)}
-
-
-@dataclasses.dataclass(frozen=True)
-class TextExample:
-  """The caption of a record alone."""
-
-  tokenizer: tokenizer_lib.Tokenizer
-  max_words: int
-  max_length: int
-
-  def __call__(self, record: sources.Record, rng: np.random.Generator):
-    text = transforms.clean_text(record["caption"])
-    text = transforms.pre_caption(text, self.max_words)
-    ids, mask = self.tokenizer.encode([text], self.max_length)
-    return {"input_ids": ids[0], "attention_mask": mask[0]}
-
-
-class CaptionWriter:
-  """Captions of pictures, behind a prompt; one program for all of them."""
-
-  def __init__(
-    self,
-    split: Split,
-    task: tasks.Task,
-    settings: decoding.Decoding,
-    prompt: str,
-  ):
-    self._split = split
-    self._prompt = prompt
-    start = jnp.array(split.example.tokenizer.prompt_ids(prompt))
-    room = decoding.room_for(
-      settings.max_length, task.model.config.med.max_positions
-    )
-    write = task.predict_fns["caption"]
-    self._write = jax.jit(
-      lambda params, image: write(params, image, start, settings, room).ids[
-        :, 0
-      ]
-    )
-
-  def __call__(
-    self, params: tasks.Params, source: Any = None
-  ) -> tuple[list[str], Bool[np.ndarray, " n"]]:
-    """A text for every row of a source (default: the split's), and which of
-    them could be read."""
-    example = self._split.example
-    ids, valid = self._split.map(
-      lambda batch: self._write(params, batch["image"]),
-      ImageExample(example.image),
+  def split(self, source: Any) -> Split:
+    """The rows of an open source as a split."""
+    return Split(
       source,
+      self.example,
+      self.config.evals.batch_size,
+      self.mesh,
+      self.bad_samples,
     )
-    return example.tokenizer.decode(ids, self._prompt), valid
+
+  def file(self, name: str) -> str:
+    """The path of a file in the workdir."""
+    return os.path.join(self.workdir, name)
 
 
-def true_captions(
-  record: sources.Record, example: datasets.PairExample
-) -> set[str]:
-  """All that is right to write of a record: its `references` (what may truly
-  be said of a rendered scene) or its captions, as a model reads them."""
-  known = record.get("references", sources.captions(record))
-  return {transforms.pre_caption(text, example.max_words) for text in known}
+Build = Callable[[Context], list[Evaluator]]
+# Evaluators by the name of their split.
+Evaluators = dict[str, list[Evaluator]]
+
+
+def run(
+  evaluators: Evaluators, state: train_state.TrainState
+) -> dict[str, float]:
+  """All metrics, as `split/metric`."""
+  return {
+    f"{split}/{metric}": float(value)
+    for split, of_split in evaluators.items()
+    for evaluator in of_split
+    for metric, value in evaluator.run(state)
+  }

@@ -7,12 +7,46 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from blip_jax.data import sources, transforms
-from blip_jax.evaluators import base, contact_sheet
-from blip_jax.evaluators.scores import caption as scores
+from blip_jax.data import datasets, sources, transforms
+from blip_jax.evaluators import base, caption_generator, held_out_loss
+from blip_jax.evaluators.scores import caption_files
+from blip_jax.evaluators.scores import caption_metrics as scores
 from blip_jax.models import decoding
-from blip_jax.runtime import train_state, writers
+from blip_jax.runtime import (
+  contact_sheet,
+  files,
+  train_state,
+)
 from blip_jax.tasks import base as tasks
+
+
+def build(of: base.Context) -> list[base.Evaluator]:
+  """Generated captions with their scores, behind the losses of true ones."""
+  settings = of.settings
+  # NoCaps has images whose captions only its server knows.
+  has_captions = settings.references != "none"
+  open_rows = datasets.open_source if has_captions else datasets.open_images
+  split = of.split(open_rows(settings.source, settings.image_root))
+  references = None
+  if has_captions and settings.references:
+    references = caption_files.read_references(settings.references)
+  prompt_ids = split.example.tokenizer.prompt_ids(split.example.prompt)
+  generated = Captions(
+    split,
+    of.task,
+    decoding.make(
+      of.config.generation.to_dict(),
+      len(prompt_ids),
+      of.task.model.config.med.max_positions,
+    ),
+    references,
+    of.file(f"{of.name}_captions.json"),
+    of.file("samples.png"),
+    settings.samples,
+  )
+  if not has_captions:
+    return [generated]
+  return [held_out_loss.HeldOutLoss(split, of.task), generated]
 
 
 class Captions:
@@ -45,7 +79,7 @@ class Captions:
     self._results = results
     self._sheet = sheet
     self._number = number
-    self._write = base.CaptionWriter(
+    self._write = caption_generator.CaptionGenerator(
       split, task, settings, split.example.prompt
     )
 
@@ -61,13 +95,15 @@ class Captions:
       if "caption" not in record:
         continue
       truths.setdefault(name, []).extend(sources.captions(record))
-      is_right = text in base.true_captions(record, self._split.example)
+      is_right = text in caption_generator.true_captions(
+        record, self._split.example
+      )
       right.append(is_right)
       if len(cells) < self._number:
         cells.append(self._cell(record, text, is_right))
     if jax.process_index() == 0:
       rows = [{"image_id": k, "caption": v} for k, v in captions.items()]
-      writers.write_json(self._results, rows)
+      files.write_json(self._results, rows)
       if cells:
         contact_sheet.contact_sheet(cells, self._sheet)
     references = self._references or truths

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from blip_jax.data import sources, transforms
-from blip_jax.evaluators import base, contact_sheet, retrieval
+from blip_jax.evaluators import base, caption_generator, ranking
 from blip_jax.models import decoding
-from blip_jax.runtime import train_state
+from blip_jax.runtime import contact_sheet, train_state
 from blip_jax.tasks import base as tasks
 
 
@@ -25,7 +25,7 @@ class Samples:
     self,
     split: base.Split,
     task: tasks.Task,
-    ranking: retrieval.Retrieval,
+    ranking: ranking.Ranking,
     number: int,
     path: str | os.PathLike,
   ):
@@ -39,7 +39,9 @@ class Samples:
         split.example.max_length, min_length=0, num_beams=1
       )
       # From [DEC] alone, as pre-training reads captions.
-      self._write = base.CaptionWriter(split, task, settings, prompt="")
+      self._write = caption_generator.CaptionGenerator(
+        split, task, settings, prompt=""
+      )
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
     rows, ranked = self._ranked_first(state.params)
@@ -83,6 +85,8 @@ class Samples:
     )
 
   def _add_caption(self, cell, record: sources.Record, written: str) -> bool:
-    right = written in base.true_captions(record, self._split.example)
+    right = written in caption_generator.true_captions(
+      record, self._split.example
+    )
     cell.lines.append(contact_sheet.Line("written", written, right))
     return right

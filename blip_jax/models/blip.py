@@ -12,12 +12,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 from blip_jax.models import layers, med, vit
 
 
 class Blip(nn.Module):
-  config: config_lib.BlipConfig
+  config: model_config.BlipConfig
 
   def setup(self):
     c = self.config
@@ -76,13 +76,13 @@ class Blip(nn.Module):
     embeds = self.encode_text(input_ids, attention_mask, deterministic)
     return _unit(self.text_proj(embeds[:, 0]))
 
-  def project_image(self, image_embeds: Float[Array, "I N D"]) -> med.EncoderKV:
+  def image_kv(self, image_embeds: Float[Array, "I N D"]) -> med.EncoderKV:
     """Keys and values for `match`."""
     return self.text_encoder.project_encoder_states(image_embeds)
 
-  def project_for_decoder(self, states: Float[Array, "I N D"]) -> med.EncoderKV:
+  def decoder_kv(self, states: Float[Array, "I N D"]) -> med.EncoderKV:
     """Keys and values for `decode`, of images or of questions; the same arrays
-    as `project_image` where the text towers are tied, and then not worth
+    as `image_kv` where the text towers are tied, and then not worth
     computing twice."""
     return self.text_decoder.project_encoder_states(states)
 

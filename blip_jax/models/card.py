@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 from blip_jax.models import families
 
 
@@ -24,7 +24,7 @@ class Card:
   """
 
   family: str
-  config: config_lib.BlipConfig
+  config: model_config.BlipConfig
   prompt: str = ""
   generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   source: str = ""
@@ -51,12 +51,12 @@ class Card:
     return card
 
 
-def config_from_json(value: Mapping[str, Any]) -> config_lib.BlipConfig:
+def config_from_json(value: Mapping[str, Any]) -> model_config.BlipConfig:
   vit, med = dict(value["vit"]), dict(value["med"])
   vit["image_size"] = tuple(vit["image_size"])
-  med["tokens"] = config_lib.SpecialTokens(**med["tokens"])
-  return config_lib.BlipConfig(
-    config_lib.ViTConfig(**vit),
-    config_lib.MedConfig(**med),
+  med["tokens"] = model_config.SpecialTokens(**med["tokens"])
+  return model_config.BlipConfig(
+    model_config.ViTConfig(**vit),
+    model_config.MedConfig(**med),
     value["embed_dim"],
   )

@@ -149,7 +149,7 @@ def _at_least(name: str, value: int, least: int) -> None:
     raise ValueError(f"{name}: expected {least} or more, found {value}")
 
 
-def room_for(max_length: int, max_positions: int) -> int:
+def num_positions_for(max_length: int, max_positions: int) -> int:
   """The L of a program that serves `max_length`, among others."""
   return min(-(-max_length // ROOM) * ROOM, max_positions)
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from blip_jax.models import blip, med, nlvr
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 
 # Of ITC, which divides similarities by it.
 INITIAL_TEMP = 0.07
@@ -32,23 +32,23 @@ INITIAL_TEMP = 0.07
 
 def _feature(model, image, *text):
   model.encode_text(*text)
-  model.fuse(*text, model.project_image(model.encode_image(image)))
+  model.fuse(*text, model.image_kv(model.encode_image(image)))
 
 
 def _caption(model, image, *text):
-  model.decode(*text, model.project_for_decoder(model.encode_image(image)))
+  model.decode(*text, model.decoder_kv(model.encode_image(image)))
 
 
 def _vqa(model, image, *text):
-  image_kv = model.project_image(model.encode_image(image))
+  image_kv = model.image_kv(model.encode_image(image))
   question = model.fuse(*text, image_kv)
-  model.decode(*text, model.project_for_decoder(question))
+  model.decode(*text, model.decoder_kv(question))
 
 
 def _itm(model, image, *text):
   image_embeds, _ = model.image_features(image)
   model.text_feat(*text)
-  model.match(*text, model.project_image(image_embeds))
+  model.match(*text, model.image_kv(image_embeds))
 
 
 def _pretrain(model, image, *text):
@@ -75,13 +75,13 @@ FAMILIES = tuple(_VISITS)
 WITH_MOMENTUM = ("retrieval", "pretrain")
 
 
-def build(family: str, config: config_lib.BlipConfig) -> nn.Module:
+def build(family: str, config: model_config.BlipConfig) -> nn.Module:
   """The module of a family."""
   return nlvr.Nlvr(config) if family == "nlvr" else blip.Blip(config)
 
 
 def init(
-  family: str, config: config_lib.BlipConfig, rng: PRNGKeyArray
+  family: str, config: model_config.BlipConfig, rng: PRNGKeyArray
 ) -> med.Params:
   """Fresh parameters, as they are stored; `jax.eval_shape` gives shapes."""
   image = jnp.zeros((1, *config.vit.image_size, 3))
@@ -96,6 +96,6 @@ def init(
 
 
 @functools.lru_cache
-def abstract(family: str, config: config_lib.BlipConfig) -> med.Params:
+def abstract(family: str, config: model_config.BlipConfig) -> med.Params:
   """Shapes and dtypes of a family's parameters."""
   return jax.eval_shape(lambda: init(family, config, jax.random.key(0)))

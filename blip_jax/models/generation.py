@@ -76,7 +76,7 @@ def generate(
   stored = jax.lax.optimization_barrier(
     jax.tree.map(
       lambda x: x.transpose(0, 2, 3, 1),
-      apply(states, method="project_for_decoder"),
+      apply(states, method="decoder_kv"),
     )
   )
 

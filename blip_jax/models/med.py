@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 from blip_jax.models import layers
 
 Params = dict
@@ -45,7 +45,7 @@ class Cache(NamedTuple):
   length: Int[Array, ""]
 
 
-def look_at_one(config: config_lib.MedConfig, index: int) -> nn.Module:
+def look_at_one(config: model_config.MedConfig, index: int) -> nn.Module:
   """Cross-attention of layer `index` to one image."""
   return _attention(config)
 
@@ -53,7 +53,7 @@ def look_at_one(config: config_lib.MedConfig, index: int) -> nn.Module:
 class Med(nn.Module):
   """`cross_attention` makes that block of a layer; NLVR has another."""
 
-  config: config_lib.MedConfig
+  config: model_config.MedConfig
   with_lm_head: bool = False
   cross_attention: Callable[..., nn.Module] = look_at_one
 
@@ -157,7 +157,7 @@ class Med(nn.Module):
 class Layer(nn.Module):
   """A post-norm BERT layer with cross-attention between its two halves."""
 
-  config: config_lib.MedConfig
+  config: model_config.MedConfig
   index: int
   cross_attention: Callable[..., nn.Module]
 
@@ -205,7 +205,7 @@ class PostNormAttention(layers.Attention):
 class LMHead(nn.Module):
   """BERT's prediction head; its matrix is the word embedding itself."""
 
-  config: config_lib.MedConfig
+  config: model_config.MedConfig
 
   @nn.compact
   def __call__(
@@ -226,7 +226,7 @@ class LMHead(nn.Module):
     return scores + bias[None, None]
 
 
-def _attention(c: config_lib.MedConfig) -> PostNormAttention:
+def _attention(c: model_config.MedConfig) -> PostNormAttention:
   return PostNormAttention(c.width, c.num_heads, c.dropout, c.init_std, c.dtype)
 
 

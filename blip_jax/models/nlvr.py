@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 from blip_jax.models import layers, med, vit
 
 # Layers below this one average what they see in the two images; from here on a
@@ -22,7 +22,7 @@ FIRST_MERGING_LAYER = 6
 class TwinAttention(nn.Module):
   """Cross-attention to two images, residual and LayerNorm."""
 
-  config: config_lib.MedConfig
+  config: model_config.MedConfig
   learned: bool
 
   def setup(self):
@@ -59,7 +59,7 @@ class TwinAttention(nn.Module):
     return self.ln(x + self.drop(y, deterministic=deterministic))
 
 
-def look_at_two(config: config_lib.MedConfig, index: int) -> nn.Module:
+def look_at_two(config: model_config.MedConfig, index: int) -> nn.Module:
   """Cross-attention of layer `index` to two images."""
   return TwinAttention(config, learned=index >= FIRST_MERGING_LAYER)
 
@@ -76,7 +76,7 @@ class ClsHead(nn.Module):
 
 
 class Nlvr(nn.Module):
-  config: config_lib.BlipConfig
+  config: model_config.BlipConfig
 
   def setup(self):
     c = self.config

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from blip_jax.models import config as config_lib
+from blip_jax.models import config as model_config
 from blip_jax.models import layers
 
 
@@ -19,7 +19,7 @@ class ViT(nn.Module):
   sizes than the trained one interpolate the position embeddings.
   """
 
-  config: config_lib.ViTConfig
+  config: model_config.ViTConfig
 
   @nn.compact
   def __call__(
@@ -53,7 +53,7 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-  config: config_lib.ViTConfig
+  config: model_config.ViTConfig
   drop_path: float
 
   @nn.compact

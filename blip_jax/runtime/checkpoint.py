@@ -154,9 +154,9 @@ def initialise(
      checkpoints): take its whole state, step and data position included.
   3. INIT FROM. `config.weights` names weights: take the parameters only,
      at step 0, with a new optimiser and a momentum twin that starts equal to
-     them; with `config.momentum`, twin and queues of the weights, where they
-     have any. Names must agree both ways, but for `config.allow_missing` (ours
-     that stay fresh) and `config.allow_unexpected` (theirs that are dropped),
+     them; with `config.momentum_state`, twin and queues of the weights, where
+     they have any. Names must agree both ways, but for `config.allow_missing`
+     (ours that stay fresh) and `config.allow_unexpected` (theirs that are dropped),
      which are regular expressions for whole paths.
   4. SCRATCH.
 
@@ -192,7 +192,9 @@ def initialise(
       raise ValueError(f"config.init.weights: {error}") from error
     params, report = load_weights(config, weights, abstract, make_state)
     state = make_state(params)
-    if config.momentum and state.momentum is not None and weights.momentum:
+    if (
+      config.momentum_state and state.momentum is not None and weights.momentum
+    ):
       momentum = load_momentum(weights.momentum, abstract, state)
       state = state.replace(momentum=momentum)
     return state, f"weights of {weights}\n{report}".rstrip()

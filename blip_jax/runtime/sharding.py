@@ -143,7 +143,7 @@ def num_processes(mesh: Mesh) -> int:
   return len({device.process_index for device in mesh.devices.flat})
 
 
-def whole_batch(size: int, mesh: Mesh) -> int:
+def padded_batch_size(size: int, mesh: Mesh) -> int:
   """The size, or the next that splits evenly over the mesh."""
   shards = num_data_shards(mesh)
   return -(-size // shards) * shards
@@ -197,7 +197,7 @@ def put_batch(
   return batch
 
 
-def own_rows(array: jax.Array) -> np.ndarray:
+def local_rows(array: jax.Array) -> np.ndarray:
   """The rows that this process put in, of an output split like a batch."""
   shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
   return np.concatenate([shards[start] for start in sorted(shards)])

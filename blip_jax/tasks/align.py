@@ -9,17 +9,38 @@ C joint embedding, Q queue, K = b + Q candidates.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from blip_jax.config import Config
 from blip_jax.models import blip
 from blip_jax.tasks import base, losses
 from blip_jax.tasks import momentum as momentum_lib
 
-Draw = Callable[[PRNGKeyArray, Float[Array, "G b b"]], Int[Array, "G b"]]
+
+def defaults() -> dict[str, Any]:
+  """Keys of the momentum encoders, which pre-training and retrieval share."""
+  return dict(queue_size=57600, ema_decay=0.995, alpha=0.4)
+
+
+def arguments(config: Config, num_shards: int) -> dict[str, Any]:
+  """What `Align` takes from a config."""
+  own = config[config.task]
+  epochs = own.alpha_ramp_epochs
+  return dict(
+    queue_size=own.queue_size,
+    ema_decay=own.ema_decay,
+    alpha=own.alpha,
+    alpha_ramp_steps=round(epochs * config.optim.steps_per_epoch),
+    groups=num_shards if config.scope == "local" else 1,
+    num_shards=num_shards,
+  )
+
+
+Sampler = Callable[[PRNGKeyArray, Float[Array, "G b b"]], Int[Array, "G b"]]
 
 
 class Features(NamedTuple):
@@ -40,23 +61,23 @@ class Align:
   Attributes:
     model: with the parts of its family (`models/families.py`).
     queue_size: past features that ITC also compares with.
-    momentum: decay of the twin's parameters.
+    ema_decay: of the momentum encoders' parameters.
     alpha: final weight of the twin's soft targets.
     alpha_ramp_steps: steps until `alpha` is reached.
     groups: rows of other groups are no ITC candidates; 1 is the whole batch,
       the number of data shards is the original.
     num_shards: data shards that the batch lies on.
-    draw: picks a negative a row; tests inject recorded draws.
+    sample: picks a negative a row; tests inject recorded draws.
   """
 
   model: blip.Blip
   queue_size: int
-  momentum: float
+  ema_decay: float
   alpha: float
   alpha_ramp_steps: int
   groups: int = 1
   num_shards: int = 1
-  draw: Draw = losses.draw_negatives
+  sample: Sampler = losses.sample_negatives
 
   def init_momentum(
     self, params: base.Params, rng: PRNGKeyArray
@@ -64,7 +85,7 @@ class Align:
     embed_dim = self.model.config.embed_dim
     return momentum_lib.init(params, self.queue_size, embed_dim, rng)
 
-  def project(self, params: base.Params) -> base.Params:
+  def clamp(self, params: base.Params) -> base.Params:
     return momentum_lib.clamp_temp(params)
 
   def features(
@@ -80,7 +101,7 @@ class Align:
     image_embeds, image_feat = run(params, "image_features", image)
     text_feat = run(params, "text_feat", ids, mask)
     momentum = momentum_lib.ema(
-      jax.lax.stop_gradient(params), momentum, self.momentum
+      jax.lax.stop_gradient(params), momentum, self.ema_decay
     )
     twin = jax.lax.stop_gradient({**params, **momentum.params_m})
     _, image_feat_m = run(twin, "image_features", image)
@@ -145,7 +166,7 @@ class Align:
     """
     keys = jax.random.split(key)
     return [
-      (self.draw(key, weights), (weights.sum(-1) > 0).reshape(-1))
+      (self.sample(key, weights), (weights.sum(-1) > 0).reshape(-1))
       for key, weights in zip(keys, (weights_t2i, weights_i2t), strict=True)
     ]
 
@@ -172,7 +193,7 @@ class Align:
     else:
       # From other devices: one layer of tokens is less to send than keys and
       # values of all layers, and cheap to project again.
-      image_kv_neg = self.project_image(
+      image_kv_neg = self.image_kv(
         params, losses.take_in_group(image_embeds, neg_image)
       )
     # The true and the negative text of an image side by side, so that both
@@ -188,45 +209,44 @@ class Align:
       jnp.concatenate([jnp.ones_like(has_image), has_image, has_text]),
     )
 
-  def project_image(self, params: base.Params, image_embeds):
+  def image_kv(self, params: base.Params, image_embeds):
     """Keys and values of images, for every text that looks at them."""
-    return self.model.apply(
-      {"params": params}, image_embeds, method="project_image"
-    )
+    return self.model.apply({"params": params}, image_embeds, method="image_kv")
 
-  def whole(self, params: base.Params) -> base.Params:
+  def full_params(self, params: base.Params) -> base.Params:
     """Stored parameters as the model takes them."""
     return params
 
   @property
   def predict_fns(self) -> dict[str, Callable]:
-    return predict_fns(self.model, self.whole)
+    return predict_fns(self.model, self.full_params)
 
 
 def predict_fns(
-  model: blip.Blip, whole: Callable[[base.Params], base.Params] = lambda p: p
+  model: blip.Blip,
+  full_params: Callable[[base.Params], base.Params] = lambda p: p,
 ) -> dict[str, Callable]:
   """What ranking and matching ask of a model, as functions of its parameters.
 
   Args:
     model: with the parts of a family that has projections and an ITM head.
-    whole: stored parameters as the model takes them.
+    full_params: stored parameters as the model takes them.
 
   Returns:
     `image_features` of images or of videos, whose pixels are uint8 or
-    normalised, `text_feat`, `project_image` and `match`: `models.blip.Blip`'s.
+    normalised, `text_feat`, `image_kv` and `match`: `models.blip.Blip`'s.
   """
 
   def apply(params, *args, method, **kwargs):
     return model.apply(
-      {"params": whole(params)}, *args, method=method, **kwargs
+      {"params": full_params(params)}, *args, method=method, **kwargs
     )
 
   def image_features(params, image):
     method = "video_features" if image.ndim == 5 else "image_features"
     return apply(params, base.pixels({"image": image}), method=method)
 
-  names = "text_feat", "project_image", "match"
+  names = "text_feat", "image_kv", "match"
   return {
     "image_features": image_features,
     **{name: functools.partial(apply, method=name) for name in names},

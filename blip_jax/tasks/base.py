@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from blip_jax.models import config
+from blip_jax.config import Config
+from blip_jax.data import examples, tokenizer
+from blip_jax.models import blip
+from blip_jax.models import config as model_config
 
 Params = dict
 Batch = Mapping[str, Array]
@@ -29,7 +32,7 @@ class Task(Protocol):
   def init_momentum(self, params: Params, rng: PRNGKeyArray) -> Any | None:
     """State beside the parameters that `loss` updates itself, if any."""
 
-  def project(self, params: Params) -> Params:
+  def clamp(self, params: Params) -> Params:
     """Puts parameters back into their allowed range, before every step."""
 
   def loss(
@@ -45,13 +48,75 @@ class Task(Protocol):
     """The loss of one batch, the next momentum state, and metrics."""
 
 
+class TaskFile(Protocol):
+  """What a file of this folder has to define; see `blip_jax.task_table`."""
+
+  # Which of the paper's models it trains, of `models.families.FAMILIES`.
+  FAMILY: str
+
+  def defaults(self) -> Config:
+    """The task's config, with all keys."""
+    ...
+
+  def check(self, config: Config) -> None:
+    """Refuses values of the task's own keys.
+
+    Raises:
+      ValueError: names the key, what it may be, and what was found.
+    """
+    ...
+
+  def example(
+    self,
+    config: Config,
+    tokenizer: tokenizer.Tokenizer,
+    image: examples.ImageTransform,
+  ) -> examples.Example:
+    """What turns records into the task's examples."""
+    ...
+
+  def make(
+    self,
+    config: Config,
+    model: blip.Blip,
+    *,
+    prompt_length: int,
+    num_shards: int,
+  ) -> Task:
+    """The task.
+
+    Args:
+      prompt_length: tokens of the config's prompt, [DEC] included; 1 for none.
+      num_shards: pieces that the batch is split into over the mesh.
+    """
+    ...
+
+
+def pair_example(
+  config: Config,
+  tokenizer: tokenizer.Tokenizer,
+  image: examples.ImageTransform,
+  prompt: str = "",
+  with_image_id: bool = False,
+) -> examples.PairExample:
+  """Image-text pairs, as `config.data` wants them."""
+  return examples.PairExample(
+    tokenizer,
+    image,
+    config.data.max_words,
+    config.data.max_length,
+    prompt=prompt,
+    with_image_id=with_image_id,
+  )
+
+
 class WithoutMomentum:
   """What a task without a twin and a temperature has of `Task`."""
 
   def init_momentum(self, params: Params, rng: PRNGKeyArray) -> None:
     return None
 
-  def project(self, params: Params) -> Params:
+  def clamp(self, params: Params) -> Params:
     return params
 
   @property
@@ -90,6 +155,6 @@ def normalise(image: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
   """Pixels as the image tower expects them; on the device, so that a quarter
   of the bytes cross the bus."""
   channels = (1,) * (image.ndim - 1) + (3,)
-  mean = jnp.array(config.IMAGE_MEAN).reshape(channels)
-  std = jnp.array(config.IMAGE_STD).reshape(channels)
+  mean = jnp.array(model_config.IMAGE_MEAN).reshape(channels)
+  std = jnp.array(model_config.IMAGE_STD).reshape(channels)
   return (image.astype(jnp.float32) / 255 - mean) / std

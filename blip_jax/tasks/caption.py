@@ -10,11 +10,61 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
+from blip_jax import config as run_config
+from blip_jax import defaults as default_keys
+from blip_jax.config import Config
+from blip_jax.convert import registry
+from blip_jax.data import examples, tokenizer
 from blip_jax.models import blip, decoding, families, generation
 from blip_jax.tasks import base, losses
 
+FAMILY = "caption"
 
-def write(
+
+def defaults() -> Config:
+  """Defaults of captioning (section 5.2): COCO, from a pre-trained model."""
+  config = default_keys.fine_tuning("caption")
+  config.num_epochs = 5.0
+  config.caption = dict(
+    prompt=registry.PROMPT,  # what every caption starts with; not learned
+    label_smoothing=0.1,
+  )
+  # Of evaluation; fields of `models.decoding.Decoding`.
+  config.generation = default_keys.generation()
+  config.data.max_length = 40
+  config.evals.batch_size = 32
+  config.evals.best = ("val/CIDEr", "val/Bleu_4")
+  config.evals.val = default_keys.captioned_split("")
+  config.evals.test = default_keys.captioned_split("")
+  return config
+
+
+def check(config: Config) -> None:
+  """Captioning has no key of its own that cannot be."""
+
+
+def example(
+  config: Config,
+  tokenizer: tokenizer.Tokenizer,
+  image: examples.ImageTransform,
+) -> examples.PairExample:
+  return base.pair_example(
+    config, tokenizer, image, prompt=run_config.prompt(config)
+  )
+
+
+def make(
+  config: Config, model: blip.Blip, *, prompt_length: int, num_shards: int
+) -> "Caption":
+  return Caption(
+    model,
+    prompt_length=prompt_length,
+    label_smoothing=config.caption.label_smoothing,
+    groups=num_shards if config.scope == "local" else 1,
+  )
+
+
+def generate(
   model: blip.Blip,
   params: base.Params,
   image: UInt8[Array, "B H W 3"],
@@ -67,7 +117,7 @@ class Caption(base.WithoutMomentum):
     run = base.passes(self.model, rng, train)
     image_embeds = run(params, "encode_image", base.pixels(batch))
     image_kv = self.model.apply(
-      {"params": params}, image_embeds, method="project_for_decoder"
+      {"params": params}, image_embeds, method="decoder_kv"
     )
     logits = run(params, "decode", ids, mask, image_kv)
     learned = (mask == 1) & (jnp.arange(ids.shape[1]) >= self.prompt_length)[
@@ -84,4 +134,4 @@ class Caption(base.WithoutMomentum):
 
   @property
   def predict_fns(self) -> dict[str, Callable]:
-    return {"caption": functools.partial(write, self.model)}
+    return {"caption": functools.partial(generate, self.model)}

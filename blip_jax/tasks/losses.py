@@ -39,7 +39,7 @@ def hard_negative_weights(
   return jnp.where(same, 0.0, jax.nn.softmax(sim, axis=-1) + constant)
 
 
-def draw_negatives(
+def sample_negatives(
   key: PRNGKeyArray, weights: Float[Array, "G b b"]
 ) -> Int[Array, "G b"]:
   """One column a row, with probability in proportion to its weight."""

@@ -11,9 +11,51 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blip_jax.models import families, med
+from blip_jax import config as run_config
+from blip_jax import defaults as default_keys
+from blip_jax.config import Config
+from blip_jax.data import examples, tokenizer
+from blip_jax.models import blip, families, med
 from blip_jax.tasks import align, base, caption, losses
 from blip_jax.tasks import momentum as momentum_lib
+
+FAMILY = "pretrain"
+
+
+def defaults() -> Config:
+  """Defaults of pre-training (section 4.1 of the paper, and its code)."""
+  config = default_keys.training("pretrain")
+  config.pretrain = dict(
+    **align.defaults(),
+    alpha_ramp_epochs=2.0,  # of optim.steps_per_epoch
+    label_smoothing=0.1,
+    loss_weights=(1.0, 1.0, 1.0),  # ITC, ITM, LM
+  )
+  config.evals.val = default_keys.ranked_split("")
+  return config
+
+
+def check(config: Config) -> None:
+  run_config.positive(config, "pretrain.queue_size")
+
+
+def example(
+  config: Config,
+  tokenizer: tokenizer.Tokenizer,
+  image: examples.ImageTransform,
+) -> examples.PairExample:
+  return base.pair_example(config, tokenizer, image)
+
+
+def make(
+  config: Config, model: blip.Blip, *, prompt_length: int, num_shards: int
+) -> "Pretrain":
+  return Pretrain(
+    model,
+    label_smoothing=config.pretrain.label_smoothing,
+    loss_weights=tuple(config.pretrain.loss_weights),
+    **align.arguments(config, num_shards),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +89,7 @@ class Pretrain(align.Align):
     """One step in the order that `tasks/momentum.py` numbers.
 
     Batch: image uint8 [B, H, W, 3], or float32 if already normalised;
-    input_ids and attention_mask [B, L].  `params` went through `project` (1).
+    input_ids and attention_mask [B, L].  `params` went through `clamp` (1).
     """
     self._check(batch)
     image, ids, mask = base.pixels(batch), *base.text(batch)
@@ -55,7 +97,7 @@ class Pretrain(align.Align):
     run = base.passes(self.model, key_dropout, train)
 
     # 2-4. Student, then its twin after the twin's EMA.
-    full = self.whole(params)
+    full = self.full_params(params)
     seen = self.features(run, full, momentum, image, ids, mask)
 
     # 5-7. ITC against the twin's features, which then join the queue.
@@ -67,7 +109,7 @@ class Pretrain(align.Align):
     )
 
     # 8-9. One projection of the image serves all three texts that look at it.
-    image_kv = self.project_image(full, seen.image_embeds)
+    image_kv = self.image_kv(full, seen.image_embeds)
     loss_itm, itm_acc = self.itm(
       run,
       full,
@@ -104,11 +146,11 @@ class Pretrain(align.Align):
   def predict_fns(self) -> dict[str, Callable]:
     return {**super().predict_fns, "caption": self._caption}
 
-  def whole(self, params: base.Params) -> base.Params:
+  def full_params(self, params: base.Params) -> base.Params:
     return med.tie(params)
 
   def _caption(self, params, *args):
-    return caption.write(self.model, self.whole(params), *args)
+    return caption.generate(self.model, self.full_params(params), *args)
 
   def _check(self, batch: base.Batch) -> None:
     size = len(batch["input_ids"])

@@ -9,9 +9,67 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from blip_jax.models import families
+from blip_jax import config as run_config
+from blip_jax import defaults as default_keys
+from blip_jax.config import Config
+from blip_jax.data import examples, tokenizer
+from blip_jax.models import blip, families
 from blip_jax.tasks import align, base, losses
 from blip_jax.tasks import momentum as momentum_lib
+
+FAMILY = "retrieval"
+TARGETS = ("idx", "diagonal")
+
+
+def defaults() -> Config:
+  """Defaults of retrieval (section 5.1): COCO, from a pre-trained model."""
+  config = default_keys.fine_tuning("retrieval")
+  config.num_epochs = 6.0
+  config.retrieval = dict(
+    **align.defaults(),
+    alpha_ramp_epochs=1.0,
+    # idx: all captions of an image are positives of ITC; diagonal: a pair's
+    # own alone, as in the original until March 2022.
+    itc_targets="idx",
+    # Which rows may be ITM negatives: those of the whole batch, or those of
+    # the same data shard.
+    negatives="global",
+  )
+  # As in the original, whose queue starts with pre-training's features.
+  config.init.momentum_state = True
+  config.data.max_length = 35
+  config.evals.batch_size = 64
+  config.evals.best = ("val/r_mean",)
+  config.evals.val = default_keys.ranked_split("")
+  config.evals.test = default_keys.ranked_split("")
+  return config
+
+
+def check(config: Config) -> None:
+  run_config.positive(config, "retrieval.queue_size")
+  own, key = config.retrieval, "config.retrieval"
+  run_config.one_of(f"{key}.itc_targets", own.itc_targets, TARGETS)
+  run_config.one_of(f"{key}.negatives", own.negatives, run_config.SCOPES)
+
+
+def example(
+  config: Config,
+  tokenizer: tokenizer.Tokenizer,
+  image: examples.ImageTransform,
+) -> examples.PairExample:
+  return base.pair_example(config, tokenizer, image, with_image_id=True)
+
+
+def make(
+  config: Config, model: blip.Blip, *, prompt_length: int, num_shards: int
+) -> "Retrieval":
+  own = config.retrieval
+  return Retrieval(
+    model,
+    negative_groups=num_shards if own.negatives == "local" else 1,
+    itc_targets=own.itc_targets,
+    **align.arguments(config, num_shards),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +112,7 @@ class Retrieval(align.Align):
     """One step in the order that `tasks/momentum.py` numbers, without LM.
 
     Batch: as in pre-training, and image_id [B], equal for captions of one
-    image.  `params` went through `project` (1).
+    image.  `params` went through `clamp` (1).
     """
     image, ids, mask = base.pixels(batch), *base.text(batch)
     image_id = batch["image_id"]
@@ -80,7 +138,7 @@ class Retrieval(align.Align):
       run,
       params,
       seen.image_embeds,
-      self.project_image(params, seen.image_embeds),
+      self.image_kv(params, seen.image_embeds),
       ids,
       mask,
       self._draw(key_negatives, seen, params["temp"], image_id),

@@ -52,14 +52,14 @@ class Vqa(base.WithoutMomentum):
       {"params": params}, states, method=method
     )
     image_embeds = run(params, "encode_image", base.pixels(batch))
-    image_kv = project(image_embeds, "project_image")
+    image_kv = project(image_embeds, "image_kv")
     question = run(
       params, "fuse", batch["question_ids"], question_mask, image_kv
     )
     # A question's keys are projected once, for all of its answers.
     of_answer = batch["answer_question"]
     question_kv = jax.tree.map(
-      lambda x: x[of_answer], project(question, "project_for_decoder")
+      lambda x: x[of_answer], project(question, "decoder_kv")
     )
     ids, mask = batch["answer_ids"], batch["answer_mask"]
     logits = run(

@@ -16,7 +16,7 @@ Train on Scenes without flips and without crops: "left" would become untrue.
 
 import pathlib
 
-from blip_jax.data.scenes.pictures import (
+from blip_jax.data.scenes.drawing import (
   COLOURS,
   RADIUS,
   SHAPES,

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from blip_jax.data.scenes.pictures import COLOURS, SHAPES, Scene
+from blip_jax.data.scenes.drawing import COLOURS, SHAPES, Scene
 from blip_jax.data.scenes.texts import describe, phrase
 
 _BOILERPLATE = (

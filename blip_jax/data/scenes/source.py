@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int8, Int64, UInt64
 
 from blip_jax.data.scenes import junk as junk_lib
-from blip_jax.data.scenes.pictures import (
+from blip_jax.data.scenes.drawing import (
   JITTER,
   KINDS,
   LAYOUTS,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from blip_jax.data.scenes.pictures import Object, Scene
+from blip_jax.data.scenes.drawing import Object, Scene
 
 READING_ORDER = 0.85  # share of captions that name objects in that order
 

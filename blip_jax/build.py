@@ -1,0 +1,228 @@
+"""From a config to the parts of a run, without opening data.
+
+  config -> mesh -> tokenizer -> task -> optimiser -> abstract state
+
+Training, evaluation, planning and benchmarks all build their run here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from blip_jax import config as run_config
+from blip_jax import task_table
+from blip_jax.config import Config
+from blip_jax.convert import companions
+from blip_jax.data import examples, scenes, transforms
+from blip_jax.data import tokenizer as tokenizer_lib
+from blip_jax.models import card, families
+from blip_jax.models import config as model_config
+from blip_jax.runtime import optim, sharding, train_state
+from blip_jax.tasks import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The parts of a run; see `build`.
+
+  Attributes:
+    config: with its numbers of steps, as far as they are known.
+    mesh: where it runs.
+    tokenizer: of its texts.
+    task: model and losses.
+  """
+
+  config: Config
+  mesh: jax.sharding.Mesh
+  tokenizer: tokenizer_lib.Tokenizer
+  task: base.Task
+
+  @functools.cached_property
+  def card(self) -> card.Card:
+    """What the checkpoints of this run say of its model."""
+    decoding = self.config.get("generation") or {}
+    return card.Card(
+      task_table.of(self.config).file.FAMILY,
+      self.task.model.config,
+      run_config.prompt(self.config),
+      dict(decoding),
+    )
+
+  @property
+  def model_files(self) -> dict[str, str]:
+    """Companion files of the parameters, name -> text."""
+    return companions.model_files(self.card, self.tokenizer)
+
+  @functools.cached_property
+  def optimiser(
+    self,
+  ) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW and its learning rate.
+
+    Raises:
+      ValueError: the config has no number of steps, or no such schedule.
+    """
+    return optim.make(self.config.optim, self.config.num_steps)
+
+  @property
+  def init_fn(self) -> Callable[[Any], tuple[Any, Any]]:
+    """`params | None -> (params, momentum)`, all from the seed."""
+    seed, task = self.config.seed, self.task
+
+    def init(params: Any | None) -> tuple[Any, Any]:
+      key_params, key_momentum = jax.random.split(jax.random.key(seed))
+      if params is None:
+        params = task.init(key_params)
+      return params, task.init_momentum(params, key_momentum)
+
+    return init
+
+  def abstract_state(
+    self, tx: optax.GradientTransformation | None = None
+  ) -> train_state.TrainState:
+    """Shapes, dtypes and shardings of the state.
+
+    Args:
+      tx: `optimiser`'s by default.
+    """
+    tx = tx or self.optimiser[0]
+    return train_state.abstract(self.init_fn, tx, self.mesh)
+
+  def create_state(
+    self,
+    params: Any = None,
+    tx: optax.GradientTransformation | None = None,
+  ) -> train_state.TrainState:
+    """The state of step 0, sharded; from fresh parameters if none are given."""
+    tx = tx or self.optimiser[0]
+    return train_state.create(self.init_fn, tx, self.mesh, params)
+
+  def example(self, image: examples.ImageTransform) -> examples.Example:
+    """What turns records into examples, with images as `image` makes them."""
+    return task_table.of(self.config).file.example(
+      self.config, self.tokenizer, image
+    )
+
+  @property
+  def eval_example(self) -> examples.Example:
+    """The same without augmentation."""
+    return self.example(transforms.EvalImage(self.config.model.image_size))
+
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a batch of training."""
+    example = self.eval_example
+    blank = example.collate([example.blank()] * self.config.batch_size)
+    blank["valid"] = np.ones(self.config.batch_size, bool)
+    where = sharding.batch_sharding(self.mesh)
+    return {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+      for name, x in blank.items()
+    }
+
+
+def validate(config: Config) -> None:
+  """Refuses a config that could not run.
+
+  Raises:
+    ValueError: names the key, what it may be, and what was found.
+  """
+  task = task_table.of(config)
+  run_config.validate(config)
+  task.file.check(config)
+
+
+def load_tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
+  """From `config.tokenizer`: a directory, a hub id, or "scenes"."""
+  name = config.tokenizer
+  path = scenes.vocab_dir() if name == "scenes" else name
+  return tokenizer_lib.Tokenizer.load(path)
+
+
+def make_mesh(config: Config) -> jax.sharding.Mesh:
+  """All devices, as `config.mesh` splits them.
+
+  Raises:
+    ValueError: the batch does not split over it.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  num_shards = sharding.num_data_shards(mesh)
+  size = config.batch_size
+  if config.job == "train" and size % num_shards:
+    near = max(size // num_shards, 1) * num_shards
+    raise ValueError(
+      f"config.batch_size: {size} rows do not split over {num_shards} data "
+      f"shards (config.mesh.data * config.mesh.fsdp); nearest: {near}"
+    )
+  return mesh
+
+
+def build(
+  config: Config,
+  mesh: jax.sharding.Mesh | None = None,
+  tokenizer: tokenizer_lib.Tokenizer | None = None,
+) -> Run:
+  """Returns the parts of a run.
+
+  Args:
+    config: of a task. The optimiser needs its numbers of steps; where they are
+      left to the data, see `config.with_steps`.
+    mesh: as `config.mesh` says by default.
+    tokenizer: as `config.tokenizer` says by default.
+
+  Raises:
+    ValueError: the model does not exist, or does not split over the mesh.
+  """
+  mesh = make_mesh(config) if mesh is None else mesh
+  tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
+  entry = task_table.of(config)
+  model = make_model(config, entry.file.FAMILY, tokenizer)
+  _check_heads(config, model.config, mesh.shape["tensor"])
+  prompt = run_config.prompt(config)
+  task = entry.file.make(
+    config,
+    model,
+    prompt_length=len(tokenizer.prompt_ids(prompt)),
+    num_shards=sharding.num_data_shards(mesh),
+  )
+  return Run(config, mesh, tokenizer, task)
+
+
+def make_model(
+  config: Config, family: str, tokenizer: tokenizer_lib.Tokenizer
+) -> Any:
+  """The module that `config.model` describes.
+
+  Raises:
+    ValueError: there is no such variant.
+  """
+  c = config.model
+  vit = {"patch_size": c.patch_size, "drop_path": c.drop_path}
+  sizes = model_config.variant(
+    c.variant,
+    image_size=c.image_size,
+    vocab_size=tokenizer.vocab_size,
+    tokens=model_config.SpecialTokens(**tokenizer.special_ids),
+    dtype=c.dtype,
+    vit={
+      "remat": c.vit_remat,
+      **{key: value for key, value in vit.items() if value is not None},
+    },
+    med={"dropout": c.dropout, "remat": c.text_remat},
+  )
+  return families.build(family, sizes)
+
+
+def _check_heads(
+  config: Config, sizes: model_config.BlipConfig, num_tensor: int
+) -> None:
+  for tower in (sizes.vit, sizes.med):
+    if tower.num_heads % num_tensor:
+      raise ValueError(
+        f"config.mesh.tensor: {tower.num_heads} attention heads of variant "
+        f"{config.model.variant!r} do not split over {num_tensor} devices"
+      )

@@ -1,0 +1,47 @@
+"""The training losses on held-out rows."""
+
+import collections
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from blip_jax.evaluators import base
+from blip_jax.runtime import train_state
+from blip_jax.tasks import base as tasks
+
+
+class HeldOutLoss:
+  """What the task's loss reports, without dropout, averaged over batches.
+
+  Only whole batches count: ITC and ITM draw on the other rows of a batch, and
+  a shorter one would be an easier one.
+  """
+
+  def __init__(self, split: base.Split, task: tasks.Task):
+    self._split = split
+
+    @jax.jit
+    def metrics(state, batch, number):
+      _, (_, metrics) = task.loss(
+        task.clamp(state.params),
+        state.momentum,
+        batch,
+        rng=jax.random.fold_in(jax.random.key(0), number),
+        step=state.step,
+        train=False,
+      )
+      return metrics
+
+    self._metrics = metrics
+
+  def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
+    values = collections.defaultdict(list)
+    for number, (batch, _) in enumerate(self._split.batches()):
+      metrics = self._metrics(state, batch, number)
+      if bool(batch["valid"].all()):
+        for name, value in metrics.items():
+          if "loss" in name or "nll" in name:
+            values[name].append(float(value))
+    for name, numbers in values.items():
+      yield name, float(np.mean(numbers))

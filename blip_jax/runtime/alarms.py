@@ -1,0 +1,93 @@
+"""Alarms: a loss that is not finite, and matching that does not learn."""
+
+import collections
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+
+from blip_jax.runtime import files
+
+# A row is (positive, wrong image, wrong text): a head that always says "no
+# match" with probability 2/3 has this loss, the entropy of (1/3, 2/3).
+ITM_COLLAPSED = math.log(3.0) - 2.0 / 3.0 * math.log(2.0)
+
+
+def check_finite(
+  workdir: str | os.PathLike,
+  step: int,
+  metrics: Mapping[str, Any],
+  ids: Sequence[Any],
+) -> None:
+  """Stops a run at the first metric that is no number, with the evidence.
+
+  Writes `WORKDIR/nonfinite_<step>.json`: the metrics, and the ids of the rows
+  of the batch. Each process writes its own rows, the others than the first
+  under `nonfinite_<step>_process<i>.json`.
+
+  Args:
+    workdir: the run's folder.
+    step: the step whose update would have been made.
+    metrics: of that step, on the host.
+    ids: of the rows of this process, as the data names them.
+
+  Raises:
+    FloatingPointError: names the step, the metrics and the file.
+  """
+  values = {name: float(value) for name, value in metrics.items()}
+  bad = [name for name, value in values.items() if not math.isfinite(value)]
+  if not bad:
+    return
+  process = jax.process_index()
+  suffix = f"_process{process}" if process else ""
+  path = pathlib.Path(workdir) / f"nonfinite_{step}{suffix}.json"
+  files.write_json(path, {"step": step, "metrics": values, "ids": list(ids)})
+  raise FloatingPointError(
+    f"step {step}: {', '.join(bad)} not finite; the update was not made. The "
+    f"batch is listed in {path}. The run continues from its last checkpoint; "
+    f"try a lower config.optim.lr, or config.optim.clip=1"
+  )
+
+
+class CollapseAlarm:
+  """Warns once when image-text matching has stopped learning.
+
+  A head that always answers "no match" has a loss of H(1/3) = 0.6365: the
+  sign that users of the original met when training on little or foreign data.
+  Single losses scatter and a healthy run passes through the value on its way
+  down, so both halves of the window must average to within 0.01 of it.
+
+  Args:
+    window: over how many losses.
+  """
+
+  def __init__(self, window: int = 400):
+    self._losses = collections.deque(maxlen=window)
+    self._warned = False
+
+  def update(self, step: int, loss_itm: float) -> bool:
+    """Takes the loss of a step; returns whether it warned now."""
+    self._losses.append(float(loss_itm))
+    if self._warned or len(self._losses) < self._losses.maxlen:
+      return False
+    losses, half = list(self._losses), len(self._losses) // 2
+    means = [sum(losses[:half]) / half, sum(losses[-half:]) / half]
+    self._warned = all(abs(mean - ITM_COLLAPSED) < 0.01 for mean in means)
+    if self._warned:
+      logging.warning(
+        "step %d: loss_itm has stayed at %.4f, which is what a head that "
+        "always answers 'no match' has. Image-text matching is not learning. "
+        "What helped others: start from trained weights (config.init.weights), "
+        "a lower config.optim.lr or a longer warm-up, more or cleaner pairs, "
+        "pre-training without ITC first, for easier negatives "
+        "(config.pretrain.loss_weights=(0.0,2.0,1.0)). "
+        "It may still start once loss_itc has fallen well below its first "
+        "value",
+        step,
+        means[1],
+      )
+    return self._warned

@@ -1,0 +1,255 @@
+"""The only door to the file system.
+
+Everything that the package reads or writes goes through here, so that one file
+says what a path may be, and what holds for everything written: a reader finds
+all of a file or none of it, even after the machine was switched off.
+
+Libraries that open paths themselves (Orbax, PyAV, TFDS, FAISS) are the
+exception.
+"""
+
+import contextlib
+import glob as glob_lib
+import json
+import math
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, BinaryIO, NamedTuple
+
+Path = str | os.PathLike[str]
+
+
+class Stat(NamedTuple):
+  """What is known of a file without reading it.
+
+  Attributes:
+    size: in bytes.
+    modified: in seconds since the epoch, by the clock of the file system.
+    modified_ns: the same in nanoseconds.
+  """
+
+  size: int
+  modified: float
+  modified_ns: int
+
+
+def exists(path: Path) -> bool:
+  return os.path.exists(path)
+
+
+def is_file(path: Path) -> bool:
+  return os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+  return os.path.isdir(path)
+
+
+def absolute(path: Path) -> str:
+  return os.path.abspath(path)
+
+
+def stat(path: Path) -> Stat:
+  """Raises `FileNotFoundError` if there is no such file."""
+  found = os.stat(path)
+  return Stat(found.st_size, found.st_mtime, found.st_mtime_ns)
+
+
+def size(path: Path) -> int:
+  return stat(path).size
+
+
+def list_folder(folder: Path) -> list[str]:
+  """Names of what is in a folder, sorted; empty if there is no folder."""
+  try:
+    return sorted(os.listdir(folder))
+  except FileNotFoundError:
+    return []
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+  """`os.walk` that follows links: (folder, its folders, its files).
+
+  The caller may edit the list of folders, to leave some out.
+
+  Raises:
+    OSError: a folder cannot be listed.
+  """
+
+  def fail(error: OSError) -> None:
+    raise error
+
+  return os.walk(folder, followlinks=True, onerror=fail)
+
+
+def glob(pattern: str) -> list[str]:
+  """Paths that match a pattern with `*`, `?`, `[]` or `**`, sorted."""
+  return sorted(glob_lib.glob(pattern, recursive=True))
+
+
+def has_magic(pattern: str) -> bool:
+  """Whether a path is a pattern of `glob`."""
+  return glob_lib.has_magic(pattern)
+
+
+def real_path(path: Path) -> str:
+  """Where a path leads in the end, behind all links."""
+  return os.path.realpath(path)
+
+
+def read_bytes(path: Path) -> bytes:
+  with open(path, "rb") as file:
+    return file.read()
+
+
+def read_text(path: Path) -> str:
+  """Raises `UnicodeDecodeError`, a `ValueError`, if it is no UTF-8."""
+  return pathlib.Path(path).read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+  return json.loads(read_text(path))
+
+
+def read_range(path: Path, start: int, size: int) -> bytes:
+  """`size` bytes from `start` on, or as many as there are."""
+  with open(path, "rb") as file:
+    file.seek(start)
+    return file.read(size)
+
+
+def open_read(path: Path) -> BinaryIO:
+  """A file to read in pieces, and to seek in."""
+  return open(path, "rb")
+
+
+def open_text(path: Path) -> IO[str]:
+  """A text file to read line by line; a byte order mark is skipped."""
+  return open(path, encoding="utf-8-sig", newline=None)
+
+
+def open_append(path: Path) -> IO[str]:
+  """A text file to write behind its end; flush it to be sure of a line."""
+  return open(path, "a", encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+  with open_append(path) as file:
+    file.write(line + "\n")
+
+
+def truncate(path: Path, size: int) -> None:
+  os.truncate(path, size)
+
+
+def drop_partial_line(path: Path) -> None:
+  """Cuts what a process that was killed left of its last line."""
+  if not exists(path):
+    return
+  with open(path, "rb") as file:
+    whole = sum(len(line) for line in file if line.endswith(b"\n"))
+  if whole < size(path):
+    truncate(path, whole)
+
+
+def complete_lines(path: Path) -> Iterator[bytes]:
+  """All lines but a last one that was cut in the middle."""
+  with open(path, "rb") as file:
+    for line in file:
+      if line.endswith(b"\n"):
+        yield line
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+  """A file that gets its name once it is complete and on disk, or never."""
+  path = pathlib.Path(path)
+  # Processes of several hosts may write the same file.
+  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+  try:
+    with open(temporary, "wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+  """Writes a file atomically: what is there stays until all is written."""
+  with open_atomic(path) as file:
+    file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+  write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes indented JSON, and the folder it is in.
+
+  Numbers that JSON lacks become the strings "NaN", "Infinity", "-Infinity".
+  """
+  make_folder(pathlib.Path(path).parent)
+  write_text(path, json.dumps(jsonable(value), indent=2) + "\n")
+
+
+def jsonable(value: Any) -> Any:
+  """A value with what JSON can say in place of what it cannot."""
+  if isinstance(value, Mapping):
+    return {str(key): jsonable(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [jsonable(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    # float() of these gives the number back; null would lose which it was.
+    if math.isnan(value):
+      return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+  return value
+
+
+def claim(path: Path, content: str) -> bool:
+  """Creates a file unless it exists; of several processes, one succeeds."""
+  try:
+    with open(path, "x", encoding="utf-8") as file:
+      file.write(content)
+  except FileExistsError:
+    return False
+  return True
+
+
+def touch(path: Path) -> None:
+  """Sets the time of a file to now, and creates it if need be."""
+  pathlib.Path(path).touch()
+
+
+def make_folder(path: Path) -> None:
+  """Creates a folder and those above it; it may exist."""
+  os.makedirs(path, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+  """Deletes a file; it may be gone."""
+  pathlib.Path(path).unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+  """Deletes a folder with all that is in it; it may be gone."""
+  shutil.rmtree(path, ignore_errors=True)
+
+
+def rename(source: Path, target: Path) -> None:
+  """Gives a file or folder another name at once; replaces a file there."""
+  os.replace(source, target)
+
+
+def link(source: Path, target: Path) -> None:
+  """Makes `target` the same file as `source`, or a copy of it."""
+  try:
+    os.link(source, target)
+  except OSError:  # another file system
+    shutil.copyfile(source, target)

@@ -1,0 +1,54 @@
+"""A job that may be stopped and started again.
+
+It keeps its settings next to what it produces. The same command resumes it;
+another one, whose results would not belong together with what is there, is
+refused.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from blip_jax.runtime import files
+
+
+def settings(path: files.Path) -> dict[str, Any] | None:
+  """What a job was started with; None if none was."""
+  return files.read_json(path) if files.exists(path) else None
+
+
+def begin(
+  path: files.Path,
+  settings_now: Mapping[str, Any],
+  hint: str,
+  force: bool = False,
+) -> dict[str, Any]:
+  """Starts a job, or resumes it.
+
+  Args:
+    path: the JSON file of its settings.
+    settings_now: everything that decides what the job produces.
+    hint: what to do about other settings; the end of the error.
+    force: replaces other settings instead of refusing them.
+
+  Returns:
+    The settings as they will be read.
+
+  Raises:
+    ValueError: the job was started with other settings; lists them.
+  """
+  now = json.loads(json.dumps(files.jsonable(settings_now)))
+  there = settings(path)
+  if there == now:
+    return now
+  if there is not None and not force:
+    lines = "\n".join(
+      f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now"
+      for key in now | there
+      if there.get(key) != now.get(key)
+    )
+    raise ValueError(
+      f"{path}: this job was started with other settings:\n{lines}\n{hint}"
+    )
+  files.write_json(path, now)
+  return now

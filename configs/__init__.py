@@ -1,0 +1,1 @@
+"""Recipes: one per file, each with a function `get_config()`."""

@@ -1,0 +1,312 @@
+"""What several test files need: golden arrays, toy runs, tiny models."""
+
+import functools
+import pathlib
+import types
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+
+from blip_jax.convert import opening, reader, weights, write
+from blip_jax.data import scenes, tokenizer
+from blip_jax.inference import model as model_lib
+from blip_jax.models import card, config, families
+from blip_jax.runtime import checkpoint, sharding, snapshot, train_state
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+# The tiny models of the goldens (tests/golden/manifest.json, `config`).
+TOKENS = config.SpecialTokens(pad=0, cls=2, sep=3, dec=422, enc=423)
+VIT = config.ViTConfig(
+  image_size=(32, 32),
+  patch_size=8,
+  width=48,
+  depth=2,
+  num_heads=4,
+  mlp_dim=192,
+)
+MED = config.MedConfig(
+  vocab_size=424,
+  width=64,
+  depth=2,
+  num_heads=4,
+  mlp_dim=256,
+  max_positions=64,
+  dropout=0.0,
+  tokens=TOKENS,
+)
+BLIP = config.BlipConfig(VIT, MED, embed_dim=32)
+
+
+def arrays(case: str) -> dict[str, jax.Array | np.ndarray]:
+  """float64 references stay numpy, for JAX would round them."""
+  with np.load(GOLDEN / "data" / f"{case}.npz") as data:
+    return {
+      name: x if x.dtype == np.float64 else jnp.asarray(x)
+      for name, x in data.items()
+    }
+
+
+def state_dict(name: str, prefix: str = "") -> dict[str, np.ndarray]:
+  tensors = reader.read(GOLDEN / "ckpt" / f"{name}.pth")
+  return {prefix + key: array for key, array in tensors.items()}
+
+
+def unflatten(flat: dict[str, np.ndarray]) -> dict:
+  flat = {path: jnp.asarray(x) for path, x in flat.items()}
+  return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def flatten(params: dict) -> dict[str, np.ndarray]:
+  flat = flax.traverse_util.flatten_dict(params, sep="/")
+  return {path: np.asarray(x) for path, x in flat.items()}
+
+
+def leaves(state: dict[str, np.ndarray], layout: str = "original") -> dict:
+  return weights.from_external(state, layout, weights.Report())
+
+
+def params(name: str, prefix: str = "") -> dict:
+  """Our parameter tree of a golden checkpoint; tied weights appear twice."""
+  return item(leaves(state_dict(name, prefix)), "params")
+
+
+def momentum_params(name: str) -> dict:
+  """The momentum twin's tree of a golden checkpoint."""
+  return item(leaves(state_dict(name)), "momentum/params_m")
+
+
+def item(leaves: dict, prefix: str) -> dict:
+  prefix += "/"
+  return unflatten(
+    {
+      path.removeprefix(prefix): leaf.read()
+      for path, leaf in leaves.items()
+      if path.startswith(prefix)
+    }
+  )
+
+
+def to_original(params: dict, prefix: str = "params") -> dict[str, np.ndarray]:
+  """The original's names and arrays of a tree of ours."""
+  ours = {
+    f"{prefix}/{path}": weights.Leaf.of(x)
+    for path, x in flatten(params).items()
+  }
+  theirs = weights.to_external(ours, "original")
+  return {name: leaf.read() for name, leaf in theirs.items()}
+
+
+def image(array: jax.Array) -> jax.Array:
+  """NCHW to NHWC."""
+  return array.transpose(0, 2, 3, 1)
+
+
+def probe(x: np.ndarray) -> float:
+  """The goldens' fingerprint of an array, which a transpose would change."""
+  x = np.asarray(x, np.float64).ravel()
+  return float(x @ np.cos(0.37 * np.arange(x.size) + 0.1))
+
+
+def assert_gradients_match(golden, grads, grad_names, skip=()):
+  """Every gradient against the goldens' norms and fingerprints.
+
+  Tolerances are relative to the global norm: a key bias has no true gradient,
+  so a relative error of its own would compare rounding with rounding.
+  """
+  ours = to_original(grads)
+  total = np.sqrt(np.sum(np.asarray(golden["grad_norm"], np.float64) ** 2))
+  for i, name in enumerate(grad_names):
+    if name in skip:
+      continue
+    g = np.asarray(ours[name], np.float64)
+    tolerance = 1e-5 * total
+    error = abs(np.linalg.norm(g) - golden["grad_norm"][i])
+    assert error < tolerance, f"{name}: norm is off by {error:.2e}"
+    # The fingerprint sums n terms of size g, so it may move by sqrt(n) more.
+    error = abs(probe(g) - golden["grad_probe"][i])
+    assert error < tolerance * np.sqrt(g.size), f"{name}: probe {error:.2e}"
+    if f"grad.{name}" in golden:
+      np.testing.assert_allclose(
+        g, golden[f"grad.{name}"], atol=tolerance, rtol=1e-4, err_msg=name
+      )
+
+
+class StubTask:
+  model = None
+  predict_fns = types.MappingProxyType({})
+
+  def init(self, rng):
+    return {}
+
+  def init_momentum(self, params, rng):
+    return None
+
+  def clamp(self, params):
+    return params
+
+  def loss(self, params, momentum, batch, *, rng, step, train=True):
+    raise AssertionError("this test does not train")
+
+
+TOY_CONFIG = {"model": {"variant": "tiny"}, "num_steps": 10}
+
+
+class StubLoader:
+  """Hands out its own dict, as an iterator may; the next batch changes it."""
+
+  def __init__(self, position=0):
+    self.state = {"next_index": position, "parts": [{"seen": 3}]}
+
+  @property
+  def position(self):
+    return self.state["next_index"]
+
+  def get_state(self):
+    return self.state
+
+  def set_state(self, state):
+    assert state["parts"] == [{"seen": 3}]
+    self.state = state
+
+
+@flax.struct.dataclass
+class ToyMomentum:
+  params_m: dict
+  text_queue: jax.Array
+  queue_ptr: jax.Array
+
+
+class ToyRun:
+  """What `train.py` gives a checkpoint, on a toy model."""
+
+  def __init__(
+    self, sizes=(2, 2, 2), width=8, heads=("itm_head",), seed=0, queue=6
+  ):
+    names = dict(zip(sharding.AXES, sizes, strict=True))
+    self.mesh = sharding.make_mesh(names, jax.devices()[: np.prod(sizes)])
+    self.tx = optax.adamw(1e-3)
+
+    def init_fn(params=None):
+      if params is None:
+        key = jax.random.key(seed)
+        params = {"temp": jnp.float32(0.07)}
+        for head in ("text_proj", *heads):
+          key = jax.random.fold_in(key, 1)
+          params[head] = {
+            "kernel": jax.random.normal(key, (width, 4)),
+            "bias": jnp.ones(4),
+          }
+      return params, ToyMomentum(params, jnp.ones((queue, 4)), jnp.int32(5))
+
+    self.init_fn = init_fn
+    self.abstract = train_state.abstract(init_fn, self.tx, self.mesh)
+
+  def make(self, params=None):
+    return train_state.create(self.init_fn, self.tx, self.mesh, params)
+
+  def start(self, workdir, loader=None, **init):
+    """Starts in a workdir as `config.init` says."""
+    unset = {"restore": "", "weights": "", "momentum_state": False}
+    unset |= {"allow_missing": (), "allow_unexpected": ()}
+    store = checkpoint.Checkpoints(workdir, every_steps=1)
+    try:
+      return checkpoint.initialise(
+        types.SimpleNamespace(**{**unset, **init}),
+        lambda path: snapshot.Arrays(snapshot.find(path)),
+        store,
+        self.abstract,
+        self.make,
+        loader or StubLoader(),
+      )
+    finally:
+      store.close()
+
+  def save(self, workdir, step, state=None, position=0):
+    state = self.make() if state is None else state
+    state = state.replace(step=jnp.int32(step))
+    store = checkpoint.Checkpoints(workdir, every_steps=1)
+    store.save(step, state, StubLoader(position), TOY_CONFIG)
+    store.close()
+    return state
+
+
+def assert_same(left, right):
+  """Equal structures, types and bits."""
+  assert jax.tree.structure(left) == jax.tree.structure(right)
+  for one, two in zip(
+    jax.tree.leaves(left), jax.tree.leaves(right), strict=True
+  ):
+    assert one.dtype == two.dtype
+    assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
+
+
+@functools.lru_cache
+def scenes_tokenizer():
+  return tokenizer.Tokenizer.load(scenes.vocab_dir())
+
+
+def make_model(family="caption", mesh=None, **fields):
+  sizes = config.variant(
+    "tiny",
+    image_size=16,
+    vocab_size=scenes_tokenizer().vocab_size,
+    tokens=config.SpecialTokens(**scenes_tokenizer().special_ids),
+    vit=dict(depth=1),
+    med=dict(depth=1),
+  )
+  params = families.init(family, sizes, jax.random.key(0))
+  # Sharper, so that texts of pictures differ.
+  params = jax.tree.map(lambda x: 5 * x if x.ndim == 2 else x, params)
+  generation = dict(num_beams=3, max_length=12, min_length=5)
+  return model_lib.Model(
+    card.Card(family, sizes, "a picture of ", generation),
+    families.build(family, sizes),
+    params,
+    fields.get("tokenizer", scenes_tokenizer()),
+    mesh or sharding.one_device(),
+  )
+
+
+DEEP_IMAGE = "deeper/COCO_val2014_000000000017.png"
+
+
+def write_captioner(target):
+  """A converted checkpoint, as a user would have one."""
+  opened = opening.open_checkpoint(
+    GOLDEN / "ckpt" / "blip_decoder.pth",
+    model_config=GOLDEN / "configs" / "med_config.json",
+    tokenizer=GOLDEN / "tokenizer" / "tiny",
+  )
+  return str(write.write(opened, target, "orbax"))
+
+
+def write_images(folder):
+  """Seven files, of which one is no picture and one lies deeper."""
+  (folder / "deeper").mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  names = [f"{i}.png" for i in range(5)] + [DEEP_IMAGE]
+  for name in names:
+    pixels = rng.integers(0, 256, (24, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+  (folder / "2b.jpg").write_bytes(b"not a picture")
+  return folder
+
+
+def write_video(path, frames, codec="libx264rgb"):
+  """A lossless video of uint8 frames [F, H, W, 3]."""
+  import av
+
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream(codec, rate=10)
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "rgb24"
+    stream.options = {"crf": "0"}
+    for frame in frames:
+      frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())

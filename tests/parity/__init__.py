@@ -1,0 +1,76 @@
+"""Every case of the goldens, computed by this package.
+
+A case is a function that takes what the original was given, and compares what
+ours makes of it.  Sizes, texts, settings and numbers of steps are the case's.
+"""
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from tests.parity import (
+  formulas,
+  goldens,
+  loading,
+  models,
+  towers,
+  twins,
+  verdicts,
+)
+from tests.parity.goldens import Golden
+
+# Those that only later work can compute are all missing until then.
+CASES: dict[str, Callable[[Golden], Any]] = {
+  "lr_schedules": formulas.lr_schedules,
+  "tokenizer_tiny": formulas.tokenizer_tiny,
+  goldens.BERT: formulas.bert_tokenizer,
+  "image_preprocess": formulas.image_preprocess,
+  "randaugment": formulas.randaugment_ops,
+  "vit": towers.image_tower,
+  "med": towers.text_tower,
+  "blip_base": models.blip_base,
+  "blip_itm": models.blip_itm,
+  "blip_decoder": models.blip_decoder,
+  "blip_vqa": models.blip_vqa,
+  "blip_nlvr": models.blip_nlvr,
+  "blip_nlvr_deep": models.blip_nlvr,
+  "blip_pretrain": twins.blip_pretrain,
+  "pretrain_2rank": twins.pretrain_2rank,
+  "blip_retrieval": twins.blip_retrieval,
+  "blip_retrieval_allrank": twins.blip_retrieval,
+  "retrieval_2rank": twins.blip_retrieval,
+  "retrieval_eval": models.retrieval_eval,
+  "loading": loading.loading,
+  "hf_caption": models.hf_caption,
+  "hf_retrieval": models.hf_retrieval,
+  "hf_vqa": models.hf_vqa,
+}
+
+
+def run(
+  folder: goldens.Folder, case: str | None = None
+) -> list[verdicts.Check]:
+  """Runs one case of a folder, or all of them."""
+  if case is not None:
+    return _run_case(folder, case)
+  checks = [check for name in folder.cases for check in _run_case(folder, name)]
+  unused = [
+    verdicts.Check("folder", file, verdicts.MISSING, note="no case uses it")
+    for file in folder.unopened()
+  ]
+  return checks + unused
+
+
+def _run_case(folder: goldens.Folder, name: str) -> list[verdicts.Check]:
+  if name not in folder.cases or name not in CASES:
+    whose = "the manifest" if name not in folder.cases else "this package"
+    why = f"{whose} knows no such case"
+    return [verdicts.Check(name, "case", verdicts.FAIL, note=why)]
+  golden = folder.golden(name)
+  try:
+    CASES[name](golden)
+  # Whatever a case breaks at is its failure, and no reason to stop at it.
+  except Exception as error:
+    traceback.print_exc()
+    golden.fail(f"{type(error).__name__}: {error}")
+  return [*golden.checks, *golden.missing()]

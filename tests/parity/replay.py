@@ -1,0 +1,169 @@
+"""What the cases share: tolerances, models of a folder, and comparing their
+losses and gradients.
+"""
+
+import collections
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blip_jax.convert import opening, weights, write
+from blip_jax.models import families
+from blip_jax.runtime import snapshot
+from blip_jax.tasks import base
+from blip_jax.tasks import momentum as momentum_lib
+from tests.parity import verdicts
+from tests.parity.goldens import Golden
+
+# Tolerances in units of an array's scale, for float32 on a CPU.
+EXACT = 0.0
+ROUNDING = 1e-6  # weights that were only moved, and pixels
+MODULE = 1e-5  # features of one tower
+MODEL = 1e-4  # whole models: losses, logits, features and gradients
+GRADIENT = 1e-5  # norms and fingerprints, in units of the global norm
+STEPPED = 1e-4  # parameters after steps of AdamW, absolute
+FLOAT64 = 1e-9  # formulas
+
+# Compiling takes nearly all of the time, by fusion the more the deeper a model
+# is (minutes for 8 layers), and these programs run once or a few times.
+jit = functools.partial(
+  jax.jit,
+  compiler_options={
+    "xla_disable_hlo_passes": "fusion",
+    "xla_backend_optimization_level": 0,
+  },
+)
+jit_of_model = functools.partial(jit, static_argnums=0)
+
+
+@contextlib.contextmanager
+def recorded(*paths: str) -> Iterator[dict[str, list]]:
+  """Collects what the modules of these paths return, call after call."""
+  seen = collections.defaultdict(list)
+
+  def record(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    path = "/".join(context.module.path)
+    if context.method_name == "__call__" and path in paths:
+      seen[path].append(out)
+    return out
+
+  with nn.intercept_methods(record):
+    yield seen
+
+
+def tree(leaves: weights.Leaves, prefix: str = "params") -> dict:
+  """The arrays below a path, as nested dicts."""
+  return snapshot.nested(
+    {
+      path.removeprefix(f"{prefix}/"): jnp.array(leaf.read())
+      for path, leaf in leaves.items()
+      if path.startswith(f"{prefix}/")
+    }
+  )
+
+
+def state(leaves: weights.Leaves, family: str) -> dict[str, np.ndarray]:
+  """The original's state dict, tied tensors under each of their names."""
+  tensors, ties = write.original_state(leaves, family)
+  state = {name: leaf.read() for name, leaf in tensors.items()}
+  return state | {name: state[twin] for name, twin in ties.items()}
+
+
+def state_of(
+  family: str,
+  params: dict,
+  momentum: momentum_lib.Momentum | None = None,
+) -> dict[str, np.ndarray]:
+  tree = snapshot.by_path({"params": params, "momentum": momentum})
+  leaves = {path: weights.Leaf.of(np.asarray(x)) for path, x in tree.items()}
+  return state(leaves, family)
+
+
+class Opened(NamedTuple):
+  """A checkpoint and its model, which `call(method, ...)` applies to it."""
+
+  checkpoint: opening.Checkpoint
+  model: nn.Module
+  params: dict
+  family: str
+
+  @property
+  def ties(self) -> dict[str, str]:
+    """A name of a tensor in the original -> the name that it also has."""
+    return write.original_state(self.checkpoint.leaves, self.family)[1]
+
+  @classmethod
+  def of(cls, checkpoint: opening.Checkpoint) -> "Opened":
+    card = checkpoint.card
+    model = families.build(card.family, card.config)
+    return cls(checkpoint, model, tree(checkpoint.leaves), card.family)
+
+
+def open_case(golden: Golden) -> Opened:
+  """The case's checkpoint, after a proof that nothing of it was lost."""
+  opened = [golden.open(name) for name in golden.checkpoints]
+  for name, checkpoint in zip(golden.checkpoints, opened, strict=True):
+    if name.startswith("ckpt/"):
+      saved = golden.tensors(name)
+      ours = state(checkpoint.leaves, checkpoint.card.family)
+      nothing = np.empty(0)
+      errors = {
+        key: verdicts.difference(
+          ours.get(key, nothing), saved.get(key, nothing)
+        )
+        for key in sorted({*ours, *saved})
+      }
+      golden.judge(f"{name} there and back", errors, EXACT)
+  return Opened.of(opened[0])
+
+
+def bound(model: nn.Module, params: dict) -> Callable:
+  """`(method, ...)`: what the module's method makes with these parameters."""
+  return lambda method, *args, **kwargs: model.apply(
+    {"params": params}, *args, method=method, **kwargs
+  )
+
+
+def loss_fn(task: base.Task, *paths: str) -> Callable:
+  """`(params, batch)` to the loss and what was recorded on the way to it."""
+
+  def loss(params, batch):
+    with recorded(*paths) as seen:
+      value, _ = task.loss(
+        params, None, batch, rng=jax.random.key(0), step=jnp.int32(0)
+      )
+    return value, dict(seen)
+
+  return loss
+
+
+def compare_loss(
+  golden: Golden, opened: Opened, task: base.Task, batch: dict, *paths: str
+) -> dict[str, list]:
+  """Compares a task's loss and gradients; returns what was recorded."""
+  run = jit(jax.value_and_grad(loss_fn(task, *paths), has_aux=True))
+  (loss, seen), grads = run(opened.params, batch)
+  golden.compare({"loss": loss, "loss__f64": loss}, MODEL)
+  compare_gradients(golden, state_of(opened.family, grads))
+  return seen
+
+
+def compare_gradients(golden: Golden, ours: Mapping[str, np.ndarray]) -> None:
+  """Norms and fingerprints of all, and those that were kept whole."""
+  total = np.linalg.norm(golden.input("grad_norm").astype(np.float64))
+  names = golden.fact("grad_names")
+  golden.compare_prints("grad", names, ours, GRADIENT, lambda x: total)
+  # Of rounding errors, whose own size is no scale.
+  zero = golden.fact("zero_grad_params", [])
+  groups = {True: {}, False: {}}
+  for name, x in ours.items():
+    groups[name in zero][f"grad.{name}"] = x
+  golden.compare(groups[True], GRADIENT, "grad.* (rounding)", total)
+  golden.compare(groups[False], MODEL, "grad.*")

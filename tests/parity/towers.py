@@ -1,0 +1,141 @@
+"""Cases of one tower."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blip_jax.convert import configs
+from blip_jax.models import config as model_config
+from blip_jax.models import med, vit
+from blip_jax.tasks import losses
+from tests.parity import replay
+from tests.parity.goldens import Golden
+
+
+def image_tower(golden: Golden) -> None:
+  leaves = golden.leaves(*golden.checkpoints, "visual_encoder.")
+  params = replay.tree(leaves, "params/visual_encoder")
+  sizes = golden.config["vit"]
+  config = model_config.ViTConfig(
+    image_size=(sizes["image_size"],) * 2,
+    mlp_dim=params["block_0"]["fc_in"]["kernel"].shape[1],
+    **configs.read_hints(sizes).vit,
+  )
+  model = vit.ViT(config)
+  paths = {"patch_embed": "patch_embed"}
+  for i in range(config.depth):
+    paths[f"block{i}"] = f"block_{i}"
+    paths[f"block{i}_attn"] = f"block_{i}/attention"
+    paths[f"block{i}_mlp"] = f"block_{i}/fc_out"
+
+  def loss(params, image, cotangent):
+    with replay.recorded(*paths.values()) as seen:
+      features = model.apply({"params": params}, image)
+    return jnp.mean(features * cotangent), (features, dict(seen))
+
+  inputs = golden.image("image"), golden.input("cotangent")
+  run = replay.jit(jax.value_and_grad(loss, has_aux=True))
+  (value, (features, seen)), grads = run(params, *inputs)
+  ours = {name: seen[path][0] for name, path in paths.items()}
+  golden.compare({**ours, "features": features}, replay.MODULE)
+  golden.compare({"loss": value, "loss__f64": value}, replay.MODEL)
+  tower = replay.state_of("feature", {"visual_encoder": grads})
+  replay.compare_gradients(
+    golden, {n.removeprefix("visual_encoder."): x for n, x in tower.items()}
+  )
+
+  for match in golden.matches(r"pos_embed_to_grid\d+"):
+    side = math.isqrt(golden.shape(match[0])[1] - 1)
+    ours = vit.resize_pos_embed(params["pos_embed"], config.grid, (side, side))
+    golden.compare({match[0]: ours}, replay.MODULE)
+  if "image_big" in golden:
+    features = replay.jit(model.apply)(
+      {"params": params}, golden.image("image_big")
+    )
+    golden.compare({"features_big": features}, replay.MODULE)
+
+
+def text_tower(golden: Golden) -> None:
+  leaves = [golden.leaves(file) for file in golden.checkpoints]
+  encoder, decoder = (
+    next(filter(None, (replay.tree(x, f"params/{tower}") for x in leaves)))
+    for tower in ("text_encoder", "text_decoder")
+  )
+  config = model_config.MedConfig(
+    vocab_size=encoder["word_embeddings"].shape[0],
+    dropout=0.0,
+    **configs.read_hints(golden.config["text"]).med,
+  )
+  texts = golden.tokens("", golden.fact("captions"))
+  names = "encoder_hidden_states", "encoder_attention_mask"
+  inputs = *texts, *map(golden.input, names)
+  golden.compare(_encode(med.Med(config), encoder, *inputs), replay.MODULE)
+  model = med.Med(config, with_lm_head=True)
+  found = _decode(model, decoder, *inputs)
+  golden.compare(found, replay.MODULE)
+  lm = found["dec.logits"], jnp.asarray(golden.input("dec.labels")), 0.1
+  golden.compare({"dec.loss_mean": losses.lm_loss(*lm)}, replay.MODULE)
+  golden.compare({"dec.loss_none": losses.lm_loss_per_text(*lm)}, replay.MODULE)
+  if "dec_cached.logits" in golden:
+    steps = golden.shape("dec_cached.logits")[1]
+    length = golden.shape("dec_cached.past_key_l0")[2]
+    ours = _decode_with_cache(model, steps, length, decoder, *inputs)
+    golden.compare(ours, replay.MODULE)
+
+
+@replay.jit_of_model
+def _encode(model, params, ids, mask, states, states_mask):
+  """The encoder's modes, layer by layer."""
+  layers = [f"layer_{i}" for i in range(model.config.depth)]
+  # Dropout is given the probabilities before it is given anything else.
+  drops = [f"{layer}/attention/drop" for layer in layers]
+  call = replay.bound(model, params)
+  kv = call("project_encoder_states", states)
+  found = {}
+  for mode, cross in {"text": (), "multimodal": (kv, states_mask)}.items():
+    with replay.recorded("ln_embed", *layers, *drops) as seen:
+      call(None, ids, mask, *cross)
+    found[f"{mode}.hidden0"] = seen["ln_embed"][0]
+    for i, layer in enumerate(layers):
+      found[f"{mode}.hidden{i + 1}"] = seen[layer][0][0]
+      found[f"{mode}.attn{i}"] = seen[drops[i]][0]
+  causal = call(None, ids, mask, kv, states_mask, causal=True)
+  return {**found, "multimodal_causal.last": causal}
+
+
+@replay.jit_of_model
+def _decode(model, params, ids, mask, states, states_mask):
+  call = replay.bound(model, params)
+  kv = call("project_encoder_states", states)
+  looking = call(None, ids, mask, kv, states_mask, causal=True)
+  logits = call("logits", looking)
+  return {
+    "dec.logits": logits,
+    "dec.return_logits": logits[:, :-1],
+    "dec_text.logits": call("logits", call(None, ids, mask, causal=True)),
+  }
+
+
+def _decode_with_cache(model, steps, length, params, ids, mask, states, seen):
+  """The first tokens at once, then one by one, `length` in all."""
+  cache = replay.bound(model, params)("init_cache", len(ids), length)
+  starts = range(length - steps + 1, length)
+  logits = []
+  for new in np.split(ids[:, :length], starts, axis=1):
+    last, cache = _extend(model, params, new, cache, states, seen)
+    logits.append(last)
+  found = {"dec_cached.logits": jnp.stack(logits, axis=1)}
+  for layer, (key, value) in enumerate(cache.kv):
+    found[f"dec_cached.past_key_l{layer}"] = key[:, :, :, 0]
+    found[f"dec_cached.past_value_l{layer}"] = value[:, :, :, 0]
+  return found
+
+
+@replay.jit_of_model
+def _extend(model, params, ids, cache, states, states_mask):
+  call = replay.bound(model, params)
+  kv = call("project_encoder_states", states)
+  hidden, cache = call("extend", ids, cache, kv, states_mask)
+  return call("logits", hidden[:, -1:])[:, 0], cache

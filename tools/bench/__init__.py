@@ -1,0 +1,1 @@
+"""Benchmarks: a ratio in one run, outputs compared first."""

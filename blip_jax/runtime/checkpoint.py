@@ -152,12 +152,13 @@ def initialise(
      run and continues it after a preemption.
   2. RESTORE. `config.restore` names another run (its workdir, or one of its
      checkpoints): take its whole state, step and data position included.
-  3. INIT FROM. `config.weights` names weights: take the parameters only,
-     at step 0, with a new optimiser and a momentum twin that starts equal to
-     them; with `config.momentum_state`, twin and queues of the weights, where
-     they have any. Names must agree both ways, but for `config.allow_missing`
-     (ours that stay fresh) and `config.allow_unexpected` (theirs that are dropped),
-     which are regular expressions for whole paths.
+  3. INIT FROM. `config.weights` names weights: take the parameters only, at
+     step 0, with a new optimiser and a momentum encoder that starts equal to
+     them; with `config.momentum_state`, also the momentum encoder and queues of
+     the weights, where they have any. Names must agree both ways. Exceptions
+     are regular expressions that match complete paths: of
+     `config.allow_missing`, which stay fresh, and of
+     `config.allow_unexpected`, which are dropped.
   4. SCRATCH.
 
   Args:

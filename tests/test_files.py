@@ -1,0 +1,102 @@
+"""Files are complete or absent, and nothing else opens them."""
+
+import json
+import math
+import os
+import pathlib
+import threading
+
+import pytest
+
+import blip_jax
+from blip_jax.runtime import files
+
+PACKAGE = pathlib.Path(blip_jax.__file__).parent
+
+
+def test_json_is_replaced_atomically(tmp_path):
+  path = tmp_path / "deep" / "results.json"
+  files.write_json(path, {"a": [1, math.inf]})
+  assert json.loads(path.read_text()) == {"a": [1, "Infinity"]}
+  with pytest.raises(TypeError):
+    files.write_json(path, {"a": object()})
+  assert json.loads(path.read_text()) == {"a": [1, "Infinity"]}
+  assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+  path = tmp_path / "a.bin"
+  files.write_bytes(path, b"old")
+  with files.open_atomic(path) as file:
+    file.write(b"half")
+    file.flush()
+    assert files.read_bytes(path) == b"old"
+    file.write(b" and whole")
+  assert files.read_bytes(path) == b"half and whole"
+  with pytest.raises(RuntimeError), files.open_atomic(path) as file:
+    file.write(b"lost")
+    raise RuntimeError
+  assert files.read_bytes(path) == b"half and whole"
+  assert files.list_folder(tmp_path) == ["a.bin"]
+
+
+def test_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
+  calls = []
+  fsync, replace = os.fsync, os.replace
+  monkeypatch.setattr(
+    os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd))[1]
+  )
+  monkeypatch.setattr(
+    os, "replace", lambda a, b: (calls.append("replace"), replace(a, b))[1]
+  )
+  files.write_text(tmp_path / "a.txt", "text")
+  assert calls == ["fsync", "replace"]
+
+
+def test_one_of_many_claims_a_file(tmp_path):
+  path, claimed = tmp_path / "lease", []
+  start = threading.Barrier(8)
+
+  def claim(number):
+    start.wait()
+    if files.claim(path, str(number)):
+      claimed.append(number)
+
+  threads = [threading.Thread(target=claim, args=(n,)) for n in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(claimed) == 1
+  assert files.read_text(path) == str(claimed[0])
+
+
+def test_a_partial_last_line_is_dropped(tmp_path):
+  path = tmp_path / "lines.jsonl"
+  files.append_line(path, "one")
+  files.append_line(path, "two")
+  with files.open_append(path) as file:
+    file.write("thr")
+  assert list(files.complete_lines(path)) == [b"one\n", b"two\n"]
+  files.drop_partial_line(path)
+  assert files.read_text(path) == "one\ntwo\n"
+  files.drop_partial_line(path)
+  assert files.read_text(path) == "one\ntwo\n"
+  files.drop_partial_line(tmp_path / "absent")
+
+
+def test_ranges_and_folders(tmp_path):
+  path = tmp_path / "deep" / "a.bin"
+  files.make_folder(path.parent)
+  files.write_bytes(path, b"0123456789")
+  assert files.read_range(path, 3, 4) == b"3456"
+  assert files.read_range(path, 8, 4) == b"89"
+  assert files.size(path) == 10
+  assert files.list_folder(tmp_path) == ["deep"]
+  assert files.list_folder(tmp_path / "absent") == []
+  assert files.glob(f"{tmp_path}/**/*.bin") == [str(path)]
+  files.link(path, tmp_path / "b.bin")
+  assert files.read_bytes(tmp_path / "b.bin") == b"0123456789"
+  files.remove(path)
+  files.remove(path)
+  assert not files.exists(path)

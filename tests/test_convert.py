@@ -15,7 +15,7 @@ from blip_jax.tools import convert_checkpoint
 import blip_jax
 from blip_jax.convert import (
   adapt,
-  configs,
+  model_configs,
   opening,
   reader,
   tensor_files,
@@ -376,7 +376,7 @@ def test_hugging_face_has_no_such_class(tmp_path):
 
 def test_traps_of_hugging_face_are_set_right():
   """Text heads 8, image epsilon 1e-5: defaults that no shape betrays."""
-  hints = configs.read_hints(
+  hints = model_configs.read_hints(
     {"vision_config": {"hidden_size": 768}, "text_config": {"vocab_size": 9}}
   )
   assert hints.med["num_heads"] == 12
@@ -384,7 +384,7 @@ def test_traps_of_hugging_face_are_set_right():
   assert "num_attention_heads is 8" in heads and "12" in heads
   assert "layer_norm_eps is 1e-05" in epsilon and "1e-06" in epsilon
   with pytest.raises(ValueError, match="hidden_act: expected 'gelu'"):
-    configs.read_hints(
+    model_configs.read_hints(
       {"vision_config": {"hidden_act": "relu"}, "text_config": {}}
     )
 

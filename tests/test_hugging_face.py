@@ -183,10 +183,10 @@ def test_their_processor_prepares_what_ours_does(tmp_path):
 
 def test_eight_text_heads_of_a_base_model_are_twelve():
   """transformers' default for a BLIP text tower that says nothing."""
-  from blip_jax.convert import configs
+  from blip_jax.convert import model_configs
 
   config = transformers.BlipConfig(text_config={"hidden_size": 768}).to_dict()
   config["text_config"]["num_attention_heads"] = 8
-  hints = configs.read_hints(config)
+  hints = model_configs.read_hints(config)
   assert hints.med["num_heads"] == 12
   assert any("num_attention_heads is 8" in text for text in hints.warnings)

@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from blip_jax.convert import (
   adapt,
-  configs,
+  model_configs,
   names,
   weights,
   write,
@@ -56,7 +56,7 @@ def test_full_size_names_and_shapes(keys, case):
   leaves = weights.from_external(tensors, "original", report)
   family = adapt.family_of(leaves)
   assert case.startswith({"caption": "decoder"}.get(family, family))
-  config = configs.from_shapes(leaves, family, configs.Hints())
+  config = model_configs.from_shapes(leaves, family, model_configs.Hints())
   assert config.vit.num_heads == (12 if "base" in case else 16)
   assert config.med.num_heads == 12
   ours = adapt.to_family(leaves, family, family, config, report)

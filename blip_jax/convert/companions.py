@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from blip_jax.convert import configs, weights
+from blip_jax.convert import model_configs, weights
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
@@ -44,7 +44,7 @@ def preprocessing(card: card_lib.Card) -> dict[str, Any]:
   }
 
 
-def hints(path: pathlib.Path, given: str | os.PathLike | None) -> configs.Hints:
+def hints(path: pathlib.Path, given: str | os.PathLike | None) -> model_configs.Hints:
   """What config files say: the one that is given, else a folder's own.
 
   The original splits its config in two; `vit.json` is read beside the given.
@@ -52,12 +52,12 @@ def hints(path: pathlib.Path, given: str | os.PathLike | None) -> configs.Hints:
   if given is None:
     given = path / "config.json"
     if not given.is_file():
-      return configs.Hints()
+      return model_configs.Hints()
   given = pathlib.Path(given)
-  found = configs.read_hints(_json(given))
+  found = model_configs.read_hints(_json(given))
   beside = given.parent / "vit.json"
   if not found.vit and beside.is_file():
-    found.vit = configs.read_hints(_json(beside)).vit
+    found.vit = model_configs.read_hints(_json(beside)).vit
   return found
 
 
@@ -78,7 +78,7 @@ def tokenizer_of(
   if given is None and tokenizer_lib.has_vocabulary(folder):
     given = folder
   why = f"the model's vocabulary of {size} tokens is not BERT's."
-  if given is None and size == configs.BERT_VOCAB:
+  if given is None and size == model_configs.BERT_VOCAB:
     try:
       return tokenizer_of(card, path, BERT, report)
     except ValueError as error:

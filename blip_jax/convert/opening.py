@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from blip_jax.convert import (
   adapt,
   companions,
-  configs,
   hub,
+  model_configs,
   names,
   reader,
   registry,
@@ -185,7 +185,7 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
       return snapshot.Arrays(folder)
     opened = _open_ours(folder)
   else:
-    hints = configs.read_hints(card.to_json())
+    hints = model_configs.read_hints(card.to_json())
     opened = _open_theirs(name_or_path, path, card.family, hints)
   leaves = adapt.to_family(
     opened.leaves,
@@ -261,7 +261,7 @@ def _open_theirs(
   name: str,
   path: pathlib.Path,
   task: str | None,
-  hints: configs.Hints,
+  hints: model_configs.Hints,
   drop: Sequence[str] = (),
 ) -> Checkpoint:
   tensors = reader.read(path)
@@ -277,7 +277,7 @@ def _open_theirs(
     report.drop("not weights", *tensors.ignored)
   leaves = weights.from_external(tensors, layout, report, drop)
   family = adapt.family_of(leaves)
-  config = configs.from_shapes(leaves, task or family, hints)
+  config = model_configs.from_shapes(leaves, task or family, hints)
   released = registry.find(name) or registry.find(path.name)
   if released and released.note:
     report.warnings.append(released.note)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blip_jax.convert import configs
+from blip_jax.convert import model_configs
 from blip_jax.models import config as model_config
 from blip_jax.models import med, vit
 from blip_jax.tasks import losses
@@ -21,7 +21,7 @@ def image_tower(golden: Golden) -> None:
   config = model_config.ViTConfig(
     image_size=(sizes["image_size"],) * 2,
     mlp_dim=params["block_0"]["fc_in"]["kernel"].shape[1],
-    **configs.read_hints(sizes).vit,
+    **model_configs.read_hints(sizes).vit,
   )
   model = vit.ViT(config)
   paths = {"patch_embed": "patch_embed"}
@@ -66,7 +66,7 @@ def text_tower(golden: Golden) -> None:
   config = model_config.MedConfig(
     vocab_size=encoder["word_embeddings"].shape[0],
     dropout=0.0,
-    **configs.read_hints(golden.config["text"]).med,
+    **model_configs.read_hints(golden.config["text"]).med,
   )
   texts = golden.tokens("", golden.fact("captions"))
   names = "encoder_hidden_states", "encoder_attention_mask"

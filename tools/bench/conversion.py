@@ -79,7 +79,7 @@ _MEASURED = """
 import resource, runpy, sys, time
 sys.argv = sys.argv[1:]
 # Of starting Python and JAX, whatever the file.
-import blip_jax.convert.export
+import blip_jax.convert.write
 begin = time.monotonic()
 try:
   runpy.run_path(sys.argv[0], run_name="__main__")

@@ -523,6 +523,36 @@ def test_no_step_is_made_after_a_bad_one():
   np.testing.assert_allclose(state.params["w"], 0.8)
 
 
+def test_one_bad_batch_stops_all_later_updates():
+  """Good batches after a single bad one leave the state as it is, bit for
+  bit: the host learns of the bad one later, and must find the state from
+  before it."""
+
+  class Scaled(helpers.StubTask):
+    def loss(self, params, momentum, batch, *, rng, step, train=True):
+      loss = batch["scale"] * params["w"] ** 2
+      return loss, (momentum + 1, {"loss": loss})
+
+  tx = optax.adam(0.1)
+  params = {"w": jnp.float32(1.0)}
+  state = train.State(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=tx.init(params),
+    momentum=jnp.float32(0.0),
+  )
+  step = train.make_train_step(Scaled(), tx, seed=0)
+  states = []
+  for steps_done, scale in enumerate((1.0, 1.0, np.nan, 1.0, 1.0)):
+    state, metrics = step(state, {"scale": jnp.float32(scale)}, steps_done)
+    assert np.isfinite(metrics["loss"]) == np.isfinite(scale)
+    states.append(jax.device_get(state))
+  assert [int(state.step) for state in states] == [1, 2, 2, 2, 2]
+  assert states[0].params["w"] != states[1].params["w"]
+  for later in states[2:]:
+    helpers.assert_same(later, states[1])
+
+
 @pytest.mark.parametrize(
   "key, value, told",
   [

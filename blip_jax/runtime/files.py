@@ -222,9 +222,16 @@ def claim(path: Path, content: str) -> bool:
   return True
 
 
-def touch(path: Path) -> None:
-  """Sets the time of a file to now, and creates it if need be."""
-  pathlib.Path(path).touch()
+def touch(path: Path, create: bool = True) -> None:
+  """Sets the time of a file to now.
+
+  Raises:
+    FileNotFoundError: there is no such file and `create` is False.
+  """
+  if create:
+    pathlib.Path(path).touch()
+  else:
+    os.utime(path)
 
 
 def make_folder(path: Path) -> None:

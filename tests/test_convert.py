@@ -418,6 +418,19 @@ def test_load_of_pretraining_is_whole():
   )
 
 
+def test_a_file_with_a_released_name_is_compared_with_the_release(tmp_path):
+  shutil.copy(golden("blip_decoder"), tmp_path / "model_vqa.pth")
+  checkpoint = opening.open_checkpoint(tmp_path / "model_vqa.pth", **LIKE)
+  (warning,) = checkpoint.report.warnings
+  assert warning.startswith(
+    "model_vqa: expected a vqa model, ViT with 12 layers of width 768, images "
+    "of 480 x 480 pixels; found a caption model, ViT with 2 layers of width "
+    "48, images of 32 x 32 pixels."
+  )
+  checkpoint = opening.open_checkpoint(golden("blip_decoder"), **LIKE)
+  assert not checkpoint.report.warnings
+
+
 def test_unknown_names_get_a_suggestion():
   with pytest.raises(ValueError, match=r"mean .*model_base_retrieval_coco"):
     blip_jax.load("model_base_retreival_coco")

@@ -1,9 +1,12 @@
 """The table of released checkpoints."""
 
+import re
+
 import pytest
 
 from blip_jax.convert import registry
 from blip_jax.models import config as models_config
+from blip_jax.models import families
 
 FILES = {
   "model_base_14M.pth": ("pretrain", "base", 224),
@@ -48,25 +51,65 @@ def test_the_table_is_what_was_released():
 )
 def test_a_row_is_consistent(row):
   assert registry.RELEASED[row.name] is row
-  assert row.task in registry.TASKS
+  assert row.task in families.FAMILIES
   assert row.variant in models_config.VARIANTS
   assert row.image_size % 16 == 0
   assert row.source in (row.name, f"{URL}{row.name}.pth")
   assert (row.variant == "large") == ("large" in row.name.split("capfilt")[0])
-  # Only the original's captioners were trained behind the prompt.
-  original_captioner = row.task == "caption" and row.source != row.name
-  assert row.prompt == ("a picture of " if original_captioner else "")
-  assert bool(row.generation) == (row.task in ("caption", "vqa"))
+
+
+def sizes(variant, image_size):
+  return models_config.variant(
+    variant,
+    image_size=image_size,
+    vocab_size=30524,
+    tokens=models_config.SpecialTokens(),
+  )
+
+
+@pytest.mark.parametrize(
+  "row", registry.RELEASED.values(), ids=lambda r: r.name
+)
+def test_the_released_model_matches_its_row(row):
+  assert not row.mismatch(row.task, sizes(row.variant, row.image_size))
+
+
+def test_a_retrieval_file_may_hold_the_parameters_of_itm_only():
+  row = registry.find("model_base_retrieval_coco")
+  assert not row.mismatch("itm", sizes("base", 384))
+  assert registry.find("Salesforce/blip-itm-base-coco").mismatch(
+    "retrieval", sizes("base", 384)
+  )
+
+
+@pytest.mark.parametrize(
+  ("family", "variant", "image_size", "found"),
+  [
+    ("caption", "base", 480, "a caption model, ViT with 12 layers"),
+    ("vqa", "large", 480, "a vqa model, ViT with 24 layers of width 1024"),
+    ("vqa", "base", 384, "a vqa model, .* images of 384 x 384 pixels"),
+  ],
+)
+def test_a_mismatch_says_what_was_expected_and_found(
+  family, variant, image_size, found
+):
+  warning = registry.find("model_vqa").mismatch(
+    family, sizes(variant, image_size)
+  )
+  expected = (
+    "model_vqa: expected a vqa model, ViT with 12 layers of width 768, images "
+    "of 480 x 480 pixels; found "
+  )
+  assert re.match(expected + found, warning)
 
 
 def test_decoding_is_the_originals():
-  assert registry.find("model_large_caption").generation == dict(
-    num_beams=3, max_length=20, min_length=5, repetition_penalty=1.0
-  )
-  vqa = registry.find("Salesforce/blip-vqa-base")
-  assert vqa.generation == dict(num_beams=3, max_length=10, min_length=1)
-  vqa.generation["num_beams"] = 1
-  assert vqa.generation["num_beams"] == 3, "a caller's change must not stay"
+  assert {
+    "caption": dict(
+      num_beams=3, max_length=20, min_length=5, repetition_penalty=1.0
+    ),
+    "vqa": dict(num_beams=3, max_length=10, min_length=1),
+  } == registry.GENERATION
 
 
 @pytest.mark.parametrize(

@@ -279,8 +279,9 @@ def _open_theirs(
   family = adapt.family_of(leaves)
   config = model_configs.from_shapes(leaves, task or family, hints)
   released = registry.find(name) or registry.find(path.name)
-  if released and released.note:
-    report.warnings.append(released.note)
+  if released:
+    known = (released.mismatch(family, config), released.note)
+    report.warnings += filter(None, known)
   if layout == "hf":
     report.warnings += companions.traps(path, family, config, bool(released))
   prompt = (

@@ -1,15 +1,15 @@
-"""The released checkpoints: where they are, and what they are.
+"""The released checkpoints: where they are, and what they hold.
 
 A file of weights does not say what it was trained for. Loaded as another task
-or at another size it fails without an error ("dai dai dai"), so each row has
-what its checkpoint was made with, and a note where that surprises.
+or at another image size it fails without an error (captions become "dai dai
+dai"), so each row says what its checkpoint should hold, which is compared with
+the file when it is opened, and has a note where the checkpoint surprises.
 """
 
 import dataclasses
 import difflib
-from typing import Any
 
-TASKS = ("pretrain", "caption", "vqa", "retrieval", "itm", "nlvr")
+from blip_jax.models import config as model_config
 
 # How the original decodes: configs/caption_coco.yaml and models/blip_vqa.py.
 # The lengths are in tokens and count the prompt, [DEC] and [SEP].
@@ -36,12 +36,13 @@ class Released:
     name: of the original's file without .pth, or of the repository on the
       Hugging Face hub.
     source: URL of the file, or again the repository.
-    task: one of TASKS.
+    task: the family of its parameters, one of `models.families.FAMILIES`.
     variant: "base" or "large", a key of `models.config.VARIANTS`.
-    image_size: pixels a side that the position embeddings are made for.
-    prompt: what a caption starts with; "" starts from [DEC] alone.
-    sha256: of the file, the first and the last digits as far as they are known.
-    note: what whoever loads it should be told; "" if nothing surprises.
+    image_size: side of the (square) images in pixels, for which the position
+      embeddings were trained.
+    sha256: of the file: its first and last hexadecimal digits, as many as are
+      known.
+    note: what a user should know before loading it; "" if nothing surprises.
   """
 
   name: str
@@ -49,28 +50,52 @@ class Released:
   task: str
   variant: str
   image_size: int
-  prompt: str = ""
-  sha256: tuple[str, str] | None = None
+  sha256: tuple[str, str] = ("", "")
   note: str = ""
 
-  @property
-  def generation(self) -> dict[str, Any]:
-    """What to decode with by default; empty if it was not made to decode."""
-    return dict(GENERATION.get(self.task, {}))
-
   def has_digest(self, digest: str) -> bool:
-    """Whether a SHA-256 in hexadecimal is what is known of the file's."""
-    first, last = self.sha256 or ("", "")
+    """Whether a hexadecimal SHA-256 agrees with the known digits."""
+    first, last = self.sha256
     return digest.startswith(first) and digest.endswith(last)
+
+  def mismatch(self, family: str, config: model_config.BlipConfig) -> str:
+    """Compares this row with what a file of this name holds.
+
+    Args:
+      family: of the parameters in the file.
+      config: of the model in the file.
+
+    Returns:
+      A warning that says what was expected and found; "" if both agree.
+    """
+    tower, side = model_config.VARIANTS[self.variant]["vit"], self.image_size
+    expected = (
+      f"{self.task} model, ViT with {tower['depth']} layers of width "
+      f"{tower['width']}, images of {side} x {side} pixels"
+    )
+    vit = config.vit
+    # What a retrieval checkpoint holds beyond ITM serves training only.
+    if (self.task, family) == ("retrieval", "itm"):
+      family = "retrieval"
+    found = (
+      f"{family} model, ViT with {vit.depth} layers of width {vit.width}, "
+      f"images of {vit.image_size[0]} x {vit.image_size[1]} pixels"
+    )
+    if found == expected:
+      return ""
+    return (
+      f"{self.name}: expected a {expected}; found a {found}. If this is not "
+      "the released file, give it another name; if it is, fetch it again"
+    )
 
 
 def find(name: str) -> Released | None:
-  """The checkpoint of a name (with or without .pth) or URL, if it is one."""
+  """Finds a released checkpoint by its name, with or without .pth, or URL."""
   return RELEASED.get(name.removeprefix(_ORIGINAL).removesuffix(".pth"))
 
 
 def nearest(name: str) -> list[str]:
-  """Up to three names that could have been meant, the likeliest first."""
+  """Up to three released names similar to `name`, the most similar first."""
   names = {_last_part(known): known for known in RELEASED}
   close = difflib.get_close_matches(_last_part(name), names)
   return [names[part] for part in close]
@@ -80,24 +105,26 @@ def _last_part(name: str) -> str:
   return name.rsplit("/", 1)[-1].removesuffix(".pth").lower()
 
 
-def _pretrained(name: str, variant: str, captioner: str, **known) -> Released:
+def _pretrained(
+  name: str,
+  variant: str,
+  captioner: str,
+  sha256: tuple[str, str] = ("", ""),
+) -> Released:
   # 74.3 and 109.6: NoCaps, overall CIDEr, of model_base_capfilt_large and of
   # the captioner fine-tuned from it.
   note = (
     f"{name} is only pre-trained. To fine-tune, start from it; as a captioner "
     f"it is poor (CIDEr 74 on NoCaps instead of 110): use {captioner}"
   )
-  return Released(
-    name, f"{_ORIGINAL}{name}.pth", "pretrain", variant, 224, note=note, **known
-  )
+  source = f"{_ORIGINAL}{name}.pth"
+  return Released(name, source, "pretrain", variant, 224, sha256, note)
 
 
 def _finetuned(
   name: str, task: str, variant: str, image_size: int = 384
 ) -> Released:
-  prompt = PROMPT if task == "caption" else ""
-  source = f"{_ORIGINAL}{name}.pth"
-  return Released(name, source, task, variant, image_size, prompt)
+  return Released(name, f"{_ORIGINAL}{name}.pth", task, variant, image_size)
 
 
 def _on_hub(name: str, task: str, variant: str, note: str = "") -> Released:
@@ -123,7 +150,7 @@ _ROWS = (
     "model_base_capfilt_large",
     "base",
     "model_base_caption_capfilt_large",
-    # As a user saw it (salesforce/BLIP issue 99), abridged; no other is known.
+    # Abridged, from salesforce/BLIP issue 99; the others are not known.
     sha256=("8f518745", "a0b235f"),
   ),
   _pretrained("model_large", "large", "model_large_caption"),

@@ -38,7 +38,7 @@ def one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
 def positive(config: Config, *keys: str) -> None:
   """Raises `ValueError` for the first key, with dots, that is below 1."""
   for key in keys:
-    value = config
+    value: Any = config
     for part in key.split("."):
       value = value[part]
     if value < 1:
@@ -106,7 +106,7 @@ def with_steps(config: Config, rows_per_epoch: float) -> Config:
 def splits(config: Config) -> dict[str, Config]:
   """The held-out splits that have a source, by name."""
   return {
-    name: split
+    name: config.evals[name]
     for name, split in config.evals.items()
     if isinstance(split, ConfigDict) and split.source
   }

@@ -151,16 +151,16 @@ def training(task: str) -> Config:
       task=task,
       seed=42,
       batch_size=600,  # of all devices together
-      num_steps=0,  # 0: as many as num_epochs has
+      num_steps=0,  # 0: given by num_epochs
       num_epochs=0.0,
       log_every_steps=50,
-      # Which rows may be ITC candidates and, in pre-training, ITM negatives,
-      # and of which LM takes the mean: those of the whole batch, or those of
-      # the same data shard, as in the original.
+      # Which examples are ITC candidates and, in pre-training, ITM negatives,
+      # and share the mean of LM: those of the global batch, or those of the
+      # same data shard, as in the original.
       scope="global",
       # A directory with vocab.txt, a hub id, or "scenes".
       tokenizer="bert-base-uncased",
-      # -1: all devices that the other two leave.
+      # -1: all devices that the other two axes leave.
       mesh=dict(data=-1, fsdp=1, tensor=1),
       model=dict(
         variant="base",  # tiny | base | large
@@ -173,17 +173,17 @@ def training(task: str) -> Config:
         text_remat="none",
       ),
       data=dict(
-        train=("",),  # sources; see README, "Data"
+        train=("",),  # sources; see docs/data.md
         image_root="",
-        weights=(),  # of the sources; empty: all rows alike
-        rotate="",  # a pattern of sources of which each epoch uses one
+        weights=(),  # of the sources; empty: all rows have equal weight
+        rotate="",  # a pattern of sources; each epoch uses the next one
         augment=True,  # random crop and flip, and RandAugment
-        min_scale=0.2,  # of the crop, as a share of the picture
+        min_scale=0.2,  # of the crop, as a share of the image
         max_words=30,
         max_length=30,  # tokens, [CLS] and [SEP] included
         num_threads=8,
-        num_workers=0,  # processes beside them
-        max_bad_fraction=0.05,  # of samples that cannot be read
+        num_workers=0,  # processes; 0: threads alone
+        max_bad_fraction=0.05,  # of samples that cannot be used
       ),
       optim=dict(
         schedule="step",  # step | cosine_epoch | cosine
@@ -192,26 +192,26 @@ def training(task: str) -> Config:
         warmup_lr=1e-6,
         warmup_steps=3000,
         decay_rate=0.9,  # per epoch
-        steps_per_epoch=0,  # 0: as many as the data has
+        steps_per_epoch=0,  # 0: given by the data
         weight_decay=0.05,  # of every parameter
         betas=(0.9, 0.999),
         clip=0.0,  # of the global gradient norm; 0: off, as in the original
       ),
       checkpoint=dict(every_steps=1000, keep=2, keep_every_steps=0),
       init=dict(
-        restore="",  # a workdir whose whole state to start from
+        restore="",  # a workdir; the run starts from its full state
         weights="",  # parameters to start from; what blip_jax.load takes
         # Whether to take their momentum encoders and queues along.
         momentum_state=False,
         allow_missing=(),  # patterns of parameters that stay fresh
         allow_unexpected=(),  # patterns of parameters that are dropped
       ),
-      # Held-out splits by name; an empty source is left out.
+      # Held-out splits by name; one without a source is skipped.
       evals=dict(
         every_steps=0,  # 0: only at the end
         batch_size=100,
-        # `split/metric`s by whose sum, the higher the better, WORKDIR/best is
-        # chosen; nothing is, where a split of theirs has no source.
+        # `split/metric`s whose sum, the higher the better, selects
+        # WORKDIR/best. Nothing is selected if one of the splits has no source.
         best=(),
       ),
     )
@@ -219,36 +219,37 @@ def training(task: str) -> Config:
 
 
 def split(source: str) -> Config:
-  """A split to evaluate on, under the name that it has in `config.evals`."""
+  """A held-out split, one entry of `config.evals`."""
   return Config(
     dict(
       source=source,
       image_root="",
-      samples=0,  # pictures on the contact sheet, for one split only
+      samples=0,  # images on the contact sheet, for one split only
     )
   )
 
 
 def ranked_split(source: str) -> Config:
-  """A split whose pictures and texts are to find each other."""
+  """A split that measures retrieval between images and texts."""
   config = split(source)
-  # So many candidates, the nearest by ITC, are ranked anew by ITM; 0: none are.
+  # Number of candidates, the nearest by ITC, that ITM re-ranks; 0: none.
   config.k_test = 0
-  config.num_frames = 0  # of videos; 0: they are pictures
+  config.num_frames = 0  # sampled from each video; 0: images
   return config
 
 
 def captioned_split(source: str) -> Config:
-  """A split to caption, with the captions that people wrote of it."""
+  """A split that measures captions against human ones."""
   config = split(source)
-  # An annotation file of COCO's; "": the captions of the source itself; "none":
-  # there are none, and captions are only written.
+  # An annotation file in COCO's format; "": the captions of the source itself;
+  # "none": there are none, and captions are generated but not scored.
   config.references = ""
   return config
 
 
 def use_paper_sources(config: Config) -> None:
-  """The sets of section 4.1 but LAION, as JSON lists of {image, caption}."""
+  """The data sets of section 4.1 except LAION, as JSON lists of {image,
+  caption}."""
   config.data.train = (
     "data/coco_karpathy_train.json",
     "data/vg_caption.json",
@@ -263,12 +264,12 @@ def use_paper_sources(config: Config) -> None:
 
 
 def use_coco(config: Config) -> None:
-  """The Karpathy split of COCO, an epoch of which has 566,747 captions."""
+  """The Karpathy split of COCO, 566,747 captions per epoch."""
   _use_split(config, "coco_karpathy", 566_747, "data/images")
 
 
 def use_flickr(config: Config) -> None:
-  """The Karpathy split of Flickr30k, an epoch of which has 145,000 captions."""
+  """The Karpathy split of Flickr30k, 145,000 captions per epoch."""
   _use_split(config, "flickr30k", 145_000, "data/flickr30k")
 
 

@@ -1,4 +1,4 @@
-"""The training loop.  It knows no task: see `tasks/base.py` for what it asks.
+"""The training loop.  It knows no task, only the protocol in `tasks/base.py`.
 
 config -> mesh -> data -> task -> state -> step -> checkpoint -> evaluators
 """
@@ -8,11 +8,12 @@ import functools
 import logging
 import os
 import signal
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import stages
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int
 
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 def train(config: Config, workdir: str) -> dict[str, float]:
   """Trains, evaluates, and returns the final metrics (also `results.json`).
 
-  Given a workdir that holds a run, continues it from its last checkpoint, to
+  A workdir that holds a run is resumed from its last checkpoint, and ends with
   the same bits as if it had never stopped.
   """
   build.validate(config)
@@ -82,12 +83,12 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   metrics.print_overview(state.params)
   log.info("State: %s", sharding.describe(state, mesh))
 
-  # 5. The program of a step, and what watches over it.
+  # 5. The program of a step, and what monitors it.
   train_step = make_train_step(run.task, tx, config.seed)
   evaluators = evaluate_lib.build_evaluators(run, workdir)
   monitor = Monitor(config, workdir, first_step, learning_rate)
   kept_best = best.Best(
-    workdir, _evaluated(config.evals.best, evaluators), run.model_files
+    workdir, _best_metrics(config.evals.best, evaluators), run.model_files
   )
   evaluate = functools.partial(_evaluate, evaluators, monitor, kept_best)
   stop = StopSignal()
@@ -109,19 +110,19 @@ def train(config: Config, workdir: str) -> dict[str, float]:
       last = step == config.num_steps
       stopping = stop.requested(step)
       if last or stopping or _due(step, config.checkpoint.every_steps):
-        # Nothing is saved that was not found to be finite.
+        # Only a state that is known to be finite is saved.
         monitor.flush()
         checkpoints.save(
           step, state, loader, config.to_dict(), force=last or stopping
         )
       if stopping:
-        log.warning("Stopped at step %d as asked to; saved.", step)
+        log.warning("Stopped at step %d on request; the state is saved.", step)
         return {}
       if not last and _due(step, config.evals.every_steps):
         monitor.flush()
         evaluate(step, state)
 
-    # 7. What came out.
+    # 7. The results.
     results = evaluate(config.num_steps, state)
   if results and jax.process_index() == 0:
     files.write_json(os.path.join(workdir, "results.json"), results)
@@ -130,16 +131,16 @@ def train(config: Config, workdir: str) -> dict[str, float]:
 
 def make_train_step(
   task: tasks.Task, tx: optax.GradientTransformation, seed: int
-) -> Callable[[State, dict, Int[Array, ""]], tuple[State, dict]]:
+) -> stages.Wrapped:
   """The jitted step: (state, batch, steps done) -> (state, metrics).
 
-  An update that is not finite is not made.  The host learns of it one step
-  later; the count of steps, which then lags behind what the host says, keeps
-  every step after it from being made either.
+  An update that is not finite is not applied.  The host learns of it one step
+  later.  Until then the state counts fewer steps than the host, and so no
+  further update is applied either.
   """
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def train_step(state: State, batch: dict, steps_done: Int[Array, ""]):
+  def train_step(state: State, batch: dict, steps_done: Int[Array, ""] | int):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     params = task.clamp(state.params)
     loss = lambda params: task.loss(
@@ -157,8 +158,8 @@ def make_train_step(
       momentum=momentum,
     )
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    made = finite & (state.step == steps_done)
-    keep = lambda new, old: jnp.where(made, new, old)
+    applied = finite & (state.step == steps_done)
+    keep = lambda new, old: jnp.where(applied, new, old)
     return jax.tree.map(keep, new, state), metrics
 
   return train_step
@@ -181,15 +182,15 @@ class Monitor:
     self._learning_rate = learning_rate
     self._progress = metrics.Progress(config.num_steps, first_step)
     self._collapse = alarms.CollapseAlarm()
-    self._pending = None
+    self._pending: tuple[int, dict, list[str]] | None = None
 
   def dispatched(self, step: int, metrics: dict, ids: list[str]) -> None:
-    """Takes note of a step under way; reads the one before it."""
+    """Records a step that is running; reads the one before it."""
     self.flush()
     self._pending = step, metrics, ids
 
   def flush(self) -> None:
-    """Reads the step under way.
+    """Reads the step that is running, if any.
 
     Raises:
       FloatingPointError: its loss is not finite.
@@ -203,14 +204,14 @@ class Monitor:
     if "loss_itm" in metrics:
       self._collapse.update(step, metrics["loss_itm"])
     if step == 1 or _due(step, self._config.log_every_steps):
-      rate = float(self._learning_rate(step - 1))
+      rate = float(np.asarray(self._learning_rate(step - 1)))
       metrics = {**metrics, "lr": rate, **self.timer.tick(step)}
       metrics = {f"train/{name}": value for name, value in metrics.items()}
       self._writer.write(step, metrics)
       self._progress.update(step, metrics)
 
   def write(self, step: int, results: dict[str, float]) -> None:
-    """Keeps what evaluators found."""
+    """Writes the results of evaluators."""
     if results:
       self._writer.write(step, results)
 
@@ -220,11 +221,11 @@ class Monitor:
 
 
 class StopSignal:
-  """SIGTERM, as a scheduler sends it before it takes the machine away."""
+  """SIGTERM, which a scheduler sends before it takes the machine away."""
 
   def __init__(self):
     self._received = False
-    # Of several processes JAX's own service listens, to let them agree.
+    # With several processes, JAX's own service listens and lets them agree.
     if jax.process_count() == 1:
       signal.signal(signal.SIGTERM, self._receive)
 
@@ -245,7 +246,7 @@ def _evaluate(
   step: int,
   state: State,
 ) -> dict[str, float]:
-  """What evaluators find after a step, written down and compared."""
+  """Runs the evaluators after a step; writes and compares their results."""
   with monitor.timer.paused():
     results = base.run(evaluators, state)
     monitor.write(step, results)
@@ -253,10 +254,10 @@ def _evaluate(
   return results
 
 
-def _evaluated(
+def _best_metrics(
   metrics: tuple[str, ...], evaluators: base.Evaluators
 ) -> tuple[str, ...]:
-  """The metrics to choose by, unless a split of theirs is left out."""
+  """The metrics that select `best`, unless one of their splits is absent."""
   splits = {metric.partition("/")[0] for metric in metrics}
   return metrics if splits <= evaluators.keys() else ()
 

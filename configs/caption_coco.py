@@ -7,7 +7,7 @@ ViT-B at 384 pixels, 256 pairs a step (8 GPUs of 32), 5 epochs of 566,747
 captions, cosine from 1e-5 that changes with the epoch.
 
 Data: the Karpathy split, `coco_karpathy_{train,val,test}.json` of the original
-and the pictures that they name.  Expect 39.7 BLEU-4 and 133.3 CIDEr on test
+and the images that they name.  Expect 39.7 BLEU-4 and 133.3 CIDEr on test
 (Table 7; salesforce/BLIP issue 150 measured 39.7 and 133.3).  Not run here to
 the end.
 """

@@ -1,18 +1,18 @@
-"""Fine-tuning a captioner on your own pictures, by flags alone.
+"""Fine-tuning a captioner on your own images, by flags alone.
 
   python -m blip_jax.main --config configs/caption_folder.py --workdir W \
     --config.data.train=FOLDER --config.evals.val.source=ANOTHER_FOLDER
 
-A folder has texts beside its pictures (a.jpg, a.txt) or a `metadata.jsonl`; it
-may as well be a CSV, JSONL or Parquet file or a TFDS name: see the README,
-"Data".  Without a split to evaluate on, leave that flag out.
+A folder has text files next to its images (a.jpg, a.txt) or a `metadata.jsonl`.
+A CSV, JSONL or Parquet file or a TFDS name works as well: see docs/data.md.
+Without a split to evaluate on, leave that flag out.
 
 Made for one GPU (not measured on one): BLIP's base model at 384 pixels, 16
-pairs a step.  With less memory say `--config.model.vit_remat=full`; on a CPU
+pairs a step.  With less memory set `--config.model.vit_remat=full`; on a CPU
 try `--config.model.dtype=float32 --config.batch_size=4` and some dozen
-pictures.
-The prompt is part of the model: captions of a style of your own may want
-another one, with `--config.caption.prompt`.
+images.
+The prompt is part of the model; another style of captions may need another one,
+`--config.caption.prompt`.
 """
 
 from blip_jax.tasks import caption

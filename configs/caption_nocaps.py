@@ -1,10 +1,10 @@
-"""Captions of NoCaps, by a model that was tuned on COCO and never saw it.
+"""Captions of NoCaps, by a model that was fine-tuned on COCO only.
 
   python -m blip_jax.main --config configs/caption_nocaps.py --workdir W
 
 Section 5.2 of the paper: evaluation alone, with a repetition penalty of 1.1.
-Writes `val_captions.json` and `test_captions.json` as NoCaps's server takes
-them, which alone knows the captions of people.  Expect 109.6 CIDEr and 14.7
+Writes `val_captions.json` and `test_captions.json` in the format of NoCaps's
+server, which alone has the human captions.  Expect 109.6 CIDEr and 14.7
 SPICE on val (Table 7).  Not run here.
 """
 

@@ -1,4 +1,4 @@
-"""Pre-training on 14M pictures, with the numbers of the original's YAML.
+"""Pre-training on 14M images, with the numbers of the original's YAML.
 
   python -m blip_jax.main --config configs/pretrain_14m.py --workdir W
 
@@ -7,7 +7,7 @@ ViT-B, 600 pairs a step (8 GPUs of 75), 20 epochs, decay 0.9.  The paper itself
 says 2,880 pairs and 0.85: see `pretrain_paper_base.py`.
 
 Data: COCO, Visual Genome, SBU, CC3M and CC12M as JSON lists of {image,
-caption}, about 15.3M texts; all rows weigh alike, as in the original.
+caption}, about 15.3M texts; all rows have equal weight, as in the original.
 
 Cost: the original needed 3 to 4 days on 32 A100 (salesforce/BLIP issues 2 and
 19).  Not run here to the end; by its FLOPs about 50 hours of one H200 at half

@@ -26,8 +26,8 @@ def get_config():
   config.model.dtype = "float32"
 
   config.pretrain.queue_size = 512
-  # The paper's 0.995 would never catch up within so few steps, and a twin that
-  # knows nothing yet makes a poor teacher.
+  # The paper's 0.995 would never catch up within so few steps, and a
+  # momentum encoder that has learned nothing yet is a poor teacher.
   config.pretrain.ema_decay = 0.98
   config.pretrain.alpha = 0.1
   config.pretrain.alpha_ramp_epochs = 1.0

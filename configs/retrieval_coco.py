@@ -5,10 +5,10 @@
 Section 5.1 of arXiv 2201.12086; `configs/retrieval_coco.yaml` of the original:
 ViT-B at 384 pixels, 256 pairs a step (8 GPUs of 32), 6 epochs of 566,747
 captions, cosine from 1e-5 that changes with the epoch.  ITC compares with the
-own GPU's batch and the queue, ITM draws negatives from all GPUs.
+batch of the same GPU and the queue; ITM samples negatives from all GPUs.
 
 Data: the Karpathy split, `coco_karpathy_{train,val,test}.json` of the original
-and the pictures that they name.  Expect 81.9 (text) and 64.3 (image) R@1 on
+and the images that they name.  Expect 81.9 (text) and 64.3 (image) R@1 on
 test (Table 5).  Not run here to the end.
 """
 

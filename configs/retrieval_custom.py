@@ -1,16 +1,16 @@
-"""Retrieval on your own pictures, by flags alone.
+"""Retrieval on your own images, by flags alone.
 
   python -m blip_jax.main --config configs/retrieval_custom.py --workdir W \
-    --config.data.train=train.json --config.data.image_root=pictures \
-    --config.evals.val.source=val.json --config.evals.val.image_root=pictures
+    --config.data.train=train.json --config.data.image_root=images \
+    --config.evals.val.source=val.json --config.evals.val.image_root=images
 
-`train` and `val` are anything that the README's "Data" lists; a picture may
+`train` and `val` are any source that docs/data.md lists; a image may
 have several captions, in one row or in several with the same `image_id`.
 Starts from the released model for COCO; `--config.init.weights=WORKDIR` takes
-one of yours, and `--config.init.weights=` none.
+one of your own, and `--config.init.weights=` starts from scratch.
 
 Made for one GPU (not measured on one): BLIP's base model at 384 pixels, 16
-pairs a step.  With less memory say `--config.model.vit_remat=full`; on a CPU
+pairs a step.  With less memory set `--config.model.vit_remat=full`; on a CPU
 take the tiny model after your own pre-training.  The best parameters by
 `r_mean` on `val` are in WORKDIR/best.
 """
@@ -25,7 +25,7 @@ def get_config():
   config.init.weights = "model_base_retrieval_coco"
   config.optim.lr = 1e-5
 
-  # Longer queues than the data hold each picture more than once.
+  # A queue longer than the data would hold each image more than once.
   config.retrieval.queue_size = 4096
 
   config.checkpoint.every_steps = 500

@@ -6,7 +6,7 @@ Section 5.1 of arXiv 2201.12086; `configs/retrieval_flickr.yaml` of the
 original: as COCO, but 128 candidates are ranked anew and ITM draws negatives
 from the own GPU.
 
-Data: `flickr30k_{train,val,test}.json` of the original, 29,000 pictures with
+Data: `flickr30k_{train,val,test}.json` of the original, 29,000 images with
 five captions each for training.  Expect 97.3 (text) and 87.3 (image) R@1 on
 test (Table 5).  Not run here to the end.
 """

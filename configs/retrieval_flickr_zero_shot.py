@@ -1,12 +1,12 @@
-"""Retrieval on Flickr30k by a model that was tuned on COCO alone.
+"""Retrieval on Flickr30k by a model that was fine-tuned on COCO alone.
 
   python -m blip_jax.main --config configs/retrieval_flickr_zero_shot.py \
     --workdir W
 
-Section 5.1 of arXiv 2201.12086, Table 6: evaluation alone.  "Zero-shot" is
-meant of Flickr30k: it takes the model that was fine-tuned on COCO, not the
-pre-trained one (salesforce/BLIP issues 28 and 118).  Expect 96.0 (text) and
-85.0 (image) R@1 on test.  Not run here.
+Section 5.1 of arXiv 2201.12086, Table 6: evaluation alone.  "Zero-shot"
+refers to Flickr30k: the recipe takes the model that was fine-tuned on COCO,
+not the pre-trained one (salesforce/BLIP issues 28 and 118).  Expect 96.0 (text)
+and 85.0 (image) R@1 on test.  Not run here.
 """
 
 from blip_jax.tasks import retrieval

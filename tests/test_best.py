@@ -53,5 +53,5 @@ def test_nothing_is_kept_unless_asked_for(tmp_path):
 
 
 def test_a_metric_that_nobody_finds(tmp_path):
-  with pytest.raises(ValueError, match="no evaluator finds val/Bleu_4; "):
+  with pytest.raises(ValueError, match="no evaluator reports val/Bleu_4; "):
     best.Best(tmp_path, NAMES).update(1, params(1), {"val/CIDEr": 1.0})

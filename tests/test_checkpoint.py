@@ -298,7 +298,7 @@ def test_damaged_checkpoint_is_named(tmp_path, damage, item):
   for init in ({}, {"restore": str(tmp_path / "a")}):
     with pytest.raises(ValueError) as error:
       run.start(tmp_path / ("b" if init else "a"), **init)
-    message = f"{folder} is not a whole checkpoint: cannot read {item}/"
+    message = f"{folder} is not a complete checkpoint: cannot read {item}/"
     assert message in str(error.value)
 
 

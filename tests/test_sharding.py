@@ -223,7 +223,7 @@ def test_dim_that_does_not_divide_is_replicated_and_said_why():
   text = sharding.describe(tree, mesh)
   assert "vocab of 30524 is not a multiple of tensor=8" in text
   # 30,524 rows of 16 float32, on each device because fsdp is 1.
-  assert "1.9 MiB in all, 1.9 MiB per device" in text
+  assert "1.9 MiB in total, 1.9 MiB per device" in text
 
 
 def test_heads_that_do_not_divide_are_refused():

@@ -1,4 +1,4 @@
-"""Reading in threads, ahead of whoever uses what is read."""
+"""A map in threads that run ahead of the consumer."""
 
 import collections
 import concurrent.futures
@@ -16,9 +16,9 @@ def map_ahead(
 ) -> Iterator[Any]:
   """Like `map`, in threads that are up to `number` items ahead.
 
-  While the last result is in use, `number` others are ready or under way, and
-  no more.  Items are taken as they are needed, in order.  Who does this often
-  has `threads` of its own: malloc keeps memory for each that there ever was.
+  While a result is in use, at most `number` others are ready or being computed.
+  Items are taken when they are needed, in order.  Frequent callers pass their
+  own `threads`: malloc keeps memory for every thread that ever existed.
   """
   items = iter(items)
   with (
@@ -26,8 +26,8 @@ def map_ahead(
     if threads is None
     else contextlib.nullcontext(threads)
   ) as pool:
-    start = lambda number: [
-      pool.submit(function, item) for item in itertools.islice(items, number)
+    start = lambda count: [
+      pool.submit(function, item) for item in itertools.islice(items, count)
     ]
     waiting = collections.deque(start(number))
     try:

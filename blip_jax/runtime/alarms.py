@@ -12,8 +12,8 @@ from absl import logging
 
 from blip_jax.runtime import files
 
-# A row is (positive, wrong image, wrong text): a head that always says "no
-# match" with probability 2/3 has this loss, the entropy of (1/3, 2/3).
+# One third of the pairs are positives: a head that always predicts "no match"
+# with probability 2/3 has this loss, the entropy of (1/3, 2/3).
 ITM_COLLAPSED = math.log(3.0) - 2.0 / 3.0 * math.log(2.0)
 
 
@@ -23,15 +23,15 @@ def check_finite(
   metrics: Mapping[str, Any],
   ids: Sequence[Any],
 ) -> None:
-  """Stops a run at the first metric that is no number, with the evidence.
+  """Stops a run at the first metric that is not finite, with the evidence.
 
   Writes `WORKDIR/nonfinite_<step>.json`: the metrics, and the ids of the rows
-  of the batch. Each process writes its own rows, the others than the first
-  under `nonfinite_<step>_process<i>.json`.
+  of the batch. Each process writes its own rows; process i > 0 writes them to
+  `nonfinite_<step>_process<i>.json`.
 
   Args:
     workdir: the run's folder.
-    step: the step whose update would have been made.
+    step: the step whose update was not made.
     metrics: of that step, on the host.
     ids: of the rows of this process, as the data names them.
 
@@ -56,23 +56,24 @@ def check_finite(
 class CollapseAlarm:
   """Warns once when image-text matching has stopped learning.
 
-  A head that always answers "no match" has a loss of H(1/3) = 0.6365: the
-  sign that users of the original met when training on little or foreign data.
-  Single losses scatter and a healthy run passes through the value on its way
-  down, so both halves of the window must average to within 0.01 of it.
+  A head that always answers "no match" has a loss of H(1/3) = 0.6365. Users of
+  the original met it when they trained on little or unusual data. Single losses
+  scatter, and a healthy run passes through the value on its way down, so both
+  halves of the window must average to within 0.01 of it.
 
   Args:
-    window: over how many losses.
+    window: number of losses to average over.
   """
 
   def __init__(self, window: int = 400):
-    self._losses = collections.deque(maxlen=window)
+    self._window = window
+    self._losses: collections.deque[float] = collections.deque(maxlen=window)
     self._warned = False
 
   def update(self, step: int, loss_itm: float) -> bool:
-    """Takes the loss of a step; returns whether it warned now."""
+    """Adds the loss of a step; returns whether it warns now."""
     self._losses.append(float(loss_itm))
-    if self._warned or len(self._losses) < self._losses.maxlen:
+    if self._warned or len(self._losses) < self._window:
       return False
     losses, half = list(self._losses), len(self._losses) // 2
     means = [sum(losses[:half]) / half, sum(losses[-half:]) / half]

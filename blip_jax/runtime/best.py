@@ -1,4 +1,4 @@
-"""The best parameters of a run so far, by what its evaluators find."""
+"""The best parameters of a run so far, by the metrics of its evaluators."""
 
 import json
 import logging
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 
 class Best:
-  """Keeps them in `WORKDIR/best/<step>/`, which `blip_jax.load` takes.
+  """Keeps them in `WORKDIR/best/<step>/`, which `blip_jax.load` can open.
 
-  A better one is whole before the one that it replaces is deleted.  A run that
-  is continued goes on comparing with what it had found.
+  A new checkpoint is complete before the old one is deleted.  A run that is
+  resumed compares with the best score so far.
 
   Args:
     workdir: the run's folder.
-    metrics: names as `split/metric`; their sum decides, the earlier wins a tie.
-      Empty: nothing is kept.
-    model: files that say what the parameters are, name -> text.
+    metrics: names as `split/metric`; the highest sum wins, the earlier of
+      equal ones. Empty: nothing is kept.
+    model: companion files of the parameters, name -> text.
   """
 
   def __init__(
@@ -42,10 +42,10 @@ class Best:
   def update(
     self, step: int, params: Any, results: Mapping[str, float]
   ) -> bool:
-    """Keeps the parameters if they did better than all before.
+    """Keeps the parameters if they scored better than all before.
 
     Args:
-      step: after how many updates.
+      step: number of updates so far.
       params: as in the train state.
       results: of all evaluators.
 
@@ -57,8 +57,8 @@ class Best:
     missing = [name for name in self._metrics if name not in results]
     if missing:
       raise ValueError(
-        f"config.evals.best: no evaluator finds {', '.join(missing)}; there "
-        f"are {', '.join(sorted(results))}"
+        f"config.evals.best: no evaluator reports {', '.join(missing)}; "
+        f"available: {', '.join(sorted(results))}"
       )
     score = sum(results[name] for name in self._metrics)
     if not score > self._score():
@@ -70,7 +70,8 @@ class Best:
         "meta.json", {"step": step, "score": score, "results": dict(results)}
       ),
     }
-    latest = ocp.training.preservation_policies.LatestN(1)
+    # Orbax's policies do not match its own protocol, says a type checker.
+    latest: Any = ocp.training.preservation_policies.LatestN(1)
     with ocp.training.Checkpointer(
       self._folder, preservation_policy=latest, cleanup_tmp_directories=True
     ) as checkpointer:
@@ -80,7 +81,7 @@ class Best:
     return True
 
   def _score(self) -> float:
-    """Of what is kept."""
+    """The score of what is kept."""
     if not snapshot.steps(self._folder):
       return float("-inf")
     meta = snapshot.find(self._folder) / "meta" / "meta.json"

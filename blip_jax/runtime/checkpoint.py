@@ -1,4 +1,4 @@
-"""Saving runs, and deciding where a run starts.
+"""Saves runs, and decides where a run starts.
 
 Orbax writes `WORKDIR/checkpoints/<step>/` in the background; what is in such a
 folder, and how to read it, is in `snapshot.py`.
@@ -21,7 +21,7 @@ from blip_jax.runtime import sharding, snapshot, train_state
 
 @typing.runtime_checkable
 class Loader(typing.Protocol):
-  """What a checkpoint needs of the input pipeline."""
+  """What a checkpoint needs from the input pipeline."""
 
   def get_state(self) -> dict[str, Any]: ...
   def set_state(self, state: dict[str, Any]) -> None: ...
@@ -32,10 +32,10 @@ class Checkpoints:
 
   Args:
     workdir: the run's folder.
-    every_steps: how often `save` saves.
-    keep: how many of the latest are kept.
+    every_steps: interval at which `save` saves.
+    keep: number of latest checkpoints that are kept.
     keep_every_steps: steps at multiples of this are kept for ever; 0 for none.
-    model: files that say what the parameters are, name -> text.
+    model: companion files of the parameters, name -> text.
   """
 
   def __init__(
@@ -53,21 +53,24 @@ class Checkpoints:
       )
     self._model = model
     policies = ocp.training.preservation_policies
-    kept = [policies.LatestN(keep)]
+    # Orbax's policies do not match its own protocols, says a type checker.
+    kept: list[Any] = [policies.LatestN(keep)]
     if keep_every_steps:
       kept.append(policies.EveryNSteps(keep_every_steps))
     save_policies = ocp.training.save_decision_policies
+    interval: Any = save_policies.FixedIntervalPolicy(every_steps)
+    preservation: Any = policies.AnyPreservationPolicy(kept)
     self._checkpointer = ocp.training.Checkpointer(
       epath.Path(workdir).absolute() / snapshot.FOLDER,
-      save_decision_policy=save_policies.FixedIntervalPolicy(every_steps),
-      preservation_policy=policies.AnyPreservationPolicy(kept),
-      # What a killed process left half written; never a committed step.
+      save_decision_policy=interval,
+      preservation_policy=preservation,
+      # Removes what a killed process left half-written, never a complete step.
       cleanup_tmp_directories=True,
     )
 
   @property
   def latest(self) -> epath.Path | None:
-    """The folder of the last committed step."""
+    """The folder of the last complete step."""
     latest = self._checkpointer.latest
     return epath.Path(latest.path) if latest else None
 
@@ -86,10 +89,10 @@ class Checkpoints:
     may donate them. A failure to write is raised by the next call, or `wait`.
 
     Args:
-      step: `state.step` as the host knows it.
-      state: the state after that many updates.
-      loader: asked now for the position of the next batch.
-      config: JSON-able, kept for people and for later jobs.
+      step: number of updates so far.
+      state: the state after that step.
+      loader: its position, the next batch, is read before this returns.
+      config: values that JSON can express, for people and for later jobs.
       force: save even off the interval. A step that is saved already stays.
     """
     latest = self._checkpointer.latest
@@ -120,18 +123,19 @@ class Checkpoints:
 
 @typing.runtime_checkable
 class Item(typing.Protocol):
-  """Arrays by path, of which some may be wanted."""
+  """Arrays by path, which can be loaded one by one."""
 
   stored: Mapping[str, jax.ShapeDtypeStruct]
 
-  def load(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+  def load(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The arrays of some paths, with the shardings that are asked for."""
+    ...
 
 
 class Weights(Item, typing.Protocol):
-  """Parameters, and twin and queues if they have any.
+  """Parameters, with momentum encoders and queues if there are any.
 
-  `str` of it says for the log where they are from.
+  `str()` of it names their origin, for the log.
   """
 
   momentum: Item | None
@@ -145,11 +149,11 @@ def initialise(
   make_state: Callable[[Any], train_state.TrainState],
   loader: Loader,
 ) -> tuple[train_state.TrainState, str]:
-  """Decides where a run starts. The first of these that applies, in this order:
+  """Decides where a run starts. The first of these that applies:
 
-  1. RESUME. This workdir has a committed checkpoint: continue it exactly, and
+  1. RESUME. This workdir has a complete checkpoint: continue exactly there, and
      read nothing else, whatever the config names. So one command both starts a
-     run and continues it after a preemption.
+     run and resumes it after a preemption.
   2. RESTORE. `config.restore` names another run (its workdir, or one of its
      checkpoints): take its whole state, step and data position included.
   3. INIT FROM. `config.weights` names weights: take the parameters only, at
@@ -162,23 +166,23 @@ def initialise(
   4. SCRATCH.
 
   Args:
-    config: `config.init`, with the five keys above; empty means unset.
-    open_weights: finds what `config.weights` names.
-    checkpoints: of this workdir.
+    config: `config.init`; an empty value means unset.
+    open_weights: opens what `config.weights` names.
+    checkpoints: those of this workdir.
     abstract: shapes and shardings of the state, from `train_state.abstract`.
     make_state: `params | None -> state`, from `train_state.create`.
     loader: set to the saved position in 1 and 2.
 
   Returns:
-    The state, and a sentence for the log that says where it came from.
+    The state, and its origin in words, for the log.
 
   Raises:
-    ValueError: a source that is no checkpoint, is damaged, or does not fit.
+    ValueError: a source is not a checkpoint, is damaged, or does not fit.
   """
   if config.restore and config.weights:
     raise ValueError(
       "config.init.restore and config.init.weights exclude each other: the "
-      "first takes a whole run, the second its parameters"
+      "first takes the full state of a run, the second only parameters"
     )
   if checkpoints.latest is not None:
     state = load_state(checkpoints.latest, abstract, loader)
@@ -207,10 +211,10 @@ def load_state(
   abstract: train_state.TrainState,
   loader: Loader | None = None,
 ) -> train_state.TrainState:
-  """Loads a whole run, onto any mesh; bit for bit what was saved.
+  """Loads the full state of a run, onto any mesh; bit for bit what was saved.
 
   Args:
-    folder: of one step.
+    folder: the folder of one step.
     abstract: shapes and shardings; an item that is None here is not read.
     loader: set to the saved position, if given.
 
@@ -218,17 +222,17 @@ def load_state(
     ValueError: the checkpoint is damaged, or belongs to another model,
       optimiser, or number of processes.
   """
-  wanted = {
+  items = {
     name: getattr(abstract, name)
     for name in snapshot.ARRAYS
     if getattr(abstract, name) is not None
   }
-  for name, tree in wanted.items():
+  for name, tree in items.items():
     _check_same(folder, name, tree)
   if loader is not None:
     loader.set_state(_load_position(folder))
   meta = snapshot.load(folder, "meta", snapshot.JsonItem("meta.json")).value
-  arrays = {name: snapshot.load(folder, name, wanted[name]) for name in wanted}
+  arrays = {name: snapshot.load(folder, name, items[name]) for name in items}
   return train_state.TrainState(
     step=jax.device_put(np.int32(meta["step"]), abstract.step.sharding),
     **{"momentum": None, "opt_state": None, **arrays},
@@ -240,17 +244,17 @@ def _load_position(folder: epath.Path) -> dict[str, Any]:
   if not (folder / "data" / data.filename).exists():
     found = sorted(p.name for p in (folder / "data").glob("process_*"))
     raise ValueError(
-      f"{folder}/data has no {data.filename} but {found}: a run continues only "
-      f"on as many processes as it was saved by. To start a new run from its "
+      f"{folder}/data has no {data.filename} but {found}: a run resumes only "
+      f"on as many processes as saved it. To start a new run from its "
       f"parameters, use another --workdir and config.init.weights"
     )
   return snapshot.load(folder, "data", data).value
 
 
 def _check_same(folder: epath.Path, name: str, tree: Any) -> None:
-  """Refuses a run that this config would not have made."""
-  theirs = snapshot.by_path(snapshot.stored(folder, name))
-  lines = snapshot.differences(theirs, snapshot.by_path(tree))
+  """Refuses a state of other shapes than this config has."""
+  saved = snapshot.by_path(snapshot.stored(folder, name))
+  lines = snapshot.differences(saved, snapshot.by_path(tree))
   if lines:
     raise ValueError(
       f"{folder} was saved by another config; its {name} differ ( - only this "
@@ -266,54 +270,54 @@ def load_weights(
   abstract: train_state.TrainState,
   make_state: Callable[[Any], train_state.TrainState],
 ) -> tuple[Any, str]:
-  """Takes parameters by name; nothing is left out unsaid.
+  """Takes parameters by name; nothing is left out silently.
 
   Args:
     config: `config.init`.
     weights: an opened checkpoint.
-    abstract: shapes and shardings of the state that they are for.
-    make_state: makes what they lack and the config allows to be missing.
+    abstract: shapes and shardings of the state to fill.
+    make_state: creates parameters that may be missing.
 
   Returns:
-    The parameters, and what they lack or have too many.
+    The parameters, and a report of names that were missing or unexpected.
 
   Raises:
     ValueError: names do not agree.
   """
-  theirs, ours = weights.stored, snapshot.by_path(abstract.params)
+  saved, expected = weights.stored, snapshot.by_path(abstract.params)
   refused = snapshot.differences(
-    _without(theirs, config.allow_unexpected, keep=ours),
-    _without(ours, config.allow_missing, keep=theirs),
+    _without(saved, config.allow_unexpected, keep=expected),
+    _without(expected, config.allow_missing, keep=saved),
   )
   if refused:
     raise ValueError(
       f"the parameters of config.init.weights={config.weights} do not fit ( - "
       "this model needs it, + only the checkpoint has it):\n"
       f"{snapshot.first_lines(refused)}\n"
-      f"If meant, name them with config.init.allow_missing ( - ) or "
+      f"If that is intended, name them with config.init.allow_missing ( - ) or "
       f"config.init.allow_unexpected ( + )"
     )
-  # Only what is wanted is read: a dropped tower costs neither time nor memory.
-  params = weights.load({p: leaf for p, leaf in ours.items() if p in theirs})
-  if len(params) < len(ours):
+  # Only what is used is read: a dropped tower costs neither time nor memory.
+  params = weights.load({p: leaf for p, leaf in expected.items() if p in saved})
+  if len(params) < len(expected):
     params = {**snapshot.by_path(make_state(None).params), **params}
-  report = "\n".join(snapshot.differences(theirs, ours))
+  report = "\n".join(snapshot.differences(saved, expected))
   return snapshot.nested(params), report
 
 
 def load_momentum(
-  theirs: Item, abstract: train_state.TrainState, state: train_state.TrainState
+  saved: Item, abstract: train_state.TrainState, state: train_state.TrainState
 ) -> Any:
-  """A twin with its queues, which stay fresh if theirs are of another size."""
-  ours = snapshot.by_path(abstract.momentum)
+  """Momentum encoders and queues; queues of another size stay fresh."""
+  expected = snapshot.by_path(abstract.momentum)
   same = {
     path
-    for path, leaf in ours.items()
-    if path in theirs.stored and theirs.stored[path].shape == leaf.shape
+    for path, leaf in expected.items()
+    if path in saved.stored and saved.stored[path].shape == leaf.shape
   }
-  queues = {path for path in ours if not path.startswith("params_m/")}
-  wanted = same if queues <= same else same - queues
-  loaded = theirs.load({path: ours[path] for path in sorted(wanted)})
+  queues = {path for path in expected if not path.startswith("params_m/")}
+  taken = same if queues <= same else same - queues
+  loaded = saved.load({path: expected[path] for path in sorted(taken)})
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: loaded.get(sharding.path_str(path), leaf), state.momentum
   )

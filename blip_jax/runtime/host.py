@@ -1,4 +1,4 @@
-"""The host's own memory: of steps on CPU, and of files as large as it."""
+"""Memory of the host: what steps on CPU free, and pages of large files."""
 
 import ctypes
 import io
@@ -12,12 +12,12 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-  """Lets malloc keep what a step or a picture frees, for the next one.
+  """Lets malloc keep what a step or an image frees, for the next one.
 
-  A step on CPU takes and gives back blocks of tens of megabytes, and a decoder
-  some for each picture.  glibc returns each to the kernel, which hands it out
-  again page by page, zeroed: half the time of a small model's step, a quarter
-  of a JPEG's, in a process whose threads wait for each other at that.  Other
+  A step on CPU allocates and frees blocks of tens of megabytes, and so does the
+  decoder of an image.  glibc returns each to the kernel, which zeroes its pages
+  before it hands them out again.  That costs half the time of a small model's
+  step and a quarter of a JPEG's, and threads wait for each other.  Other
   systems are left as they are.
   """
   if sys.platform == "linux":
@@ -30,10 +30,10 @@ def keep_freed_memory() -> None:
 def create_file(path: str | os.PathLike) -> io.BufferedWriter:
   """Opens a new file of gigabytes for writing, to be read another day.
 
-  Every `_PORTION` it brings its bytes to disk and gives up their pages.  The
-  kernel would keep the whole file in memory otherwise, and to find so many
-  pages takes longer than to write them: on a virtual machine, which hands free
-  pages back to its host, two thirds of a conversion's last step.
+  After every `_PORTION` it syncs to disk and releases the pages.  Otherwise the
+  kernel would keep the complete file in memory, and finding so many pages takes
+  longer than writing them: on a virtual machine, which returns free pages to
+  its host, that was two thirds of a conversion's last step.
   """
   return io.BufferedWriter(_Portions(path, "w"))
 
@@ -42,7 +42,7 @@ _PORTION = 2**27
 
 
 class _Portions(io.FileIO):
-  """A file of which the kernel never keeps more than `_PORTION`."""
+  """A file of which the page cache holds at most `_PORTION`."""
 
   _kept = 0
 

@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import jax
 import tensorboardX
@@ -19,7 +19,7 @@ from blip_jax.runtime import files
 
 
 def print_overview(params: Any, stream: io.TextIOBase | None = None) -> None:
-  """Prints the parameters once: names, shapes, types, sizes, mesh axes."""
+  """Prints the parameters: names, shapes, types, sizes, mesh axes."""
   if jax.process_index() == 0:
     # Means and deviations would gather every weight to this host.
     table = parameter_overview.get_parameter_overview(
@@ -31,24 +31,25 @@ def print_overview(params: Any, stream: io.TextIOBase | None = None) -> None:
 class MetricWriter:
   """Writes metrics to `WORKDIR/metrics.jsonl` and, for TensorBoard, `tb/`.
 
-  Only the first process writes. A run that resumes at `start_step` takes back
-  what the previous process wrote after it, so no step appears twice.
+  Only the first process writes. A run that resumes at `start_step` removes what
+  the previous process wrote after it, so that no step appears twice.
   """
 
   def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
-    self._file = self._tensorboard = None
+    self._file: IO[str] | None = None
     if jax.process_index() != 0:
       return
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(workdir)
     path = workdir / "metrics.jsonl"
-    if path.exists():
+    if files.exists(path):
       files.write_text(path, "".join(_lines_up_to(path, start_step)))
-    self._file = path.open("a")
+    self._file = files.open_append(path)
     self._tensorboard = tensorboardX.SummaryWriter(
       str(workdir / "tb"),
       purge_step=start_step + 1,
-      # A name tells only the second; a quick restart must not overwrite it.
+      # The default name has a resolution of a second; a quick restart must not
+      # overwrite the file.
       filename_suffix=f".{os.getpid()}.{start_step}",
     )
 
@@ -60,7 +61,7 @@ class MetricWriter:
     self._file.write(
       json.dumps(files.jsonable({"step": step, **metrics})) + "\n"
     )
-    # A process that is killed loses no line that was written.
+    # A process that is killed loses no complete line.
     self._file.flush()
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
@@ -72,20 +73,18 @@ class MetricWriter:
 
 
 def _lines_up_to(path: pathlib.Path, step: int) -> Iterator[str]:
-  for line in path.read_text().splitlines(keepends=True):
-    # A killed process may leave half a line, only ever the last.
-    if not line.endswith("\n"):
-      return
+  # A killed process may leave half a line, only ever the last.
+  for line in files.complete_lines(path):
     if json.loads(line)["step"] <= step:
-      yield line
+      yield line.decode()
 
 
 class StepTimer:
-  """Tells the time of a step, without what is not stepping.
+  """Measures the time of a step, without what happens between steps.
 
-  Call `tick` when the host has read a step's metrics, as only then the step is
-  over. The first tick starts the clock, so the first step, which compiles, is
-  left out.
+  Call `tick` when the host has read a step's metrics: only then the step is
+  over. The first tick starts the clock, so that the first step, which compiles,
+  is left out.
   """
 
   def __init__(
@@ -109,7 +108,7 @@ class StepTimer:
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Leaves out what runs inside: evaluation, waiting for a checkpoint."""
+    """Leaves out what runs inside, such as evaluation or saving."""
     begin = self._clock()
     yield
     if self._last is not None:
@@ -119,8 +118,8 @@ class StepTimer:
 class Progress:
   """Shows a bar on a terminal, and plain lines anywhere else.
 
-  A bar redraws itself with carriage returns, which would turn a log file or a
-  scheduler's console into one unreadable line.
+  A bar redraws itself with carriage returns, which would turn a log file into
+  one unreadable line.
   """
 
   def __init__(
@@ -134,7 +133,7 @@ class Progress:
     self._quiet = jax.process_index() != 0
     self._bar = None
     if self._stream.isatty() and not self._quiet:
-      # Its own ETA would count the compilation, so ours stands in its place.
+      # tqdm's own ETA would include the compilation, so it is replaced.
       self._bar = tqdm.tqdm(
         total=num_steps,
         initial=start_step,
@@ -144,7 +143,7 @@ class Progress:
       )
 
   def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Shows a step, with its `train/` metrics under their short names."""
+    """Shows a step and its metrics, without the prefix `train/`."""
     if self._quiet:
       return
     text = _status(step, self._num_steps, metrics)

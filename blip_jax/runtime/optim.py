@@ -1,11 +1,11 @@
-"""How it learns: BLIP's learning-rate schedules, and PyTorch's AdamW."""
+"""BLIP's learning-rate schedules, and AdamW as PyTorch defines it."""
 
 import math
 from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 SCHEDULES = ("step", "cosine_epoch", "cosine")
 
@@ -28,7 +28,7 @@ def step_lr(
 
 
 def cosine_lr(epoch: int, *, lr: float, min_lr: float, epochs: int) -> float:
-  """BLIP's fine-tuning decay: `min_lr` is what an epoch too many would get."""
+  """BLIP's fine-tuning decay: one epoch more would reach `min_lr`."""
   cosine = math.cos(math.pi * epoch / epochs)
   return min_lr + (lr - min_lr) * 0.5 * (1.0 + cosine)
 
@@ -47,12 +47,12 @@ def schedule(config: Any, num_steps: int) -> optax.Schedule:
     cosine        for short runs: linear warm-up from `warmup_lr`, then a smooth
                   cosine that reaches `min_lr` at `num_steps`.
 
-  The rates of whole epochs are computed here in float64 and looked up by the
-  compiled step. Powers taken in float32 there would be off by 1e-6 after some
-  tens of epochs; these are the nearest float32, and warm-up is within 2e-7.
+  The rate of each epoch is computed here in float64, and the compiled step
+  looks it up. Powers in float32 would be off by 1e-6 after some tens of epochs;
+  these are the nearest float32 values, and warm-up is within 2e-7.
 
   Raises:
-    ValueError: an unknown schedule, or numbers that describe none.
+    ValueError: the schedule is unknown, or its numbers are impossible.
   """
   if config.schedule not in SCHEDULES:
     raise ValueError(
@@ -83,7 +83,7 @@ def schedule(config: Any, num_steps: int) -> optax.Schedule:
       for epoch in range(epochs + 1)
     ]
 
-  def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+  def rate(step: Any) -> Float[Array, ""]:
     table = jnp.asarray(rates, jnp.float32)
     epoch = jnp.minimum(step // config.steps_per_epoch, epochs)
     if config.schedule == "cosine_epoch":

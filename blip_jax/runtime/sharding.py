@@ -3,13 +3,13 @@
 Models never name a mesh axis. A weight's path says which logical axes it has
 (PARAM_AXES), and one short table says which mesh axis carries each of them
 (AXIS_RULES). To split a model differently, edit AXIS_RULES; to add a parameter,
-add a line to PARAM_AXES. Adam's moments and the momentum twin end in the same
-paths, so they are split like their parameters without being told.
+add a line to PARAM_AXES. The paths of Adam's moments and of the momentum
+encoders end like those of the parameters, so they are split the same way.
 
 The mesh has three axes:
-  data    copies of the weights, each with its own rows of the batch
+  data    copies of the weights, each with its own examples of the batch
   fsdp    also splits the batch, and the weights, which are gathered when used
-  tensor  splits heads, MLP units and the vocabulary inside one row of the batch
+  tensor  splits heads, MLP units and the vocabulary inside one example
 """
 
 import contextlib
@@ -38,9 +38,9 @@ AXIS_RULES = (
 )
 
 # End of the path -> logical axes, one name or None per dimension. A path must
-# match exactly one line. Vectors of width D stay whole: gathering each of them
-# would cost more than the few kilobytes it saves. So do the queues, which every
-# row of the batch is compared with in every step.
+# match exactly one line. Vectors of width D are replicated: gathering them
+# would cost more than the few kilobytes it saves. So are the queues, with which
+# every example is compared in every step.
 #   D width, P patch, N image tokens, L text positions, V vocabulary, M MLP,
 #   H*K heads times head size, C joint embedding, Q queue
 PARAM_AXES = (
@@ -70,13 +70,13 @@ PARAM_AXES = (
 
 
 def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
-  """Makes the mesh that `config.data`, `.fsdp` and `.tensor` ask for.
+  """Makes the mesh of `config.data`, `.fsdp` and `.tensor`.
 
   At most one of the three may be -1 and then takes the devices that are left.
 
   Raises:
     ValueError: the three do not multiply to the number of devices, or a group
-      of `tensor` devices would span processes (each process reads other rows).
+      of `tensor` devices would span processes (each reads its own examples).
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = [int(config[axis]) for axis in AXES]
@@ -97,15 +97,15 @@ def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
   for group in mesh.devices.reshape(-1, mesh.shape["tensor"]):
     if len({device.process_index for device in group}) > 1:
       raise ValueError(
-        f"config.mesh.tensor={mesh.shape['tensor']} would split one row of the "
-        f"batch over several processes; use at most the number of devices of "
+        f"config.mesh.tensor={mesh.shape['tensor']} would split one example "
+        f"over several processes; use at most the number of devices of "
         f"one process, {jax.local_device_count()}"
       )
   return mesh
 
 
 def one_device() -> Mesh:
-  """The mesh that splits nothing."""
+  """A mesh of a single device."""
   return make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
 
 
@@ -134,28 +134,28 @@ def _nearest(sizes: Sequence[int], num_devices: int) -> list[str]:
 
 
 def num_data_shards(mesh: Mesh) -> int:
-  """Into how many pieces the batch is cut."""
+  """The number of pieces that the batch is split into."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def num_processes(mesh: Mesh) -> int:
-  """How many processes the devices belong to; they run the same programs."""
+  """The number of processes that own the devices of the mesh."""
   return len({device.process_index for device in mesh.devices.flat})
 
 
 def padded_batch_size(size: int, mesh: Mesh) -> int:
-  """The size, or the next that splits evenly over the mesh."""
+  """The size, rounded up to one that splits evenly over the mesh."""
   shards = num_data_shards(mesh)
   return -(-size // shards) * shards
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """A full copy of the array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over the batch axes, everything else whole."""
+  """The first dimension over the batch axes, the others unsplit."""
   return NamedSharding(mesh, PartitionSpec(dict(AXIS_RULES)["batch"]))
 
 
@@ -163,9 +163,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def activate(mesh: Mesh) -> Iterator[None]:
   """Gives `nn.with_logical_constraint` its mesh and its rules.
 
-  Trace, and so first call, every jitted function inside it. Neither half works
-  alone, and both fail silently: under `with mesh:` Flax drops the constraint,
-  and the compiler is then free to gather whole activations on each device.
+  Call every jitted function inside it, at least the first time, when it is
+  traced. Neither half works alone, and both fail silently: under `with mesh:`
+  Flax drops the constraint, and the compiler may then gather all activations on
+  each device.
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(AXIS_RULES):
     yield
@@ -174,10 +175,10 @@ def activate(mesh: Mesh) -> Iterator[None]:
 def put_batch(
   arrays: Mapping[str, np.ndarray], mesh: Mesh
 ) -> dict[str, jax.Array]:
-  """Makes global arrays, split over the batch axes, of each process's rows.
+  """Makes global arrays, split over the batch axes.
 
   Args:
-    arrays: the rows of this process, `[B / processes, ...]` each.
+    arrays: the local rows of this process, `[B / processes, ...]` each.
     mesh: from `make_mesh`.
 
   Raises:
@@ -198,7 +199,7 @@ def put_batch(
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """The rows that this process put in, of an output split like a batch."""
+  """The local rows of an output that is split like a batch."""
   shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
   return np.concatenate([shards[start] for start in sorted(shards)])
 
@@ -238,11 +239,11 @@ def logical_axes(path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
 def partition_spec(
   path: str, shape: tuple[int, ...], mesh: Mesh
 ) -> tuple[PartitionSpec, list[str]]:
-  """Resolves one array's mesh axes, and says which dims it had to leave whole.
+  """Resolves the mesh axes of one array, and lists what had to stay unsplit.
 
   A dim that its mesh axis does not divide is replicated: the vocabulary of
-  30,524 does not split in 8, and refusing the mesh for it would be worse than
-  storing it whole. Heads are the exception, as half a head has no meaning.
+  30,524 does not split by 8, and refusing the mesh for it would be worse than
+  storing it unsplit. Heads are the exception, as half a head has no meaning.
 
   Raises:
     ValueError: `heads` does not divide, or a mesh axis would be used twice.
@@ -291,17 +292,17 @@ def abstract_state(tree: Any, mesh: Mesh) -> Any:
 
 
 def describe(tree: Any, mesh: Mesh) -> str:
-  """Tells what the mesh costs here: bytes per device, and dims left whole."""
-  whole, local, notes = 0, 0, []
+  """Bytes in total and per device, and dimensions that stay unsplit."""
+  total, local, notes = 0, 0, []
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     spec, leaf_notes = partition_spec(path_str(path), leaf.shape, mesh)
     shard = NamedSharding(mesh, spec).shard_shape(leaf.shape)
-    whole += math.prod(leaf.shape) * leaf.dtype.itemsize
+    total += math.prod(leaf.shape) * leaf.dtype.itemsize
     local += math.prod(shard) * leaf.dtype.itemsize
     notes += leaf_notes
   return "\n".join(
     [
-      f"{whole / 2**20:,.1f} MiB in all, {local / 2**20:,.1f} MiB per device "
+      f"{total / 2**20:,.1f} MiB in total, {local / 2**20:,.1f} MiB per device "
       f"on {_mesh_text(list(mesh.shape.values()))}",
       *notes,
     ]

@@ -2,12 +2,12 @@
 
 `WORKDIR/checkpoints/<step>/` has one folder per item:
   params, momentum, opt_state   arrays, in pieces as they were sharded
-  data                          where each process was in its data, JSON
-  meta, config                  the step; the config that made the run, JSON
-  model                         what the parameters are, and the vocabulary
-Items are apart so that inference reads the weights alone, on any mesh. The
+  data                          position of each process in its data, JSON
+  meta, config                  the step; the config of the run, JSON
+  model                         companion files: description and vocabulary
+Items are separate so that inference reads the weights alone, on any mesh. The
 folder gets its final name only when every process has written its part, so a
-name that is a number is a whole step.
+folder whose name is a number is complete.
 """
 
 import concurrent.futures
@@ -29,16 +29,16 @@ from blip_jax.runtime import sharding
 
 FOLDER = "checkpoints"
 ARRAYS = ("params", "momentum", "opt_state")
-# What is read at a time where arrays are wanted one by one: Orbax takes 30 ms
-# for each time, however little it reads.
+# Arrays that are needed one by one are read in parts of this size: Orbax takes
+# 30 ms for each read, however small.
 PART_BYTES = 2**27
 
 
 def find(path: str | os.PathLike) -> epath.Path:
-  """Finds a checkpoint: a step's folder, or the latest step of a workdir.
+  """Finds a checkpoint: the folder of a step, or the latest of a workdir.
 
   Raises:
-    ValueError: there is none; says what was looked for.
+    ValueError: there is none; says what was expected.
   """
   path = epath.Path(path).absolute()
   if (path / "params").exists():
@@ -61,7 +61,7 @@ def steps(root: epath.Path) -> list[int]:
 
 
 def holds_one(path: str | os.PathLike) -> bool:
-  """Whether there is a checkpoint of ours at a path, whole or not."""
+  """Whether there is a native checkpoint at a path, complete or not."""
   path = epath.Path(path)
   if (path / "params").exists() or (path / FOLDER).exists():
     return True
@@ -93,8 +93,8 @@ def stored(folder: epath.Path, name: str) -> Any:
   cause = None
   try:
     metadata = ocp.metadata(folder, checkpointable_name=name).metadata
-  # Orbax and TensorStore raise many types for what is not whole, none of which
-  # says that another checkpoint would do; for some damage there is only None.
+  # Orbax and TensorStore raise many types of errors for an incomplete
+  # checkpoint, and for some damage they return None.
   except Exception as error:
     metadata, cause = None, error
   if metadata is None:
@@ -118,9 +118,9 @@ def load(folder: epath.Path, name: str, abstract: Any) -> Any:
 
 def _damaged(folder: epath.Path, name: str) -> ValueError:
   return ValueError(
-    f"{folder} is not a whole checkpoint: cannot read {name}/ (expected are "
+    f"{folder} is not a complete checkpoint: cannot read {name}/ (expected are "
     f"{', '.join(ARRAYS)}, data, meta and config). Delete or move this folder "
-    f"to continue from an earlier step"
+    f"to resume from an earlier step"
   )
 
 
@@ -147,36 +147,35 @@ def digest(tree: Any) -> str:
 
 
 def differences(
-  theirs: Mapping[str, Any], ours: Mapping[str, Any]
+  saved: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> list[str]:
-  """What keeps one set of arrays from standing for the other, a line each."""
+  """Differences between the arrays of a checkpoint and of a model, as lines."""
 
   def text(leaf):
     return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
-  missing = [f" - {path}" for path in sorted(ours.keys() - theirs.keys())]
-  unexpected = [f" + {path}" for path in sorted(theirs.keys() - ours.keys())]
+  missing = [f" - {path}" for path in sorted(expected.keys() - saved.keys())]
+  unexpected = [f" + {path}" for path in sorted(saved.keys() - expected.keys())]
   return [
     *missing,
     *unexpected,
     *(
-      f"   {path}: checkpoint {text(theirs[path])}, config {text(ours[path])}"
-      for path in sorted(theirs.keys() & ours.keys())
-      if text(theirs[path]) != text(ours[path])
+      f"   {path}: checkpoint {text(saved[path])}, config {text(leaf)}"
+      for path, leaf in sorted(expected.items())
+      if path in saved and text(saved[path]) != text(leaf)
     ),
   ]
 
 
 def first_lines(lines: Sequence[str], limit: int = 20) -> str:
-  """A wrong width differs in every line; twenty of them tell it."""
+  """The first lines: a wrong width differs in every one."""
   rest = len(lines) - limit
   more = [f"   ... and {rest} more"] if rest > 0 else []
   return "\n".join([*lines[:limit], *more])
 
 
 class Arrays:
-  """The arrays of one item of a checkpoint, by path: `params`, unless another
-  is named."""
+  """The arrays of one item of a checkpoint, by path; `params` by default."""
 
   def __init__(self, folder: epath.Path, item: str = "params"):
     self._folder = folder
@@ -185,42 +184,41 @@ class Arrays:
 
   @property
   def momentum(self) -> "Arrays | None":
-    """Twin and queues that lie beside these parameters."""
-    beside = (self._folder / "momentum").exists()
-    return Arrays(self._folder, "momentum") if beside else None
+    """The momentum state that was saved with these parameters."""
+    exists = (self._folder / "momentum").exists()
+    return Arrays(self._folder, "momentum") if exists else None
 
-  def load(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of some paths: with the shardings that are asked for, or in
-    host memory where an array of NumPy's asks."""
+  def load(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of some paths: with the sharding of each leaf, or in host
+    memory where the leaf is a NumPy array."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-      return by_path(load(self._folder, self._item, nested(wanted)))
+      return by_path(load(self._folder, self._item, nested(leaves)))
 
   def readers(self) -> dict[str, Callable[[], np.ndarray]]:
     """Functions that read each array into host memory.
 
-    Neighbours are read together, the next of them meanwhile, and kept until
-    others are wanted: who calls in order reads everything once, waits little,
-    and holds little.
+    Neighbouring arrays are read together, and the next part meanwhile. A caller
+    that goes through them in order reads everything once, waits little, and
+    holds few parts in memory.
     """
     parts = _parts(self.stored)
     pool, lock = concurrent.futures.ThreadPoolExecutor(1), threading.Lock()
 
-    # Three: an array of theirs may be made of two of ours, on both sides of a
-    # border.
+    # Three: an external array may be made of two native ones, from two parts.
     @functools.lru_cache(maxsize=3)
     def part(number):
-      wanted = {path: self.stored[path] for path in parts[number]}
-      return pool.submit(self.load, _on_host(wanted))
+      leaves = {path: self.stored[path] for path in parts[number]}
+      return pool.submit(self.load, _on_host(leaves))
 
     def read(number, path):
-      # Or two threads would begin to read the same.
+      # Without the lock two threads could begin to read the same part.
       with lock:
-        wanted = part(number)
+        arrays = part(number)
         if number + 1 < len(parts):
           part(number + 1)
-      return wanted.result()[path]
+      return arrays.result()[path]
 
     return {
       path: functools.partial(read, number, path)
@@ -233,20 +231,20 @@ class Arrays:
 
 
 def _on_host(tree: Any) -> Any:
-  """What asks Orbax for NumPy's arrays."""
+  """The tree that makes Orbax return NumPy arrays."""
   return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
 
 
 def _parts(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
   """Paths in groups of `PART_BYTES` at most, or of one larger array."""
-  parts, room = [], 0
+  parts, space = [], 0
   for path, leaf in leaves.items():
     size = leaf.size * np.dtype(leaf.dtype).itemsize
-    if size > room:
+    if size > space:
       parts.append([])
-      room = PART_BYTES
+      space = PART_BYTES
     parts[-1].append(path)
-    room -= size
+    space -= size
   return parts
 
 
@@ -258,7 +256,7 @@ class JsonItem:
     self.value = value
 
   async def save(self, directory):
-    # Rendered before the loader moves on; written in the background.
+    # Rendered now, before the loader moves on; written in the background.
     text = json.dumps(self.value, indent=2, sort_keys=True)
     return await FilesItem({self.filename: text}).save(directory)
 

@@ -1,33 +1,32 @@
-"""Everything a step changes, as one tree, born on the devices it lives on."""
+"""Everything that a step changes, as one tree, created where it lives."""
 
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jax.sharding import Mesh
 
 from blip_jax.runtime import sharding
 
-# Params | None -> (params, momentum). Given parameters, it keeps them and only
-# makes the momentum state that belongs to them; given None, it makes both.
+# Params | None -> (params, momentum). Given parameters, it keeps them and makes
+# only the momentum state that belongs to them; given None, it makes both.
 InitFn = Callable[[Any], tuple[Any, Any]]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """A run between two steps.
 
   The same class also holds shapes, or shardings, in place of the arrays.
-  Randomness is `fold_in(key(seed), step)`, so nothing of it is kept here.
+  Randomness is `fold_in(key(seed), step)`, so there is no key to keep.
   """
 
   step: Any  # int32 []: how many updates were made
   params: Any
   opt_state: Any
-  momentum: Any  # the twin, the queues and their pointer; None where unused
+  momentum: Any  # momentum encoders, queues and their pointer; or None
 
 
 def abstract(
@@ -47,9 +46,9 @@ def create(
   """Makes the state of step 0, sharded from the first byte.
 
   The initialiser is compiled with the shardings as its outputs, so that no
-  device ever holds a whole copy of a model that only fits when split. Call it
-  outside `sharding.activate`: constraints on activations would demand of the
-  initialiser's batch that it splits over the mesh.
+  device ever holds a full copy of a model that only fits when split. Call it
+  outside `sharding.activate`: constraints on activations would require the
+  initialiser's batch to split over the mesh.
 
   Args:
     init_fn: see `InitFn`.

@@ -1,4 +1,4 @@
-"""The pipeline: what comes in which batch, and where it goes on."""
+"""The input pipeline: the rows of each batch, resuming, unusable rows."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,10 @@ from blip_jax.data import examples, loader, rejects, sources, transforms
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """A source of `num` rows; a row of `bad` gives a bad example."""
+  """A source of `num` rows.
+
+  Rows of `bad` cannot become examples; those of `broken` cannot be read.
+  """
 
   num: int
   name: str = "rows"
@@ -35,18 +38,18 @@ class _Example(examples.Stacked):
   def __call__(self, record, rng):
     if record["caption"]:
       raise transforms.BadSample("truncated", "of the example")
-    draw = rng.integers(1 << 30)
-    return {"row": np.int64(record["image"]), "draw": draw, "image": BLANK}
+    row, number = np.int64(record["image"]), rng.integers(1 << 30)
+    return {"row": row, "random": number, "image": IMAGE}
 
   def blank(self):
-    return {"row": np.int64(0), "draw": 0, "image": np.zeros_like(BLANK)}
+    return {"row": np.int64(0), "random": 0, "image": np.zeros_like(IMAGE)}
 
 
 example = _Example()
 
 
-# Large enough to travel through shared memory.
-BLANK = np.full((64, 64, 3), 7, np.uint8)
+# Large enough to be sent through shared memory.
+IMAGE = np.full((64, 64, 3), 7, np.uint8)
 
 
 def _loader(source, **kwargs):
@@ -55,13 +58,13 @@ def _loader(source, **kwargs):
   return loader.train_loader(rows, example, **settings)
 
 
-def _lax():
+def _tolerant():
   return rejects.BadSamples(max_fraction=0.9)
 
 
 def _take(batches, count):
   return [
-    (ids, arrays["draw"].tolist())
+    (ids, arrays["random"].tolist())
     for arrays, ids in itertools.islice(batches, count)
   ]
 
@@ -90,23 +93,23 @@ def test_batches_depend_on_the_seed_alone():
   assert runs[0] != _run(8, source, seed=1)
 
 
-def test_each_visit_of_a_row_draws_anew():
-  draws = {}
+def test_each_visit_of_a_row_has_new_random_numbers():
+  samples = {}
   for ids, numbers in _run(10, Rows(4)):
     for id, number in zip(ids, numbers, strict=True):
-      draws.setdefault(id, set()).add(number)
-  assert [len(draws[f"rows:{row}"]) for row in range(4)] == [10] * 4
+      samples.setdefault(id, set()).add(number)
+  assert [len(samples[f"rows:{row}"]) for row in range(4)] == [10] * 4
 
 
-def test_worker_processes_change_nothing_nor_does_resuming():
+def test_neither_worker_processes_nor_resuming_change_the_batches():
   source = [Rows(9, "a", bad=(1, 5), broken=(2,)), Rows(4, "b")]
   kwargs = {"rotate": [Rows(3, "c"), Rows(5, "d")]}
-  expected = _run(12, source, bad_samples=_lax(), **kwargs)
+  expected = _run(12, source, bad_samples=_tolerant(), **kwargs)
 
-  threads = _loader(source, bad_samples=_lax(), **kwargs)
+  threads = _loader(source, bad_samples=_tolerant(), **kwargs)
   assert _take(threads, 3) == expected[:3]
   state = json.loads(json.dumps(threads.get_state()))
-  workers = _loader(source, bad_samples=_lax(), num_workers=2, **kwargs)
+  workers = _loader(source, bad_samples=_tolerant(), num_workers=2, **kwargs)
   workers.set_state(state)
   assert _take(workers, 5) == expected[3:8]
   threads.set_state(workers.get_state())
@@ -115,8 +118,8 @@ def test_worker_processes_change_nothing_nor_does_resuming():
   threads.close()
 
 
-def test_a_state_may_be_set_at_any_time():
-  batches = _loader(Rows(9, bad=(2,)), bad_samples=_lax())
+def test_a_state_can_be_set_at_any_time():
+  batches = _loader(Rows(9, bad=(2,)), bad_samples=_tolerant())
   first = _take(batches, 2)
   state = batches.get_state()
   expected = _take(batches, 4)
@@ -127,7 +130,7 @@ def test_a_state_may_be_set_at_any_time():
   batches.close()
 
 
-def test_an_iterator_that_was_closed_says_so():
+def test_a_closed_iterator_says_so():
   batches = _loader(Rows(9))
   batches.close()
   batches.close()
@@ -138,19 +141,19 @@ def test_an_iterator_that_was_closed_says_so():
 def test_orbax_saves_and_restores_the_position(tmp_path):
   from orbax.checkpoint import v1 as ocp
 
-  batches = _loader(Rows(9, bad=(3,)), bad_samples=_lax())
+  batches = _loader(Rows(9, bad=(3,)), bad_samples=_tolerant())
   _take(batches, 3)
   ocp.save_checkpointables(tmp_path / "0", {"data": batches})
   expected = _take(batches, 3)
   batches.close()
-  restored = _loader(Rows(9, bad=(3,)), bad_samples=_lax())
+  restored = _loader(Rows(9, bad=(3,)), bad_samples=_tolerant())
   ocp.load_checkpointables(tmp_path / "0", {"data": restored})
   assert _take(restored, 3) == expected
   restored.close()
 
 
 def _shards(count, source, processes, **kwargs):
-  """Rows of each global batch, with a batch of 12 for all processes."""
+  """Returns the rows of each global batch of 12, over all processes."""
   batch = {"batch_size": 12 // processes, "process_count": processes}
   shards = [
     _run(count, source, process_index=i, **batch, **kwargs)
@@ -170,7 +173,7 @@ def test_processes_share_each_global_batch():
   assert len(set(ids[:24])) == 24, "disjoint within an epoch"
 
 
-def test_another_number_of_processes_goes_on_at_the_same_place():
+def test_another_number_of_processes_resumes_at_the_same_position():
   source, kwargs = Rows(50), {"process_count": 2, "batch_size": 6}
   alone = _run(5, source, batch_size=12)
   two = [_loader(source, process_index=i, **kwargs) for i in range(2)]
@@ -183,13 +186,13 @@ def test_another_number_of_processes_goes_on_at_the_same_place():
     batches.close()
 
 
-def test_weights_and_sources_are_passed_on():
+def test_weights_set_the_share_of_each_source():
   batches = _run(20, [Rows(3, "a"), Rows(50, "b")], weights=(1, 3))
   for ids, _ in batches:
     assert sum(id.startswith("a") for id in ids) == 1
 
 
-def test_nothing_to_train_on_is_refused():
+def test_sources_without_rows_are_refused():
   with pytest.raises(ValueError, match="nothing to train on"):
     _loader([])
 
@@ -197,7 +200,7 @@ def test_nothing_to_train_on_is_refused():
 def test_bad_samples_are_skipped_counted_and_listed_once(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
   source = Rows(10, bad=(2, 7), broken=(4,))
-  for _ in range(2):  # the second run finds the list of the first
+  for _ in range(2):  # the second run reads the list of the first
     bad = rejects.BadSamples(path, max_fraction=0.5)
     batches = _run(7, source, bad_samples=bad)
     seen = [id for ids, _ in batches for id in ids]
@@ -214,10 +217,10 @@ def test_bad_samples_are_skipped_counted_and_listed_once(tmp_path):
     ]
 
 
-def test_a_list_that_was_cut_in_mid_line_goes_on(tmp_path):
+def test_a_list_cut_in_the_middle_of_a_line_is_continued(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
-  whole = json.dumps({"id": "rows:2", "reason": "truncated", "detail": ""})
-  path.write_text(whole + "\n" + whole[:15])
+  line = json.dumps({"id": "rows:2", "reason": "truncated", "detail": ""})
+  path.write_text(line + "\n" + line[:15])
   bad = rejects.BadSamples(path, max_fraction=0.5)
   _run(5, Rows(10, bad=(2, 7)), bad_samples=bad)
   rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -238,12 +241,12 @@ def test_too_many_bad_samples_end_the_run(tmp_path):
   assert str(path) in message and "config.data.max_bad_fraction" in message
 
 
-def test_a_share_of_one_would_never_end():
+def test_a_bad_fraction_of_one_is_refused():
   with pytest.raises(ValueError, match=r"max_bad_fraction.*found 1\.0"):
     rejects.BadSamples(max_fraction=1.0)
 
 
-def test_other_errors_name_the_row():
+def test_other_errors_end_the_run_and_name_the_row():
   class Fails(_Example):
     def __call__(self, record, rng):
       if record["image"] == 5:
@@ -271,7 +274,7 @@ def _evaluate(source, processes, batch_size, **kwargs):
   assert len({len(shard) for shard in shards}) == 1
   batches = [list(shard) for shard in shards]
   assert all(len(batch) == len(shards[0]) for batch in batches)
-  # Global batch after global batch, each a block from every process.
+  # In order of global batches, each with a block from every process.
   return [pair for step in zip(*batches, strict=True) for pair in step]
 
 
@@ -284,21 +287,21 @@ def test_evaluation_sees_every_row_once_and_in_order(processes, num):
   rows = np.concatenate([arrays["row"] for arrays, _ in batches])
   assert ids[:num] == [f"rows:{row}" for row in range(num)]
   assert set(ids[num:]) <= {""}
-  assert valid.tolist() == [place < num for place in range(len(ids))]
+  assert valid.tolist() == [position < num for position in range(len(ids))]
   assert rows[:num].tolist() == list(range(num)) and not rows[num:].any()
   assert all(a["image"].shape == (4, 64, 64, 3) for a, _ in batches)
 
 
-def test_evaluation_draws_by_row():
-  def draws(*args):
-    batches = _evaluate(Rows(9), *args)
-    draw = np.concatenate([arrays["draw"] for arrays, _ in batches])
-    return draw[:9].tolist()
+def test_random_numbers_in_evaluation_depend_on_the_row_alone():
+  def numbers(processes, batch_size):
+    batches = _evaluate(Rows(9), processes, batch_size)
+    samples = np.concatenate([arrays["random"] for arrays, _ in batches])
+    return samples[:9].tolist()
 
-  assert draws(1, 4) == draws(2, 3) == draws(1, 1)
+  assert numbers(1, 4) == numbers(2, 3) == numbers(1, 1)
 
 
-def test_bad_rows_keep_their_place_in_evaluation(tmp_path):
+def test_bad_rows_keep_their_position_in_evaluation(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
   source = Rows(10, bad=(0, 7), broken=(4,))
   bad = rejects.BadSamples(path, max_fraction=0.5)

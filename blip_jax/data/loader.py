@@ -1,10 +1,10 @@
-"""The one input pipeline: sources -> order -> examples -> batches of numpy.
+"""The input pipeline: sources -> order -> examples -> batches of numpy arrays.
 
-The order is a function of the seed and of a position in one endless stream,
-nothing else. Process `i` of `n` takes the positions i, i + n, i + 2n, ...; a
-row that cannot be used is carried along as a `Bad` marker and dropped here, in
-the main process. So neither threads nor worker processes change what is
-trained on, and a position is all that a checkpoint has to remember.
+The order depends only on the seed and on the position in one endless stream.
+Process `i` of `n` takes the positions i, i + n, i + 2n, ... An unusable row
+stays in the stream as a `Bad` marker and is dropped here, in the main process.
+So neither threads nor worker processes change the training data, and the
+position is all that a checkpoint has to store.
 """
 
 import dataclasses
@@ -24,19 +24,22 @@ from blip_jax.data import sources as sources_lib
 
 Batch = tuple[dict[str, np.ndarray], list[str]]
 
-# Ready or under way ahead of the step that the device computes.
+# Batches that are prepared while the device computes a step.
 _BATCHES_AHEAD = 2
+# Smaller arrays are sent between processes without shared memory.
 _MIN_SHARED_BYTES = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-  """From (source, row) to (id, arrays), or to `Bad`."""
+  """Turns (source, row) into (id, example), or into `Bad`."""
 
   sources: tuple[Any, ...]
   example: examples.Example
 
-  def __call__(self, pick: tuple[int, int], rng: np.random.Generator):
+  def __call__(
+    self, pick: tuple[int, int], rng: np.random.Generator
+  ) -> tuple[str, Any] | rejects.Bad:
     source, row = pick
     try:
       record = self.sources[source][row]
@@ -47,17 +50,18 @@ class _Prepare:
     except transforms.BadSample as bad:
       return rejects.Bad(record["id"], bad.reason, bad.detail)
     except Exception as error:
-      # Worker processes pass on type and message only, so both go in here.
-      text = f"{record['id']}: {type(error).__name__}: {error}"
-      raise RuntimeError(f"Cannot prepare the sample {text}") from error
+      # A worker process passes on only the type and message of an error, so
+      # the message includes those of the cause.
+      cause = f"{record['id']}: {type(error).__name__}: {error}"
+      raise RuntimeError(f"Cannot prepare the example {cause}") from error
 
 
 def _read_ahead(
   stream: grain.MapDataset, batch_size: int, num_workers: int, num_threads: int
 ) -> grain.DatasetIterator:
-  """Read a stream ahead of its consumer, in order."""
+  """Reads a stream ahead of its consumer, in order."""
   ahead = _BATCHES_AHEAD * batch_size
-  _one_thread_an_operation()
+  _disable_opencv_threads()
   ds = stream.to_iter_dataset(
     grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
   )
@@ -67,28 +71,29 @@ def _read_ahead(
         num_workers=num_workers,
         per_worker_buffer_size=math.ceil(ahead / num_workers),
       ),
-      worker_init_fn=_one_thread_an_operation,
+      worker_init_fn=_disable_opencv_threads,
     )
-    # A segment of shared memory per token array costs more than its copy.
+    # For a token array, a shared memory segment costs more than a copy.
     options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
     ds = grain.experimental.WithOptionsIterDataset(ds, options)
   return iter(ds)
 
 
-def _one_thread_an_operation(*_) -> None:
-  # The pipeline has threads of its own; OpenCV's would fight them for cores.
+def _disable_opencv_threads(*_: Any) -> None:
+  # The pipeline has its own threads; OpenCV's would compete with them.
   cv2.setNumThreads(0)
 
 
 class TrainLoader(grain.DatasetIterator):
   """Endless batches; see `train_loader`. Orbax saves it like a grain iterator.
 
-  The state is the number of rows that this process has read of the stream,
-  good and bad, and so does not depend on threads and workers. On another
-  number of processes the run goes on at the same place of the global stream.
+  The state is the number of rows, good and bad, that this process has read
+  from the stream. It does not depend on threads and workers. With a different
+  number of processes the run resumes at the same position of the global
+  stream.
 
   Attributes:
-    rows_per_epoch: of all processes; the mean, if splits take turns.
+    rows_per_epoch: over all processes; the mean, if splits rotate.
   """
 
   def __init__(
@@ -115,19 +120,23 @@ class TrainLoader(grain.DatasetIterator):
 
   def __next__(self) -> Batch:
     self._assert_not_closed()
-    self.start_prefetch()
+    rows = self._started_rows()
     good = []
     while len(good) < self._batch_size:
-      row = next(self._rows)
+      row = next(rows)
       self._next_index += 1
       if not self._bad_samples.count(row):
         good.append(row)
     return _batch(self._collate, good, [True] * len(good))
 
   def start_prefetch(self) -> None:
+    self._started_rows()
+
+  def _started_rows(self) -> grain.DatasetIterator:
     if self._rows is None:
       self._rows = self._open_rows(self._stream[self._next_index :])
       self._rows.start_prefetch()
+    return self._rows
 
   def get_state(self) -> dict[str, int]:
     return {
@@ -139,7 +148,8 @@ class TrainLoader(grain.DatasetIterator):
   def set_state(self, state: dict[str, int]) -> None:
     if state["num_rows"] != self._num_rows:
       logging.warning(
-        "The data has %d rows now and had %d: its order is another one.",
+        "The data now has %d rows, but had %d when the checkpoint was saved; "
+        "the order of its rows has changed.",
         self._num_rows,
         state["num_rows"],
       )
@@ -172,26 +182,39 @@ def train_loader(
   process_count: int = 1,
   bad_samples: rejects.BadSamples | None = None,
 ) -> TrainLoader:
-  """Return an iterator over endless batches: (arrays, ids of the rows).
+  """Returns an iterator over endless batches: (arrays, ids of the rows).
 
-  Batches hold what `example` makes of a record, stacked, and `valid`, which is
-  all true. The rows of global batch k are the same for every number of
-  processes (as long as no row is bad). `close()` it to end its threads.
+  The arrays are the examples of a batch, collated, and `valid` [B], which is
+  always true. The rows of global batch k are the same for every number of
+  processes (as long as no row is bad). `close()` ends its threads.
 
   Args:
-    example: from a record and a generator to arrays; a function of both alone.
-      What it raises but for `BadSample` ends the run, with the id of the row.
+    sources: data sets to train on; see `blip_jax.data.sources`.
+    example: turns a record and a random generator into an example, and
+      examples into a batch. `BadSample` skips the row; any other exception
+      ends the run and names the row.
     batch_size: rows per process.
-    weights: see `order.picks`, as for `rotate`.
-    num_workers: processes that prepare examples; 0 means threads alone.
-    num_threads: in each of those processes.
+    seed: of the order of rows and of all augmentation.
+    weights: see `order.picks`.
+    rotate: see `order.picks`.
+    num_workers: processes that prepare examples; 0 uses only threads.
+    num_threads: threads in each of those processes.
+    process_index: of this process in a distributed run.
+    process_count: of the distributed run.
+    bad_samples: counts and lists unusable rows.
+
+  Raises:
+    ValueError: the sources have no rows, or `weights` do not fit them.
   """
   epoch_lengths = order.epoch_lengths(sources, rotate)
   if not sum(epoch_lengths):
-    raise ValueError("config.data: there is nothing to train on.")
+    raise ValueError(
+      "config.data: there is nothing to train on: the sources of "
+      "config.data.train and config.data.rotate have no rows."
+    )
   picks = order.picks(sources, seed=seed, weights=weights, rotate=rotate)
-  # Position and seed make the generator, before the stream is dealt out to
-  # processes: how many they are changes no augmentation.
+  # The generator depends on the seed and the position before the stream is
+  # split over processes, so their number does not change the augmentation.
   stream = picks.random_map(_Prepare((*sources, *rotate), example), seed=seed)
   open_rows = functools.partial(
     _read_ahead,
@@ -211,7 +234,7 @@ def train_loader(
 
 
 class EvalLoader:
-  """Batches of every row of a source, once; see `eval_loader`."""
+  """Batches with every row of a source, once; see `eval_loader`."""
 
   def __init__(
     self,
@@ -235,7 +258,8 @@ class EvalLoader:
     return -(-self._num_rows // self._global_batch)
 
   def __iter__(self) -> Iterator[Batch]:
-    stream = grain.MapDataset.range(len(self) * self._batch_size).map(self._at)
+    positions = grain.MapDataset.range(len(self) * self._batch_size)
+    stream = positions.map(self._at)
     rows = _read_ahead(stream, self._batch_size, 0, self._num_threads)
     try:
       for _ in range(len(self)):
@@ -244,14 +268,15 @@ class EvalLoader:
       rows.close()
     self._bad_samples.judge()
 
-  def _at(self, place: int) -> Any:
-    """The row of one place in the batches of this process."""
-    batch, slot = divmod(place, self._batch_size)
+  def _at(self, position: int) -> Any:
+    """Returns the row at a position in the batches of this process."""
+    batch, slot = divmod(position, self._batch_size)
     row = batch * self._global_batch + self._index * self._batch_size + slot
     return self._row(row) if row < self._num_rows else _PADDING
 
   def _row(self, row: int) -> Any:
-    # By row, not by place: the same for every batch size and process count.
+    # Seeded by row, not by position, so that neither the batch size nor the
+    # number of processes changes an example.
     return self._prepare((0, row), np.random.default_rng(row))
 
   def _batch(self, rows: list[Any]) -> Batch:
@@ -265,7 +290,7 @@ class EvalLoader:
     return _batch(self._example.collate, filled, valid)
 
 
-# Fills the last batches; its id is empty.
+# Fills up the last batches; its id is empty.
 _PADDING = rejects.Bad("", "padding", "")
 
 
@@ -279,16 +304,27 @@ def eval_loader(
   process_count: int = 1,
   bad_samples: rejects.BadSamples | None = None,
 ) -> EvalLoader:
-  """Return an iterable over every row once, in order: (arrays, ids).
+  """Returns an iterable over every row once, in order: (arrays, ids).
 
-  Global batch k holds rows k n to (k + 1) n - 1, of which each process has one
-  block of `batch_size`; all processes have equally many batches. `valid` is
-  False, and the arrays are zero, where a row cannot be used or there is none
-  left (those have an empty id). The generator that `example` gets depends on
-  the row alone.
+  With global batches of n rows, batch k holds rows k n to (k + 1) n - 1; each
+  process has one block of `batch_size` rows. All processes have the same
+  number of batches. Where a row is unusable, or none is left to fill the last
+  batch, `valid` [B] is False and the arrays hold `example.blank()`; rows that
+  only fill the batch have an empty id. The random generator passed to
+  `example` depends only on the row.
+
+  Args:
+    source: see `blip_jax.data.sources`.
+    example: turns records into examples, and examples into batches.
+    batch_size: rows per process.
+    num_threads: threads that prepare examples.
+    process_index: of this process in a distributed run.
+    process_count: of the distributed run.
+    bad_samples: counts and lists unusable rows.
 
   Raises:
-    ValueError: at the end of a pass, if too many rows could not be used.
+    ValueError: too many rows are unusable. Raised while iterating, at the
+      latest at the end of a pass.
   """
   return EvalLoader(
     source,

@@ -16,7 +16,7 @@ def _all_rows(*numbered):
   return sorted((n, row) for n, length in numbered for row in range(length))
 
 
-def test_an_epoch_holds_every_row_once_and_each_has_another_order():
+def test_an_epoch_has_every_row_once_and_the_order_changes():
   sources = [range(7), range(5)]
   rows = _take(36, sources, seed=0)
   epochs = [rows[i : i + 12] for i in range(0, 36, 12)]
@@ -29,14 +29,14 @@ def test_the_order_depends_on_the_seed_alone():
   sources = [range(50)]
   assert _take(200, sources, seed=3) == _take(200, sources, seed=3)
   runs = {seed: _take(200, sources, seed=seed) for seed in range(4)}
-  # Nor does a run repeat an epoch of the run with the next seed.
+  # No run repeats an epoch of the run with the next seed.
   epochs = [
     tuple(run[i : i + 50]) for run in runs.values() for i in range(0, 200, 50)
   ]
   assert len(set(epochs)) == len(epochs)
 
 
-def test_any_position_is_open():
+def test_any_position_can_be_read_directly():
   sources, kwargs = [range(9)], {"seed": 0, "rotate": [range(4), range(6)]}
   assert (
     _take(50, sources, start=31, **kwargs) == _take(81, sources, **kwargs)[31:]
@@ -53,14 +53,16 @@ def test_each_epoch_takes_the_next_split():
     split = number % 3
     expected = _all_rows((0, 3), (1 + split, len(splits[split])))
     assert sorted(epoch) == expected
-  # Splits of one length must not come in one order, nor a split twice.
-  of_split = [[row for n, row in epoch if n > 0] for epoch in epochs]
-  places = [[i for i, (n, _) in enumerate(epoch) if n > 0] for epoch in epochs]
-  assert (of_split[0], places[0]) != (of_split[2], places[2])
+  # Neither two splits of the same length nor two epochs of one split have the
+  # same order.
+  split_rows = [
+    [(i, row) for i, (n, row) in enumerate(epoch) if n > 0] for epoch in epochs
+  ]
+  assert split_rows[0] != split_rows[2]
   assert epochs[0] != epochs[3]
 
 
-def test_splits_alone_rotate_as_well():
+def test_splits_rotate_without_other_sources():
   rows = _take(5, [], seed=0, rotate=[range(2), range(3)])
   assert sorted(rows[:2]) == _all_rows((0, 2))
   assert sorted(rows[2:]) == _all_rows((1, 3))
@@ -82,14 +84,14 @@ def test_weights_are_exact_after_every_round(weights, turns):
   for start in range(0, len(rows), period):
     counts = collections.Counter(n for n, _ in rows[start : start + period])
     assert tuple(counts[n] for n in range(len(turns))) == turns
-  # Within a round, too, no source is far from its share.
+  # Within a round, no source is far from its share either.
   for end in range(1, period + 1):
     counts = collections.Counter(n for n, _ in rows[:end])
     for number, share in enumerate(turns):
       assert abs(counts[number] - share * end / period) <= len(turns)
 
 
-def test_every_weighted_source_has_epochs_of_its_own():
+def test_every_weighted_source_has_its_own_epochs():
   rows = _take(400, [range(10), range(100)], seed=0, weights=(1, 1))
   first = [row for n, row in rows if n == 0]
   for start in range(0, 200, 10):
@@ -101,7 +103,7 @@ def test_rotating_splits_share_one_weight():
   rows = _take(
     60, [range(5)], seed=0, weights=(1, 2), rotate=[range(4), range(6)]
   )
-  turns = [pick for pick in rows if pick[0] > 0]
+  turns = [(n, row) for n, row in rows if n > 0]
   assert len(turns) == 40
   for start in range(0, 40, 10):
     assert sorted(turns[start : start + 4]) == _all_rows((1, 4))

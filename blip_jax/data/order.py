@@ -1,8 +1,8 @@
-"""Which row comes when: shuffles, mixtures and rotation, without any reading.
+"""The order of rows: shuffling, mixing and rotating sources; reads no data.
 
-BLIP concatenates its sets and shuffles them anew each epoch, and of LAION each
-epoch sees another split. Here that is an endless sequence of (source, row),
-open at any position, that depends on the seed alone.
+BLIP concatenates its data sets and reshuffles them every epoch; of LAION, each
+epoch uses the next split. Here this is an endless sequence of (source, row)
+with random access, which depends only on the seed.
 """
 
 import fractions
@@ -15,14 +15,15 @@ from typing import Any
 import grain
 import numpy as np
 
-# Weights become whole numbers of turns in a round of at most about this many.
+# Weights become integer numbers of turns in a round of about this length at
+# most.
 _MAX_TURNS = 10_000
 
 
 def epoch_lengths(
   sources: Sequence[Any], rotate: Sequence[Any] = ()
 ) -> list[int]:
-  """Return rows per epoch, one number for each split that takes turns."""
+  """Returns rows per epoch, one number for each of the rotating splits."""
   static = sum(len(source) for source in sources)
   return [static + len(split) for split in rotate] or [static]
 
@@ -34,21 +35,32 @@ def picks(
   weights: Sequence[float | int] = (),
   rotate: Sequence[Any] = (),
 ) -> grain.MapDataset:
-  """Return the endless stream of (source, row), shuffled anew every epoch.
+  """Returns the endless stream of (source, row), reshuffled every epoch.
 
-  Without weights an epoch is all of `sources` and one split of `rotate`, each
-  row once: large sets dominate, as in BLIP. With weights, one per source and
-  one more for all of `rotate` together, rows come in exactly that ratio and
-  every source has epochs of its own. Sources are numbered in the order
-  (*sources, *rotate).
+  Without weights, an epoch has every row of all `sources` and of one split of
+  `rotate` once, so large sources dominate, as in BLIP. With weights, rows come
+  in exactly that ratio and every source has its own epochs.
+
+  Args:
+    sources: only their lengths matter here.
+    seed: of all shuffles.
+    weights: one per source, and one more for all of `rotate` together.
+    rotate: splits of which each epoch uses the next one (paper, section 4.1).
+
+  Returns:
+    Pairs (source, row); sources are numbered in the order (*sources, *rotate).
+
+  Raises:
+    ValueError: the number of weights is wrong, or one is not positive.
   """
   rows = [
     grain.MapDataset.range(len(source)).map(functools.partial(_pick, number))
     for number, source in enumerate((*sources, *rotate))
   ]
   static, splits = rows[: len(sources)], rows[len(sources) :]
-  # Adjacent seeds would not do: grain shuffles epoch e by seed + e, so one
-  # run would repeat another's epochs, and one split another split's order.
+  # Adjacent seeds would not be independent: grain shuffles epoch e by
+  # seed + e, so a run would repeat the epochs of the run with the next seed,
+  # and a split the order of another split.
   seeds = np.random.SeedSequence(seed).generate_state(len(rows)).tolist()
   if not weights:
     epochs = [[*static, split] for split in splits] or [static]
@@ -77,15 +89,15 @@ def _endless(
     grain.MapDataset.concatenate(parts).shuffle(seed=seed)
     for parts, seed in zip(epochs, seeds, strict=False)
   ]
-  # Repeating reseeds each shuffle by how often its epoch has come round.
+  # `repeat` reseeds each shuffle with the number of repetitions so far.
   return grain.MapDataset.concatenate(shuffled).repeat(None)
 
 
 class _Turns(grain.transforms.DatasetSelectionMap):
-  """Whose turn it is, in ratios that are exact after every round.
+  """Interleaves sources in ratios that are exact after every round.
 
-  (grain's own `mix` rounds weights to multiples of a hundredth of the smallest:
-  of 0.7 and 0.3 it makes 233 and 100.)
+  (grain's `mix` rounds weights to multiples of a hundredth of the smallest
+  one: 0.7 and 0.3 become 233 and 100.)
   """
 
   def __init__(self, weights: Sequence[float | int]):
@@ -113,6 +125,6 @@ class _Turns(grain.transforms.DatasetSelectionMap):
     return sys.maxsize
 
   def __getitem__(self, index: int) -> tuple[int, int]:
-    rounds, place = divmod(index, len(self._round))
-    part, turn = self._round[place]
+    rounds, position = divmod(index, len(self._round))
+    part, turn = self._round[position]
     return part, rounds * self._turns[part] + turn

@@ -94,7 +94,7 @@ def item(leaves: dict, prefix: str) -> dict:
 def to_original(params: dict, prefix: str = "params") -> dict[str, np.ndarray]:
   """The original's names and arrays of a tree of ours."""
   ours = {
-    f"{prefix}/{path}": weights.Leaf.of(x)
+    f"{prefix}/{path}": weights.Leaf.from_array(x)
     for path, x in flatten(params).items()
   }
   theirs = weights.to_external(ours, "original")

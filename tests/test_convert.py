@@ -276,7 +276,7 @@ def test_unknown_names_may_be_dropped_by_name(tmp_path):
   path = resaved(tmp_path, add)
   drop = [r"text_decoder\.bert\.pooler\..*"]
   checkpoint = opening.open_checkpoint(path, drop=drop, **LIKE)
-  assert checkpoint.report.dropped[weights.AS_ASKED] == [
+  assert checkpoint.report.dropped[weights.ON_REQUEST] == [
     "text_decoder.bert.pooler.dense.weight"
   ]
   # A name that is needed is missed all the same.
@@ -499,7 +499,7 @@ def test_a_leaf_reads_only_its_shard(monkeypatch):
   )
   mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
   where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
-  put = opening.put(weights.Leaf.of(array), where)
+  put = opening.put(weights.Leaf.from_array(array), where)
   np.testing.assert_array_equal(put, array)
   assert copied == [8] * 8
 

@@ -1,4 +1,4 @@
-"""Every name of every released kind of checkpoint has its place."""
+"""Names: every name of every released kind of checkpoint has a rule."""
 
 import json
 
@@ -31,8 +31,8 @@ CASES = [
 ]
 
 
-def without_memory(shape, dtype=np.float32):
-  """An array of one element and no strides."""
+def virtual_array(shape, dtype=np.float32):
+  """An array that takes no memory: one element and strides of zero."""
   return np.broadcast_to(np.zeros((), dtype), shape)
 
 
@@ -43,11 +43,11 @@ def keys(shared_dir):
 
 @pytest.mark.parametrize("case", CASES)
 def test_full_size_names_and_shapes(keys, case):
-  """Both ways, without a name that nothing explains."""
+  """Both directions, and every name has a rule or a reason to be dropped."""
   shapes = {name: tuple(s) for name, s in keys[case]["shapes"].items()}
   integer = ("position_ids", "idx_queue", "queue_ptr", "ptr_queue")
   tensors = {
-    name: without_memory(
+    name: virtual_array(
       shape, np.int64 if name.endswith(integer) else np.float32
     )
     for name, shape in shapes.items()
@@ -59,15 +59,15 @@ def test_full_size_names_and_shapes(keys, case):
   config = model_configs.from_shapes(leaves, family, model_configs.Hints())
   assert config.vit.num_heads == (12 if "base" in case else 16)
   assert config.med.num_heads == 12
-  ours = adapt.to_family(leaves, family, family, config, report)
-  adapt.check(ours, family, config)
+  native = adapt.to_family(leaves, family, family, config, report)
+  adapt.check(native, family, config)
   assert not report.warnings
   assert set(report.dropped) <= {
     weights.POSITION_IDS,
     weights.TIED,
     adapt.STORED_ONCE,
   }
-  back, ties = write.original_state(ours, family)
+  back, ties = write.original_state(native, family)
   assert {**back, **{n: back[t] for n, t in ties.items()}}.keys() == (
     shapes.keys()
   )
@@ -79,43 +79,43 @@ def test_full_size_names_and_shapes(keys, case):
 
 
 @pytest.mark.parametrize("layout", names.LAYOUTS)
-def test_names_of_a_layer_go_both_ways(layout):
+def test_names_of_a_layer_map_in_both_directions(layout):
   block = {
     "original": "visual_encoder.blocks.7.attn.qkv.weight",
     "hf": "vision_model.encoder.layers.7.self_attn.qkv.weight",
   }[layout]
-  match = names.of_theirs(block, layout)
-  assert match.ours == tuple(
+  match = names.match_external(block, layout)
+  assert match.native == tuple(
     f"params/visual_encoder/block_7/attention/{name}/kernel"
     for name in ("query", "key", "value")
   )
-  for path in match.ours:
-    assert names.of_ours(path, layout).theirs == block
-  assert names.of_theirs(block.replace("qkv", "kqv"), layout) is None
+  for path in match.native:
+    assert names.match_native(path, layout).external == block
+  assert names.match_external(block.replace("qkv", "kqv"), layout) is None
 
 
-def test_the_first_number_is_the_layer():
-  """The other numbers of a name are parts of it."""
-  theirs = "text_encoder.encoder.layer.11.crossattention.self1.key.bias"
-  ours = "params/text_encoder/layer_11/crossattention/image_1/key/bias"
-  assert names.of_theirs(theirs, "original").ours == (ours,)
-  assert names.of_ours(ours, "original").theirs == theirs
-  head = names.of_theirs("cls_head.2.weight", "original")
-  assert head.ours == ("params/cls_head/fc_out/kernel",)
+def test_the_first_number_is_the_index_of_the_layer():
+  """Other numbers are part of the name."""
+  external = "text_encoder.encoder.layer.11.crossattention.self1.key.bias"
+  native = "params/text_encoder/layer_11/crossattention/image_1/key/bias"
+  assert names.match_external(external, "original").native == (native,)
+  assert names.match_native(native, "original").external == external
+  head = names.match_external("cls_head.2.weight", "original")
+  assert head.native == ("params/cls_head/fc_out/kernel",)
 
 
-def test_no_two_names_go_to_one_path():
+def test_no_two_names_map_to_the_same_path():
   for layout, rules in names.RULES.items():
-    ours = [path for rule in rules for path in rule.ours]
-    # Pre-training and retrieval call the pointer by other names.
-    twice = {path for path in ours if ours.count(path) > 1}
-    assert twice <= {"momentum/queue_ptr"}, layout
-    theirs = [rule.theirs for rule in rules]
-    assert len(theirs) == len(set(theirs)), layout
+    native = [path for rule in rules for path in rule.native]
+    # Pre-training and retrieval name the pointer differently.
+    duplicates = {path for path in native if native.count(path) > 1}
+    assert duplicates <= {"momentum/queue_ptr"}, layout
+    external = [rule.external for rule in rules]
+    assert len(external) == len(set(external)), layout
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_every_family_is_told_by_its_parts(family):
+def test_every_family_is_recognised_by_its_parts(family):
   params = families.abstract(family, helpers.BLIP)
   paths = traverse_util.flatten_dict({"params": params}, sep="/")
   assert adapt.family_of(paths) == family

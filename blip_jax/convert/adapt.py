@@ -136,7 +136,7 @@ def _untie(leaves: Leaves, report: Report) -> None:
       leaves[path] = decoders
       report.change(DECODER_WINS, path)
   if DECODER_WINS in report.changed:
-    which = weights.some(report.changed[DECODER_WINS])
+    which = weights.first_few(report.changed[DECODER_WINS])
     report.warnings.append(f"{which}: {DECODER_WINS}")
 
 
@@ -180,8 +180,8 @@ def _number_queue(leaves: Leaves, report: Report) -> None:
     return
   size = leaves["momentum/image_queue"].shape[0]
   ids = np.full(size, momentum.NO_IMAGE, np.int32)
-  leaves["momentum/idx_queue"] = Leaf.of(ids)
-  leaves["momentum/queue_ptr"] = Leaf.of(np.int32(0))
+  leaves["momentum/idx_queue"] = Leaf.from_array(ids)
+  leaves["momentum/queue_ptr"] = Leaf.from_array(np.int32(0))
   report.change(EMPTY_QUEUE, "momentum/idx_queue", "momentum/queue_ptr")
 
 
@@ -229,7 +229,7 @@ def _add_fresh(leaves, source, target, config, expected, report) -> None:
     return {path: flat[path] for path in fresh}
 
   for path, array in init().items():
-    leaves[path] = Leaf.of(np.asarray(array))
+    leaves[path] = Leaf.from_array(np.asarray(array))
   report.change(FRESH.format(source), *fresh)
 
 

@@ -44,7 +44,9 @@ def preprocessing(card: card_lib.Card) -> dict[str, Any]:
   }
 
 
-def hints(path: pathlib.Path, given: str | os.PathLike | None) -> model_configs.Hints:
+def hints(
+  path: pathlib.Path, given: str | os.PathLike | None
+) -> model_configs.Hints:
   """What config files say: the one that is given, else a folder's own.
 
   The original splits its config in two; `vit.json` is read beside the given.

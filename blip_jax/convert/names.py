@@ -1,13 +1,14 @@
-"""One table between the original's names, Hugging Face's and ours, both ways.
+"""One table of parameter names: external to native and back.
 
-Theirs are PyTorch's weights: linear [out, in], convolutions OIHW, and one
-matrix for query, key and value of the image tower.  Ours are [in, out], HWIO
-and three.  Our names are paths of a checkpoint's items: `params/...`,
+External names and layouts are PyTorch's, as in the original's checkpoints or
+Hugging Face's: linear weights [out, in], convolutions OIHW, and one matrix for
+query, key and value of the image tower. Native arrays are [in, out], HWIO and
+three matrices; native names are paths in a checkpoint: `params/...`,
 `momentum/...`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -16,23 +17,28 @@ LAYOUTS = ("original", "hf")
 
 
 class Rule(NamedTuple):
-  """`theirs` and `ours` are names with `{i}` for the layer's index.
+  """One row of the table: an external name and its native paths.
 
-  A rule with several of ours splits theirs along its first axis.
+  Attributes:
+    external: name with `{i}` for the index of the layer.
+    native: paths with `{i}`; if there are several, the external array is split
+      along its first axis.
+    to_native: converts (a part of) the external array.
+    to_external: its inverse.
   """
 
-  theirs: str
-  ours: tuple[str, ...]
-  to_ours: Callable[[np.ndarray], np.ndarray]
+  external: str
+  native: tuple[str, ...]
+  to_native: Callable[[np.ndarray], np.ndarray]
   to_external: Callable[[np.ndarray], np.ndarray]
 
 
 class Match(NamedTuple):
-  """A rule, and the names of one layer that it is about."""
+  """A rule, with the names of one layer filled in."""
 
   rule: Rule
-  theirs: str
-  ours: tuple[str, ...]
+  external: str
+  native: tuple[str, ...]
 
 
 def _same(x):
@@ -64,26 +70,26 @@ def _from_vector(x):
   return x.reshape(1, -1).astype(np.int64)
 
 
-def _copy(theirs: str, ours: str) -> tuple[Rule, ...]:
-  return (Rule(theirs, (ours,), _same, _same),)
+def _copy(external: str, native: str) -> tuple[Rule, ...]:
+  return (Rule(external, (native,), _same, _same),)
 
 
-def _dense(theirs: str, *ours: str) -> tuple[Rule, ...]:
-  kernels = tuple(f"{name}/kernel" for name in ours)
-  biases = tuple(f"{name}/bias" for name in ours)
+def _dense(external: str, *native: str) -> tuple[Rule, ...]:
+  kernels = tuple(f"{name}/kernel" for name in native)
+  biases = tuple(f"{name}/bias" for name in native)
   return (
-    Rule(f"{theirs}.weight", kernels, np.transpose, np.transpose),
-    Rule(f"{theirs}.bias", biases, _same, _same),
+    Rule(f"{external}.weight", kernels, np.transpose, np.transpose),
+    Rule(f"{external}.bias", biases, _same, _same),
   )
 
 
-def _norm(theirs: str, ours: str) -> tuple[Rule, ...]:
-  return _copy(f"{theirs}.weight", f"{ours}/scale") + _copy(
-    f"{theirs}.bias", f"{ours}/bias"
+def _norm(external: str, native: str) -> tuple[Rule, ...]:
+  return _copy(f"{external}.weight", f"{native}/scale") + _copy(
+    f"{external}.bias", f"{native}/bias"
   )
 
 
-# Our name of a part of the image tower, and theirs in each layout.
+# Parts of the image tower: native name -> external name, for each layout.
 _VIT = {
   "original": dict(
     tower="visual_encoder",
@@ -116,23 +122,23 @@ _VIT = {
 }
 
 
-def _vit(layout: str, suffix: str, ours: str) -> tuple[Rule, ...]:
+def _vit(layout: str, suffix: str, native: str) -> tuple[Rule, ...]:
   n = _VIT[layout]
   tower = n["tower"] + suffix
-  block, our_block = f"{tower}.{n['block']}", f"{ours}/block_{{i}}"
-  attention = f"{our_block}/attention"
+  block, native_block = f"{tower}.{n['block']}", f"{native}/block_{{i}}"
+  attention = f"{native_block}/attention"
   patch_embed = f"{tower}.{n['patch_embed']}"
   return (
-    *_copy(f"{tower}.{n['cls_token']}", f"{ours}/cls_token"),
-    *_copy(f"{tower}.{n['pos_embed']}", f"{ours}/pos_embed"),
+    *_copy(f"{tower}.{n['cls_token']}", f"{native}/cls_token"),
+    *_copy(f"{tower}.{n['pos_embed']}", f"{native}/pos_embed"),
     Rule(
       f"{patch_embed}.weight",
-      (f"{ours}/patch_embed/kernel",),
+      (f"{native}/patch_embed/kernel",),
       _oihw_to_hwio,
       _hwio_to_oihw,
     ),
-    *_copy(f"{patch_embed}.bias", f"{ours}/patch_embed/bias"),
-    *_norm(f"{block}.{n['ln_1']}", f"{our_block}/ln_1"),
+    *_copy(f"{patch_embed}.bias", f"{native}/patch_embed/bias"),
+    *_norm(f"{block}.{n['ln_1']}", f"{native_block}/ln_1"),
     *_dense(
       f"{block}.{n['qkv']}",
       f"{attention}/query",
@@ -140,56 +146,55 @@ def _vit(layout: str, suffix: str, ours: str) -> tuple[Rule, ...]:
       f"{attention}/value",
     ),
     *_dense(f"{block}.{n['out']}", f"{attention}/out"),
-    *_norm(f"{block}.{n['ln_2']}", f"{our_block}/ln_2"),
-    *_dense(f"{block}.{n['fc_in']}", f"{our_block}/fc_in"),
-    *_dense(f"{block}.{n['fc_out']}", f"{our_block}/fc_out"),
-    *_norm(f"{tower}.{n['ln_post']}", f"{ours}/ln_post"),
+    *_norm(f"{block}.{n['ln_2']}", f"{native_block}/ln_2"),
+    *_dense(f"{block}.{n['fc_in']}", f"{native_block}/fc_in"),
+    *_dense(f"{block}.{n['fc_out']}", f"{native_block}/fc_out"),
+    *_norm(f"{tower}.{n['ln_post']}", f"{native}/ln_post"),
   )
 
 
-def _med(theirs: str, ours: str) -> tuple[Rule, ...]:
-  embeddings = f"{theirs}.embeddings"
-  layer, our_layer = f"{theirs}.encoder.layer.{{i}}", f"{ours}/layer_{{i}}"
+def _med(external: str, native: str) -> tuple[Rule, ...]:
+  embeddings, positions = f"{external}.embeddings", "position_embeddings"
+  layer = f"{external}.encoder.layer.{{i}}"
+  native_layer = f"{native}/layer_{{i}}"
   rules = [
-    *_copy(f"{embeddings}.word_embeddings.weight", f"{ours}/word_embeddings"),
-    *_copy(
-      f"{embeddings}.position_embeddings.weight", f"{ours}/position_embeddings"
-    ),
-    *_norm(f"{embeddings}.LayerNorm", f"{ours}/ln_embed"),
-    *_dense(f"{layer}.intermediate.dense", f"{our_layer}/fc_in"),
-    *_dense(f"{layer}.output.dense", f"{our_layer}/fc_out"),
-    *_norm(f"{layer}.output.LayerNorm", f"{our_layer}/ln"),
+    *_copy(f"{embeddings}.word_embeddings.weight", f"{native}/word_embeddings"),
+    *_copy(f"{embeddings}.{positions}.weight", f"{native}/{positions}"),
+    *_norm(f"{embeddings}.LayerNorm", f"{native}/ln_embed"),
+    *_dense(f"{layer}.intermediate.dense", f"{native_layer}/fc_in"),
+    *_dense(f"{layer}.output.dense", f"{native_layer}/fc_out"),
+    *_norm(f"{layer}.output.LayerNorm", f"{native_layer}/ln"),
   ]
   for attention in ("attention", "crossattention"):
-    block, our = f"{layer}.{attention}", f"{our_layer}/{attention}"
-    rules += _attention(f"{block}.self", f"{block}.output.dense", our)
-    rules += _norm(f"{block}.output.LayerNorm", f"{our}/ln")
+    block, native_block = f"{layer}.{attention}", f"{native_layer}/{attention}"
+    rules += _attention(f"{block}.self", f"{block}.output.dense", native_block)
+    rules += _norm(f"{block}.output.LayerNorm", f"{native_block}/ln")
   return tuple(rules)
 
 
-def _attention(projections: str, out: str, ours: str) -> tuple[Rule, ...]:
+def _attention(projections: str, out: str, native: str) -> tuple[Rule, ...]:
   return (
-    *_dense(f"{projections}.query", f"{ours}/query"),
-    *_dense(f"{projections}.key", f"{ours}/key"),
-    *_dense(f"{projections}.value", f"{ours}/value"),
-    *_dense(out, f"{ours}/out"),
+    *_dense(f"{projections}.query", f"{native}/query"),
+    *_dense(f"{projections}.key", f"{native}/key"),
+    *_dense(f"{projections}.value", f"{native}/value"),
+    *_dense(out, f"{native}/out"),
   )
 
 
 def _nlvr() -> tuple[Rule, ...]:
-  """What only the model of two images has."""
+  """What only the NLVR model, which reads two images, has."""
   block = "text_encoder.encoder.layer.{i}.crossattention"
-  ours = "params/text_encoder/layer_{i}/crossattention"
-  twins = [
+  native = "params/text_encoder/layer_{i}/crossattention"
+  images = [
     _attention(
-      f"{block}.self{n}", f"{block}.output.dense{n}", f"{ours}/image_{n}"
+      f"{block}.self{n}", f"{block}.output.dense{n}", f"{native}/image_{n}"
     )
     for n in (0, 1)
   ]
   return (
-    *twins[0],
-    *twins[1],
-    *_dense(f"{block}.output.merge_layer", f"{ours}/merge"),
+    *images[0],
+    *images[1],
+    *_dense(f"{block}.output.merge_layer", f"{native}/merge"),
     *_dense("cls_head.0", "params/cls_head/fc_in"),
     *_dense("cls_head.2", "params/cls_head/fc_out"),
   )
@@ -197,14 +202,14 @@ def _nlvr() -> tuple[Rule, ...]:
 
 def _params(layout: str) -> tuple[Rule, ...]:
   head = "text_decoder.cls.predictions"
-  ours = "params/text_decoder/lm_head"
+  native = "params/text_decoder/lm_head"
   return (
     *_vit(layout, "", "params/visual_encoder"),
     *_med("text_encoder", "params/text_encoder"),
     *_med("text_decoder.bert", "params/text_decoder"),
-    *_dense(f"{head}.transform.dense", f"{ours}/transform"),
-    *_norm(f"{head}.transform.LayerNorm", f"{ours}/ln"),
-    *_copy(f"{head}.bias", f"{ours}/bias"),
+    *_dense(f"{head}.transform.dense", f"{native}/transform"),
+    *_norm(f"{head}.transform.LayerNorm", f"{native}/ln"),
+    *_copy(f"{head}.bias", f"{native}/bias"),
     *_dense("vision_proj", "params/vision_proj"),
     *_dense("text_proj", "params/text_proj"),
     *_dense("itm_head", "params/itm_head"),
@@ -212,21 +217,22 @@ def _params(layout: str) -> tuple[Rule, ...]:
 
 
 def _momentum() -> tuple[Rule, ...]:
-  """The temperature, the twin and the queues, which only the original keeps."""
-  twin = "momentum/params_m"
+  """Temperature, momentum encoders and queues; only the original saves them."""
+  encoders = "momentum/params_m"
   queue = lambda name: Rule(
     name, (f"momentum/{name}",), np.transpose, np.transpose
   )
   return (
     *_copy("temp", "params/temp"),
-    *_vit("original", "_m", f"{twin}/visual_encoder"),
-    *_med("text_encoder_m", f"{twin}/text_encoder"),
-    *_dense("vision_proj_m", f"{twin}/vision_proj"),
-    *_dense("text_proj_m", f"{twin}/text_proj"),
+    *_vit("original", "_m", f"{encoders}/visual_encoder"),
+    *_med("text_encoder_m", f"{encoders}/text_encoder"),
+    *_dense("vision_proj_m", f"{encoders}/vision_proj"),
+    *_dense("text_proj_m", f"{encoders}/text_proj"),
     queue("image_queue"),
     queue("text_queue"),
     Rule("idx_queue", ("momentum/idx_queue",), _to_vector, _from_vector),
-    # Retrieval's name for it; the writer says which of the two it wants.
+    # Retrieval and pre-training name it differently; `write.original_state`
+    # picks the name.
     Rule("ptr_queue", ("momentum/queue_ptr",), _to_scalar, _from_scalar),
     Rule("queue_ptr", ("momentum/queue_ptr",), _to_scalar, _from_scalar),
   )
@@ -237,11 +243,11 @@ RULES = {
   "hf": _params("hf"),
 }
 
-# Names that carry nothing of their own, and why.
+# Names without information of their own: 0, 1, 2, ...
 POSITION_IDS = re.compile(
   r"text_(encoder|encoder_m|decoder\.bert)\.embeddings\.position_ids"
 )
-# The LM matrix and its bias, each one tensor under a second name.
+# The LM matrix and its bias are saved a second time: second name -> name.
 TIED = {
   "text_decoder.cls.predictions.decoder.weight": (
     "text_decoder.bert.embeddings.word_embeddings.weight"
@@ -251,18 +257,18 @@ TIED = {
   ),
 }
 
-_BY_THEIRS = {
-  layout: {rule.theirs: rule for rule in rules}
+_BY_EXTERNAL = {
+  layout: {rule.external: rule for rule in rules}
   for layout, rules in RULES.items()
 }
-_BY_OURS = {
-  layout: {path: rule for rule in rules for path in rule.ours}
+_BY_NATIVE = {
+  layout: {path: rule for rule in rules for path in rule.native}
   for layout, rules in RULES.items()
 }
 
 
-def layout_of(names) -> str | None:
-  """Whose names these are; None if nobody's that the table knows."""
+def layout_of(names: Collection[str]) -> str | None:
+  """Which of LAYOUTS these names follow; None if they follow neither."""
   for layout in LAYOUTS:
     tower = _VIT[layout]["tower"] + "."
     if any(name.startswith(tower) for name in names):
@@ -270,18 +276,18 @@ def layout_of(names) -> str | None:
   return None
 
 
-def of_theirs(name: str, layout: str) -> Match | None:
-  """What a name of theirs is; None if the table does not know it."""
-  return _match(name, _BY_THEIRS[layout])
+def match_external(name: str, layout: str) -> Match | None:
+  """Finds the rule for an external name; None if the table has none."""
+  return _match(name, _BY_EXTERNAL[layout])
 
 
-def of_ours(path: str, layout: str) -> Match | None:
-  """What a path of ours is to them; None if they have no such thing."""
-  return _match(path, _BY_OURS[layout])
+def match_native(path: str, layout: str) -> Match | None:
+  """Finds the rule for a native path; None if the layout has no name for it."""
+  return _match(path, _BY_NATIVE[layout])
 
 
 def _match(name: str, rules: dict[str, Rule]) -> Match | None:
-  # The first number is the layer's; of names without layers it is another.
+  # The first number is the layer's index, unless the name has no layers.
   number = re.search(r"(?<=[._])\d+(?=[./])", name)
   index, template = "", name
   if number and name not in rules:
@@ -291,4 +297,4 @@ def _match(name: str, rules: dict[str, Rule]) -> Match | None:
   if rule is None:
     return None
   fill = lambda template: template.replace("{i}", index)
-  return Match(rule, fill(rule.theirs), tuple(map(fill, rule.ours)))
+  return Match(rule, fill(rule.external), tuple(map(fill, rule.native)))

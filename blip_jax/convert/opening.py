@@ -270,7 +270,7 @@ def _open_theirs(
     raise ValueError(
       f"{tensors.path}: none of its {len(tensors)} names is of a BLIP image "
       f"tower (visual_encoder.* or vision_model.*); it begins with "
-      f"{weights.some(tensors)}"
+      f"{weights.first_few(tensors)}"
     )
   report = weights.Report(warnings=list(hints.warnings))
   if tensors.ignored:

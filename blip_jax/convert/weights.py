@@ -1,8 +1,7 @@
-"""A checkpoint of theirs as leaves of ours, and back; nothing is read until
-somebody wants it.
+"""Converts parameters between external and native checkpoints, lazily.
 
-Every name on both sides is matched by the table of `names.py`, left out under a
-rule that has a name, or an error.
+Every name on both sides is matched by the table of `names.py`, left out by a
+named rule, or an error. Arrays are read only when they are used.
 """
 
 import dataclasses
@@ -14,38 +13,47 @@ import numpy as np
 
 from blip_jax.convert import names, reader
 
-POSITION_IDS = "position ids are only counted"
-AS_ASKED = "left out as asked"
+# Rules, as the report names them.
+POSITION_IDS = "position ids: only 0, 1, 2, ..."
+ON_REQUEST = "left out on request (--drop)"
 TIED = "tied: the same tensor under another name"
 LM_MATRIX_WINS = (
-  "the LM matrix differs from the word embeddings that it should be: it wins, "
-  "as in the original, where the later of the two is what is loaded"
+  "the LM matrix differs from the word embeddings, with which it should be "
+  "tied: the LM matrix is used, as in the original, which loads it last"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """An array that is read when it is called."""
+  """An array that is not read yet.
+
+  Attributes:
+    shape: of the array.
+    dtype: of the array.
+    read: reads the array.
+    memory: equal for leaves with the same memory and the same changes; None if
+      unknown.
+  """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
-  # Equal for leaves that are the same memory, changed in the same way.
   memory: Hashable = None
 
   @classmethod
-  def of(cls, array: Any) -> "Leaf":
+  def from_array(cls, array: Any) -> "Leaf":
     return cls(tuple(array.shape), np.dtype(array.dtype), lambda: array)
 
   def is_same(self, other: "Leaf") -> bool:
-    """Whether both hold the same values; reads them only if it must."""
+    """Whether both hold the same values; reads them only if necessary."""
     if self.memory is not None and self.memory == other.memory:
       return True
     return np.array_equal(self.read(), other.read())
 
   def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Leaf":
-    """The leaf after a change that moves elements but computes nothing new."""
-    # Of an array of one element and no strides, so that this costs nothing.
+    """Applies a change that moves or casts elements, when the leaf is read."""
+    # Shape and dtype come from an array of one element with strides of zero,
+    # which costs nothing.
     like = change(np.broadcast_to(np.zeros((), self.dtype), self.shape))
     memory = self.memory and (self.memory, change)
     return Leaf(like.shape, like.dtype, lambda: change(self.read()), memory)
@@ -56,13 +64,13 @@ Leaves = dict[str, Leaf]
 
 @dataclasses.dataclass
 class Report:
-  """What became of every name.
+  """What happened to every name.
 
   Attributes:
-    matched: how many paths of ours have their values from theirs.
-    dropped: rule -> names of theirs, or paths of ours, that it left out.
-    changed: rule -> paths of ours that it made or altered.
-    warnings: what a user should know before trusting the numbers.
+    matched: number of native paths with values from the checkpoint.
+    dropped: rule -> external names, or native paths, that it left out.
+    changed: rule -> native paths that it created or changed.
+    warnings: what a user should know before trusting the results.
   """
 
   matched: int = 0
@@ -70,19 +78,19 @@ class Report:
   changed: dict[str, list[str]] = dataclasses.field(default_factory=dict)
   warnings: list[str] = dataclasses.field(default_factory=list)
 
-  def drop(self, rule: str, *which: str) -> None:
-    self.dropped.setdefault(rule, []).extend(which)
+  def drop(self, rule: str, *names: str) -> None:
+    self.dropped.setdefault(rule, []).extend(names)
 
-  def change(self, rule: str, *which: str) -> None:
-    self.changed.setdefault(rule, []).extend(which)
+  def change(self, rule: str, *paths: str) -> None:
+    self.changed.setdefault(rule, []).extend(paths)
 
   def __str__(self) -> str:
     lines = [f"matched: {self.matched}"]
     for title, rules in (("dropped", self.dropped), ("changed", self.changed)):
-      for rule, which in rules.items():
-        lines.append(f"{title}: {len(which)} ({rule}): {some(which)}")
+      for rule, paths in rules.items():
+        lines.append(f"{title}: {len(paths)} ({rule}): {first_few(paths)}")
     lines += [f"warning: {text}" for text in self.warnings]
-    # An error would have listed them.
+    # Missing or unexpected names are errors, so there is no report with any.
     return "\n".join([*lines, "missing: 0", "unexpected: 0"])
 
 
@@ -92,83 +100,99 @@ def from_external(
   report: Report,
   drop: Sequence[str] = (),
 ) -> Leaves:
-  """Leaves of ours for every name of theirs.
+  """Converts external names and arrays to native leaves.
 
   Args:
-    tensors: names and arrays; a `reader.Tensors` is not read.
+    tensors: names and arrays; the arrays of a `reader.Tensors` are not read.
     layout: one of `names.LAYOUTS`.
-    report: takes note of all names.
-    drop: regular expressions for whole names that may be left out.
+    report: records what happened to every name.
+    drop: regular expressions that match complete names to leave out.
 
   Raises:
-    ValueError: lists the names that the table does not know, or what is
-      missing beside a tied name.
+    ValueError: lists the names that the table does not know; or an array does
+      not have the shape that its rule needs.
   """
   leaves, unknown = {}, []
   for name in tensors:
     if any(re.fullmatch(pattern, name) for pattern in drop):
-      report.drop(AS_ASKED, name)
+      report.drop(ON_REQUEST, name)
       continue
-    match = names.of_theirs(name, layout)
+    match = names.match_external(name, layout)
     if match is None:
       if names.POSITION_IDS.fullmatch(name):
         report.drop(POSITION_IDS, name)
       elif name not in names.TIED or names.TIED[name] not in tensors:
         unknown.append(name)
       continue
-    theirs, parts = _leaf(tensors, name), len(match.ours)
-    if parts > 1 and theirs.shape[0] % parts:
+    external, parts = _leaf(tensors, name), len(match.native)
+    if parts > 1 and external.shape[0] % parts:
       raise ValueError(
-        f"{name}: {list(theirs.shape)} does not split into {parts} equal parts"
+        f"{name}: shape {list(external.shape)} does not split into {parts} "
+        "equal parts along its first axis"
       )
-    for i, path in enumerate(match.ours):
-      leaf = theirs if parts == 1 else theirs.map(_part(i, parts))
-      leaves[path] = leaf.map(match.rule.to_ours)
+    for i, path in enumerate(match.native):
+      leaf = external if parts == 1 else external.map(_part(i, parts))
+      leaves[path] = leaf.map(match.rule.to_native)
   if unknown:
     raise ValueError(
-      f"{len(unknown)} names that no BLIP model has: {some(unknown, 20)}. Is "
-      "this another architecture, or a wrapper that prefixes its names? What "
-      "may be left out, name with --drop (drop=)"
+      f"{len(unknown)} names that no BLIP model has: {first_few(unknown, 20)}. "
+      "Is this another architecture, or a wrapper that prefixes its names? To "
+      "leave names out, list them with --drop (drop=)"
     )
-  for name, twin in names.TIED.items():
-    if name in tensors and name not in report.dropped.get(AS_ASKED, ()):
-      _settle(tensors, name, twin, layout, leaves, report)
+  for name, target in names.TIED.items():
+    if name in tensors and name not in report.dropped.get(ON_REQUEST, ()):
+      _resolve_tied(tensors, name, target, layout, leaves, report)
   return leaves
 
 
 def to_external(leaves: Leaves, layout: str) -> Leaves:
-  """Leaves of theirs, by their names, for every path of ours.
+  """Converts native leaves to external ones, by external name.
+
+  Args:
+    leaves: native leaves, by path.
+    layout: one of `names.LAYOUTS`.
 
   Raises:
-    ValueError: lists the paths that their layout has no name for.
+    ValueError: lists the paths that the layout has no name for.
   """
-  theirs, unknown = {}, []
+  external, unknown = {}, []
   for path in leaves:
-    match = names.of_ours(path, layout)
+    match = names.match_native(path, layout)
     if match is None:
       unknown.append(path)
-    elif match.theirs not in theirs:
-      parts = [leaves[name].map(match.rule.to_external) for name in match.ours]
-      theirs[match.theirs] = parts[0] if len(parts) == 1 else _joined(parts)
+    elif match.external not in external:
+      parts = [
+        leaves[name].map(match.rule.to_external) for name in match.native
+      ]
+      external[match.external] = parts[0] if len(parts) == 1 else _joined(parts)
   if unknown:
     raise ValueError(
-      f"the layout {layout!r} has no name for {some(unknown, 20)}"
+      f"the layout {layout!r} has no name for {first_few(unknown, 20)}"
     )
-  return theirs
+  return external
 
 
-def _settle(tensors, name, twin, layout, leaves, report) -> None:
-  """Decides between two names of what should be one tensor."""
-  leaf, other = _leaf(tensors, name), _leaf(tensors, twin)
+def _resolve_tied(
+  tensors: Mapping[str, Any],
+  name: str,
+  target: str,
+  layout: str,
+  leaves: Leaves,
+  report: Report,
+) -> None:
+  """Decides between two names of what should be the same tensor."""
+  leaf, other = _leaf(tensors, name), _leaf(tensors, target)
   if leaf.shape != other.shape:
     raise ValueError(
-      f"{name} {list(leaf.shape)} should be {twin} {list(other.shape)}; their "
-      "shapes differ"
+      f"{name} {list(leaf.shape)} should be the same tensor as {target} "
+      f"{list(other.shape)}; their shapes differ"
     )
   if leaf.is_same(other):
     report.drop(TIED, name)
     return
-  (path,) = names.of_theirs(twin, layout).ours
+  match = names.match_external(target, layout)
+  assert match is not None, target
+  (path,) = match.native
   leaves[path] = leaf
   report.change(LM_MATRIX_WINS, path)
   report.warnings.append(f"{name}: {LM_MATRIX_WINS}")
@@ -176,7 +200,7 @@ def _settle(tensors, name, twin, layout, leaves, report) -> None:
 
 def _leaf(tensors: Mapping[str, Any], name: str) -> Leaf:
   if not isinstance(tensors, reader.Tensors):
-    return Leaf.of(tensors[name])
+    return Leaf.from_array(tensors[name])
   return Leaf(
     tensors.shape(name),
     tensors.dtype(name),
@@ -198,8 +222,8 @@ def _joined(parts: list[Leaf]) -> Leaf:
   )
 
 
-def some(which: Iterable[str], limit: int = 3) -> str:
-  """The first few of many names, in a sentence."""
-  which = list(which)
-  more = f", ... and {len(which) - limit} more" if len(which) > limit else ""
-  return ", ".join(which[:limit]) + more
+def first_few(names: Iterable[str], limit: int = 3) -> str:
+  """The first names as text, and how many more there are."""
+  names = list(names)
+  more = f", ... and {len(names) - limit} more" if len(names) > limit else ""
+  return ", ".join(names[:limit]) + more

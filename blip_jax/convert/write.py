@@ -183,7 +183,7 @@ def original_state(
   for name in [n for n in (*tensors, *ties) if n.endswith(positions)]:
     number = tensors[ties.get(name, name)].shape[0]
     tower = name.removesuffix(positions)
-    ids = Leaf.of(np.arange(number)[None])
+    ids = Leaf.from_array(np.arange(number)[None])
     tensors[f"{tower}.embeddings.position_ids"] = ids
   return tensors, ties
 

@@ -333,7 +333,7 @@ class Golden:
       wrong = [f"{x} for {y}" for x, y in pairs if x != y]
     else:
       wrong = [] if theirs == ours else [f"{ours} for {theirs}"]
-    error = Error(len(wrong), len(wrong), weights.some(wrong))
+    error = Error(len(wrong), len(wrong), weights.first_few(wrong))
     self.judge(f"fact {name}", {"": error}, 0)
 
   def judge(

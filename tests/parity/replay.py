@@ -82,7 +82,9 @@ def state_of(
   momentum: momentum_lib.Momentum | None = None,
 ) -> dict[str, np.ndarray]:
   tree = snapshot.by_path({"params": params, "momentum": momentum})
-  leaves = {path: weights.Leaf.of(np.asarray(x)) for path, x in tree.items()}
+  leaves = {
+    path: weights.Leaf.from_array(np.asarray(x)) for path, x in tree.items()
+  }
   return state(leaves, family)
 
 

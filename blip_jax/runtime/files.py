@@ -48,6 +48,11 @@ def is_folder(path: Path) -> bool:
   return os.path.isdir(path)
 
 
+def is_writable(folder: Path) -> bool:
+  """Whether this process may create files in a folder."""
+  return os.access(folder, os.W_OK)
+
+
 def absolute(path: Path) -> str:
   return os.path.abspath(path)
 

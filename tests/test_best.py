@@ -1,4 +1,4 @@
-"""The best parameters of a run are kept, whole, and found again."""
+"""The best parameters of a run are kept complete, and found again."""
 
 import json
 
@@ -52,6 +52,6 @@ def test_nothing_is_kept_unless_asked_for(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_metric_that_nobody_finds(tmp_path):
+def test_an_unknown_metric_is_refused(tmp_path):
   with pytest.raises(ValueError, match="no evaluator reports val/Bleu_4; "):
     best.Best(tmp_path, NAMES).update(1, params(1), {"val/CIDEr": 1.0})

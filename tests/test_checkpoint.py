@@ -1,4 +1,4 @@
-"""Runs continue bit for bit, start where they should, and say why not."""
+"""Runs resume bit for bit, start where they should, and say why not."""
 
 import asyncio
 import concurrent.futures
@@ -35,7 +35,7 @@ def scrambled(state):
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 1), (1, 8, 1)])
-def test_whole_state_returns_bit_for_bit_on_any_mesh(tmp_path, sizes):
+def test_the_state_returns_bit_for_bit_on_any_mesh(tmp_path, sizes):
   run = helpers.ToyRun((4, 2, 1))
   saved = run.save(tmp_path, 12, scrambled(run.make()), position=99)
   other, loader = helpers.ToyRun(sizes, seed=1), helpers.StubLoader()
@@ -61,7 +61,7 @@ def test_saving_is_not_disturbed_by_donating_the_state(tmp_path):
   helpers.assert_same(loaded.replace(step=np.int32(0)), before)
 
 
-def test_loader_may_move_on_while_its_position_is_written(tmp_path):
+def test_loader_may_advance_while_its_position_is_written(tmp_path):
   class Folder:
     async def await_creation(self):
       return tmp_path
@@ -110,7 +110,7 @@ def test_impossible_policy_is_refused(tmp_path, wrong):
 
 def test_order_of_initialisation(tmp_path):
   run = helpers.ToyRun(seed=2)
-  here, whole, weights = (tmp_path / n for n in ("here", "whole", "weights"))
+  here, full, weights = (tmp_path / n for n in ("here", "full", "weights"))
   scratch, origin = run.start(here)
   assert origin == "from scratch" and int(scratch.step) == 0
   helpers.assert_same(scratch, run.make())
@@ -119,21 +119,21 @@ def test_order_of_initialisation(tmp_path):
   state, origin = run.start(here, weights=str(weights))
   assert origin == f"weights of {weights}/checkpoints/20"
   helpers.assert_same(state.params, theirs.params)
-  # The twin starts equal to the weights, not to what was drawn before.
+  # The momentum encoder starts equal to the weights, not to fresh ones.
   helpers.assert_same(state.momentum.params_m, theirs.params)
   assert int(state.step) == 0
   helpers.assert_same(state.opt_state, scratch.opt_state)
 
-  saved = helpers.ToyRun(seed=4).save(whole, 30, position=5)
+  saved = helpers.ToyRun(seed=4).save(full, 30, position=5)
   loader = helpers.StubLoader()
-  state, origin = run.start(here, loader, restore=str(whole))
-  assert origin == f"restored {whole}/checkpoints/30"
+  state, origin = run.start(here, loader, restore=str(full))
+  assert origin == f"restored {full}/checkpoints/30"
   helpers.assert_same(state, saved)
   assert loader.position == 5
 
   # Once this workdir has a checkpoint, nothing else is even looked at.
   mine = run.save(here, 1)
-  for init in ({"restore": str(whole)}, {"weights": "/nowhere"}):
+  for init in ({"restore": str(full)}, {"weights": "/nowhere"}):
     state, origin = run.start(here, **init)
     assert origin.startswith("resumed")
     helpers.assert_same(state, mine)
@@ -190,7 +190,7 @@ def test_weights_name_what_is_missing_and_unexpected(tmp_path):
   helpers.assert_same(state.momentum.params_m, state.params)
 
 
-def test_twin_and_queues_come_along_when_asked(tmp_path):
+def test_momentum_state_is_taken_along_on_request(tmp_path):
   """Queues of another size stay fresh, and their pointer with them."""
   state = scrambled(helpers.ToyRun().make())
   helpers.ToyRun().save(tmp_path / "from", 1, state)
@@ -318,7 +318,7 @@ def run_python(script, *args):
   return subprocess.Popen([sys.executable, "-c", code, *map(str, args)])
 
 
-def test_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path):
+def test_a_kill_during_a_save_costs_only_that_save(tmp_path):
   # The second save stops for ever between its arrays and its data position, so
   # that the kill surely falls inside it.
   script = """
@@ -359,7 +359,7 @@ def test_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path):
   assert int(run.start(tmp_path)[0].step) == 2
 
 
-def test_two_processes_save_and_continue_one_run(tmp_path):
+def test_two_processes_save_and_resume_one_run(tmp_path):
   script = """
     import sys
     import jax, numpy as np
@@ -406,9 +406,9 @@ def test_arrays_are_read_one_by_one_in_parts(tmp_path, monkeypatch):
   loaded = []
   load = snapshot.Arrays.load
 
-  def counting(self, wanted):
-    loaded.append(list(wanted))
-    return load(self, wanted)
+  def counting(self, leaves):
+    loaded.append(list(leaves))
+    return load(self, leaves)
 
   monkeypatch.setattr(snapshot.Arrays, "load", counting)
   readers = snapshot.Arrays(folder).readers()
@@ -428,10 +428,10 @@ def test_a_part_is_read_once_for_many_threads(tmp_path, monkeypatch):
   loaded = []
   load = snapshot.Arrays.load
 
-  def slow(self, wanted):
-    loaded.append(list(wanted))
+  def slow(self, leaves):
+    loaded.append(list(leaves))
     time.sleep(0.1)
-    return load(self, wanted)
+    return load(self, leaves)
 
   monkeypatch.setattr(snapshot.Arrays, "load", slow)
   readers = snapshot.Arrays(snapshot.find(tmp_path)).readers()

@@ -62,8 +62,8 @@ def finish(processes):
   """What each of them printed."""
   printed = []
   for process in processes:
-    out, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told[-3000:]
+    out, output = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
     printed.append(out)
   return printed
 
@@ -86,8 +86,13 @@ def test_two_processes_train_on_the_same_rows(tmp_path):
   alone, together = metrics(one), metrics(two)
   assert [row["step"] for row in together] == [1, 2]
   for name in ("loss_itc", "loss_lm", "nll_lm", "temp"):
-    found, expected = together[0][f"train/{name}"], alone[0][f"train/{name}"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
+    together_loss, alone_loss = (
+      together[0][f"train/{name}"],
+      alone[0][f"train/{name}"],
+    )
+    np.testing.assert_allclose(
+      together_loss, alone_loss, rtol=1e-5, err_msg=name
+    )
   saved = sorted(p.name for p in (two / "checkpoints" / "2" / "data").iterdir())
   assert [name for name in saved if name.startswith("process")] == [
     "process_0-of-2.json",
@@ -97,11 +102,11 @@ def test_two_processes_train_on_the_same_rows(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_caption_a_folder(tmp_path):
-  """One file of both, each picture once, and one may fail and go on."""
-  pictures = helpers.write_images(tmp_path / "pictures")
+  """One file for both, each image once; one process may fail and resume."""
+  images = helpers.write_images(tmp_path / "images")
   model = helpers.write_captioner(tmp_path / "model")
   flags = (
-    f"--config.images={pictures}",
+    f"--config.images={images}",
     f"--config.model={model}",
     "--config.batch_size=2",
   )
@@ -114,13 +119,13 @@ def test_two_processes_caption_a_folder(tmp_path):
   printed, _ = finish(start_two("caption_images", tmp_path, *flags, out("two")))
   assert (tmp_path / "two").read_text().splitlines(keepends=True) == lines
   assert not list(tmp_path.glob("two.part*"))
-  told = [line.split() for line in printed.splitlines()]
-  assert ["images", "7"] in told and ["unreadable", "1"] in told
+  output = [line.split() for line in printed.splitlines()]
+  assert ["images", "7"] in output and ["unreadable", "1"] in output
 
 
 @pytest.mark.slow
 def test_two_processes_rank_the_same(tmp_path):
-  """Each scores its own pictures, and both know of all."""
+  """Each process scores its local images; both get all scores."""
   trained, one, two = tmp_path / "trained", tmp_path / "one", tmp_path / "two"
   finish([start("quickstart", trained, 2, *FLAGS)])
   flags = (

@@ -153,9 +153,11 @@ def test_adamw_equals_torch():
   tx, rate = optim.make(conf, 12)
   params = jax.tree.map(jnp.asarray, start)
   state = tx.init(params)
-  twins = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
+  parameters = {
+    k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()
+  }
   theirs = torch.optim.AdamW(
-    twins.values(), lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05
+    parameters.values(), lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05
   )
   moved = 0.0
   for step in range(12):
@@ -167,13 +169,13 @@ def test_adamw_equals_torch():
     params = optax.apply_updates(params, updates)
     for group in theirs.param_groups:
       group["lr"] = float(rate(step))
-    for k, twin in twins.items():
-      twin.grad = torch.tensor(grads[k])
+    for k, parameter in parameters.items():
+      parameter.grad = torch.tensor(grads[k])
     theirs.step()
     moved += float(rate(step))
-    for k, twin in twins.items():
+    for k, parameter in parameters.items():
       # Bias corrections are float32 here and float64 there, which is 1e-5 of
       # an update in the first steps and less later.
       np.testing.assert_allclose(
-        params[k], twin.detach().numpy(), rtol=5e-7, atol=1e-5 * moved
+        params[k], parameter.detach().numpy(), rtol=5e-7, atol=1e-5 * moved
       )

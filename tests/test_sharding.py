@@ -88,7 +88,7 @@ class Momentum:
 
 
 def init_fn(params=None):
-  """Weights under BLIP's names, and a twin with queues."""
+  """Weights under BLIP's names, and momentum encoders with queues."""
   if params is None:
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), blip_shapes())
     # One leaf is enough to see that a mesh does not change what is drawn.
@@ -169,7 +169,7 @@ def test_every_parameter_matches_one_line_and_every_line_is_used():
     assert any(line.fullmatch(path) for path in paths), pattern
 
 
-def test_moments_and_twin_are_split_like_their_parameter():
+def test_moments_and_momentum_encoders_are_split_like_parameters():
   params, momentum = jax.eval_shape(init_fn)
   opt_state = jax.eval_shape(optax.adamw(1e-3).init, params)
   mesh = mesh_of(2, 2, 2)
@@ -233,24 +233,24 @@ def test_heads_that_do_not_divide_are_refused():
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
-def test_state_is_born_sharded_and_equal_on_every_mesh(sizes):
+def test_state_is_created_sharded_and_equal_on_every_mesh(sizes):
   tx = optax.adamw(1e-3)
   mesh = mesh_of(*sizes)
   state = train_state.create(init_fn, tx, mesh)
   one = train_state.create(init_fn, tx, mesh_of(1, 1, 1))
   jax.tree.map(np.testing.assert_array_equal, state, one)
-  wanted = train_state.abstract(init_fn, tx, mesh)
+  abstract = train_state.abstract(init_fn, tx, mesh)
   assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
-    lambda x: x.sharding, wanted
+    lambda x: x.sharding, abstract
   )
   kernel = state.momentum.params_m["text_encoder"]["layer_0"]["fc_in"]["kernel"]
-  whole = kernel.size // (sizes[1] * sizes[2])
-  assert {s.data.size for s in kernel.addressable_shards} == {whole}
+  shard_size = kernel.size // (sizes[1] * sizes[2])
+  assert {s.data.size for s in kernel.addressable_shards} == {shard_size}
 
 
 def test_created_state_can_be_donated():
   # Parameters that pass through the initialiser must not share their buffer
-  # with the twin that was copied from them: donating one would free both.
+  # with the momentum encoder that was copied from them: donating one would free both.
   tx = optax.adamw(1e-3)
   mesh = mesh_of(2, 2, 2)
   given = train_state.create(init_fn, tx, mesh).params

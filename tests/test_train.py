@@ -1,4 +1,4 @@
-"""Whole runs: every config, exact resume, preemption, bad numbers."""
+"""Complete runs: every config, exact resume, preemption, bad numbers."""
 
 import functools
 import importlib.util
@@ -142,7 +142,7 @@ def test_every_config_trains_two_steps(path, tmp_path):
 
 
 def test_recipes_have_the_published_numbers():
-  """Laid beside the original's YAML and section 4.1 of the paper."""
+  """Compared with the original's YAML and section 4.1 of the paper."""
   get = lambda name: load_config(ROOT / "configs" / f"{name}.py")
   yaml, base, large = map(
     get, ("pretrain_14m", "pretrain_paper_base", "pretrain_paper_large")
@@ -209,7 +209,7 @@ def write_pretrained(workdir):
   return workdir
 
 
-def test_a_run_goes_on_with_larger_pictures(tmp_path, pretrained):
+def test_a_run_starts_from_another_at_a_larger_image_size(tmp_path, pretrained):
   """The same task at another size: position embeddings are interpolated."""
   config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
   config.evals.scenes_val.source = ""
@@ -229,7 +229,7 @@ def test_a_run_goes_on_with_larger_pictures(tmp_path, pretrained):
   np.testing.assert_allclose(*cls, atol=5e-3)
 
 
-def test_captioner_from_pretraining_and_what_it_leaves(tmp_path, pretrained):
+def test_captioner_from_pretraining_and_its_files(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run, counts its steps in epochs,
   and a run without captions to compare with writes its own only."""
   get = lambda name: shrink(load_config(ROOT / "configs" / f"{name}.py"))
@@ -277,7 +277,7 @@ def test_retrieval_recipes_have_the_published_numbers():
     assert config.task == "retrieval"
     assert config.model.image_size == 384
     own = config.retrieval
-    assert (own.queue_size, own.alpha, own.momentum) == (57600, 0.4, 0.995)
+    assert (own.queue_size, own.alpha, own.ema_decay) == (57600, 0.4, 0.995)
     assert own.alpha_ramp_epochs == 1
     assert config.num_epochs == 6 and config.optim.schedule == "cosine_epoch"
     assert config.optim.min_lr == 0 and config.optim.weight_decay == 0.05
@@ -302,7 +302,7 @@ def test_retrieval_recipes_have_the_published_numbers():
   assert config.evals.test.num_frames == 8
 
 
-def test_retrieval_from_pretraining_and_what_it_leaves(tmp_path, pretrained):
+def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run and ranks by ITM; what it keeps
   as the best is evaluated alone, and starts another run."""
   get = lambda name: shrink(load_config(ROOT / "configs" / f"{name}.py"))
@@ -355,7 +355,7 @@ def command(workdir, *extra, config="quickstart"):
 
 
 def run(workdir, *extra, check=True, **kwargs):
-  """A run as a user starts it, in a process of its own with one device."""
+  """A run as a user starts it, in a new process with one device."""
   env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
   done = subprocess.run(
     command(workdir, *extra, **kwargs),
@@ -390,7 +390,7 @@ def uninterrupted(tmp_path_factory):
 def test_resume_is_bit_exact(uninterrupted):
   """Stopped by SIGTERM at any step, continued by a new process: same bits.
 
-  With dropout, augmentation, a wrapping queue and a momentum twin.
+  With dropout, augmentation, a wrapping queue and momentum encoders.
   """
   workdir = uninterrupted.parent / "stopped"
   env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
@@ -495,12 +495,12 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
   with pytest.raises(FloatingPointError, match=r"step 4: .*loss"):
     train.train(config, str(tmp_path))
   assert snapshot.find(tmp_path).name == "3"
-  told = json.loads((tmp_path / "nonfinite_4.json").read_text())
-  assert len(told["ids"]) == 16
-  assert all(name.startswith("scenes/train:") for name in told["ids"])
+  message = json.loads((tmp_path / "nonfinite_4.json").read_text())
+  assert len(message["ids"]) == 16
+  assert all(name.startswith("scenes/train:") for name in message["ids"])
 
 
-def test_no_step_is_made_after_a_bad_one():
+def test_no_update_is_applied_after_a_bad_one():
   """The device stops by itself: the host looks one step later."""
 
   class Exploding(helpers.StubTask):
@@ -554,14 +554,14 @@ def test_one_bad_batch_stops_all_later_updates():
 
 
 @pytest.mark.parametrize(
-  "key, value, told",
+  "key, value, message",
   [
     ("mesh.tensor", 3, r"config\.mesh\.tensor .* number of devices, 2"),
     ("mesh.data", 7, r"Nearest that fit: data=2, fsdp=1, tensor=1"),
     ("scope", "golbal", r"config\.scope: expected one of .*golbal"),
     ("batch_size", 15, r"config\.batch_size: 15 rows .* nearest: 14"),
     ("num_steps", 0, r"config\.num_steps: expected at least 1"),
-    ("data.train", ("pictures.docx",), r"pictures\.docx"),
+    ("data.train", ("images.docx",), r"images\.docx"),
     ("data.train", ("",), r"config\.data\.train: no source"),
     ("task", "retrievel", r"config\.task: .*retrieval.*'retrievel'"),
     ("evals.best", ("vall/CIDEr",), r"config\.evals\.best: .*scenes_val.*vall"),
@@ -573,10 +573,10 @@ def test_one_bad_batch_stops_all_later_updates():
     ("init.weights", "nowhere", r"config\.init\.weights: 'nowhere' is neither"),
   ],
 )
-def test_mistakes_are_refused_at_start(tmp_path, key, value, told):
+def test_mistakes_are_refused_at_start(tmp_path, key, value, message):
   config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
   config.update_from_flattened_dict({key: value})
-  with pytest.raises(ValueError, match=told):
+  with pytest.raises(ValueError, match=message):
     train.train(config, str(tmp_path))
   assert not (tmp_path / "checkpoints" / "1").exists()
 
@@ -589,7 +589,7 @@ def test_heads_that_do_not_split():
 
 
 @pytest.mark.parametrize(
-  "flag, told",
+  "flag, message",
   [
     ("--config.optim.warmup_stesp=3", "warmup_steps"),
     ("--config.optim.lr=fast", "could not convert string to float"),
@@ -597,7 +597,7 @@ def test_heads_that_do_not_split():
     ("--distributed=yes", "HOST:PORT,PROCESSES,INDEX"),
   ],
 )
-def test_wrong_flags_are_refused(tmp_path, flag, told):
+def test_wrong_flags_are_refused(tmp_path, flag, message):
   done = run(tmp_path / "run", flag, check=False)
   assert done.returncode != 0
-  assert told in done.stderr
+  assert message in done.stderr

@@ -34,7 +34,7 @@ def decoder():
 def look_at(module, variables, golden):
   """Cross-attention keys and values, and the mask over them."""
   states = golden["encoder_hidden_states"]
-  kv = module.apply(variables, states, method="project_encoder_states")
+  kv = module.apply(variables, states, method="encoder_kv")
   return kv, golden["encoder_attention_mask"]
 
 

@@ -1,11 +1,12 @@
 """BLIP: an image tower, a text encoder, a text decoder and their heads.
 
-Every task calls some of these methods; which, and with which parameters, is the
-task's business (`families.py` lists the models of the paper).  Position 0 of a
-text says what the text is for, so it is written here and nowhere else.
+Every task uses some of these methods, and only the parameters of those
+(`families.py` lists the models of the paper).  The token at position 0 of a
+text selects the mode ([CLS], [ENC] or [DEC]); it is set here and nowhere else.
 
-Dimensions: B texts, I images or videos (see `med.py`), F frames, N image
-tokens, L text length, D width, C joint embedding, V vocabulary.
+Dimensions: B texts, I images or videos (B is a multiple of I, see `med.py`), F
+frames, N image tokens, L text length, D width, C joint embedding, V vocabulary,
+P positions of the cache.
 """
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ from blip_jax.models import layers, med, vit
 
 
 class Blip(nn.Module):
+  """All parts of BLIP; a model of `families.py` has parameters for some."""
+
   config: model_config.BlipConfig
 
   def setup(self):
@@ -31,7 +34,7 @@ class Blip(nn.Module):
   def encode_image(
     self, image: Float[Array, "I H W 3"], deterministic: bool = True
   ) -> Float[Array, "I N D"]:
-    """All image tokens, [CLS] first, of normalised pixels."""
+    """Encodes normalised pixels into image tokens, [CLS] first."""
     return self.visual_encoder(image, deterministic)
 
   def encode_text(
@@ -40,8 +43,8 @@ class Blip(nn.Module):
     attention_mask: Int[Array, "B L"],
     deterministic: bool = True,
   ) -> Float[Array, "B L D"]:
-    """Hidden states of texts that see no image."""
-    input_ids = med.begin_with(self.config.med.tokens.cls, input_ids)
+    """Hidden states of texts that are encoded without an image."""
+    input_ids = med.with_first_token(self.config.med.tokens.cls, input_ids)
     return self.text_encoder(
       input_ids, attention_mask, deterministic=deterministic
     )
@@ -49,22 +52,23 @@ class Blip(nn.Module):
   def image_features(
     self, image: Float[Array, "I H W 3"], deterministic: bool = True
   ) -> tuple[Float[Array, "I N D"], Float[Array, "I C"]]:
-    """Image tokens, and unit vectors in the space shared with texts."""
+    """Image tokens, and unit vectors in the joint space."""
     image_embeds = self.encode_image(image, deterministic)
     return image_embeds, _unit(self.vision_proj(image_embeds[:, 0]))
 
   def video_features(
     self, frames: Float[Array, "I F H W 3"], deterministic: bool = True
   ) -> tuple[Float[Array, "I FN D"], Float[Array, "I C"]]:
-    """The tokens of all frames, one frame after the other, and unit vectors:
-    the mean of what the frames project to (paper, 5.6)."""
-    videos, number = frames.shape[:2]
+    """Image tokens of all frames, concatenated, and unit vectors in the joint
+    space: the normalised mean of the frames' projections (paper, section 5.6).
+    """
+    num_videos, num_frames = frames.shape[:2]
     embeds = self.encode_image(
       frames.reshape(-1, *frames.shape[2:]), deterministic
     )
     projected = self.vision_proj(embeds[:, 0])
-    feat = _unit(projected.reshape(videos, number, -1).mean(axis=1))
-    return embeds.reshape(videos, -1, embeds.shape[-1]), feat
+    feat = _unit(projected.reshape(num_videos, num_frames, -1).mean(axis=1))
+    return embeds.reshape(num_videos, -1, embeds.shape[-1]), feat
 
   def text_feat(
     self,
@@ -72,19 +76,21 @@ class Blip(nn.Module):
     attention_mask: Int[Array, "B L"],
     deterministic: bool = True,
   ) -> Float[Array, "B C"]:
-    """Unit vectors of texts in the space shared with images."""
+    """Unit vectors of texts in the joint space."""
     embeds = self.encode_text(input_ids, attention_mask, deterministic)
     return _unit(self.text_proj(embeds[:, 0]))
 
   def image_kv(self, image_embeds: Float[Array, "I N D"]) -> med.EncoderKV:
-    """Keys and values for `match`."""
-    return self.text_encoder.project_encoder_states(image_embeds)
+    """Keys and values of images for `fuse` and `match`."""
+    return self.text_encoder.encoder_kv(image_embeds)
 
   def decoder_kv(self, states: Float[Array, "I N D"]) -> med.EncoderKV:
-    """Keys and values for `decode`, of images or of questions; the same arrays
-    as `image_kv` where the text towers are tied, and then not worth
-    computing twice."""
-    return self.text_decoder.project_encoder_states(states)
+    """Keys and values of images, or of questions, for `decode` and `extend`.
+
+    If the text towers are tied, `image_kv` returns the same arrays, so that
+    one of the two calls is enough.
+    """
+    return self.text_decoder.encoder_kv(states)
 
   def fuse(
     self,
@@ -94,14 +100,20 @@ class Blip(nn.Module):
     deterministic: bool = True,
     legacy_cls: bool = False,
   ) -> Float[Array, "B L D"]:
-    """Hidden states of a text that looks at its image.
+    """Hidden states of texts that attend to their images.
 
-    `legacy_cls` leaves [CLS] where training had [ENC], as the original's demo
-    and Hugging Face do; it is for comparing numbers with theirs.
+    Args:
+      input_ids: texts; position 0 is replaced.
+      attention_mask: 1 on tokens, 0 on padding.
+      image_kv: keys and values of the images, from `image_kv`.
+      deterministic: disables dropout.
+      legacy_cls: starts texts with [CLS] instead of [ENC], which training uses.
+        The original's demo and Hugging Face do so; only for comparison with
+        them.
     """
     tokens = self.config.med.tokens
     first = tokens.cls if legacy_cls else tokens.enc
-    input_ids = med.begin_with(first, input_ids)
+    input_ids = med.with_first_token(first, input_ids)
     return self.text_encoder(
       input_ids, attention_mask, image_kv, deterministic=deterministic
     )
@@ -114,7 +126,7 @@ class Blip(nn.Module):
     deterministic: bool = True,
     legacy_cls: bool = False,
   ) -> Float[Array, "B 2"]:
-    """ITM logits; class 1 says that text and image belong together."""
+    """ITM logits (not matched, matched); arguments as for `fuse`."""
     fused = self.fuse(
       input_ids, attention_mask, image_kv, deterministic, legacy_cls
     )
@@ -128,8 +140,16 @@ class Blip(nn.Module):
     deterministic: bool = True,
     encoder_mask: Int[Array, "I N"] | None = None,
   ) -> Float[Array, "B L V"]:
-    """Scores of the token after each one, given an image or a question."""
-    input_ids = med.begin_with(self.config.med.tokens.dec, input_ids)
+    """Next-token logits at every position, given images or questions.
+
+    Args:
+      input_ids: texts; position 0 is replaced by [DEC].
+      attention_mask: 1 on tokens, 0 on padding.
+      encoder_kv: keys and values, from `decoder_kv`.
+      deterministic: disables dropout.
+      encoder_mask: 1 on the states to attend to; all of them by default.
+    """
+    input_ids = med.with_first_token(self.config.med.tokens.dec, input_ids)
     hidden = self.text_decoder(
       input_ids,
       attention_mask,
@@ -143,6 +163,7 @@ class Blip(nn.Module):
   def init_cache(
     self, num_images: int, max_length: int, num_texts: int = 1
   ) -> med.Cache:
+    """An empty cache of P = `max_length` positions; see `med.Med.init_cache`."""
     return self.text_decoder.init_cache(num_images, max_length, num_texts)
 
   def extend(
@@ -152,7 +173,11 @@ class Blip(nn.Module):
     encoder_kv: med.EncoderKV,
     encoder_mask: Int[Array, "I N"] | None = None,
   ) -> tuple[Float[Array, "B V"], med.Cache]:
-    """Scores of the token after the given ones, which continue the cache."""
+    """Decodes tokens after those in the cache; see `med.Med.extend`.
+
+    Returns:
+      Logits of the token after the last one, and the new cache.
+    """
     hidden, cache = self.text_decoder.extend(
       input_ids, cache, encoder_kv, encoder_mask
     )
@@ -160,6 +185,6 @@ class Blip(nn.Module):
 
 
 def _unit(x: Float[Array, "B C"]) -> Float[Array, "B C"]:
-  """x / |x|, with PyTorch's guard against zero vectors."""
+  """x / max(|x|, 1e-12), as PyTorch normalises."""
   norm = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
   return x / jnp.maximum(norm, 1e-12)

@@ -1,13 +1,13 @@
-"""Shapes of the two towers, and the published sizes.
+"""Architecture configs of the image and the text tower, and the named sizes.
 
-A config is frozen: a module, a checkpoint and a jitted program may all rely on
-it.  Special-token ids travel with it, because the vocabulary decides them.
+A config is frozen, so modules, checkpoints and jitted programs can share it.
+It includes the special token ids, which depend on the vocabulary.
 """
 
 import dataclasses
 import math
 
-# CLIP's statistics, which BLIP normalises with (RGB, of pixels in [0, 1]).
+# CLIP's pixel statistics, which BLIP also uses: RGB, for values in [0, 1].
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -16,13 +16,13 @@ REMAT_POLICIES = ("none", "dots", "full")
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-  """Ids that the model itself writes; the defaults are bert-base-uncased's."""
+  """Special token ids; the defaults are bert-base-uncased's."""
 
   pad: int = 0
-  cls: int = 101  # text-only encoding starts with it
-  sep: int = 102  # ends a text
-  dec: int = 30522  # starts decoding
-  enc: int = 30523  # starts image-grounded encoding
+  cls: int = 101  # first token of text that is encoded without an image
+  sep: int = 102  # last token of every text
+  dec: int = 30522  # first token of text that is decoded
+  enc: int = 30523  # first token of text that is encoded with its image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +30,17 @@ class ViTConfig:
   """Image tower.
 
   Attributes:
-    image_size: (height, width) in pixels of the trained position embeddings.
-    drop_path: rate of the last block; earlier blocks ramp up from 0.
-    init_std: of fresh weights.
-    pos_embed_std: of fresh position embeddings.
+    image_size: (height, width) in pixels for which the position embeddings
+      were trained.
+    drop_path: stochastic depth rate of the last block; the rate increases
+      linearly from 0 at the first block.
+    init_std: standard deviation of newly initialised weights.
+    pos_embed_std: standard deviation of newly initialised position embeddings.
     remat: what the backward pass recomputes, one of REMAT_POLICIES.
-    dtype: of the activations; parameters are always float32.
+    dtype: dtype of the activations; parameters are always float32.
+
+  Raises:
+    ValueError: the numbers do not fit each other.
   """
 
   image_size: tuple[int, int]
@@ -60,11 +65,13 @@ class ViTConfig:
 
   @property
   def grid(self) -> tuple[int, int]:
+    """Number of patches (vertically, horizontally)."""
     height, width = self.image_size
     return height // self.patch_size, width // self.patch_size
 
   @property
   def num_tokens(self) -> int:
+    """Number of image tokens, [CLS] included."""
     return 1 + math.prod(self.grid)
 
 
@@ -73,8 +80,13 @@ class MedConfig:
   """Text tower, a "mixture of encoder-decoder" (paper section 3.1).
 
   Attributes:
-    dropout: of hidden states and of attention probabilities alike.
-    init_std: of fresh weights.
+    dropout: rate for hidden states and for attention probabilities.
+    init_std: standard deviation of newly initialised weights.
+    remat: what the backward pass recomputes, one of REMAT_POLICIES.
+    dtype: dtype of the activations; parameters are always float32.
+
+  Raises:
+    ValueError: the numbers do not fit each other.
   """
 
   vocab_size: int
@@ -95,7 +107,7 @@ class MedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BlipConfig:
-  """Both towers; `embed_dim` is the width of the shared ITC space."""
+  """Both towers; `embed_dim` is the dimension of the joint ITC space."""
 
   vit: ViTConfig
   med: MedConfig
@@ -104,16 +116,17 @@ class BlipConfig:
 
 _BERT_BASE = dict(width=768, depth=12, num_heads=12, mlp_dim=3072)
 
-# 0.02 is right for BERT's width, where a layer then passes on 0.55 of what it
-# gets; a narrow one would pass on almost nothing, and all texts look alike to
-# the losses until it has grown.
+# 0.02 suits BERT's width, at which the output of a layer has 0.55 of its
+# input's scale.  In a narrow layer the signal would almost vanish, and all
+# texts would look alike to the losses until the weights have grown.
 _TINY_STD = 0.02 * (768 / 128) ** 0.5
 
 # base and large: section 4.1 of the paper (ViT-B/16 and ViT-L/16 with BERT-base
-# text); the original always trains ViT-L with drop-path 0.1.  tiny is ours: the
-# smallest model that learns Scenes well within minutes on a laptop.  It starts
-# from no pre-trained tower, so its positions must be told apart from step one:
-# with 0.02 beside patches of size one, "left" is hardly learned in that time.
+# text); the original always trains ViT-L with drop-path 0.1.  tiny is not in
+# the paper: it is the smallest model that learns Scenes well within minutes on
+# a laptop.  It starts without a pre-trained tower, so its position embeddings
+# must differ from the first step: with a standard deviation of 0.02, next to
+# patch embeddings of scale one, it hardly learns "left" in that time.
 VARIANTS = {
   "tiny": dict(
     vit=dict(
@@ -165,35 +178,39 @@ def variant(
   vit: dict | None = None,
   med: dict | None = None,
 ) -> BlipConfig:
-  """The config of a named size.
+  """Returns the config of a named size.
 
   Args:
     name: a key of VARIANTS.
-    image_size: pixels, square or (height, width).
-    vocab_size: of the tokenizer, [DEC] and [ENC] included.
-    tokens: the tokenizer's special ids.
-    dtype: of both towers' activations.
-    vit: fields of ViTConfig that differ from the table.
-    med: fields of MedConfig that differ from the table.
+    image_size: side of a square in pixels, or (height, width).
+    vocab_size: number of tokens, [DEC] and [ENC] included.
+    tokens: special token ids of the tokenizer.
+    dtype: dtype of the activations of both towers.
+    vit: fields of ViTConfig that override the named size.
+    med: fields of MedConfig that override the named size.
+
+  Raises:
+    ValueError: there is no such variant, or the numbers do not fit each other.
   """
   if name not in VARIANTS:
     raise ValueError(
       f"config.model.variant: expected one of {sorted(VARIANTS)}, "
       f"found {name!r}"
     )
-  row = VARIANTS[name]
+  sizes = VARIANTS[name]
   if isinstance(image_size, int):
     image_size = (image_size, image_size)
+  height, width = image_size
   vit_config = ViTConfig(
-    **{**row["vit"], **(vit or {})}, image_size=tuple(image_size), dtype=dtype
+    **{**sizes["vit"], **(vit or {})}, image_size=(height, width), dtype=dtype
   )
   med_config = MedConfig(
-    **{**row["med"], **(med or {})},
+    **{**sizes["med"], **(med or {})},
     vocab_size=vocab_size,
     tokens=tokens,
     dtype=dtype,
   )
-  return BlipConfig(vit_config, med_config, row["embed_dim"])
+  return BlipConfig(vit_config, med_config, sizes["embed_dim"])
 
 
 def _check_tower(where: str, config: ViTConfig | MedConfig) -> None:

@@ -1,7 +1,7 @@
-"""What both towers are made of.
+"""Layers that both towers are built from.
 
-Dimensions: B rows of queries, I rows of keys (B is a multiple of I), L queries,
-N keys, H heads, d head width, D model width.
+Dimensions: B query sequences, I key sequences (B is a multiple of I), L
+queries, N keys, H heads, d head width, D model width, E width of the key input.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# Keys and values of one attention layer.
 KV = tuple[Float[Array, "I N H d"], Float[Array, "I N H d"]]
 
-# PyTorch's default for linear layers: uniform within 1/sqrt(fan_in).
+# PyTorch's default for linear layers: uniform in +-1/sqrt(fan_in).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
-  """PyTorch's default for biases, which shares its kernel's bound."""
+  """PyTorch's default for biases: uniform in the same range as the kernel."""
 
   def init(key, shape, dtype=jnp.float32):
     bound = fan_in**-0.5
@@ -30,9 +31,10 @@ def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
 def torch_dense(
   features: int, fan_in: int, name: str | None = None
 ) -> nn.Dense:
-  """A head, as PyTorch starts linear layers.
+  """A linear head with PyTorch's default initialisation.
 
-  In float32 whatever the towers compute in: it feeds losses directly.
+  Computes in float32 whatever the dtype of the towers is, because its output
+  goes directly into a loss.
   """
   return nn.Dense(
     features,
@@ -43,10 +45,11 @@ def torch_dense(
 
 
 def normal_dense(features: int, config, name: str | None = None) -> nn.Dense:
-  """A linear layer as a tower's config starts it.
+  """A linear layer whose weights start from a normal distribution.
 
-  timm cuts its truncated normal at +-2 *absolute*, which is no cut at all;
-  BERT never had one.
+  `config` gives `dtype` and `init_std`.  timm's truncated normal truncates at
+  the absolute values +-2, 100 standard deviations, so it is a plain normal;
+  BERT does not truncate either.
   """
   return nn.Dense(
     features,
@@ -67,11 +70,19 @@ def dot_product_attention(
   bias: Float[Array, "#I 1 #Q N"] | None = None,
   drop: Callable[[Array], Array] = identity,
 ) -> Float[Array, "B L H d"]:
-  """Attends, with scores and softmax in float32.
+  """Scaled dot-product attention, with scores and softmax in float32.
 
-  Where B = m * I, rows i*m .. i*m + m-1 of the query share row i of key and
-  value.  They are folded into the query axis, so that the keys are read once
-  and never copied; `bias` must then be the same for all of their queries.
+  If B = m * I, the query sequences i*m .. i*m + m-1 share the key sequence i.
+  They are folded into the query axis, so that keys are read once and never
+  copied; `bias` must then be the same for all of their queries, or cover the
+  folded axis Q = m * L.
+
+  Args:
+    query: queries.
+    key: keys.
+    value: values.
+    bias: added to the scores, for example to mask keys.
+    drop: dropout of the attention probabilities.
   """
   shape = query.shape
   query = query.reshape(key.shape[0], -1, *shape[2:])
@@ -86,10 +97,10 @@ def dot_product_attention(
 
 
 class Attention(nn.Module):
-  """Multi-head attention over keys and values that the caller projects.
+  """Multi-head attention to keys and values that the caller provides.
 
-  Keeping `project` apart lets one projection of an image serve every text that
-  looks at it.
+  Because `key_value` is a separate method, the keys and values of an image are
+  computed once for all texts that attend to it.
   """
 
   width: int
@@ -106,7 +117,8 @@ class Attention(nn.Module):
     self.out = dense()
     self.drop = nn.Dropout(self.dropout)
 
-  def project(self, states: Float[Array, "I N E"]) -> KV:
+  def key_value(self, states: Float[Array, "I N E"]) -> KV:
+    """Keys and values of the states to attend to."""
     return self._heads(self.key(states)), self._heads(self.value(states))
 
   def __call__(
@@ -122,12 +134,13 @@ class Attention(nn.Module):
 
   def _heads(self, x: Float[Array, "B N D"]) -> Float[Array, "B N H d"]:
     # A plain Dense and a reshape: DenseGeneral's 3-D kernels break sharding
-    # constraints, and 2-D kernels are the published weights transposed.
+    # constraints, while 2-D kernels are simply the published weights
+    # transposed.
     return x.reshape(*x.shape[:2], self.num_heads, -1)
 
 
 class DropPath(nn.Module):
-  """Drops a residual branch for whole samples (stochastic depth)."""
+  """Drops a residual branch for entire examples (stochastic depth)."""
 
   rate: float
 
@@ -145,11 +158,14 @@ class DropPath(nn.Module):
 def remat(
   block: type[nn.Module], policy: str, static_argnum: int
 ) -> type[nn.Module]:
-  """The block, recomputed in the backward pass as `policy` says.
+  """Wraps a block so that the backward pass recomputes its activations.
 
-  `dots` keeps the outputs of matrix products with weights, `full` keeps only
-  the block's input.  `static_argnum` is the position, counting self, of
-  `deterministic`, the one argument that is not an array.
+  Args:
+    block: class of the block.
+    policy: `none` recomputes nothing, `dots` keeps the outputs of matrix
+      products with weights, `full` keeps only the input of the block.
+    static_argnum: position, counting self, of `deterministic`, the only
+      argument of the block that is not an array.
   """
   if policy == "none":
     return block

@@ -1,13 +1,14 @@
-"""Text tower: one BERT that encodes, looks at images, or writes.
+"""Text tower: a BERT that encodes text, alone or with an image, and decodes.
 
-The mode is in the arguments, not in the weights (paper section 3.1):
-  text        no `encoder_kv`, both directions: features for ITC
-  multimodal  with `encoder_kv`, both directions: ITM
+The arguments select the mode, not the weights (paper, section 3.1):
+  text        no `encoder_kv`, bidirectional: features for ITC
+  multimodal  with `encoder_kv`, bidirectional: ITM
   decoder     with `encoder_kv`, `causal=True` or a `cache`: LM
 
-Dimensions: B texts, I images (B is a multiple of I: texts b*B/I and on look at
-image b; J images are I single ones or I pairs), m texts of an image under way,
-L text length, N image tokens, D width, V vocabulary, H heads of d, P places.
+Dimensions: B texts, I images (B is a multiple of I, and the B / I texts from
+i * B / I on attend to image i), J images (I single ones, or I pairs), m texts
+decoded for each image, L text length, N image tokens, D width, E image width,
+V vocabulary, H heads, d head width, P positions of the cache.
 """
 
 from collections.abc import Callable
@@ -17,27 +18,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
 from blip_jax.models import config as model_config
 from blip_jax.models import layers
 
 Params = dict
-# Keys and values of every layer's cross-attention: of one image, or of two.
+# Keys and values for the cross-attention of every layer, to one or two images.
 EncoderKV = tuple[layers.KV | tuple[layers.KV, layers.KV], ...]
 
 
 class Cache(NamedTuple):
   """Self-attention keys and values of the tokens decoded so far.
 
-  The texts of an image lie side by side, and share what they see: a beam that
-  goes on from another takes over its ancestors, and no key is moved.
+  Every text can attend to the keys of all m texts of its image; `ancestors`
+  selects the right one at each position.  When a beam continues another one,
+  only `ancestors` is copied, and no keys or values.
 
   Attributes:
-    kv: a pair of [I, H, P, m, d] a layer, of which the first `length` of P
-      places are written.
-    ancestors: which of the m texts wrote the token that a text has at a place.
-    length: of the texts so far.
+    kv: (keys, values) of each layer, both [I, H, P, m, d], filled at the first
+      `length` positions.
+    ancestors: for each text and position, the index of the text under which
+      the key and value of its token are stored.
+    length: number of tokens decoded so far.
   """
 
   kv: tuple[tuple[Array, Array], ...]
@@ -45,17 +49,26 @@ class Cache(NamedTuple):
   length: Int[Array, ""]
 
 
-def look_at_one(config: model_config.MedConfig, index: int) -> nn.Module:
+def one_image_attention(
+  config: model_config.MedConfig, index: int
+) -> nn.Module:
   """Cross-attention of layer `index` to one image."""
   return _attention(config)
 
 
 class Med(nn.Module):
-  """`cross_attention` makes that block of a layer; NLVR has another."""
+  """The text tower.
+
+  Attributes:
+    config: its sizes.
+    with_lm_head: whether it can predict tokens.
+    cross_attention: builds the cross-attention of a layer from (config, index
+      of the layer); NLVR uses `nlvr.two_image_attention`.
+  """
 
   config: model_config.MedConfig
   with_lm_head: bool = False
-  cross_attention: Callable[..., nn.Module] = look_at_one
+  cross_attention: Callable[..., nn.Module] = one_image_attention
 
   def setup(self):
     c = self.config
@@ -85,7 +98,22 @@ class Med(nn.Module):
     causal: bool = False,
     deterministic: bool = True,
   ) -> Float[Array, "B L D"]:
-    """Hidden states of the last layer."""
+    """Encodes, or decodes all positions at once.
+
+    Args:
+      input_ids: tokens.
+      attention_mask: 1 on tokens, 0 on padding.
+      encoder_kv: keys and values of the images, from `encoder_kv`.
+      encoder_mask: 1 on image tokens to attend to; all of them by default.
+      causal: whether a token attends only to itself and the ones before it.
+      deterministic: disables dropout.
+
+    Returns:
+      Hidden states of the last layer.
+
+    Raises:
+      ValueError: L exceeds the number of position embeddings.
+    """
     bias = (1.0 - attention_mask[:, None, None, :]) * -10000.0
     if causal:
       length = input_ids.shape[1]
@@ -105,13 +133,23 @@ class Med(nn.Module):
     encoder_kv: EncoderKV | None = None,
     encoder_mask: Int[Array, "I N"] | None = None,
   ) -> tuple[Float[Array, "B L D"], Cache]:
-    """Decodes the next L tokens of all texts, or those that an image's texts
-    have in common (B = I); the cache must have room for them."""
+    """Decodes the next L tokens after those in the cache.
+
+    Args:
+      input_ids: the tokens of all texts (B = I * m), or a prefix that all texts
+        of an image share (B = I).
+      cache: with at least L free positions.
+      encoder_kv: keys and values of the images, from `encoder_kv`.
+      encoder_mask: 1 on image tokens to attend to; all of them by default.
+
+    Returns:
+      Hidden states of the last layer, and the cache with the new tokens.
+    """
     length = input_ids.shape[1]
     positions = cache.length + jnp.arange(length)
-    num_writers = len(input_ids) // len(cache.ancestors)
-    cache = _adopt(cache, num_writers, length)
-    bias = _cache_bias(cache, num_writers, positions)
+    texts_per_image = len(input_ids) // len(cache.ancestors)
+    cache = _add_positions(cache, texts_per_image, length)
+    bias = _cache_bias(cache, texts_per_image, positions)
     x = self._embed(input_ids, positions, deterministic=True)
     encoder_bias = _encoder_bias(encoder_mask)
     kv = []
@@ -126,7 +164,13 @@ class Med(nn.Module):
   def init_cache(
     self, num_images: int, max_length: int, num_texts: int = 1
   ) -> Cache:
-    """Room for `num_texts` texts of each image."""
+    """An empty cache for `num_texts` texts of each image.
+
+    Args:
+      num_images: I.
+      max_length: P, the most tokens that it can hold.
+      num_texts: m.
+    """
     c = self.config
     head = c.width // c.num_heads
     shape = (num_images, c.num_heads, max_length, num_texts, head)
@@ -134,17 +178,20 @@ class Med(nn.Module):
     ancestors = jnp.zeros((num_images, num_texts, max_length), jnp.int32)
     return Cache(((empty, empty),) * c.depth, ancestors, jnp.int32(0))
 
-  def project_encoder_states(self, states: Float[Array, "J N E"]) -> EncoderKV:
-    """What every layer's cross-attention needs of the images, once."""
-    return tuple(layer.project_encoder_states(states) for layer in self.layers)
+  def encoder_kv(self, states: Float[Array, "J N E"]) -> EncoderKV:
+    """Keys and values of image tokens for the cross-attention of all layers.
+
+    Compute them once per image and share them between texts.
+    """
+    return tuple(layer.encoder_kv(states) for layer in self.layers)
 
   def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-    """Next-token scores in float32."""
+    """Next-token logits, in float32."""
     return self.lm_head(hidden, self.word_embeddings)
 
   def _embed(self, input_ids, positions, deterministic):
     if input_ids.shape[1] > self.config.max_positions:
-      # An out-of-range lookup would silently repeat the last position.
+      # JAX would clamp the index and silently reuse the last position.
       raise ValueError(
         f"texts of {input_ids.shape[1]} tokens: this model has only "
         f"{self.config.max_positions} positions; truncate them"
@@ -155,7 +202,7 @@ class Med(nn.Module):
 
 
 class Layer(nn.Module):
-  """A post-norm BERT layer with cross-attention between its two halves."""
+  """A post-norm BERT layer: self-attention, cross-attention, feed-forward."""
 
   config: model_config.MedConfig
   index: int
@@ -173,25 +220,28 @@ class Layer(nn.Module):
   def __call__(
     self, x, bias, encoder_kv, encoder_bias, cache, cache_length, deterministic
   ):
-    x = nn.with_logical_constraint(x, ("batch", "seq", None))
-    kv = self.attention.project(x)
+    x = spmd.with_logical_constraint(x, ("batch", "seq", None))
+    kv = self.attention.key_value(x)
     if cache is not None:
       cache = jax.tree.map(
-        lambda old, new: _write(old, new, cache_length), cache, kv
+        lambda old, new: _append(old, new, cache_length), cache, kv
       )
-      kv = jax.tree.map(_side_by_side, cache)
+      kv = jax.tree.map(_merge_texts, cache)
     x = self.attention(x, kv, bias, deterministic)
     if encoder_kv is not None:
       x = self.crossattention(x, encoder_kv, encoder_bias, deterministic)
     y = self.fc_out(nn.gelu(self.fc_in(x), approximate=False))
     return self.ln(x + self.drop(y, deterministic=deterministic)), cache
 
-  def project_encoder_states(self, states):
-    return self.crossattention.project(states)
+  def encoder_kv(self, states):
+    return self.crossattention.key_value(states)
 
 
 class PostNormAttention(layers.Attention):
-  """Attention, residual and LayerNorm: one block, and one unit of tying."""
+  """Attention with residual connection and LayerNorm.
+
+  One module, because pre-training ties or keeps all of it together.
+  """
 
   def setup(self):
     super().setup()
@@ -203,7 +253,7 @@ class PostNormAttention(layers.Attention):
 
 
 class LMHead(nn.Module):
-  """BERT's prediction head; its matrix is the word embedding itself."""
+  """BERT's prediction head; its output matrix is the word embedding."""
 
   config: model_config.MedConfig
 
@@ -231,23 +281,30 @@ def _attention(c: model_config.MedConfig) -> PostNormAttention:
 
 
 def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
-  # E[x^2] - E[x]^2 cancels at BERT's tiny epsilon; subtract the mean first.
+  # E[x^2] - E[x]^2 suffers from cancellation, which BERT's tiny epsilon does
+  # not hide; without fast variance the mean is subtracted first.
   return nn.LayerNorm(
     epsilon=1e-12, dtype=dtype, use_fast_variance=False, name=name
   )
 
 
-def begin_with(token: int, input_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
-  """Puts the token that says what a text is for at position 0."""
+def with_first_token(
+  token: int, input_ids: Int[Array, "B L"]
+) -> Int[Array, "B L"]:
+  """Replaces position 0 by the token that selects the mode: [CLS], [ENC] or
+  [DEC]."""
   return input_ids.at[:, 0].set(token)
 
 
 def tie(params: Params) -> Params:
-  """Fills the decoder with what pre-training shares (paper, Table 3).
+  """Completes the decoder with the parameters it shares with the encoder.
 
-  Encoder and decoder are one network but for self-attention: embeddings,
-  cross-attention and feed-forward are the encoder's, while the decoder owns its
-  self-attention (LayerNorm included) and its head.
+  In pre-training (paper, Table 3) the decoder uses the encoder's embeddings,
+  cross-attention and feed-forward layers.  It has its own self-attention,
+  LayerNorm included, and LM head.
+
+  Args:
+    params: parameters as pre-training stores them; see `drop_tied`.
   """
   encoder = traverse_util.flatten_dict(params["text_encoder"])
   decoder = traverse_util.flatten_dict(params["text_decoder"])
@@ -257,14 +314,18 @@ def tie(params: Params) -> Params:
 
 
 def drop_tied(params: Params) -> Params:
-  """What pre-training stores, optimises and counts; the inverse of `tie`."""
+  """Removes the decoder's shared parameters; the inverse of `tie`.
+
+  The result is what pre-training stores, optimises and counts.
+  """
   decoder = traverse_util.flatten_dict(params["text_decoder"])
-  own = {path: x for path, x in decoder.items() if not is_shared(path)}
-  return {**params, "text_decoder": traverse_util.unflatten_dict(own)}
+  unshared = {path: x for path, x in decoder.items() if not is_shared(path)}
+  return {**params, "text_decoder": traverse_util.unflatten_dict(unshared)}
 
 
 def is_shared(path: tuple[str, ...]) -> bool:
-  """Whether pre-training's text towers share the parameter at this path."""
+  """Whether encoder and decoder share the parameter at this path of a text
+  tower in pre-training."""
   return "attention" not in path and "lm_head" not in path
 
 
@@ -274,36 +335,43 @@ def _encoder_bias(mask):
   return (1.0 - mask[:, None, None, :]) * -1e9
 
 
-def _adopt(cache: Cache, num_writers: int, length: int) -> Cache:
-  """With the texts that write the next tokens as ancestors there."""
+def _add_positions(cache: Cache, texts_per_image: int, length: int) -> Cache:
+  """Sets the ancestors of the next `length` positions.
+
+  Each text is its own ancestor there, or, if the texts of an image share a
+  prefix (`texts_per_image` is 1), the first one is everybody's.
+  """
   num_images, num_texts, _ = cache.ancestors.shape
-  writer = jnp.arange(num_texts) % num_writers
-  writer = jnp.broadcast_to(writer[:, None], (num_images, num_texts, length))
+  text = jnp.arange(num_texts) % texts_per_image
+  text = jnp.broadcast_to(text[:, None], (num_images, num_texts, length))
   ancestors = jax.lax.dynamic_update_slice_in_dim(
-    cache.ancestors, writer, cache.length, axis=2
+    cache.ancestors, text, cache.length, axis=2
   )
   return cache._replace(ancestors=ancestors)
 
 
 def _cache_bias(
-  cache: Cache, num_writers: int, positions: Int[Array, " L"]
+  cache: Cache, texts_per_image: int, positions: Int[Array, " L"]
 ) -> Float[Array, "I 1 Q N"]:
-  """Hides the tokens of others, and those behind `positions`."""
-  num_images, num_texts, places = cache.ancestors.shape
-  own = jax.nn.one_hot(cache.ancestors[:, :num_writers], num_texts, dtype=bool)
-  before = jnp.arange(places)[None] <= positions[:, None]
-  visible = own[:, :, None] & before[None, None, :, :, None]
+  """Masks the tokens of other texts, and tokens after `positions`."""
+  num_images, num_texts, num_positions = cache.ancestors.shape
+  is_ancestor = jax.nn.one_hot(
+    cache.ancestors[:, :texts_per_image], num_texts, dtype=bool
+  )
+  causal = jnp.arange(num_positions)[None] <= positions[:, None]
+  visible = is_ancestor[:, :, None] & causal[None, None, :, :, None]
   bias = jnp.where(visible, 0.0, -10000.0)
-  return bias.reshape(num_images, 1, -1, places * num_texts)
+  return bias.reshape(num_images, 1, -1, num_positions * num_texts)
 
 
-def _write(cache, new, position):
-  """Puts the next keys or values, [B, L, H, d], behind the others."""
+def _append(cache, new, position):
+  """Stores new keys or values, [B, L, H, d], from `position` on."""
   new = new.reshape(len(cache), -1, *new.shape[1:]).transpose(0, 3, 2, 1, 4)
   return jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis=2)
 
 
-def _side_by_side(cache):
-  """The keys or values of all texts of an image, as attention takes them."""
+def _merge_texts(cache):
+  """Keys or values of all texts of an image as one sequence, for attention:
+  [I, H, P, m, d] -> [I, P * m, H, d]."""
   num_images, num_heads, *_, head = cache.shape
   return cache.reshape(num_images, num_heads, -1, head).transpose(0, 2, 1, 3)

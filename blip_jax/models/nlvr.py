@@ -1,10 +1,12 @@
 """NLVR2: is a statement about two images true? (paper, section 5.4)
 
-One text encoder whose every layer looks at both images, each through weights of
-its own, which start as copies of what pre-training learned for one image.
+A text encoder in which every layer attends to both images.  Each image has its
+own cross-attention weights, both of which start as copies of the pre-trained
+ones.
 
-Dimensions: B statements, J = 2B images (all first ones, then all second ones),
-N image tokens, L text length, D width.
+Dimensions: B statements, J = 2B images (the first image of every statement,
+then the second of every statement), N image tokens, L text length, D width, E
+image width.
 """
 
 import flax.linen as nn
@@ -14,13 +16,20 @@ from jaxtyping import Array, Float, Int
 from blip_jax.models import config as model_config
 from blip_jax.models import layers, med, vit
 
-# Layers below this one average what they see in the two images; from here on a
-# linear layer learns to merge it.  The original counts so at any depth.
+# Layers below this one average the outputs of the two images' attention; from
+# here on a learned linear layer merges them.  The original uses the same index
+# for text towers of any depth.
 FIRST_MERGING_LAYER = 6
 
 
-class TwinAttention(nn.Module):
-  """Cross-attention to two images, residual and LayerNorm."""
+class TwoImageAttention(nn.Module):
+  """Cross-attention to two images, with residual connection and LayerNorm.
+
+  Attributes:
+    config: of the text tower.
+    learned: whether a linear layer merges the outputs for the two images;
+      otherwise they are averaged.
+  """
 
   config: model_config.MedConfig
   learned: bool
@@ -37,11 +46,12 @@ class TwinAttention(nn.Module):
     self.ln = med.layer_norm(c.dtype)
     self.drop = nn.Dropout(c.dropout)
 
-  def project(
+  def key_value(
     self, states: Float[Array, "J N E"]
   ) -> tuple[layers.KV, layers.KV]:
+    """Keys and values of the first and of the second images."""
     first, second = jnp.split(states, 2)
-    return self.image_0.project(first), self.image_1.project(second)
+    return self.image_0.key_value(first), self.image_1.key_value(second)
 
   def __call__(
     self,
@@ -59,13 +69,15 @@ class TwinAttention(nn.Module):
     return self.ln(x + self.drop(y, deterministic=deterministic))
 
 
-def look_at_two(config: model_config.MedConfig, index: int) -> nn.Module:
+def two_image_attention(
+  config: model_config.MedConfig, index: int
+) -> TwoImageAttention:
   """Cross-attention of layer `index` to two images."""
-  return TwinAttention(config, learned=index >= FIRST_MERGING_LAYER)
+  return TwoImageAttention(config, learned=index >= FIRST_MERGING_LAYER)
 
 
 class ClsHead(nn.Module):
-  """Two linear layers that say false (class 0) or true (class 1)."""
+  """Two linear layers that classify as false (0) or true (1)."""
 
   width: int
 
@@ -76,12 +88,14 @@ class ClsHead(nn.Module):
 
 
 class Nlvr(nn.Module):
+  """Image tower, text encoder with attention to two images, and classifier."""
+
   config: model_config.BlipConfig
 
   def setup(self):
     c = self.config
     self.visual_encoder = vit.ViT(c.vit)
-    self.text_encoder = med.Med(c.med, cross_attention=look_at_two)
+    self.text_encoder = med.Med(c.med, cross_attention=two_image_attention)
     self.cls_head = ClsHead(c.med.width)
 
   def __call__(
@@ -91,17 +105,18 @@ class Nlvr(nn.Module):
     attention_mask: Int[Array, "B L"],
     deterministic: bool = True,
   ) -> Float[Array, "B 2"]:
-    """Scores of false and true for each statement about its two images.
+    """Logits of (false, true) for each statement about its two images.
 
     Args:
-      image: normalised pixels of 2B images, all first ones before all second.
-      input_ids: statements; position 0 becomes [ENC].
-      attention_mask: 1 on tokens.
-      deterministic: no dropout.
+      image: normalised pixels of 2B images: the first image of every
+        statement, then the second of every statement.
+      input_ids: statements; position 0 is replaced by [ENC].
+      attention_mask: 1 on tokens, 0 on padding.
+      deterministic: disables dropout.
     """
     image_embeds = self.visual_encoder(image, deterministic)
-    image_kv = self.text_encoder.project_encoder_states(image_embeds)
-    input_ids = med.begin_with(self.config.med.tokens.enc, input_ids)
+    image_kv = self.text_encoder.encoder_kv(image_embeds)
+    input_ids = med.with_first_token(self.config.med.tokens.enc, input_ids)
     hidden = self.text_encoder(
       input_ids, attention_mask, image_kv, deterministic=deterministic
     )

@@ -1,11 +1,13 @@
-"""Image tower: a pre-norm vision transformer that returns all its tokens.
+"""Image tower: a pre-norm vision transformer that returns all tokens.
 
-Dimensions: B batch, H W pixels, N tokens ([CLS] first), D width.
+Dimensions: B batch, H and W image height and width in pixels, N tokens ([CLS]
+first), M tokens of another grid, D width.
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import spmd
 from jaxtyping import Array, Float
 
 from blip_jax.models import config as model_config
@@ -13,10 +15,11 @@ from blip_jax.models import layers
 
 
 class ViT(nn.Module):
-  """Section 3.1 of the paper; layout and numerics of timm's ViT.
+  """The image encoder (paper, section 3.1); layout and numerics are timm's.
 
-  Call with normalised pixels of any size that the patch size divides; other
-  sizes than the trained one interpolate the position embeddings.
+  Takes normalised pixels.  Height and width may be any multiples of the patch
+  size; position embeddings are interpolated if they differ from
+  `config.image_size`.
   """
 
   config: model_config.ViTConfig
@@ -26,12 +29,13 @@ class ViT(nn.Module):
     self, image: Float[Array, "B H W 3"], deterministic: bool = True
   ) -> Float[Array, "B N D"]:
     c = self.config
-    if any(side % c.patch_size for side in image.shape[1:3]):
+    height, width = image.shape[1:3]
+    if height % c.patch_size or width % c.patch_size:
       raise ValueError(
-        f"images of {image.shape[1]} x {image.shape[2]} pixels: both sides "
-        f"must be multiples of the patch size {c.patch_size}"
+        f"images of {height} x {width} pixels: both sides must be multiples "
+        f"of the patch size {c.patch_size}"
       )
-    grid = tuple(side // c.patch_size for side in image.shape[1:3])
+    grid = height // c.patch_size, width // c.patch_size
     x = PatchEmbed(c.width, c.patch_size, c.dtype, name="patch_embed")(image)
     cls_token = self.param(
       "cls_token", nn.initializers.normal(c.init_std), (1, 1, c.width)
@@ -47,12 +51,14 @@ class ViT(nn.Module):
 
     block = layers.remat(Block, c.remat, 2)
     for i, drop_path in enumerate(np.linspace(0, c.drop_path, c.depth)):
-      x = nn.with_logical_constraint(x, ("batch", "seq", None))
+      x = spmd.with_logical_constraint(x, ("batch", "seq", None))
       x = block(c, float(drop_path), name=f"block_{i}")(x, deterministic)
     return layer_norm(c.dtype, "ln_post")(x)
 
 
 class Block(nn.Module):
+  """A pre-norm transformer block; `drop_path` is its stochastic depth rate."""
+
   config: model_config.ViTConfig
   drop_path: float
 
@@ -66,7 +72,7 @@ class Block(nn.Module):
       c.width, c.num_heads, 0.0, c.init_std, c.dtype, name="attention"
     )
     y = layer_norm(c.dtype, "ln_1")(x)
-    x = x + drop_path(attention(y, attention.project(y)), deterministic)
+    x = x + drop_path(attention(y, attention.key_value(y)), deterministic)
     y = layers.normal_dense(c.mlp_dim, c, "fc_in")(
       layer_norm(c.dtype, "ln_2")(x)
     )
@@ -75,7 +81,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-  """A convolution whose stride is its size, as one matrix product."""
+  """Patch embedding: the convolution with stride `patch_size`, as a matmul."""
 
   width: int
   patch_size: int
@@ -106,10 +112,16 @@ def resize_pos_embed(
   grid: tuple[int, int],
   new_grid: tuple[int, int],
 ) -> Float[Array, "1 M D"]:
-  """Interpolates position embeddings to another grid; [CLS] stays.
+  """Interpolates position embeddings to another grid; [CLS] stays unchanged.
 
-  PyTorch's bicubic kernel without antialiasing, which the released checkpoints
-  were resized with.  `jax.image.resize` uses another cubic and antialiases.
+  Uses PyTorch's bicubic kernel (a = -0.75) without antialiasing, with which the
+  released checkpoints were resized.  `jax.image.resize` uses another cubic
+  kernel and antialiases.
+
+  Args:
+    pos_embed: [CLS] and the patches of `grid` in row-major order.
+    grid: number of patches (vertically, horizontally).
+    new_grid: the same for the result.
   """
   if grid == new_grid:
     return pos_embed
@@ -123,7 +135,7 @@ def resize_pos_embed(
 
 
 def _bicubic_matrix(size: int, new_size: int) -> Float[np.ndarray, "m n"]:
-  """Row i weighs the old points for new point i; edges repeat outwards."""
+  """Interpolation weights: row i is for new point i, and edges are repeated."""
   a = -0.75
   centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
   matrix = np.zeros((new_size, size))

@@ -92,7 +92,7 @@ def _encode(model, params, ids, mask, states, states_mask):
   # Dropout is given the probabilities before it is given anything else.
   drops = [f"{layer}/attention/drop" for layer in layers]
   call = replay.bound(model, params)
-  kv = call("project_encoder_states", states)
+  kv = call("encoder_kv", states)
   found = {}
   for mode, cross in {"text": (), "multimodal": (kv, states_mask)}.items():
     with replay.recorded("ln_embed", *layers, *drops) as seen:
@@ -108,7 +108,7 @@ def _encode(model, params, ids, mask, states, states_mask):
 @replay.jit_of_model
 def _decode(model, params, ids, mask, states, states_mask):
   call = replay.bound(model, params)
-  kv = call("project_encoder_states", states)
+  kv = call("encoder_kv", states)
   looking = call(None, ids, mask, kv, states_mask, causal=True)
   logits = call("logits", looking)
   return {
@@ -136,6 +136,6 @@ def _decode_with_cache(model, steps, length, params, ids, mask, states, seen):
 @replay.jit_of_model
 def _extend(model, params, ids, cache, states, states_mask):
   call = replay.bound(model, params)
-  kv = call("project_encoder_states", states)
+  kv = call("encoder_kv", states)
   hidden, cache = call("extend", ids, cache, kv, states_mask)
   return call("logits", hidden[:, -1:])[:, 0], cache

@@ -1,6 +1,7 @@
-"""From a record to the arrays of an example, and from examples to a batch.
+"""From a record to an example, and from examples to the arrays of a batch.
 
-Dimensions: H, W image, L text length.
+Dimensions: B batch, F frames, H and W image, L text length. Images are uint8
+RGB; tokens are int32.
 """
 
 import dataclasses
@@ -12,23 +13,23 @@ import numpy as np
 from blip_jax.data import sources, tokenizer, transforms
 
 Arrays = dict[str, np.ndarray]
-# Brings a decoded image to the model's size, with augmentation or without.
+# Resizes a decoded image for the model, with or without augmentation.
 ImageTransform = transforms.TrainImage | transforms.EvalImage
 
 
 @runtime_checkable
 class Example(Protocol):
-  """What the loaders ask of a kind of examples.
+  """A kind of examples, as the loaders use it.
 
-  Examples may be ragged: an example is whatever its own `collate` understands,
-  such as a question with several weighted answers. Only a batch has to have
-  the same shapes every time.
+  Examples may be ragged, such as a question with a varying number of weighted
+  answers: only `collate` looks into them. A batch must have the same shapes
+  every time, because each new shape compiles the training step again.
   """
 
   def __call__(
     self, record: sources.Record, rng: np.random.Generator
   ) -> dict[str, Any]:
-    """Returns the example of a record; a function of both arguments alone.
+    """Returns the example of a record; depends on its arguments alone.
 
     Raises:
       transforms.BadSample: the record cannot be used.
@@ -36,16 +37,16 @@ class Example(Protocol):
     ...
 
   def blank(self) -> dict[str, Any]:
-    """Returns what stands for a record that cannot be used."""
+    """Returns a placeholder for a record that cannot be used."""
     ...
 
   def collate(self, examples: Sequence[Mapping[str, Any]]) -> Arrays:
-    """Returns a batch."""
+    """Returns the batch of some examples, the same number every time."""
     ...
 
 
 class Stacked:
-  """Examples of the same shapes, which a batch stacks."""
+  """A kind of examples whose arrays have fixed shapes; a batch stacks them."""
 
   def collate(self, examples: Sequence[Mapping[str, Any]]) -> Arrays:
     return {
@@ -56,21 +57,24 @@ class Stacked:
 
 @dataclasses.dataclass(frozen=True)
 class PairExample(Stacked):
-  """An image and the tokens of its caption.
+  """`image` [H, W, 3] and the tokens of its caption.
 
-  Of several captions, each visit samples one: a data set with five captions
-  for each image counts each image once per epoch, while a row for each caption
-  (as in BLIP's files) counts it five times.
+  The tokens are `input_ids` and `attention_mask` [L]. If a record has more
+  than one caption, each visit samples one. A row with five captions thus
+  counts once per epoch; five rows with one caption each (as in BLIP's files)
+  count five times.
 
   Attributes:
     tokenizer: of the model.
-    image: brings a decoded image to the model's size.
-    max_words: to which a caption is cut before it is tokenised.
-    max_length: tokens, special ones and padding included.
-    max_pixels: of an image as it is stored.
-    prompt: what every text starts with, before its caption.
-    with_image_id: whether to add `image_id`, a number that captions of one
-      image share.
+    image: resizes a decoded image for the model.
+    max_words: captions are truncated to this number of words before they are
+      tokenised.
+    max_length: length of a text in tokens, L; special tokens and padding
+      included.
+    max_pixels: stored images with more pixels are bad samples.
+    prompt: prefix of every text.
+    with_image_id: whether to add `image_id` [], a number that all captions of
+      an image share.
   """
 
   tokenizer: tokenizer.Tokenizer
@@ -108,12 +112,12 @@ class PairExample(Stacked):
 
 @dataclasses.dataclass(frozen=True)
 class ImageExample(Stacked):
-  """The image of a record alone.
+  """`image` of a record: [H, W, 3], or [F, H, W, 3] for videos.
 
   Attributes:
-    image: brings a decoded image to the model's size.
-    max_pixels: of an image as it is stored.
-    num_frames: sampled from each video; 0 if records have images.
+    image: resizes a decoded image for the model.
+    max_pixels: stored images with more pixels are bad samples.
+    num_frames: frames to sample from each video; 0 if records have images.
   """
 
   image: transforms.EvalImage
@@ -124,7 +128,7 @@ class ImageExample(Stacked):
     self, record: sources.Record, rng: np.random.Generator
   ) -> Arrays:
     if self.num_frames:
-      # Needs an extra of the package.
+      # Imported here because it needs the extra [video].
       from blip_jax.data import video
 
       size = self.image.size
@@ -141,7 +145,15 @@ class ImageExample(Stacked):
 
 @dataclasses.dataclass(frozen=True)
 class TextExample(Stacked):
-  """The tokens of a record's caption alone."""
+  """The tokens of a caption: `input_ids` and `attention_mask` [L].
+
+  Attributes:
+    tokenizer: of the model.
+    max_words: captions are truncated to this number of words before they are
+      tokenised.
+    max_length: length of a text in tokens, L; special tokens and padding
+      included.
+  """
 
   tokenizer: tokenizer.Tokenizer
   max_words: int
@@ -160,10 +172,10 @@ class TextExample(Stacked):
 
 @dataclasses.dataclass(frozen=True)
 class ImagesExample(Stacked):
-  """The image of a record in the sizes of several models.
+  """The image of a record at the sizes of different models, [H, W, 3] each.
 
   Attributes:
-    images: name of the model -> brings a decoded image to its size.
+    images: model name -> resizes a decoded image for that model.
   """
 
   images: Mapping[str, transforms.EvalImage]
@@ -172,7 +184,7 @@ class ImagesExample(Stacked):
     self, record: sources.Record, rng: np.random.Generator
   ) -> Arrays:
     decoded = transforms.decode(record["image"], transforms.MAX_PIXELS)
-    # Models of the same size share the pixels.
+    # Models with the same image size share the pixels.
     pixels = {image: image(decoded) for image in set(self.images.values())}
     return {name: pixels[image] for name, image in self.images.items()}
 

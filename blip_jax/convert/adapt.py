@@ -1,15 +1,15 @@
-"""From one family to another: what the original's loaders do without a word.
+"""Adapts the parameters of one model family to another, by named rules.
 
-Each rule has a name, and the report lists what it did.  A parameter that is
-neither in the checkpoint nor made by a rule is an error, and so is one that the
-model has no place for.
+The original's loaders do the same silently (`strict=False`). Here the report
+lists what each rule did. A parameter that is neither in the checkpoint nor
+created by a rule is an error, and so is one that the model does not have.
 
-Paths are of leaves: `params/...` and `momentum/...`.
+Paths are those of native leaves: `params/...` and `momentum/...`.
 """
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +22,22 @@ from blip_jax.models import families, med, vit
 from blip_jax.runtime import snapshot
 from blip_jax.tasks import momentum
 
+# Rules, as the report names them.
 STORED_ONCE = "tied: text encoder and decoder share it"
 DECODER_WINS = (
-  "differs between text encoder and decoder, which share it: the decoder's "
-  "wins, as in the original, where the later of the two is what is loaded"
+  "differs between text encoder and decoder, which share it: the decoder's is "
+  "used, as in the original, which loads it last"
 )
 NO_PART = "{} models have no such part"
-NO_MOMENTUM = "momentum is not wanted"
-TWICE = "one image's cross-attention, copied for two"
+NO_MOMENTUM = "momentum encoders and queues were not requested"
+TWICE = "cross-attention to one image, copied for each of two images"
 RESIZED = "position embeddings, {0[0]} x {0[1]} to {1[0]} x {1[1]} patches"
-OTHER_WIDTH = "made for image tokens; a question is another width"
-EMPTY_QUEUE = "queue of unknown images, for pre-training kept no ids"
+OTHER_WIDTH = "attends to image tokens; question states have another width"
+EMPTY_QUEUE = "image ids of the queue: unknown, pre-training stores none"
 WIDENED = "{} to float32"
-FRESH = "new, drawn from the seed: no {} checkpoint has it"
+FRESH = "initialised at random, from seed 0: no {} checkpoint has it"
 
-# What a target may start without, whatever its source.
+# Parameters that a target family may initialise, whatever the source.
 _FRESH = {
   "nlvr": r"params/cls_head/.*|params/.*/crossattention/merge/.*",
   "vqa": r"params/text_decoder/layer_\d+/crossattention/(key|value)/kernel",
@@ -45,13 +46,16 @@ _FRESH = {
 
 
 def family_of(paths: Collection[str]) -> str:
-  """Whose parts these are.
+  """The model family that has these parameters.
+
+  Args:
+    paths: of native leaves.
 
   Raises:
-    ValueError: nobody's.
+    ValueError: no family consists of these parts.
   """
   parts = {path.split("/")[1] for path in paths if path.startswith("params/")}
-  has_twin = any(path.startswith("momentum/") for path in paths)
+  has_momentum = any(path.startswith("momentum/") for path in paths)
   if "cls_head" in parts:
     return "nlvr"
   if "text_decoder" in parts:
@@ -59,17 +63,20 @@ def family_of(paths: Collection[str]) -> str:
       return "pretrain"
     return "vqa" if "text_encoder" in parts else "caption"
   if "itm_head" in parts:
-    return "retrieval" if "temp" in parts or has_twin else "itm"
+    return "retrieval" if "temp" in parts or has_momentum else "itm"
   if "text_encoder" in parts:
     return "feature"
   raise ValueError(
-    f"no BLIP model consists of {sorted(parts)} only; a whole checkpoint has "
+    f"no BLIP model consists of {sorted(parts)} only; a complete checkpoint has "
     "visual_encoder and text_encoder or text_decoder"
   )
 
 
 def tie(leaves: Leaves) -> Leaves:
-  """Leaves of our own pre-training, with what its text towers share twice."""
+  """Adds the text decoder's paths of the weights it shares with the encoder.
+
+  Native pre-training checkpoints store shared weights once.
+  """
   shared = {
     path.replace("text_encoder", "text_decoder", 1): leaf
     for path, leaf in leaves.items()
@@ -86,38 +93,41 @@ def to_family(
   report: Report,
   keep_momentum: bool = True,
 ) -> Leaves:
-  """Leaves of the target, as far as source and rules have them; see `check`.
+  """Converts leaves of one family to another.
+
+  Parameters that neither the source nor a rule provides are missing from the
+  result; `check` finds them.
 
   Args:
-    leaves: of the source, both text towers whole.
-    source: its family.
-    target: the wanted one.
-    config: the wanted sizes; only the image size may be another than the
-      source's.
-    report: takes note of every rule.
-    keep_momentum: whether twin and queues are wanted, where there are any.
+    leaves: of the source, tied weights in both text towers.
+    source: family of the leaves.
+    target: family of the result.
+    config: sizes of the result; they differ from the source's in the image
+      size at most.
+    report: records what each rule did.
+    keep_momentum: whether to keep momentum encoders and queues, if any.
   """
   leaves = dict(leaves)
   if target == "pretrain":
     _untie(leaves, report)
   if target == "nlvr" and source != "nlvr":
-    _double(leaves, report)
+    _copy_for_two_images(leaves, report)
   if target == "vqa" and source != "vqa":
-    _leave_out_other_width(leaves, config, report)
+    _drop_other_width(leaves, config, report)
   expected = _expected(target, config)
   _drop_parts(leaves, target, expected, keep_momentum, report)
   if target == "retrieval" and source == "pretrain":
-    _number_queue(leaves, report)
+    _add_queue_ids(leaves, report)
   _widen(leaves, report)
   _resize(leaves, config.vit.grid, report)
-  # What comes before was theirs; the rest is made here.
+  # These come from the checkpoint; the rest is initialised.
   report.matched = len(leaves)
   _add_fresh(leaves, source, target, config, expected, report)
   return leaves
 
 
 def is_shared(path: str) -> bool:
-  """Whether it is the text encoder's, and pre-training's decoder has it too."""
+  """Whether pre-training's text decoder shares this text encoder parameter."""
   item, tower, *rest = path.split("/")
   return (item, tower) == ("params", "text_encoder") and med.is_shared(
     tuple(rest)
@@ -126,21 +136,21 @@ def is_shared(path: str) -> bool:
 
 def _untie(leaves: Leaves, report: Report) -> None:
   for path in [p for p in leaves if is_shared(p)]:
-    twin = path.replace("text_encoder", "text_decoder", 1)
-    if twin not in leaves:
+    decoder_path = path.replace("text_encoder", "text_decoder", 1)
+    if decoder_path not in leaves:
       continue
-    encoders, decoders = leaves[path], leaves.pop(twin)
-    if encoders.is_same(decoders):
-      report.drop(STORED_ONCE, twin)
+    encoder_leaf, decoder_leaf = leaves[path], leaves.pop(decoder_path)
+    if encoder_leaf.is_same(decoder_leaf):
+      report.drop(STORED_ONCE, decoder_path)
     else:
-      leaves[path] = decoders
+      leaves[path] = decoder_leaf
       report.change(DECODER_WINS, path)
   if DECODER_WINS in report.changed:
-    which = weights.first_few(report.changed[DECODER_WINS])
-    report.warnings.append(f"{which}: {DECODER_WINS}")
+    paths = weights.first_few(report.changed[DECODER_WINS])
+    report.warnings.append(f"{paths}: {DECODER_WINS}")
 
 
-def _double(leaves: Leaves, report: Report) -> None:
+def _copy_for_two_images(leaves: Leaves, report: Report) -> None:
   pattern = re.compile(
     r"(params/text_encoder/layer_\d+/crossattention)/((?:query|key|value|out)/.*)"
   )
@@ -148,12 +158,14 @@ def _double(leaves: Leaves, report: Report) -> None:
     if match := pattern.fullmatch(path):
       leaf = leaves.pop(path)
       for image in ("image_0", "image_1"):
-        twin = f"{match[1]}/{image}/{match[2]}"
-        leaves[twin] = leaf
-        report.change(TWICE, twin)
+        copy = f"{match[1]}/{image}/{match[2]}"
+        leaves[copy] = leaf
+        report.change(TWICE, copy)
 
 
-def _leave_out_other_width(leaves, config, report) -> None:
+def _drop_other_width(
+  leaves: Leaves, config: model_config.BlipConfig, report: Report
+) -> None:
   for path in list(leaves):
     if (
       re.fullmatch(_FRESH["vqa"], path)
@@ -163,7 +175,13 @@ def _leave_out_other_width(leaves, config, report) -> None:
       report.drop(OTHER_WIDTH, path)
 
 
-def _drop_parts(leaves, target, expected, keep_momentum, report) -> None:
+def _drop_parts(
+  leaves: Leaves,
+  target: str,
+  expected: Mapping[str, jax.ShapeDtypeStruct],
+  keep_momentum: bool,
+  report: Report,
+) -> None:
   parts = {path.split("/")[1] for path in expected}
   has_momentum = target in families.WITH_MOMENTUM
   for path in list(leaves):
@@ -175,7 +193,7 @@ def _drop_parts(leaves, target, expected, keep_momentum, report) -> None:
     report.drop(NO_MOMENTUM if belongs else NO_PART.format(target), path)
 
 
-def _number_queue(leaves: Leaves, report: Report) -> None:
+def _add_queue_ids(leaves: Leaves, report: Report) -> None:
   if "momentum/image_queue" not in leaves:
     return
   size = leaves["momentum/image_queue"].shape[0]
@@ -186,7 +204,7 @@ def _number_queue(leaves: Leaves, report: Report) -> None:
 
 
 def _widen(leaves: Leaves, report: Report) -> None:
-  """Parameters are float32 whatever they were saved as."""
+  """Casts to float32, in which all parameters are kept."""
   for path, leaf in leaves.items():
     if leaf.dtype in (np.float32, np.int32):
       continue
@@ -211,7 +229,14 @@ def _resize(leaves: Leaves, grid: tuple[int, int], report: Report) -> None:
     report.change(RESIZED.format((side, side), grid), path)
 
 
-def _add_fresh(leaves, source, target, config, expected, report) -> None:
+def _add_fresh(
+  leaves: Leaves,
+  source: str,
+  target: str,
+  config: model_config.BlipConfig,
+  expected: Mapping[str, jax.ShapeDtypeStruct],
+  report: Report,
+) -> None:
   allowed = _FRESH.get(target)
   fresh = [
     path
@@ -225,7 +250,7 @@ def _add_fresh(leaves, source, target, config, expected, report) -> None:
   def init():
     params = families.init(target, config, jax.random.key(0))
     flat = snapshot.by_path({"params": params})
-    # The compiler leaves out all others.
+    # The compiler removes the computation of all others.
     return {path: flat[path] for path in fresh}
 
   for path, array in init().items():
@@ -233,15 +258,17 @@ def _add_fresh(leaves, source, target, config, expected, report) -> None:
   report.change(FRESH.format(source), *fresh)
 
 
-def _expected(family: str, config: model_config.BlipConfig) -> dict:
+def _expected(
+  family: str, config: model_config.BlipConfig
+) -> dict[str, jax.ShapeDtypeStruct]:
   return snapshot.by_path({"params": families.abstract(family, config)})
 
 
 def check(leaves: Leaves, family: str, config: model_config.BlipConfig) -> None:
-  """Insists on a family's parameters, all of them and nothing else.
+  """Checks that leaves are exactly the parameters of a family.
 
   Raises:
-    ValueError: lists what is missing, unexpected, or of another shape.
+    ValueError: lists missing and unexpected parameters, and other shapes.
   """
   expected = _expected(family, config)
   if any(path.startswith("momentum/") for path in leaves):
@@ -250,16 +277,18 @@ def check(leaves: Leaves, family: str, config: model_config.BlipConfig) -> None:
   if lines:
     raise ValueError(
       "the checkpoint does not fit the model ( - missing in the checkpoint, + "
-      f"the model has no such parameter):\n{snapshot.first_lines(lines)}"
+      f"not in the model):\n{snapshot.first_lines(lines)}"
     )
 
 
-def _expected_momentum(leaves: Leaves, params: dict) -> dict:
-  """A twin like its student, and two queues of one size with their ids."""
-  twin = {
+def _expected_momentum(
+  leaves: Leaves, params: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Momentum encoders like the online model's, and two queues of equal size."""
+  encoders = {
     path.replace("params", "momentum/params_m", 1): leaf
     for path, leaf in params.items()
-    if path.split("/")[1] in momentum.TWIN_PARTS
+    if path.split("/")[1] in momentum.MOMENTUM_PARTS
   }
   queue = leaves.get("momentum/image_queue")
   size = queue.shape[0] if queue else 0
@@ -267,7 +296,7 @@ def _expected_momentum(leaves: Leaves, params: dict) -> dict:
     (size, params["params/vision_proj/kernel"].shape[1]), np.float32
   )
   expected = {
-    **twin,
+    **encoders,
     "momentum/image_queue": rows,
     "momentum/text_queue": rows,
     "momentum/queue_ptr": jax.ShapeDtypeStruct((), np.int32),

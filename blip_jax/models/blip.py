@@ -163,7 +163,7 @@ class Blip(nn.Module):
   def init_cache(
     self, num_images: int, max_length: int, num_texts: int = 1
   ) -> med.Cache:
-    """An empty cache of P = `max_length` positions; see `med.Med.init_cache`."""
+    """An empty cache of `max_length` positions; see `med.Med.init_cache`."""
     return self.text_decoder.init_cache(num_images, max_length, num_texts)
 
   def extend(

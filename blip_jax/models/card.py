@@ -1,6 +1,7 @@
-"""What a checkpoint says of its model, so that it can be used alone.
+"""The description of a model that a checkpoint contains.
 
-A checkpoint's item `model` has it as `model.json`, beside the vocabulary.
+It is the file `model.json` in the item `model` of a checkpoint, next to the
+vocabulary, so that a checkpoint can be used without its config.
 """
 
 import dataclasses
@@ -13,14 +14,14 @@ from blip_jax.models import families
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-  """A model, without its weights.
+  """Everything about a model but its weights.
 
   Attributes:
     family: one of `families.FAMILIES`.
-    config: shapes of its towers.
-    prompt: what its captions start with; "" starts from [DEC] alone.
-    generation: how it decodes by default.
-    source: where its weights came from; "" for our own runs.
+    config: sizes of its towers.
+    prompt: the prefix of its captions; "" if there is only [DEC].
+    generation: default decoding options, fields of `decoding.Decoding`.
+    source: where converted weights came from; "" for runs of this package.
   """
 
   family: str
@@ -30,20 +31,21 @@ class Card:
   source: str = ""
 
   def to_json(self) -> dict[str, Any]:
+    """The card as nested dictionaries, for `json.dumps`."""
     return dataclasses.asdict(self)
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> "Card":
-    """Undoes `to_json`.
+    """The inverse of `to_json`.
 
     Raises:
-      ValueError: names the key that is missing, unknown or of no use.
+      ValueError: a key is missing, unknown, or has an impossible value.
     """
     try:
       config = config_from_json(value["config"])
       card = cls(**{**value, "config": config})
     except (KeyError, TypeError) as error:
-      raise ValueError(f"not the description of a model: {error}") from error
+      raise ValueError(f"not a model description: {error}") from error
     if card.family not in families.FAMILIES:
       raise ValueError(
         f"family: expected one of {families.FAMILIES}, found {card.family!r}"
@@ -52,6 +54,7 @@ class Card:
 
 
 def config_from_json(value: Mapping[str, Any]) -> model_config.BlipConfig:
+  """The inverse of `dataclasses.asdict` for a model config."""
   vit, med = dict(value["vit"]), dict(value["med"])
   vit["image_size"] = tuple(vit["image_size"])
   med["tokens"] = model_config.SpecialTokens(**med["tokens"])

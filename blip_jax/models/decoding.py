@@ -1,11 +1,12 @@
-"""How to decode: settings, and what they make of the scores of a token.
+"""Decoding settings, and the processing of next-token scores.
 
 The semantics are those of transformers 4.15, which the original used: lengths
-count the prompt, and what a beam is ranked by is divided by its whole length.
+count the prompt, and beam scores are divided by the length of the entire text.
 
-Dimensions: B texts, L room for a text, V vocabulary, c candidates.
+Dimensions: B texts, L positions of a text, V vocabulary, c candidate tokens.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,30 +16,35 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 LENGTH_NORMS = ("full", "generated")
-# Programs are compiled for texts of so many tokens or a multiple of it.
-ROOM = 8
+# Programs are compiled for multiples of this number of positions, so that
+# similar lengths share one program.
+POSITIONS_MULTIPLE = 8
 
 
 @struct.dataclass
 class Decoding:
-  """How to decode; `make` makes one and checks it.
+  """Decoding settings; `make` creates and checks them.
 
-  Numbers may change without another compilation, the others may not.
+  The first five fields, annotated with Any, are inputs of a compiled program;
+  changing another field compiles a new one.
 
   Attributes:
-    max_length: tokens of a text at most, prompt and [SEP] included.
-    min_length: tokens before which no text ends, prompt included.
-    repetition_penalty: of tokens that the text has already; 1 is none.
-    temperature: scores are divided by it before a draw.
-    top_p: draws are from the likeliest tokens with so much probability.
-    num_beams: hypotheses that beam search keeps; 1 is greedy.
-    num_return_sequences: texts of each image.
-    sample: whether to draw, which leaves no beams.
-    top_k: draws are from so many of the likeliest tokens; 0: from all.
-    no_repeat_ngram_size: no n tokens in a row come twice; 0: they may.
-    length_norm: what sums of log-probabilities are divided by, "full": all
-      tokens but [SEP], or "generated": those after the prompt, as in today's
-      transformers.
+    max_length: maximum number of tokens of a text, prompt and [SEP] included.
+    min_length: minimum number of tokens before [SEP], prompt included.
+    repetition_penalty: for tokens that the text already contains (Keskar et
+      al., 2019); 1 disables it.
+    temperature: divides scores before sampling.
+    top_p: samples from the most likely tokens whose probabilities sum up to
+      this (nucleus sampling); 1 disables it.
+    num_beams: number of beams of beam search; 1 is greedy decoding.
+    num_return_sequences: number of texts for each image.
+    sample: whether to sample; not together with beam search.
+    top_k: samples from the top_k most likely tokens; 0 disables it.
+    no_repeat_ngram_size: no sequence of this number of tokens is repeated; 0
+      disables it.
+    length_norm: which tokens count in the length by which the sum of
+      log-probabilities is divided. "full": all tokens but [SEP]. "generated":
+      those after the prompt, as in recent versions of transformers.
   """
 
   max_length: Any = 30
@@ -62,40 +68,40 @@ def make(
   max_new_tokens: int | None = None,
   **options: Any,
 ) -> Decoding:
-  """Settings, checked.
+  """Returns checked settings.
 
-  Sampling starts from what the original fixes for it: one text, the 50
-  likeliest tokens and a repetition penalty of 1.1; 0.9 is its top_p.
+  With `sample`, the defaults are those of the original: one beam, top_k=50,
+  top_p=0.9 and a repetition penalty of 1.1.
 
   Args:
-    defaults: of the model; see `models.card`.
-    prompt_length: [DEC] included.
-    max_positions: tokens that the decoder has positions for.
-    max_new_tokens: sets `max_length` from the prompt's.
-    options: fields of `Decoding` that are wanted otherwise.
+    defaults: default options of the model; see `models.card`.
+    prompt_length: number of prompt tokens, [DEC] included.
+    max_positions: number of position embeddings of the decoder.
+    max_new_tokens: sets `max_length` to the prompt's length plus this.
+    options: fields of `Decoding` that override the defaults.
 
   Raises:
-    ValueError: names the option that is unknown, or cannot be.
+    ValueError: an option is unknown, out of range, or conflicts with another.
   """
   known = set(Decoding.__dataclass_fields__)
   for name in (*defaults, *options):
     if name not in known:
       raise ValueError(
-        f"{name}: no option of decoding; there are {sorted(known)}"
+        f"{name}: no such decoding option; expected one of {sorted(known)}"
       )
   if options.get("sample"):
     fixed = dict(num_beams=1, top_k=50, top_p=0.9, repetition_penalty=1.1)
     defaults = {**defaults, **fixed}
   if max_new_tokens is not None:
     if "max_length" in options:
-      raise ValueError("max_new_tokens and max_length: give one of them")
+      raise ValueError("max_new_tokens and max_length: give only one of them")
     _at_least("max_new_tokens", max_new_tokens, 1)
     options["max_length"] = prompt_length + max_new_tokens
   settings = Decoding(**{**defaults, **options})
   if "min_length" not in options:
-    # A default gives way to the length that is asked for.
+    # The user's max_length takes precedence over a default min_length.
     least = min(settings.min_length, settings.max_length)
-    settings = settings.replace(min_length=least)
+    settings = dataclasses.replace(settings, min_length=least)
   _check(settings, prompt_length, max_positions)
   return settings
 
@@ -111,10 +117,10 @@ def _check(d: Decoding, prompt_length: int, max_positions: int) -> None:
     if not 0 < value < float("inf"):
       raise ValueError(f"{name}: expected a positive number, found {value}")
   if d.top_p > 1:
-    raise ValueError(f"top_p: expected a share of at most 1, found {d.top_p}")
+    raise ValueError(f"top_p: expected at most 1, found {d.top_p}")
   if d.max_length <= prompt_length:
     raise ValueError(
-      f"max_length: {d.max_length} tokens leave no room behind a prompt of "
+      f"max_length: {d.max_length} tokens leave no room after a prompt of "
       f"{prompt_length} ([DEC] counts); raise max_length (or give "
       "max_new_tokens), or shorten the prompt"
     )
@@ -150,8 +156,12 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 
 def num_positions_for(max_length: int, max_positions: int) -> int:
-  """The L of a program that serves `max_length`, among others."""
-  return min(-(-max_length // ROOM) * ROOM, max_positions)
+  """Number of positions, L, to compile a program for.
+
+  Rounds `max_length` up, so that similar lengths share one program.
+  """
+  multiple = POSITIONS_MULTIPLE
+  return min(-(-max_length // multiple) * multiple, max_positions)
 
 
 def process(
@@ -161,35 +171,50 @@ def process(
   settings: Decoding,
   sep_id: int,
 ) -> Float[Array, "B V"]:
-  """Scores of the token at `position`, without what the settings forbid."""
+  """Applies repetition penalty, n-gram ban and minimum length.
+
+  Args:
+    scores: logits or log-probabilities of the token at `position`.
+    ids: the texts, of which the tokens before `position` count.
+    position: index of the next token.
+    settings: see `Decoding`.
+    sep_id: id of [SEP].
+
+  Returns:
+    The processed scores; -inf for tokens that are not allowed.
+  """
   d = settings
   scores = _penalise_repetition(scores, ids, position, d.repetition_penalty)
   if d.no_repeat_ngram_size:
-    scores = _forbid_repeats(scores, ids, position, d.no_repeat_ngram_size)
+    scores = _ban_repeated_ngrams(scores, ids, position, d.no_repeat_ngram_size)
   too_short = jnp.where(position < d.min_length, -jnp.inf, 0.0)
   return scores.at[:, sep_id].add(too_short)
 
 
 def _penalise_repetition(scores, ids, position, penalty):
   rows = jnp.arange(len(ids))[:, None]
-  found = jnp.take_along_axis(scores, ids, axis=-1)
-  found = jnp.where(found < 0, found * penalty, found / penalty)
-  # Nowhere for what is behind the text.
-  written = jnp.arange(ids.shape[1])[None] < position
-  column = jnp.where(written, ids, scores.shape[-1])
-  return scores.at[rows, column].set(found, mode="drop")
+  penalised = jnp.take_along_axis(scores, ids, axis=-1)
+  penalised = jnp.where(
+    penalised < 0, penalised * penalty, penalised / penalty
+  )
+  # Positions after the text point at a column that does not exist, which
+  # `mode="drop"` ignores.
+  in_text = jnp.arange(ids.shape[1])[None] < position
+  column = jnp.where(in_text, ids, scores.shape[-1])
+  return scores.at[rows, column].set(penalised, mode="drop")
 
 
-def _forbid_repeats(scores, ids, position, n):
-  """-inf for tokens that would end a sequence of n that was there before."""
-  room = ids.shape[1]
-  if room < n:
+def _ban_repeated_ngrams(scores, ids, position, n):
+  """Sets tokens that would complete an earlier n-gram again to -inf."""
+  num_positions = ids.shape[1]
+  if num_positions < n:
     return scores
-  starts = jnp.arange(room - n + 1)
-  before = ids[:, starts[:, None] + jnp.arange(n - 1)[None]]
+  starts = jnp.arange(num_positions - n + 1)
+  earlier = ids[:, starts[:, None] + jnp.arange(n - 1)[None]]
   recent = jax.lax.dynamic_slice_in_dim(ids, position - n + 1, n - 1, axis=1)
-  same = (before == recent[:, None]).all(axis=-1)
-  # A slice before the beginning would be moved to it.
+  same = (earlier == recent[:, None]).all(axis=-1)
+  # A text shorter than n - 1 has no n-gram: the slice above would start before
+  # position 0, and JAX moves it to position 0.
   same &= ((starts + n - 1)[None] < position) & (position >= n - 1)
   column = jnp.where(same, ids[:, n - 1 :], scores.shape[-1])
   rows = jnp.arange(len(ids))[:, None]
@@ -199,15 +224,19 @@ def _forbid_repeats(scores, ids, position, n):
 def nucleus(
   scores: Float[Array, "B V"], settings: Decoding
 ) -> tuple[Float[Array, "B c"], Int[Array, "B c"]]:
-  """The tokens that a draw may give, and their scores: -inf if it may not.
+  """Candidate tokens for sampling, after temperature, top_k and top_p.
 
-  The `top_k` likeliest first, of which those are left that come before the sum
-  of probabilities exceeds `top_p`, and the one that makes it exceed.
+  Of the `top_k` most likely tokens, the smallest set is kept whose
+  probabilities, taken in descending order, sum up to more than `top_p`.
+
+  Returns:
+    Scores, -inf for tokens that must not be sampled, and the tokens' ids.
   """
-  number = min(settings.top_k, scores.shape[-1]) or scores.shape[-1]
-  scores, tokens = jax.lax.top_k(scores / settings.temperature, number)
+  num_candidates = min(settings.top_k, scores.shape[-1]) or scores.shape[-1]
+  scores, tokens = jax.lax.top_k(scores / settings.temperature, num_candidates)
   probs = jax.nn.softmax(scores)
-  before = jnp.cumsum(probs, axis=-1) - probs
-  # The likeliest always stays, whatever rounding does.
-  stays = (before <= settings.top_p) | (jnp.arange(number) == 0)[None]
-  return jnp.where(stays, scores, -jnp.inf), tokens
+  preceding = jnp.cumsum(probs, axis=-1) - probs
+  # The most likely token is always kept, whatever the rounding error is.
+  most_likely = (jnp.arange(num_candidates) == 0)[None]
+  kept = (preceding <= settings.top_p) | most_likely
+  return jnp.where(kept, scores, -jnp.inf), tokens

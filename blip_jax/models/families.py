@@ -1,6 +1,6 @@
-"""The models of the paper: which parts each has, and how they start.
+"""The model families of the paper: their parts and their initialisation.
 
-One module serves all but NLVR, and a family is a set of its parts:
+All families but NLVR use the module `blip.Blip`; they differ in its parts:
 
   family     visual_encoder  text_encoder  text_decoder  heads
   feature    yes             yes
@@ -9,10 +9,10 @@ One module serves all but NLVR, and a family is a set of its parts:
   itm        yes             yes                         projections, ITM
   retrieval  yes             yes                         projections, ITM, temp
   pretrain   yes             yes           yes, tied     projections, ITM, temp
-  nlvr       yes             yes, twin                   cls_head
+  nlvr       yes             yes, two images             cls_head
 
-Parameters are stored as they are learned: pre-training keeps what its text
-towers share once (`med.tie` fills it in), all others share nothing.
+Only pre-training shares parameters between its text towers.  It stores them
+once, and `med.tie` copies them into the decoder.
 """
 
 import functools
@@ -26,7 +26,7 @@ from jaxtyping import PRNGKeyArray
 from blip_jax.models import blip, med, nlvr
 from blip_jax.models import config as model_config
 
-# Of ITC, which divides similarities by it.
+# Temperature of ITC, by which similarities are divided.
 INITIAL_TEMP = 0.07
 
 
@@ -60,8 +60,9 @@ def _nlvr(model, image, *text):
   model(jnp.concatenate([image, image]), *text)
 
 
-# What visits every parameter of a family, once or more.
-_VISITS: dict[str, Callable] = {
+# A forward pass that uses every parameter of a family, so that `init` creates
+# all of them.
+_FORWARD: dict[str, Callable] = {
   "feature": _feature,
   "caption": _caption,
   "vqa": _vqa,
@@ -70,26 +71,30 @@ _VISITS: dict[str, Callable] = {
   "pretrain": _pretrain,
   "nlvr": _nlvr,
 }
-FAMILIES = tuple(_VISITS)
-# Those that learn a temperature, and have a momentum twin with queues.
+FAMILIES = tuple(_FORWARD)
+# Families with a learned temperature, momentum encoders and queues.
 WITH_MOMENTUM = ("retrieval", "pretrain")
 
 
 def build(family: str, config: model_config.BlipConfig) -> nn.Module:
-  """The module of a family."""
+  """Returns the module of a family."""
   return nlvr.Nlvr(config) if family == "nlvr" else blip.Blip(config)
 
 
 def init(
   family: str, config: model_config.BlipConfig, rng: PRNGKeyArray
 ) -> med.Params:
-  """Fresh parameters, as they are stored; `jax.eval_shape` gives shapes."""
+  """Returns newly initialised parameters, as they are stored.
+
+  For shapes alone, see `abstract`.
+  """
   image = jnp.zeros((1, *config.vit.image_size, 3))
   ids = jnp.zeros((1, 2), jnp.int32)
   model = build(family, config)
-  params = model.init(
-    rng, image, ids, jnp.ones_like(ids), method=_VISITS[family]
-  )["params"]
+  variables = model.init(
+    rng, image, ids, jnp.ones_like(ids), method=_FORWARD[family]
+  )
+  params = dict(variables["params"])
   if family in WITH_MOMENTUM:
     params = {**params, "temp": jnp.float32(INITIAL_TEMP)}
   return med.drop_tied(params) if family == "pretrain" else params
@@ -97,5 +102,5 @@ def init(
 
 @functools.lru_cache
 def abstract(family: str, config: model_config.BlipConfig) -> med.Params:
-  """Shapes and dtypes of a family's parameters."""
+  """Returns shapes and dtypes of the parameters of a family."""
   return jax.eval_shape(lambda: init(family, config, jax.random.key(0)))

@@ -31,7 +31,7 @@ NO_IMAGE = -100
 
 # What the twin copies.  It keeps cross-attention although it never looks at an
 # image: so do the released checkpoints.
-TWIN_PARTS = ("visual_encoder", "vision_proj", "text_encoder", "text_proj")
+MOMENTUM_PARTS = ("visual_encoder", "vision_proj", "text_encoder", "text_proj")
 
 
 @flax.struct.dataclass
@@ -55,7 +55,7 @@ def init(
   rows = jax.random.normal(rng, (2, queue_size, embed_dim))
   rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
   return Momentum(
-    params_m=jax.tree.map(jnp.copy, {k: params[k] for k in TWIN_PARTS}),
+    params_m=jax.tree.map(jnp.copy, {k: params[k] for k in MOMENTUM_PARTS}),
     image_queue=rows[0],
     text_queue=rows[1],
     queue_ptr=jnp.int32(0),
@@ -69,7 +69,7 @@ def clamp_temp(params: Params) -> Params:
 
 def ema(params: Params, momentum: Momentum, decay: float) -> Momentum:
   """Moves the twin towards its student."""
-  params = {k: params[k] for k in TWIN_PARTS}
+  params = {k: params[k] for k in MOMENTUM_PARTS}
   params_m = optax.incremental_update(params, momentum.params_m, 1 - decay)
   return momentum.replace(params_m=params_m)
 

@@ -250,7 +250,8 @@ def test_state_is_created_sharded_and_equal_on_every_mesh(sizes):
 
 def test_created_state_can_be_donated():
   # Parameters that pass through the initialiser must not share their buffer
-  # with the momentum encoder that was copied from them: donating one would free both.
+  # with the momentum encoder that was copied from them: donating one would free
+  # both.
   tx = optax.adamw(1e-3)
   mesh = mesh_of(2, 2, 2)
   given = train_state.create(init_fn, tx, mesh).params

@@ -1,4 +1,4 @@
-"""What a config asks of the data: a training loader, and lists of bad rows."""
+"""From a config to the training loader and the list of bad samples."""
 
 import os
 from collections.abc import Callable
@@ -21,11 +21,17 @@ def train_loader(
   process_index: int = 0,
   process_count: int = 1,
 ) -> loader.TrainLoader:
-  """Endless batches of this process's rows, from `config.data`.
+  """Returns endless batches of this process's rows, from `config.data`.
 
   Args:
-    make_example: from what is done to images to what is done to records.
-    workdir: where rows that cannot be used are listed.
+    config: of the run.
+    make_example: returns the examples of a task for an image transform.
+    workdir: folder for the list of unusable rows.
+    process_index: of this process in a distributed run.
+    process_count: of the distributed run.
+
+  Raises:
+    ValueError: a source cannot be opened, or there are no rows.
   """
   c = config.data
   size = config.model.image_size
@@ -54,7 +60,7 @@ def train_loader(
 def bad_samples(
   config: Config, workdir: str, process_index: int = 0
 ) -> rejects.BadSamples:
-  """The list of what this process could not read; each has its own file."""
+  """Returns the list of unusable rows; each process has a file of its own."""
   suffix = f"_process{process_index}" if process_index else ""
   path = os.path.join(workdir, f"bad_samples{suffix}.jsonl")
   return rejects.BadSamples(path, config.data.max_bad_fraction)

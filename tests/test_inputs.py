@@ -1,0 +1,106 @@
+"""From a config to the training loader and the list of bad samples."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip_jax import defaults
+from blip_jax.data import examples, inputs, randaugment, transforms
+from tests import helpers
+
+
+def _config(**data):
+  config = defaults.training("caption")
+  config.batch_size = 4
+  config.model.image_size = 16
+  config.data.update({"train": ("scenes:train?num=12",), **data})
+  return config
+
+
+def _example(image):
+  return examples.PairExample(helpers.scenes_tokenizer(), image)
+
+
+def _first_batch(config, workdir, *process):
+  loader = inputs.train_loader(config, _example, str(workdir), *process)
+  try:
+    return next(loader)
+  finally:
+    loader.close()
+
+
+@pytest.mark.parametrize(
+  "augment, expected",
+  [
+    (True, transforms.TrainImage(16, 0.5, randaugment.RandAugment())),
+    (False, transforms.EvalImage(16)),
+  ],
+)
+def test_the_config_chooses_the_image_transform(tmp_path, augment, expected):
+  transform = []
+
+  def make_example(image):
+    transform.append(image)
+    return _example(image)
+
+  config = _config(augment=augment, min_scale=0.5)
+  inputs.train_loader(config, make_example, str(tmp_path)).close()
+  assert transform == [expected]
+
+
+def test_processes_share_the_global_batch(tmp_path):
+  arrays, ids = _first_batch(_config(), tmp_path)
+  assert arrays["image"].shape == (4, 16, 16, 3)
+  parts = [_first_batch(_config(), tmp_path, i, 2) for i in range(2)]
+  assert [part["image"].shape[0] for part, _ in parts] == [2, 2]
+  assert sorted(parts[0][1] + parts[1][1]) == sorted(ids)
+
+
+def test_sources_weights_and_rotation_come_from_the_config(tmp_path):
+  for number in range(2):
+    row = {"image": "a.png", "caption": "a red circle"}
+    path = tmp_path / f"split_{number}.json"
+    path.write_text(json.dumps([row]))
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+  config = _config(
+    train=("", "scenes:train?num=12"),  # an empty source is left out
+    rotate=f"{tmp_path}/split_*.json",
+    image_root=str(tmp_path),
+    weights=(1, 1),
+  )
+  _, ids = _first_batch(config, tmp_path)
+  assert sorted(id for id in ids if "split" in id) == [
+    "split_0.json:0",
+    "split_1.json:0",
+  ]
+  assert sum(id.startswith("scenes/train:") for id in ids) == 2
+
+
+def test_each_process_has_its_own_list_of_bad_samples(tmp_path):
+  config = _config()
+  paths = [
+    pathlib.Path(inputs.bad_samples(config, str(tmp_path), i).path)
+    for i in range(3)
+  ]
+  assert [path.name for path in paths] == [
+    "bad_samples.jsonl",
+    "bad_samples_process1.jsonl",
+    "bad_samples_process2.jsonl",
+  ]
+  assert {path.parent for path in paths} == {tmp_path}
+
+
+def test_bad_samples_are_listed_in_the_workdir(tmp_path):
+  rows = [{"image": "missing.png", "caption": "a red circle"}]
+  (tmp_path / "rows.json").write_text(json.dumps(rows))
+  config = _config(
+    train=("scenes:train?num=4", f"{tmp_path}/rows.json"),
+    max_bad_fraction=0.5,
+  )
+  config.batch_size = 8  # more than an epoch has
+  _first_batch(config, tmp_path)
+  (line,) = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
+  assert json.loads(line)["reason"] == "missing"

@@ -67,8 +67,8 @@ def family_of(paths: Collection[str]) -> str:
   if "text_encoder" in parts:
     return "feature"
   raise ValueError(
-    f"no BLIP model consists of {sorted(parts)} only; a complete checkpoint has "
-    "visual_encoder and text_encoder or text_decoder"
+    f"no BLIP model consists of {sorted(parts)} only; a complete checkpoint "
+    "has visual_encoder and text_encoder or text_decoder"
   )
 
 

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 
@@ -13,7 +13,7 @@ def map_ahead(
   items: Iterable[Any],
   number: int,
   threads: concurrent.futures.Executor | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
   """Like `map`, in threads that are up to `number` items ahead.
 
   While a result is in use, at most `number` others are ready or being computed.

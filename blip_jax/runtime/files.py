@@ -10,6 +10,7 @@ exception.
 
 import contextlib
 import glob as glob_lib
+import hashlib
 import json
 import math
 import os
@@ -124,6 +125,12 @@ def read_range(path: Path, start: int, size: int) -> bytes:
   with open(path, "rb") as file:
     file.seek(start)
     return file.read(size)
+
+
+def sha256(path: Path) -> str:
+  """The hash of a file's content, in hexadecimal."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_read(path: Path) -> BinaryIO:

@@ -1,7 +1,7 @@
 """Pre-training on 129M pictures as in the paper, with ViT-B.
 
   python -m blip_jax.main --config configs/pretrain_paper_base.py \
-    --workdir gs://bucket/base --distributed auto
+    --workdir W --distributed auto
 
 Section 4.1 of arXiv 2201.12086: 2,880 pairs a step, 20 epochs, learning rate
 warmed up to 3e-4 and decayed by 0.85 per epoch.  The code of the original

@@ -1,7 +1,7 @@
 """Pre-training on 129M pictures as in the paper, with ViT-L.
 
   python -m blip_jax.main --config configs/pretrain_paper_large.py \
-    --workdir gs://bucket/large --distributed auto
+    --workdir W --distributed auto
 
 Section 4.1 of arXiv 2201.12086: 2,400 pairs a step and a peak learning rate of
 2e-4; otherwise `pretrain_paper_base.py`.  The image tower always drops paths

@@ -1,5 +1,16 @@
-"""What the README shows is run, shrunk; what it claims is looked up."""
+"""Every command and Python block of the documentation is executed, at reduced
+size; what the pages name is looked up.
 
+Commands run in the order of the pages, README first, then as docs/README.md
+lists them: later ones use what earlier ones left. Text that is repeated is
+executed once.
+"""
+
+import ast
+import configparser
+import dataclasses
+import importlib.util
+import inspect
 import json
 import os
 import pathlib
@@ -8,36 +19,82 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import textwrap
 
+import ml_collections
 import pytest
 from PIL import Image
 
 from blip_jax import recipes
-from blip_jax.convert import opening, write
+from blip_jax.capfilt import rows
 from blip_jax.data import datasets, scenes
-from tests import QUICK_TO_COMPILE
+from blip_jax.inference import model as model_lib
+from blip_jax.models import decoding
+from tests import QUICK_TO_COMPILE, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = [
-  block.replace("\\\n", " ").strip()
-  for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-]
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
-
-# The file that the README converts is a golden one here, whose sizes need
-# to be told.
 GOLDEN = ROOT / "tests" / "golden"
-TOLD = (
-  f"--model-config={GOLDEN}/configs/med_config.json",
-  f"--tokenizer={GOLDEN}/tokenizer/tiny",
-)
+CI = (ROOT / ".ci" / "run").read_text().splitlines()
+INDEX = ROOT / "docs" / "README.md"
 
-# Stand for released models, which nothing here can fetch.
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def pages():
+  """All pages in the order in which their commands run."""
+  listed = [INDEX.parent / link for link in _LINK.findall(INDEX.read_text())]
+  in_docs = [page for page in listed if page.parent == INDEX.parent]
+  others = sorted(set(INDEX.parent.glob("**/*.md")) - {INDEX, *in_docs})
+  first, last = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+  ordered = [first, INDEX, *in_docs, *others, last]
+  return {str(page.relative_to(ROOT)): page.read_text() for page in ordered}
+
+
+PAGES = pages()
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def snippets():
+  """(language, text) of all commands and Python blocks, in order, each once."""
+  found = []
+  for page in PAGES.values():
+    for language, text in _FENCE.findall(page):
+      text = textwrap.dedent(text)
+      if language == "bash":
+        lines = text.replace("\\\n", " ").strip().splitlines()
+        found += [("bash", " ".join(line.split())) for line in lines]
+      elif language == "python":
+        found.append(("python", text))
+  return list(dict.fromkeys(found))
+
+
+SNIPPETS = snippets()
+COMMANDS = [text for language, text in SNIPPETS if language == "bash"]
+PROGRAMS = [text for language, text in SNIPPETS if language == "python"]
+
+QUICK_START = "pip install -e . && python -m blip_jax.main --config quickstart"
+
+
+def first_cells(page, header):
+  """Names in code in the first column of a table, by how its header begins."""
+  table = page.split(f"\n{header}")[1].split("\n\n")[0]
+  cells = [row.split("|")[1] for row in table.split("\n")[2:] if "|" in row]
+  return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+# What stands for released models, which tests cannot download.
 STAND_INS = {
   "model_base_caption_capfilt_large": "released",
   "model_base_retrieval_coco": "runs/quickstart",
 }
+
+# The file that the pages convert is a golden one here, whose sizes cannot be
+# told from its weights.
+GOLDEN_SIZES = (
+  f"--model-config={GOLDEN}/configs/med_config.json",
+  f"--tokenizer={GOLDEN}/tokenizer/tiny",
+)
 
 # Added to every training run, so that it takes seconds.
 SHRINK = (
@@ -48,84 +105,68 @@ SHRINK = (
   "--config.tokenizer=scenes",
 )
 
+# What commands and programs with these words print: pattern -> how often.
+PRINTED = {
+  "num_beams=3, max_length=20": {r"\(log-probability -": 2},
+  "num_return_sequences=5, seed=1": {r"\[\('": 5},
+  "match.rank_score": {r"match probability \[\[0\.\d+ .* rank by \[\[": 1},
+  "pairwise=True": {r"pairs \[": 1, r"hidden states \(2, \d+, \d+\) \(2,": 1},
+  'method="match"': {r"cosine \[\[.*\]\] no match, match": 1},
+  "--digest": {r"^params [0-9a-f]{64}$": 1},
+  "tests.parity": {r"\bok\b": None},
+}
+
 
 @pytest.fixture(scope="module")
 def user_dir(tmp_path_factory):
-  """A checkout, and the files that a user of the README has."""
+  """A folder with the files that a reader of the pages has."""
   folder = tmp_path_factory.mktemp("user")
-  for name in ("configs", "tools", "tests"):
-    (folder / name).symlink_to(ROOT / name)
+  (folder / "tests").symlink_to(ROOT / "tests")
   (folder / "model_base_caption_capfilt_large.pth").symlink_to(
     GOLDEN / "ckpt" / "blip_decoder.pth"
   )
-  opened = opening.open_checkpoint(
-    GOLDEN / "ckpt" / "blip_decoder.pth",
-    model_config=GOLDEN / "configs" / "med_config.json",
-    tokenizer=GOLDEN / "tokenizer" / "tiny",
-  )
-  write.write(opened, folder / "released", "orbax")
-  pictures, shards = folder / "pictures", folder / "shards"
+  helpers.write_captioner(folder / "released")
+  images, shards = folder / "images", folder / "shards"
   described = folder / "described"
-  for path in (pictures, shards, described):
+  for path in (images, shards, described):
     path.mkdir()
   rows = []
   for i, record in enumerate(map(scenes.Scenes("val").__getitem__, range(16))):
-    Image.fromarray(record["image"]).save(pictures / f"{i}.png")
+    Image.fromarray(record["image"]).save(images / f"{i}.png")
     row = {"image": f"{i}.png", "image_id": i, "caption": record["caption"]}
     rows.append(row)
-    (described / f"{i}.png").symlink_to(pictures / f"{i}.png")
+    (described / f"{i}.png").symlink_to(images / f"{i}.png")
     for path in (shards, described):
       (path / f"{i}.txt").write_text(record["caption"])
   for name in ("train.json", "val.json"):
     (folder / name).write_text(json.dumps(rows))
   with tarfile.open(shards / "0.tar", "w") as tar:
     for i in range(16):
-      tar.add(pictures / f"{i}.png", f"{i}.png")
+      tar.add(images / f"{i}.png", f"{i}.png")
       tar.add(shards / f"{i}.txt", f"{i}.txt")
   return folder
 
 
-def test_install_and_test_commands_are_those_of_ci():
-  """pip lines cannot run inside a test; CI runs them to the letter."""
-  ci = (ROOT / ".ci" / "run").read_text().splitlines()
-  assert COMMANDS[0] == (
-    "pip install -e . && python -m blip_jax.main --config configs/quickstart.py"
-  )
-  assert COMMANDS[1] == ci[-1]
+def runs_in_ci(command):
+  """Whether CI runs a command to the letter, or runs the tests with it."""
+  return command in CI or command.startswith("python -m pytest")
 
 
-def is_slow(command):
-  """What test_mesh.py and test_distributed.py are about."""
-  return "runs/mesh" in command or "runs/hosts" in command
+def cases():
+  """Snippets as parameters of a test."""
+  for language, text in SNIPPETS:
+    if language == "python":
+      yield pytest.param(text, id=f"program {PROGRAMS.index(text)}")
+    elif not runs_in_ci(text):
+      # Devices and processes have tests of their own: test_mesh.py and
+      # test_distributed.py.
+      slow = "runs/mesh" in text or "runs/hosts" in text
+      yield pytest.param(text, id=text, marks=pytest.mark.slow if slow else ())
 
 
-@pytest.mark.parametrize(
-  "command",
-  [
-    pytest.param(c, marks=pytest.mark.slow if is_slow(c) else ())
-    for c in COMMANDS
-    if "pytest" not in c
-  ],
-  ids=str,
-)
-def test_commands(command, user_dir):
-  """In the README's order: later ones look at what earlier ones made."""
-  words = shlex.split(command.split("&&")[-1])
-  assert words[0] == "python"
-  words[0] = sys.executable
-  for name, stand_in in STAND_INS.items():
-    words = [word.replace(f"={name}", f"={stand_in}") for word in words]
-  trains = not re.search(r"(caption_images|search|capfilt)\.py", command)
-  if "blip_jax.main" in words and trains:
-    words += SHRINK
-    task = re.search("pretrain|quickstart|caption|retrieval", command)[0]
-    task = "pretrain" if task == "quickstart" else task
-    if task != "caption":
-      words.append(f"--config.{task}.queue_size=16")
-  if "--config.job=merge" in words:
-    words.append("--config.merge.threshold=0.0")  # of what knows nothing yet
-  if "model_base_caption_capfilt_large.pth" in words:
-    words += TOLD
+@pytest.mark.parametrize("text", cases())
+def test_commands_and_programs(text, user_dir):
+  words = program_words(text) if text in PROGRAMS else command_words(text)
   done = subprocess.run(
     words,
     cwd=user_dir,
@@ -134,82 +175,266 @@ def test_commands(command, user_dir):
     text=True,
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  if "quickstart.py" in command:
-    workdir = (
-      words[words.index("--workdir") + 1]
-      if "--workdir" in words
-      else ("runs/quickstart")
-    )
-    left = {path.name for path in (user_dir / workdir).iterdir()}
-    promised = re.findall(r"^\| `(\w+\.?\w*)/?`", README, re.MULTILINE)
-    assert {"results.json", "samples.png", "checkpoints"} <= left
+  for part, patterns in PRINTED.items():
+    for pattern, count in patterns.items() if part in text else ():
+      found = re.findall(pattern, done.stdout, re.MULTILINE)
+      assert len(found) == count, (pattern, done.stdout)
+  if text == QUICK_START:
+    left = {path.name for path in (user_dir / "runs/quickstart").iterdir()}
+    promised = first_cells(PAGES["docs/training.md"], "| file |")
+    promised = {name.removesuffix("/") for name in promised}
+    # Bad examples and a metric to choose by are not part of the quick start.
+    assert left >= promised - {"best", "bad_samples.jsonl"}
     assert "results.json" in promised
-  if "--digest" in command:
-    assert re.search(r"^params [0-9a-f]{64}$", done.stdout, re.MULTILINE)
 
 
-def test_python(user_dir):
-  """After the commands, for it looks at a run of theirs."""
-  blocks = README
+def program_words(text):
   for name, stand_in in STAND_INS.items():
-    blocks = blocks.replace(f'load("{name}")', f'load("{stand_in}")')
-  captions, matches, weights = re.findall(
-    r"```python\n(.*?)```", blocks, re.DOTALL
-  )
-  told = run_python(captions, user_dir)
-  assert len(re.findall(r"\(log-probability -", told)) == 2
-  assert len(told.splitlines()) == 2 + 5
-  told = run_python(matches, user_dir)
-  assert re.search(r"^belong together \[\[0\.\d+ ", told)
-  assert "]] rank by [[" in told
-  told = run_python(weights, user_dir)
-  assert re.search(r"cosine \[\[.*\]\] no match, match", told)
+    text = text.replace(f'load("{name}")', f'load("{stand_in}")')
+  return [sys.executable, "-c", text]
 
 
-def run_python(block, user_dir):
-  done = subprocess.run(
-    [sys.executable, "-c", block],
-    cwd=user_dir,
-    capture_output=True,
-    text=True,
+def command_words(text):
+  """A command as tests run it: stand-ins for models, and little work."""
+  words = shlex.split(text.removeprefix("pip install -e . && "))
+  assert words[0] == "python", "a command that tests cannot run"
+  words[0] = sys.executable
+  for name, stand_in in STAND_INS.items():
+    words = [word.replace(f"={name}", f"={stand_in}") for word in words]
+  if "model_base_caption_capfilt_large.pth" in words:
+    words += GOLDEN_SIZES
+  if "blip_jax.main" not in words:
+    return words
+  config = get_config(words[words.index("--config") + 1])
+  if "task" in config:
+    words += SHRINK
+    if "queue_size" in config.get(config.task, {}):
+      words.append(f"--config.{config.task}.queue_size=16")
+  if "--config.job=merge" in words:
+    # The models are barely trained, and would keep nothing.
+    words.append("--config.merge.threshold=0.0")
+  return words
+
+
+def get_config(name):
+  spec = importlib.util.spec_from_file_location("recipe", recipes.path_of(name))
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def test_what_is_printed_is_checked_somewhere():
+  for part in PRINTED:
+    assert any(part in text for text in (*COMMANDS, *PROGRAMS)), part
+
+
+def test_install_and_test_commands_are_those_of_ci():
+  """pip lines cannot run inside a test; CI runs them to the letter."""
+  with_pip = [command for command in COMMANDS if "pip " in command]
+  assert with_pip == [QUICK_START, CI[-1]]
+  assert COMMANDS[:2] == with_pip
+
+
+def test_pytest_commands_name_markers():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / "setup.cfg")
+  markers = re.findall(
+    r"^(\w+):", setup["tool:pytest"]["markers"], re.MULTILINE
   )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return done.stdout
+  text = "".join(PAGES.values())
+  named = set(re.findall(r"python -m pytest -m (\w+)", text))
+  assert named and named <= set(markers)
+
+
+def test_no_command_hides_in_another_kind_of_block():
+  for name, page in PAGES.items():
+    for language, text in _FENCE.findall(page):
+      assert language in ("", "bash", "python", "bibtex"), name
+      if not language:
+        assert not re.search(r"^\s*(python|pip|blip-jax) ", text, re.MULTILINE)
+    assert page.count("```") == 2 * len(_FENCE.findall(page)), name
+
+
+def test_every_page_is_in_the_index():
+  links = set(_LINK.findall(INDEX.read_text()))
+  for page in INDEX.parent.glob("**/*.md"):
+    if page != INDEX:
+      assert str(page.relative_to(INDEX.parent)) in links
+
+
+def test_the_readme_is_short():
+  assert len(PAGES["README.md"].splitlines()) <= 250
+
+
+def slug(heading):
+  """The anchor that GitHub gives a heading."""
+  text = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+  return text.replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", [*PAGES, "CHANGELOG.md"])
+def test_links_and_anchors_resolve(name):
+  text = _FENCE.sub("", (ROOT / name).read_text())
+  for link in _LINK.findall(text):
+    if link.startswith(("http://", "https://")):
+      continue
+    path, _, anchor = link.partition("#")
+    target = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+    assert target.exists(), f"{name}: {link}"
+    assert target.is_relative_to(ROOT), f"{name}: {link}"
+    if anchor:
+      page = _FENCE.sub("", target.read_text())
+      headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+      assert anchor in map(slug, headings), f"{name}: {link}"
 
 
 def test_every_config_is_in_the_table():
-  table = README.split("| config | what |")[1].split("\n\n")[0]
-  listed = set(re.findall(r"`(\w+\.py)`", table))
-  assert listed == {f"{name}.py" for name in recipes.names()}
+  listed = first_cells(PAGES["README.md"], "| config |")
+  assert sorted(listed) == recipes.names()
 
 
 def test_every_source_is_in_the_table():
-  table = README.split("## Data")[1].split("\n\n")[2]
+  table = PAGES["docs/data.md"].split("\n| source |")[1].split("\n\n")[0]
   kinds = r"\.(?:jsonl?|[ct]sv|parquet|tar|txt)\b|\b(?:tfds|scenes):|folder"
   understood = set(re.findall(kinds, datasets.UNDERSTOOD))
   assert set(re.findall(kinds, table)) == understood
 
 
-def test_every_room_of_the_tour_exists():
-  tour = README.split("## A guided tour")[1].split("```")[1]
-  for name in re.findall(r"^  (\w+/\w+\.py|\w+\.py|\w+/)", tour, re.MULTILINE):
-    assert (ROOT / "blip_jax" / name).exists(), name
+def test_options_of_sources_are_documented():
+  options = set(re.findall(r"[?&](\w+)=", datasets.UNDERSTOOD))
+  assert options >= {"image", "caption", "delimiter", "noise", "num"}
+  page = PAGES["docs/data.md"]
+  assert {option for option in options if f"{option}=" not in page} == set()
+
+
+def test_every_module_is_in_the_tour():
+  tour = PAGES["docs/tour.md"].split("## Outside the package")[0]
+  listed = re.findall(r"^\| `([\w/]+\.py)` \|", tour, re.MULTILINE)
+  package = ROOT / "blip_jax"
+  modules = [str(path.relative_to(package)) for path in package.rglob("*.py")]
+  assert sorted(listed) == sorted(modules)
 
 
 def test_every_bound_of_a_difference_exists():
-  table = README.split("## Differences")[1].split("\n\n")[1]
-  for file, test in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", table):
-    text = (ROOT / "tests" / file).read_text()
-    assert f"def {test}" in text, (file, test)
+  table = PAGES["docs/differences.md"].split("\n| original |")[1]
+  rows = table.split("\n\n")[0].split("\n")[2:]
+  for row in rows:
+    bounds = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", row.split("|")[-2])
+    assert bounds, row
+    for file, test in bounds:
+      text = (ROOT / "tests" / file).read_text()
+      assert f"\ndef {test or 'test_'}" in text, (file, test)
 
 
-def test_keys_that_stay_exist():
-  from blip_jax.tasks import pretrain
+def test_columns_of_capfilt_are_documented():
+  listed = first_cells(PAGES["docs/capfilt.md"], "| column |")
+  assert listed == list(rows.COLUMNS)
 
-  keys = README.split("Keys that stay:")[1].split("All of them")[0]
-  for key in re.findall(r"`config\.([\w.|*]+)`", keys):
-    value = pretrain.defaults()
-    for part in key.replace(".*", "").split("."):
-      for choice in part.split("|"):
-        assert choice in value, key
-      value = value[part.split("|")[0]]
+
+def test_fields_and_options_of_captions_are_documented():
+  page = PAGES["docs/captioning.md"]
+  fields = {field.name for field in dataclasses.fields(model_lib.Caption)}
+  assert set(first_cells(page, "| field of `Caption` |")) == fields
+  options = set(inspect.signature(model_lib.Model.caption).parameters)
+  options |= {field.name for field in dataclasses.fields(decoding.Decoding)}
+  options = options - {"self", "images", "options"} | {"max_new_tokens"}
+  listed = first_cells(page, "| option of `caption` |")
+  assert sorted(listed) == sorted(options)
+
+
+def test_extras_that_are_named_exist():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / "setup.cfg")
+  extras = set(setup["options.extras_require"])
+  text = "".join(PAGES.values()) + CHANGELOG
+  named = ",".join(re.findall(r"-e '\.\[([\w,]+)\]'", text)).split(",")
+  assert set(named) <= extras
+  section = PAGES["README.md"].split("## Installation")[1].split("\n## ")[0]
+  assert extras <= set(re.findall(r"`(\w+)`", section))
+
+
+def has_key(config, key):
+  """Whether a config has a key, such as `data.train`, `evals.NAME.source`,
+  `mesh.data|fsdp` or `model.*`."""
+  part, _, rest = key.partition(".")
+  if part == "*":
+    return True
+  if part == "NAME":
+    return any(has_key(config, f"{name}.{rest}") for name in config)
+  if "|" in part:
+    return all(has_key(config, f"{name}.{rest}") for name in part.split("|"))
+  if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+    return False
+  return not rest or has_key(config[part], rest)
+
+
+@pytest.fixture(scope="module")
+def configs():
+  return {name: get_config(name) for name in recipes.names()}
+
+
+def keys_in(text):
+  """Config keys of flags and of text in backticks."""
+  return re.findall(r"(?:`|--)config\.(?!py\b)([\w.|*]*[\w*])", text)
+
+
+def test_keys_that_are_named_exist(configs):
+  for name, page in PAGES.items():
+    for key in keys_in(page):
+      assert any(has_key(c, key) for c in configs.values()), (name, key)
+
+
+def test_keys_that_are_stable_exist(configs):
+  text = PAGES["docs/training.md"].split("Stable keys:")[1].split("\n\n")[0]
+  keys = keys_in(text.split("Keys that")[0])
+  assert len(keys) == 9
+  for key in keys:
+    for name in ("pretrain_custom", "caption_folder", "retrieval_custom"):
+      assert has_key(configs[name], key), key
+
+
+def test_renamed_keys_exist(configs):
+  rows = CHANGELOG.split("\n| old | new |\n")[1].split("\n\n")[0].split("\n")
+  for old, new in (row.split("|")[1:3] for row in rows[1:] if row):
+    for key in keys_in(new):
+      assert any(has_key(c, key) for c in configs.values()), key
+    for key in keys_in(old):
+      assert not any(has_key(c, key) for c in configs.values()), key
+
+
+def test_flags_of_commands_exist(configs):
+  for command in COMMANDS:
+    if "blip_jax.main" in command:
+      name = re.search(r"--config (\w+)", command)[1]
+      for key in keys_in(command):
+        assert has_key(configs[name], key), command
+
+
+def recipes_in(text):
+  """What stands behind --config: names and paths of recipes."""
+  examples = {"NAME", "./mine.py"}
+  return set(re.findall(r"--config[ =]([\w./]+)", text)) - examples
+
+
+@pytest.mark.parametrize("name", [*PAGES, "CHANGELOG.md"])
+def test_recipes_that_are_named_exist(name):
+  for path in recipes_in((ROOT / name).read_text()):
+    assert (ROOT / recipes.path_of(path)).exists(), path
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_docstrings_of_recipes(name, configs):
+  """Their commands name the recipe itself, and keys that it has."""
+  code = pathlib.Path(recipes.path_of(name)).read_text()
+  doc = ast.get_docstring(ast.parse(code))
+  commands = re.findall(r"^  python -m blip_jax.main .*$", doc, re.MULTILINE)
+  assert commands
+  for command in commands:
+    for path in recipes_in(command):
+      assert (ROOT / recipes.path_of(path)).exists()
+      assert pathlib.Path(path).stem == name
+    for key in keys_in(command):
+      assert has_key(configs[name], key), command
+  for key in keys_in(doc):
+    assert any(has_key(config, key) for config in configs.values()), key
+  assert "gs://" not in doc, "object storage is not supported"

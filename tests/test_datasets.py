@@ -1,22 +1,17 @@
-"""Spec strings, and examples made of records."""
+"""Specs of sources."""
 
 import json
 import os
 import tarfile
 
-import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from blip_jax.data import (
   datasets,
-  examples,
-  randaugment,
   scenes,
   tfds,
-  tokenizer,
-  transforms,
 )
 
 
@@ -29,9 +24,9 @@ def test_annotations_are_opened_by_extension(tmp_path):
   (tmp_path / "B.JSONL").write_text(json.dumps(row))
   _write_parquet(tmp_path / "a.parquet", [row])
   for name in ("a.json", "a.jsonl", "B.JSONL", "a.csv", "a.tsv", "a.parquet"):
-    source = datasets.open_source(f"{tmp_path}/{name}", "/pictures")
+    source = datasets.open_source(f"{tmp_path}/{name}", "/images")
     assert list(source) == [
-      {"image": "/pictures/a.jpg", "caption": "c", "id": f"{name}:0"}
+      {"image": "/images/a.jpg", "caption": "c", "id": f"{name}:0"}
     ]
 
 
@@ -44,7 +39,7 @@ def test_columns_are_options(tmp_path):
   (tmp_path / "a.json").write_text(json.dumps([row]))
   (tmp_path / "a.csv").write_text("image;photo;caption;1\na.jpg;b.jpg;c;d\n")
   _write_parquet(tmp_path / "a.parquet", [row])
-  _make_pictures(tmp_path / "folder", ["b.jpg"])
+  _make_images(tmp_path / "folder", ["b.jpg"])
   (tmp_path / "folder" / "metadata.jsonl").write_text(json.dumps(row))
   for name in ("a.json", "a.csv?delimiter=;", "a.parquet", "folder"):
     query = ("&" if "?" in name else "?") + "image=photo&caption=1"
@@ -58,7 +53,7 @@ def test_columns_are_options(tmp_path):
       datasets.open_source(f"{tmp_path}/{name}?image_root=x")
 
 
-def _make_pictures(folder, names):
+def _make_images(folder, names):
   folder.mkdir()
   for name in names:
     (folder / name).touch()
@@ -66,11 +61,11 @@ def _make_pictures(folder, names):
 
 def test_a_folder_is_a_source(tmp_path):
   folder = tmp_path / "photos"
-  _make_pictures(folder, ["a.jpg", "b.jpg"])
-  (folder / "a.txt").write_text("beside")
+  _make_images(folder, ["a.jpg", "b.jpg"])
+  (folder / "a.txt").write_text("next to it")
   assert datasets.open_source(f"{folder}/", "/elsewhere")[0] == {
     "image": f"{folder}/a.jpg",
-    "caption": "beside",
+    "caption": "next to it",
     "id": "a.jpg",
   }
   with pytest.raises(ValueError, match=r"no option 'caption'; there are \[\]"):
@@ -86,10 +81,10 @@ def test_a_folder_is_a_source(tmp_path):
   ]
 
 
-def test_pictures_alone(tmp_path):
+def test_images_of_a_folder_or_pattern(tmp_path):
   folder = tmp_path / "photos"
-  _make_pictures(folder, ["b.jpg", "a.png", "a.txt", ".c.jpg"])
-  _make_pictures(folder / "sub", ["a.jpg"])
+  _make_images(folder, ["b.jpg", "a.png", "a.txt", ".c.jpg"])
+  _make_images(folder / "sub", ["a.jpg"])
   (folder / "metadata.csv").write_text("file_name,text\nb.jpg,one\n")
   root = str(folder)
 
@@ -114,15 +109,15 @@ def test_pictures_alone(tmp_path):
   assert ids(f"{root}/*.{{png,jpg}}") == ["a.png", "b.jpg"]
 
 
-def test_pictures_of_captioned_sources(tmp_path):
+def test_images_of_captioned_sources(tmp_path):
   row = {"image": "a.jpg", "img_id": 3, "caption": None}
-  picture = {"image": "/pictures/a.jpg", "image_id": 3}
+  image = {"image": "/images/a.jpg", "image_id": 3}
   (tmp_path / "a.json").write_text(json.dumps([row]))
   (tmp_path / "a.csv").write_text("image,img_id\na.jpg,3\n")
   _write_parquet(tmp_path / "a.parquet", [row])
   for name in ("a.json", "a.csv", "a.parquet"):
-    (record,) = datasets.open_images(f"{tmp_path}/{name}", "/pictures")
-    assert record == {**picture, "id": f"{name}:0"}
+    (record,) = datasets.open_images(f"{tmp_path}/{name}", "/images")
+    assert record == {**image, "id": f"{name}:0"}
   with tarfile.open(tmp_path / "0.tar", "w") as tar:
     tar.add(tmp_path / "a.json", "x.jpg")
   (record,) = datasets.open_images(f"{tmp_path}/*.tar")
@@ -132,29 +127,29 @@ def test_pictures_of_captioned_sources(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["photos", "a.heic", "photos/a.json.gz", ""])
-def test_what_holds_no_pictures_is_answered_by_what_may(spec):
-  with pytest.raises(ValueError, match=r"(?s)No pictures in.*\.jpg.*scenes:"):
+def test_a_spec_without_images_is_answered_with_those_supported(spec):
+  with pytest.raises(ValueError, match=r"(?s)No images in.*\.jpg.*scenes:"):
     datasets.open_images(spec)
 
 
-def test_missing_pictures_are_said(tmp_path):
-  with pytest.raises(ValueError, match=r"1 of 1 pictures do not exist.*a\.jpg"):
+def test_missing_images_are_reported(tmp_path):
+  with pytest.raises(ValueError, match=r"1 of 1 images do not exist.*a\.jpg"):
     datasets.open_images(f"{tmp_path}/a.jpg")
   with pytest.raises(ValueError, match=r"\*\.jpg: no such files"):
     datasets.open_images(f"{tmp_path}/*.jpg")
-  with pytest.raises(ValueError, match=rf"{tmp_path}: expected pictures"):
+  with pytest.raises(ValueError, match=rf"{tmp_path}: expected images"):
     datasets.open_images(str(tmp_path))
 
 
 def test_scenes_take_options():
   source = datasets.open_source("scenes:val?num=12&noise=0.5&seed=3")
-  twin = scenes.Scenes("val", num=12, noise=0.5, seed=3)
+  expected = scenes.Scenes("val", num=12, noise=0.5, seed=3)
   assert len(source) == 12
   captions = [source[i]["caption"] for i in range(12)]
-  assert captions == [twin[i]["caption"] for i in range(12)]
+  assert captions == [expected[i]["caption"] for i in range(12)]
 
 
-def test_tfds_names_may_hold_versions(monkeypatch):
+def test_tfds_names_may_have_versions(monkeypatch):
   calls = []
   monkeypatch.setattr(tfds, "Tfds", _recorder(calls))
   datasets.open_source("tfds:coco/2014:1.1.0:train?caption=title&image=photo")
@@ -184,7 +179,7 @@ def test_an_unknown_option_is_refused():
 
 
 @pytest.mark.parametrize("spec", ["photos", "a.xml", "shards/0.tar.gz", ""])
-def test_an_unknown_spec_is_answered_by_those_understood(spec):
+def test_an_unknown_spec_is_answered_with_those_supported(spec):
   with pytest.raises(ValueError, match=r"(?s)Understood:.*\.jsonl.*scenes:"):
     datasets.open_source(spec)
 
@@ -210,7 +205,7 @@ def test_patterns_expand_in_order(tmp_path):
     datasets.expand(f"{tmp_path}/*.json")
 
 
-def test_rotating_splits_come_sorted(tmp_path):
+def test_rotating_splits_are_sorted(tmp_path):
   for name in ("split_2", "split_0", "split_1"):
     row = json.dumps({"image": name, "caption": "c"})
     (tmp_path / f"{name}.json").write_text(f"[{row}]")
@@ -227,63 +222,3 @@ def test_rotating_splits_take_options(tmp_path):
     (tmp_path / f"{name}.csv").write_text(f"image,title\n{name},one\n")
   splits = datasets.open_rotation(f"{tmp_path}/*.csv?caption=title")
   assert [split[0]["image"] for split in splits] == ["split_0", "split_1"]
-
-
-@pytest.fixture(scope="module")
-def words():
-  return tokenizer.Tokenizer.load(scenes.vocab_dir())
-
-
-def _picture():
-  return np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
-
-
-def _record(caption):
-  return {"image": _picture(), "caption": caption, "id": "x:0"}
-
-
-def test_an_example_is_the_image_and_its_tokens(words):
-  make = examples.PairExample(words, transforms.EvalImage(16), 4, 10)
-  made = make(_record("A RED circle!!\x00 above a square"), _rng())
-  ids, mask = words.encode(["a red circle above"], 10)
-  np.testing.assert_array_equal(made["input_ids"], ids[0])
-  np.testing.assert_array_equal(made["attention_mask"], mask[0])
-  still = transforms.EvalImage(16)(_picture())
-  np.testing.assert_array_equal(made["image"], still)
-  assert made["image"].dtype == np.uint8 and made["input_ids"].dtype == np.int32
-
-
-def _rng(seed=0):
-  return np.random.default_rng(seed)
-
-
-def test_a_training_image_depends_on_the_generator(words):
-  augment = randaugment.RandAugment(2, 5)
-  train = transforms.TrainImage(16, 0.2, augment)
-  make = examples.PairExample(words, train)
-  images = [make(_record("red"), _rng(seed))["image"] for seed in (0, 0, 1)]
-  np.testing.assert_array_equal(images[0], images[1])
-  assert (images[0] != images[2]).any()
-
-
-def test_one_of_several_captions_is_drawn_each_visit(words):
-  make = examples.PairExample(words, transforms.EvalImage(8))
-  captions = ["a red circle", "a blue square", b"a green star"]
-  made = [make(_record(captions), _rng(seed)) for seed in range(30)]
-  texts = words.decode(np.stack([m["input_ids"] for m in made]))
-  assert set(texts) == {"a red circle", "a blue square", "a green star"}
-
-
-@pytest.mark.parametrize("caption", ["", " ", "...", '"!"'])
-def test_a_caption_without_words_is_bad(words, caption):
-  make = examples.PairExample(words, transforms.EvalImage(8))
-  with pytest.raises(transforms.BadSample, match="empty_caption"):
-    make(_record(caption), _rng())
-
-
-def test_too_many_pixels_are_refused(words):
-  make = examples.PairExample(
-    words, transforms.EvalImage(8), max_pixels=40 * 30 - 1
-  )
-  with pytest.raises(transforms.BadSample, match="too_large"):
-    make(_record("red"), _rng())

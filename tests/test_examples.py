@@ -9,6 +9,7 @@ import pytest
 from blip_jax.data import (
   examples,
   loader,
+  randaugment,
   rejects,
   scenes,
   tokenizer,
@@ -166,3 +167,61 @@ def test_unusable_ragged_examples_are_blank_in_evaluation(words):
   for number in (0, 2, 3):
     assert _answers(last, number, words) == {}
   assert dict(bad.reasons) == {"empty_caption": 1}
+
+
+# --- images and captions -----------------------------------------------------
+
+
+def _image():
+  return np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+
+
+def _record(caption):
+  return {"image": _image(), "caption": caption, "id": "x:0"}
+
+
+def test_an_example_is_the_image_and_its_tokens(words):
+  make = examples.PairExample(words, transforms.EvalImage(16), 4, 10)
+  made = make(_record("A RED circle!!\x00 above a square"), _rng())
+  ids, mask = words.encode(["a red circle above"], 10)
+  np.testing.assert_array_equal(made["input_ids"], ids[0])
+  np.testing.assert_array_equal(made["attention_mask"], mask[0])
+  still = transforms.EvalImage(16)(_image())
+  np.testing.assert_array_equal(made["image"], still)
+  assert made["image"].dtype == np.uint8 and made["input_ids"].dtype == np.int32
+
+
+def _rng(seed=0):
+  return np.random.default_rng(seed)
+
+
+def test_a_training_image_depends_on_the_generator(words):
+  augment = randaugment.RandAugment(2, 5)
+  train = transforms.TrainImage(16, 0.2, augment)
+  make = examples.PairExample(words, train)
+  images = [make(_record("red"), _rng(seed))["image"] for seed in (0, 0, 1)]
+  np.testing.assert_array_equal(images[0], images[1])
+  assert (images[0] != images[2]).any()
+
+
+def test_each_visit_samples_one_of_the_captions(words):
+  make = examples.PairExample(words, transforms.EvalImage(8))
+  captions = ["a red circle", "a blue square", b"a green star"]
+  made = [make(_record(captions), _rng(seed)) for seed in range(30)]
+  texts = words.decode(np.stack([m["input_ids"] for m in made]))
+  assert set(texts) == {"a red circle", "a blue square", "a green star"}
+
+
+@pytest.mark.parametrize("caption", ["", " ", "...", '"!"'])
+def test_a_caption_without_words_is_bad(words, caption):
+  make = examples.PairExample(words, transforms.EvalImage(8))
+  with pytest.raises(transforms.BadSample, match="empty_caption"):
+    make(_record(caption), _rng())
+
+
+def test_too_many_pixels_are_refused(words):
+  make = examples.PairExample(
+    words, transforms.EvalImage(8), max_pixels=40 * 30 - 1
+  )
+  with pytest.raises(transforms.BadSample, match="too_large"):
+    make(_record("red"), _rng())

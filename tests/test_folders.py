@@ -1,4 +1,4 @@
-"""Folders of pictures, captioned or not."""
+"""Folders of images, captioned or not."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from blip_jax.data import folders, sources, transforms
 
 
 def _make(folder, files):
-  """Make files: their content, or None for one that needs none."""
+  """Writes files, each with its content or, for None, empty."""
   for name, content in files.items():
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ NAMES = ["b.png", "a.jpg", "sub/c.JPEG", "sub/a.jpg", "sub.jpg", "B.webp"]
 HIDDEN = [".hidden.jpg", ".git/d.jpg", "sub/._a.jpg", "notes.md", "jpg"]
 
 
-def test_a_listing_is_sorted_and_leaves_hidden_files_out(tmp_path):
+def test_a_listing_is_sorted_and_skips_hidden_files(tmp_path):
   folder = _make(tmp_path, dict.fromkeys(NAMES + HIDDEN))
   assert folders.listing(folder) == sorted(NAMES)
 
@@ -42,19 +42,19 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
   assert folders.listing(folder) == ["a.jpg", "d.jpg", *names[1:]]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
   folder = _make(tmp_path, {"a.heic": None, "b.heic": None, "README": None})
   with pytest.raises(ValueError, match=r"2 \.heic, 1 without.*\.jpg \.jpeg"):
     folders.listing(folder)
   (tmp_path / "empty").mkdir()
-  with pytest.raises(ValueError, match=r"empty: expected pictures.* no files"):
+  with pytest.raises(ValueError, match=r"empty: expected images.* no files"):
     folders.listing(str(tmp_path / "empty"))
   folder = _make(tmp_path / "texts", {"a.txt": "one"})
   with pytest.raises(ValueError, match=r"1 \.txt"):
     folders.CaptionedImages(folder)
 
 
-def test_pictures_are_records(tmp_path):
+def test_images_become_records(tmp_path):
   names = ["a.jpg", "sub/\u00fc.jpg", os.fsdecode(b"\xff.jpg")]
   source = pickle.loads(pickle.dumps(folders.Images(str(tmp_path), names)))
   assert list(source) == [
@@ -65,13 +65,13 @@ def test_pictures_are_records(tmp_path):
     source[3]
 
 
-def test_names_cost_no_object_each():
+def test_names_are_stored_compactly():
   source = folders.Images("", [f"{i:06d}.jpg" for i in range(10_000)])
   assert len(pickle.dumps(source)) < 10_000 * (10 + 8) + 1000
   assert source[9_999]["id"] == "009999.jpg"
 
 
-def test_captions_lie_beside_their_pictures(tmp_path):
+def test_captions_are_in_files_next_to_the_images(tmp_path):
   folder = _make(
     tmp_path,
     {
@@ -100,12 +100,12 @@ def test_captions_lie_beside_their_pictures(tmp_path):
   "files, id, reason, detail",
   [
     ({"b.jpg": None}, "b.jpg", "missing_caption", "b.txt: no such file"),
-    ({"b.txt": "b"}, "b.txt", "missing_image", r"b.txt: no picture .*\.jpg"),
+    ({"b.txt": "b"}, "b.txt", "missing_image", r"b.txt: no image .*\.jpg"),
     ({"b.jpg": None, "b.txt": "\n \n"}, "b.jpg", "empty_caption", "b.txt"),
     ({"b.jpg": None, "b.txt": b"\xff"}, "b.jpg", "broken_row", "utf-8"),
   ],
 )
-def test_what_is_not_a_pair_is_bad(tmp_path, files, id, reason, detail):
+def test_an_unmatched_file_is_a_bad_row(tmp_path, files, id, reason, detail):
   pairs = {f"{n}.{e}": "text" for n in "ac" for e in ("jpg", "txt")}
   source = folders.CaptionedImages(_make(tmp_path, pairs | files))
   assert len(source) == 3 and source[0] and source[2]
@@ -117,12 +117,12 @@ def test_what_is_not_a_pair_is_bad(tmp_path, files, id, reason, detail):
 def test_a_folder_without_captions_is_refused(tmp_path):
   folder = _make(tmp_path, {"a.jpg": None, "b.jpg": None, "README.txt": "r"})
   with pytest.raises(
-    ValueError, match=r"a\.txt for a\.jpg.* any of 2 pictures.*metadata\.csv"
+    ValueError, match=r"a\.txt for a\.jpg.* any of 2 images.*metadata\.csv"
   ):
     folders.CaptionedImages(folder)
 
 
-def test_a_table_of_captions_may_lie_in_the_folder(tmp_path):
+def test_a_folder_may_have_a_table_of_captions(tmp_path):
   assert folders.metadata(str(tmp_path)) is None
   _make(tmp_path, {"metadata.csv": "image,caption"})
   assert folders.metadata(str(tmp_path)) == str(tmp_path / "metadata.csv")
@@ -132,7 +132,7 @@ def test_a_table_of_captions_may_lie_in_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("ending", transforms.ENDINGS)
-def test_what_is_listed_can_be_decoded(ending):
+def test_listed_image_formats_can_be_decoded(ending):
   format = PIL.Image.registered_extensions()[ending]
   file = io.BytesIO()
   grey = PIL.Image.fromarray(np.full((8, 8), 120, np.uint8))

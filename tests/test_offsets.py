@@ -1,4 +1,4 @@
-"""Offsets of rows and tar members, found and cached."""
+"""Offsets of rows and tar members: computed and cached."""
 
 import io
 import itertools
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from blip_jax.data import offsets
+from blip_jax.runtime import files
 
 ROWS = [
   {"image": "a.jpg", "caption": 'a "quoted" word'},
@@ -29,11 +30,11 @@ def _write(path, content):
 
 def _parse(path, index):
   for start, end in itertools.pairwise(index.tolist()):
-    raw = offsets.read_span(path, start, end - start)
+    raw = files.read_range(path, start, end - start)
     yield json.loads(raw.decode().rstrip().removesuffix(","))
 
 
-# A chunk of one byte puts a border between any two characters.
+# Chunks of one byte put a boundary between any two characters.
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 24])
 @pytest.mark.parametrize("style", [{}, {"indent": 1}, {"ensure_ascii": False}])
 def test_json_rows_are_those_of_json(tmp_path, monkeypatch, chunk, style):
@@ -58,7 +59,7 @@ def test_jsonl_rows_are_the_lines(tmp_path, monkeypatch, chunk, newline):
   np.testing.assert_array_equal(with_end[:-1], index[:-1])
 
 
-def test_a_byte_order_mark_is_no_content(tmp_path):
+def test_byte_order_marks_are_skipped(tmp_path):
   bom = b"\xef\xbb\xbf"
   path = _write(tmp_path / "a.json", bom + json.dumps(ROWS).encode())
   assert list(_parse(path, offsets.json_rows(path)[0])) == ROWS
@@ -80,14 +81,14 @@ def test_a_byte_order_mark_is_no_content(tmp_path):
     ('[{"a": 1}] [{"b": 2}]', "more after the list's end"),
   ],
 )
-def test_what_is_no_json_list_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_json_list_is_refused(tmp_path, content, message):
   path = _write(tmp_path / "bad.json", content)
   with pytest.raises(ValueError, match=message) as error:
     offsets.json_rows(path)
   assert path in str(error.value)
 
 
-def test_a_json_list_is_no_jsonl(tmp_path):
+def test_a_json_list_is_refused_as_jsonl(tmp_path):
   path = _write(tmp_path / "a.jsonl", '[\n{"a": 1}\n]')
   with pytest.raises(ValueError, match="one JSON object per line"):
     offsets.jsonl_rows(path)
@@ -104,7 +105,7 @@ def _count_builds(monkeypatch):
   return builds, build
 
 
-def test_an_index_is_built_once_and_again_if_the_file_changes(
+def test_an_index_is_built_once_and_rebuilt_if_the_file_changes(
   tmp_path, monkeypatch
 ):
   builds, build = _count_builds(monkeypatch)
@@ -122,20 +123,20 @@ def test_an_index_is_built_once_and_again_if_the_file_changes(
   os.utime(path, ns=(0, 12345))
   offsets.cached(path, "rows", build)
   assert len(builds) == 3
-  assert len(list(tmp_path.glob(".*.npy"))) == 1, "outdated ones go"
+  assert len(list(tmp_path.glob(".*.npy"))) == 1, "outdated indices are removed"
   assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_small_files_leave_no_cache(tmp_path):
+def test_small_files_are_not_cached(tmp_path):
   path = _write(tmp_path / "a.jsonl", '{"a": 1}\n')
   offsets.cached(path, "rows", offsets.jsonl_rows)
   assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
-def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
+def test_the_cache_of_a_read_only_folder_is_elsewhere(tmp_path, monkeypatch):
   builds, build = _count_builds(monkeypatch)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  monkeypatch.setattr(os, "access", lambda *_: False)
+  monkeypatch.setattr(files, "is_writable", lambda _: False)
   for name in ("one", "two"):  # same file name, another folder
     (tmp_path / name).mkdir()
     path = _write(tmp_path / name / "a.jsonl", '{"a": 1}\n')
@@ -146,7 +147,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
   assert len(os.listdir(tmp_path / "cache" / "blip_jax")) == 2
 
 
-def test_an_index_is_for_all_who_share_the_folder(tmp_path, monkeypatch):
+def test_a_cached_index_is_readable_by_other_users(tmp_path, monkeypatch):
   _, build = _count_builds(monkeypatch)
   path = _write(tmp_path / "a[1].jsonl", '{"a": 1}\n')
   offsets.cached(path, "rows", build)
@@ -157,7 +158,7 @@ def test_an_index_is_for_all_who_share_the_folder(tmp_path, monkeypatch):
   assert not index.exists() and len(os.listdir(tmp_path)) == 2
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
   _, build = _count_builds(monkeypatch)
   path = _write(tmp_path / "a.jsonl", '{"a": 1}\n')
 
@@ -171,7 +172,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
-def test_a_mapped_index_pickles_by_name(tmp_path, monkeypatch):
+def test_a_mapped_index_is_pickled_by_name(tmp_path, monkeypatch):
   _, build = _count_builds(monkeypatch)
   path = _write(tmp_path / "a.jsonl", '{"a": 1}\n' * 10_000)
   mapped = offsets.Mapped(offsets.cached(path, "rows", build)[0])
@@ -190,7 +191,7 @@ def _tar(path, members, **options):
 
 
 def _samples(*numbers):
-  parts = (("jpg", b"picture %d" * 100), ("txt", b"caption %d"))
+  parts = (("jpg", b"image %d" * 100), ("txt", b"caption %d"))
   return [
     (f"{number:04d}.{extension}", content.replace(b"%d", b"%d" % number))
     for number in numbers
@@ -203,7 +204,7 @@ def _read(path, index):
   spans = {part: index[part].tolist() for part in ("image", "text", "json")}
   return {
     key: {
-      part: offsets.read_span(path, *spans[part][row])
+      part: files.read_range(path, *spans[part][row])
       for part in spans
       if spans[part][row][0] >= 0
     }
@@ -212,7 +213,7 @@ def _read(path, index):
 
 
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_members_of_one_name_are_one_sample(tmp_path, style):
+def test_members_with_the_same_name_are_one_sample(tmp_path, style):
   long = "folder/" + "n" * 150 + "ü"
   members = [
     *_samples(1),
@@ -228,30 +229,30 @@ def test_members_of_one_name_are_one_sample(tmp_path, style):
   index, damage = offsets.tar_samples(path)
   assert damage == []
   assert _read(path, index) == {
-    "0001": {"image": b"picture 1" * 100, "text": b"caption 1"},
+    "0001": {"image": b"image 1" * 100, "text": b"caption 1"},
     "0002": {"image": b"png", "json": b"{}"},
     long: {"image": b"long"},
     "other/0001": {"image": b"in a folder"},
   }
 
 
-def test_what_comes_before_a_truncation_stays(tmp_path):
+def test_samples_before_a_truncation_are_kept(tmp_path):
   members = _samples(*range(10))
   path = _tar(tmp_path / "a.tar", members)
-  whole = _read(path, offsets.tar_samples(path)[0])
+  samples = _read(path, offsets.tar_samples(path)[0])
   with tarfile.open(path) as tar:
     cut = tar.getmember("0006.jpg").offset_data + 17
   os.truncate(path, cut)
   index, damage = offsets.tar_samples(path)
   names = [f"{n:04d}" for n in range(6)]
-  assert _read(path, index) == {name: whole[name] for name in names}
+  assert _read(path, index) == {name: samples[name] for name in names}
   assert len(damage) == 1 and "0006.jpg: truncated" in damage[0]
   os.truncate(path, cut - 17 - 300)  # within a header
   index, damage = offsets.tar_samples(path)
   assert len(index) == 6 and len(damage) == 1
 
 
-def test_what_comes_behind_damage_stays(tmp_path):
+def test_samples_after_damage_are_kept(tmp_path):
   members = _samples(*range(10))
   path = _tar(tmp_path / "a.tar", members)
   with tarfile.open(path) as tar:
@@ -260,21 +261,21 @@ def test_what_comes_behind_damage_stays(tmp_path):
     file.seek(hole)
     file.write(b"\xff" * 600)
   index, damage = offsets.tar_samples(path)
-  found = _read(path, index)
-  assert [name for name in found if "image" in found[name]] == [
+  samples = _read(path, index)
+  assert [name for name in samples if "image" in samples[name]] == [
     f"{n:04d}" for n in range(10) if n != 4
   ]
   assert len(damage) == 1 and f"bytes {hole} to" in damage[0]
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>no tar</html>" * 100])
-def test_what_is_no_tar_is_reported(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"<html>not a tar</html>" * 100])
+def test_a_file_that_is_not_a_tar_is_reported(tmp_path, content):
   path = _write(tmp_path / "a.tar", content)
   index, damage = offsets.tar_samples(path)
   assert len(index) == 0 and damage and all(path in line for line in damage)
 
 
-def test_the_index_of_a_damaged_shard_is_not_kept(tmp_path, monkeypatch):
+def test_the_index_of_a_damaged_shard_is_not_cached(tmp_path, monkeypatch):
   monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
   path = _tar(tmp_path / "a.tar", _samples(*range(3)))
   os.truncate(path, 3000)

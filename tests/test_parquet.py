@@ -1,4 +1,4 @@
-"""Parquet as a source: paths or pictures in the table, in memory or mapped."""
+"""Parquet as a source: image paths or images, in memory or mapped."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ def _write(path, columns, **options):
 
 @pytest.fixture(params=["in memory", "mapped"])
 def table(request, tmp_path, monkeypatch):
-  """Make a source of columns, in either way of holding text."""
+  """Makes a source of columns, with text in memory or mapped."""
   if request.param == "mapped":
     monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
 
@@ -30,7 +30,7 @@ def table(request, tmp_path, monkeypatch):
   return make
 
 
-PICTURES = [b"p0", b"p1" * 1000, b"p2", None, b"p4"]
+IMAGES = [b"p0", b"p1" * 1000, b"p2", None, b"p4"]
 TEXTS = ["zero", "one", 'two "2"', "\u4e09", "four"]
 
 
@@ -66,15 +66,15 @@ def test_rows_become_records(table):
 
 @pytest.mark.parametrize("kind", ["bytes", "struct"])
 @pytest.mark.parametrize("row_group_size", [1, 2, 5])
-def test_pictures_may_lie_in_the_table(table, kind, row_group_size):
-  image = PICTURES
+def test_images_may_be_stored_in_the_table(table, kind, row_group_size):
+  image = IMAGES
   if kind == "struct":
-    image = [{"bytes": b, "path": f"{i}.jpg"} for i, b in enumerate(PICTURES)]
+    image = [{"bytes": b, "path": f"{i}.jpg"} for i, b in enumerate(IMAGES)]
   source = table({"image": image, "text": TEXTS}, row_group_size)
   source = pickle.loads(pickle.dumps(source))
   for index in (4, 0, 2, 1):
     record = source[index]
-    assert record["image"] == PICTURES[index]
+    assert record["image"] == IMAGES[index]
     assert record["caption"] == TEXTS[index]
   if kind == "struct":
     assert source[3]["image"] == "3.jpg"
@@ -84,7 +84,7 @@ def test_pictures_may_lie_in_the_table(table, kind, row_group_size):
 
 
 @pytest.mark.parametrize("kind", [pyarrow.list_, pyarrow.large_list])
-def test_captions_may_be_several_or_none(table, kind):
+def test_a_row_may_have_multiple_captions_or_none(table, kind):
   captions = [["one", "two"], [], None]
   captions = pyarrow.array(captions, kind(pyarrow.string()))
   source = table({"url": ["a"] * 3, "captions": captions})
@@ -100,13 +100,13 @@ def test_categories_are_text(table):
   assert [record["caption"] for record in source] == TEXTS
 
 
-def test_pictures_alone_need_no_captions(table):
+def test_images_alone_need_no_captions(table):
   ids = {"img_id": [5, 6, 7, 8, 9]}
-  source = table({"image": PICTURES, **ids}, with_captions=False)
+  source = table({"image": IMAGES, **ids}, with_captions=False)
   with pytest.raises(ValueError, match="text under 'caption'"):
     parquet.Parquet(source.paths)
   assert source[4] == {"image": b"p4", "image_id": 9, "id": "a.parquet:4"}
-  source = table({"image": PICTURES}, with_captions=False)
+  source = table({"image": IMAGES}, with_captions=False)
   assert source[0] == {"image": b"p0", "id": "a.parquet:0"}
 
 
@@ -148,7 +148,7 @@ def test_files_are_one_source(tmp_path):
   ]
 
 
-def test_damage_is_said(tmp_path):
+def test_damage_is_reported(tmp_path):
   good = _write(tmp_path / "a.parquet", {"image": ["a"], "text": ["b"]})
   bad = str(tmp_path / "b.parquet")
   with pytest.raises(ValueError, match=r"1 of 2 Parquet files .*b\.parquet"):
@@ -163,15 +163,15 @@ def test_damage_is_said(tmp_path):
     parquet.Parquet([bad], with_captions=False)
 
 
-PICTURES_AND_TEXTS = {
+IMAGES_AND_TEXTS = {
   "image": [bytes([65 + i]) * 2000 for i in range(4)],
   "text": [letter * 2000 for letter in "abcd"],
 }
 
 
 def _damage(path, row_group, column):
-  """Write a table of a row per group, and spoil one column of one group."""
-  _write(path, PICTURES_AND_TEXTS, row_group_size=1, use_dictionary=False)
+  """Writes a table of a row per group, and damages one column of one group."""
+  _write(path, IMAGES_AND_TEXTS, row_group_size=1, use_dictionary=False)
   chunk = pq.read_metadata(path).row_group(row_group).column(column)
   with open(path, "r+b") as file:
     file.seek(chunk.data_page_offset)
@@ -179,18 +179,18 @@ def _damage(path, row_group, column):
   return str(path)
 
 
-def test_a_damaged_row_group_costs_its_pictures(tmp_path):
+def test_a_damaged_row_group_costs_only_its_images(tmp_path):
   path = _damage(tmp_path / "a.parquet", row_group=1, column=0)
   source = parquet.Parquet([path])
   with pytest.raises(sources.BadRow, match="broken_row") as bad:
     source[1]
   assert f"{path}: row 1: " in bad.value.detail
   for row in (0, 2, 3):
-    assert source[row]["image"] == PICTURES_AND_TEXTS["image"][row]
+    assert source[row]["image"] == IMAGES_AND_TEXTS["image"][row]
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 26])
-def test_damaged_text_is_said_on_opening(tmp_path, monkeypatch, limit):
+def test_damaged_text_is_reported_on_opening(tmp_path, monkeypatch, limit):
   monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", limit)
   path = _damage(tmp_path / "a.parquet", row_group=1, column=1)
   with pytest.raises(ValueError, match=f"{path}: "):
@@ -206,19 +206,19 @@ def test_text_is_unpacked_once_and_again_if_the_file_changes(
   path = _write(tmp_path / "a.parquet", columns)
   source = parquet.Parquet([path])
   (unpacked,) = tmp_path.glob(".a.parquet.columns-*.arrow")
-  written = unpacked.stat().st_mtime_ns
+  modified = unpacked.stat().st_mtime_ns
   assert len(pickle.dumps(source)) < 1000
   assert pickle.loads(pickle.dumps(source))[4999]["image"] == "4999.jpg"
-  assert unpacked.stat().st_mtime_ns == written
+  assert unpacked.stat().st_mtime_ns == modified
   _write(tmp_path / "a.parquet", {"image": ["b"], "text": ["b"]})
   assert len(parquet.Parquet([path])) == 1
   assert not unpacked.exists() and len(os.listdir(tmp_path)) == 2
 
 
-def test_pictures_are_not_unpacked(tmp_path, monkeypatch):
+def test_images_are_not_unpacked(tmp_path, monkeypatch):
   monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 1000)
-  pictures = [{"bytes": b"p" * 2000, "path": "p" * 2000}]
-  columns = {"image": pictures, "captions": [["t" * 100]]}
+  images = [{"bytes": b"p" * 2000, "path": "p" * 2000}]
+  columns = {"image": images, "captions": [["t" * 100]]}
   path = _write(tmp_path / "a.parquet", columns, compression=None)
   parquet.Parquet([path])
   assert os.listdir(tmp_path) == ["a.parquet"]
@@ -239,17 +239,17 @@ def test_a_pass_in_order_reads_each_row_group_once(tmp_path, monkeypatch):
   assert source._group.cache_info().misses == 4
 
 
-def test_large_row_groups_are_warned_of(tmp_path, monkeypatch, caplog):
+def test_large_row_groups_give_a_warning(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(parquet, "_LARGE_GROUP_BYTES", 10)
-  pictures = {"image": [b"p" * 100], "text": ["t"]}
+  images = {"image": [b"p" * 100], "text": ["t"]}
   paths = {"image": ["p" * 100], "text": ["t"]}
   parquet.Parquet([_write(tmp_path / "b.parquet", paths)])
   assert "row_group_size" not in caplog.text
-  parquet.Parquet([_write(tmp_path / "a.parquet", pictures)])
+  parquet.Parquet([_write(tmp_path / "a.parquet", images)])
   assert "row_group_size=100" in caplog.text
 
 
-def test_without_pyarrow_the_extra_is_named(monkeypatch):
+def test_the_error_without_pyarrow_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   monkeypatch.delitem(sys.modules, "blip_jax.data.parquet")
   with pytest.raises(ImportError, match=r"pip install 'blip_jax\[parquet\]'"):

@@ -67,7 +67,7 @@ def test_an_incomplete_sample_is_bad(tmp_path, members, reason):
   assert (bad.value.id, bad.value.reason) == ("s.tar:a", reason)
 
 
-def test_pictures_alone_need_no_text(tmp_path):
+def test_images_alone_need_no_text(tmp_path):
   members = {"a.jpg": b"j", "b.png": b"p", "b.json": b"{", "c.txt": b"t"}
   path = _tar(tmp_path / "s.tar", members)
   source = shards.TarShards([path], with_captions=False)
@@ -79,7 +79,7 @@ def test_pictures_alone_need_no_text(tmp_path):
     source[2]
 
 
-def test_ids_tell_shards_of_one_name_apart(tmp_path):
+def test_ids_distinguish_shards_of_the_same_name(tmp_path):
   paths = []
   for folder in ("a", "b"):
     (tmp_path / folder).mkdir()
@@ -99,13 +99,13 @@ def test_pickles_in_shards_are_never_opened(tmp_path):
     shards.TarShards([_tar(tmp_path / "p.tar", {"b.pkl": b"p"})])
 
 
-def test_missing_shards_are_said(tmp_path):
+def test_missing_shards_are_reported(tmp_path):
   good = _tar(tmp_path / "0.tar", {"a.jpg": b"j", "a.txt": b"t"})
   with pytest.raises(ValueError, match=r"1 of 2 shards do not exist.*1\.tar"):
     shards.TarShards([good, str(tmp_path / "1.tar")])
 
 
-def test_a_damaged_shard_keeps_its_neighbours_and_is_reported(tmp_path):
+def test_a_damaged_shard_is_reported_and_its_intact_samples_are_read(tmp_path):
   members = {"a.jpg": b"j" * 600, "a.txt": b"t", "b.jpg": b"j" * 600}
   paths = [_tar(tmp_path / f"{i}.tar", members) for i in range(2)]
   os.truncate(paths[0], 3200)  # within b.jpg

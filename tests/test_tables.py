@@ -1,4 +1,4 @@
-"""CSV and TSV as sources: what csv writes, and what the web does to it."""
+"""CSV and TSV as sources: as csv writes them, and as found on the web."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ def table(tmp_path):
   )
 
 
-def _written(rows, delimiter, **style):
+def _csv_text(rows, delimiter, **style):
   file = io.StringIO(newline="")
   csv.writer(file, delimiter=delimiter, **style).writerows(rows)
   return file.getvalue()
@@ -59,14 +59,14 @@ TEXTS = ["", "plain", 'a "quoted" word', "one, two\tthree; four", '5" nail']
 TEXTS += ["two\nlines", 'an end\n\nand a "quote"\n', "\u4e00\u4e8c", '"', '\n"']
 
 
-# A chunk of one byte puts a border between any two characters.
+# Chunks of one byte put a boundary between any two characters.
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 24])
 @pytest.mark.parametrize("style", [{}, {"quoting": csv.QUOTE_ALL}])
 @pytest.mark.parametrize(
   "name, delimiter, options",
   [("a.csv", ",", {}), ("a.TSV", "\t", {}), ("a.csv", ";", {"delimiter": ";"})],
 )
-def test_rows_are_those_that_csv_wrote(
+def test_rows_are_those_that_csv_writes(
   table, monkeypatch, chunk, style, name, delimiter, options
 ):
   monkeypatch.setattr(offsets, "_CHUNK", chunk)
@@ -74,7 +74,7 @@ def test_rows_are_those_that_csv_wrote(
   random.Random(0).shuffle(texts)
   rows = [[text, f"{i}.jpg", text] for i, text in enumerate(texts)]
   rows = [["title", "image", "caption"], *rows]
-  source = table(_written(rows, delimiter, **style), name, **options)
+  source = table(_csv_text(rows, delimiter, **style), name, **options)
   assert [record["caption"] for record in source] == texts
   assert source[7]["image"] == "7.jpg"
 
@@ -87,9 +87,7 @@ def test_rows_are_those_that_csv_wrote(
     b'"image","caption"\n"a.jpg", "one"\n"b.jpg", "two"\n',
   ],
 )
-def test_marks_of_byte_order_blank_lines_and_spaces_are_no_content(
-  table, content
-):
+def test_byte_order_marks_blank_lines_and_spaces_are_skipped(table, content):
   assert [(r["image"], r["caption"]) for r in table(content)] == [
     ("a.jpg", "one"),
     ("b.jpg", "two"),
@@ -142,12 +140,12 @@ def test_lines_are_joined_only_into_rows_of_enough_fields(table):
   assert [source[i]["caption"] for i in (1, 2)] == ['two"', "a\nb"]
 
 
-def test_the_end_of_a_row_begins_no_other(table):
+def test_the_last_line_of_a_row_starts_no_other_row(table):
   source = table('image,caption\na.jpg,"one\n"\nb.jpg,",two\nlines"\n')
   assert [r["caption"] for r in source] == ["one\n", ",two\nlines"]
 
 
-def test_what_an_unclosed_quote_may_join_is_bounded(table, monkeypatch):
+def test_the_lines_that_an_unclosed_quote_joins_are_bounded(table, monkeypatch):
   monkeypatch.setattr(tables, "_MAX_JOINED_BYTES", 40)
   content = 'image,caption\na.jpg,"one\ntwo"\nb.jpg,"' + "long\n" * 10 + '"\n'
   source = table(content)
@@ -157,13 +155,13 @@ def test_what_an_unclosed_quote_may_join_is_bounded(table, monkeypatch):
     source[1]
 
 
-def test_a_row_without_a_picture_is_bad(table):
+def test_a_row_without_an_image_is_bad(table):
   source = table("image,caption\n,one\n")
   with pytest.raises(sources.BadRow, match="missing_image"):
     source[0]
 
 
-def test_several_captions_are_a_json_list(table):
+def test_multiple_captions_are_a_json_list(table):
   content = 'image,captions\na.jpg,"[""one"", ""two, 2""]"\nb.jpg,[three]\n'
   source = table(content)
   assert [record["caption"] for record in source] == [
@@ -176,12 +174,12 @@ def test_several_captions_are_a_json_list(table):
   "field, image_id",
   [("7", 7), ("007", "007"), ("-7", "-7"), ("", None), ("a", "a")],
 )
-def test_image_ids_that_are_numbers_are_numbers(table, field, image_id):
+def test_image_ids_in_plain_decimal_become_numbers(table, field, image_id):
   (record,) = table(f"image,caption,image_id\na.jpg,one,{field}\n")
   assert record.get("image_id") == image_id
 
 
-def test_pictures_alone_need_no_captions(table):
+def test_images_alone_need_no_captions(table):
   content = "file_name,img_id\na.jpg,7\n"
   assert list(table(content, with_captions=False)) == [
     {"image": "a.jpg", "image_id": 7, "id": "a.csv:0"}
@@ -201,7 +199,7 @@ def test_columns_can_be_named(table):
   [
     ("", "expected a header line .* found nothing"),
     ("\n\n", "expected a header line .* found nothing"),
-    ("image,caption\n", "no rows behind the header"),
+    ("image,caption\n", "no rows after the header"),
     ("image,title\na,b\n", r"text under 'caption' .*'title'\].*\?caption="),
     ("photo,caption\na,b\n", r"a path under 'image' .*'photo',.*\?image="),
     ("a.jpg,one\nb.jpg,two\n", r"a path under 'image' .*\['a.jpg', 'one'\]"),
@@ -209,7 +207,7 @@ def test_columns_can_be_named(table):
     ("image,caption\na,b\n".encode("utf-16"), "header line in UTF-8 .*xff"),
   ],
 )
-def test_what_is_no_table_is_refused(table, content, message):
+def test_a_file_that_is_not_a_table_is_refused(table, content, message):
   with pytest.raises(ValueError, match=message) as error:
     table(content)
   assert "a.csv" in str(error.value)
@@ -220,15 +218,15 @@ def test_a_delimiter_is_one_character(table):
     table("image::caption\na::b\n", delimiter="::")
 
 
-def test_a_missing_file_is_said(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
   with pytest.raises(ValueError, match=r"none\.csv: no such annotation file"):
     tables.Csv(tmp_path / "none.csv")
 
 
-def test_the_index_of_a_large_file_is_kept(table, tmp_path, monkeypatch):
+def test_the_index_of_a_large_file_is_cached(table, tmp_path, monkeypatch):
   monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
   rows = [["image", "caption"]] + [[f"{i}.jpg", "a\nb"] for i in range(5000)]
-  content = _written(rows, ",")
+  content = _csv_text(rows, ",")
   source = table(content)
   assert len(source) == 5000
   assert len(pickle.dumps(source)) < 2000

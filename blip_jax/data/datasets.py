@@ -1,16 +1,16 @@
-"""From a line in a config to a source, and from a record to model inputs."""
+"""From a source's spec, a line in a config, to the source."""
 
 import ast
-import glob
 import inspect
 import itertools
 import os
 import re
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from blip_jax.data import (
+  annotations,
   folders,
   scenes,
   shards,
@@ -18,14 +18,15 @@ from blip_jax.data import (
   tables,
   tfds,
 )
+from blip_jax.runtime import files
 
 UNDERSTOOD = """
   path/annotations.json    a list of {image | url, caption, image_id?}
   path/annotations.jsonl   the same, one object per line
-  path/table.csv           the same, below a header line; .tsv has tabs;
+  path/table.csv           the same, after a header line; .tsv has tabs;
                            ?delimiter=CHARACTER
-  path/*.parquet           the same; a picture may be a path, a URL or bytes
-  path/folder              pictures with captions beside them (a.jpg, a.txt),
+  path/*.parquet           the same; an image may be a path, a URL or bytes
+  path/folder              images with captions next to them (a.jpg, a.txt),
                            or in the folder's metadata.csv or metadata.jsonl
                            (file_name, caption | text)
   path/*.tar               webdataset or img2dataset shards
@@ -34,167 +35,221 @@ UNDERSTOOD = """
                            ?caption=FEATURE&image=FEATURE&data_dir=PATH
   scenes:SPLIT             rendered scenes: train, val or test;
                            ?noise=0.3&num=100
-  Behind annotations and tables ?image=COLUMN&caption=COLUMN names columns."""
+  After annotations and tables ?image=COLUMN&caption=COLUMN selects columns.
+  After any of these ?keep=COLUMN,COLUMN keeps further columns in the records:
+  keys of annotations, columns of tables, features of TFDS, in tar shards the
+  texts of members with that ending or keys of their json."""
 
 UNDERSTOOD_IMAGES = f"""
-  path/folder              all pictures in it and in its subfolders
-  path/picture.jpg         one of them
-  path/**/*.{{jpg,png}}      those whose names match{UNDERSTOOD}"""
+  path/folder              all images in it and in its subfolders
+  path/image.jpg           a single image
+  path/**/*.{{jpg,png}}      the images whose paths match{UNDERSTOOD}"""
 
 
-def open_source(spec: str, image_root: str = "") -> Any:
-  """Return the source that `spec` names; see `UNDERSTOOD`.
+def open_source(
+  spec: str, image_root: str = "", keep: Sequence[str] = ()
+) -> Any:
+  """Returns the source that `spec` describes; see `UNDERSTOOD`.
 
   Args:
     spec: one of the forms of `UNDERSTOOD`. What follows "?" becomes keyword
       arguments.
-    image_root: what relative paths of pictures in annotations start from.
+    image_root: folder that relative image paths in annotations start from.
+    keep: further columns; records get each under its own name. Those that
+      `spec` names are added.
 
   Raises:
-    ValueError: nothing of the kind is understood, or it does not exist.
+    ValueError: the form is not supported, the source does not exist, or it
+      lacks a column to keep.
   """
-  source = _open(spec, image_root, with_captions=True)
+  source = _open(spec, image_root, keep, with_captions=True)
   if source is None:
     raise ValueError(
-      f"Unknown data source {spec!r}: no folder, and no ending that is "
-      f"understood. Understood: {UNDERSTOOD}"
+      f"Unknown data source {spec!r}: not a folder, and its ending is not "
+      f"supported. Understood: {UNDERSTOOD}"
     )
   return source
 
 
-def open_images(spec: str, image_root: str = "") -> Any:
-  """Return a source of pictures that nobody needs to have described.
+def open_images(
+  spec: str, image_root: str = "", keep: Sequence[str] = ()
+) -> Any:
+  """Returns a source of images, with or without captions.
 
-  Its records are as those of `open_source`, without `caption`. The ids of
-  files are their paths, from the folder that they share. A picture of several
-  rows comes as often.
+  Its records are those of `open_source` without `caption`. The ids of image
+  files are their paths, relative to the folder that they share. An image that
+  several rows name occurs once for each row.
 
   Args:
     spec: one of the forms of `UNDERSTOOD_IMAGES`.
-    image_root: what relative paths of pictures in annotations start from.
+    image_root: folder that relative image paths in annotations start from.
+    keep: as in `open_source`. A folder then has the rows of its table of
+      captions, for other images have no columns.
 
   Raises:
-    ValueError: nothing of the kind is understood, or there are no pictures.
+    ValueError: as for `open_source`, or there are no images.
   """
-  folder, query = _split_query(spec)
-  if os.path.isdir(folder):
+  path, query = _split_query(spec)
+  if files.is_folder(path):
+    if _all_kept(query, keep):
+      return _open_folder(path, query, keep, with_captions=False)
     options = _options(query, folders.Images)
-    return folders.Images(folder, folders.listing(folder), **options)
-  source = _open(spec, image_root, with_captions=False)
+    return folders.Images(path, folders.listing(path), **options)
+  source = _open(spec, image_root, keep, with_captions=False)
   if source is not None:
     return source
   paths = sorted(path for path in expand(spec) if folders.is_image(path))
   if not paths:
-    raise ValueError(
-      f"No pictures in {spec!r}. Understood: {UNDERSTOOD_IMAGES}"
-    )
-  sources.existing(paths, "pictures")
+    raise ValueError(f"No images in {spec!r}. Understood: {UNDERSTOOD_IMAGES}")
+  sources.existing(paths, "images")
+  _refuse_kept(spec, keep)
   root = sources.shared_folder(paths)
   return folders.Images(root, [path.removeprefix(root) for path in paths])
 
 
-def open_videos(spec: str, image_root: str = "") -> Any:
-  """Return a source whose pictures are videos: those of a folder, or of an
-  annotation or a table; see `open_images`."""
-  if os.path.isdir(spec):
+def open_videos(
+  spec: str, image_root: str = "", keep: Sequence[str] = ()
+) -> Any:
+  """Returns a source whose images are paths of videos: those of a folder, or
+  of an annotation or a table; see `open_images`."""
+  if files.is_folder(spec):
+    _refuse_kept(spec, keep)
     return folders.Images(spec, folders.listing(spec, folders.VIDEOS))
-  return open_images(spec, image_root)
+  return open_images(spec, image_root, keep)
 
 
-def _open(spec: str, image_root: str, with_captions: bool) -> Any:
-  """Open what has rows of its own; None if `spec` names no such thing."""
+def _open(
+  spec: str, image_root: str, keep: Sequence[str], with_captions: bool
+) -> Any:
+  """Opens what has rows of its own; None if `spec` describes no such thing."""
   kind, _, rest = spec.partition(":")
   if kind == "scenes":
-    split, query = _split_query(rest)
-    options = _options(query, scenes.Scenes)
-    return scenes.Scenes(split, with_captions=with_captions, **options)
+    return _open_scenes(rest, keep, with_captions)
   if kind == "tfds":
     address, query = _split_query(rest)
     name, _, split = address.rpartition(":")
     if not name:
       raise ValueError(f"{spec!r}: expected tfds:NAME:SPLIT.")
-    options = _options(query, tfds.Tfds)
+    options = _options(query, tfds.Tfds, keep)
     return tfds.Tfds(name, split, with_captions=with_captions, **options)
   path, query = _split_query(spec)
-  if os.path.isdir(path):
-    return _open_folder(path, query)
-  given = {"image_root": image_root, "with_captions": with_captions}
+  if files.is_folder(path):
+    return _open_folder(path, query, keep, with_captions)
+  return _open_rows(path, query, image_root, keep, with_captions)
+
+
+def _open_rows(
+  path: str,
+  query: str,
+  image_root: str,
+  keep: Sequence[str],
+  with_captions: bool,
+) -> Any:
+  """Opens annotations, tables or shards; None if `path` is none of them."""
+  given: dict[str, Any] = {
+    "image_root": image_root,
+    "with_captions": with_captions,
+  }
   match os.path.splitext(path)[1].lower():
     case ".json" | ".jsonl":
-      given |= _options(query, sources.Annotations)
-      return sources.Annotations(path, **given)
+      given |= _options(query, annotations.Annotations, keep)
+      return annotations.Annotations(path, **given)
     case ".csv" | ".tsv":
-      return tables.Csv(path, **given, **_options(query, tables.Csv))
+      return tables.Csv(path, **given, **_options(query, tables.Csv, keep))
     case ".parquet":
       # Needs an extra of the package.
       from blip_jax.data import parquet
 
-      given |= _options(query, parquet.Parquet)
+      given |= _options(query, parquet.Parquet, keep)
       return parquet.Parquet(expand(path), **given)
     case ".tar":
-      options = _options(query, shards.TarShards)
+      options = _options(query, shards.TarShards, keep)
       return shards.TarShards(expand(path), with_captions, **options)
   return None
 
 
-def _open_folder(folder: str, query: str) -> Any:
+def _open_scenes(
+  address: str, keep: Sequence[str], with_captions: bool
+) -> scenes.Scenes:
+  split, query = _split_query(address)
+  kept = sources.kept_names(_all_kept(query, keep))
+  options = _options(_without_keep(query), scenes.Scenes)
+  source = scenes.Scenes(split, with_captions=with_captions, **options)
+  if kept:  # records have all that is known of a scene
+    sources.check_kept(kept, source[0].keys(), f"scenes:{split}")
+  return source
+
+
+def _open_folder(
+  folder: str, query: str, keep: Sequence[str], with_captions: bool
+) -> Any:
   table = folders.metadata(folder)
   if table:
-    return open_source(f"{table}?{query}" if query else table, folder)
+    return _open_rows(table, query, folder, keep, with_captions)
+  _refuse_kept(folder, _all_kept(query, keep))
   options = _options(query, folders.CaptionedImages)
   return folders.CaptionedImages(folder, **options)
 
 
-def open_rotation(pattern: str, image_root: str = "") -> list[Any]:
-  """Return the sources of which each epoch uses the next one.
+def _refuse_kept(where: str, keep: Sequence[str]) -> None:
+  if keep:
+    raise ValueError(
+      f"{where}: expected columns to keep {list(keep)}, found only files. A "
+      "table in the folder (metadata.csv with the column file_name) can have "
+      "columns."
+    )
 
-  The paper splits LAION so. The order is that of the sorted names, the same
-  on every host: BLIP lists the folder unsorted, and hosts may disagree.
+
+def open_rotation(
+  pattern: str, image_root: str = "", keep: Sequence[str] = ()
+) -> list[Any]:
+  """Returns the sources that epochs use in turn, one per epoch.
+
+  The paper splits LAION this way. The order is that of the sorted names, the
+  same on every host: BLIP lists the folder unsorted, so hosts may disagree.
   """
   path, query = _split_query(pattern)
   suffix = f"?{query}" if query else ""
-  return [open_source(path + suffix, image_root) for path in expand(path)]
+  return [open_source(p + suffix, image_root, keep) for p in expand(path)]
 
 
 def shard_specs(spec: str) -> list[str]:
-  """The specs of the files that `spec` is made of, each a source of its own.
+  """Returns the specs of the files that `spec` stands for, each a source.
 
-  Tar shards and Parquet files are; of anything else there are none.
+  Only tar shards and Parquet files are split; for others the list is empty.
   """
   path, query = _split_query(spec)
   if os.path.splitext(path)[1].lower() not in (".tar", ".parquet"):
     return []
   suffix = f"?{query}" if query else ""
-  return [found + suffix for found in expand(path)]
+  return [shard + suffix for shard in expand(path)]
 
 
 def path_of(spec: str) -> str:
-  """What stands in a spec before its options: of one file, its path."""
+  """Returns a spec without its options: for a single file, its path."""
   return _split_query(spec)[0]
 
 
 def expand(pattern: str) -> list[str]:
-  """Return the paths that a pattern with {a,b}, {00..99}, * or ** stands for.
+  """Returns the paths that match a pattern with {a,b}, {00..99}, * or **.
 
-  A path that several parts of the pattern name comes once.
+  A path that matches several alternatives is returned once.
 
   Raises:
     ValueError: a pattern with `*`, `?` or `[` matches no file.
   """
   paths = []
   for path in _braces(pattern):
-    found = [path]
-    if glob.has_magic(path):
-      found = sorted(glob.glob(path, recursive=True))
-    if not found:
+    matches = files.glob(path) if files.has_magic(path) else [path]
+    if not matches:
       raise ValueError(f"{path}: no such files.")
-    paths.extend(found)
+    paths.extend(matches)
   return list(dict.fromkeys(paths))
 
 
 def _braces(pattern: str) -> list[str]:
   pieces = re.split(r"\{([^{}]*)\}", pattern)
-  # Text and contents of braces take turns.
+  # Text and contents of braces alternate.
   choices = [_choices(p) if i % 2 else [p] for i, p in enumerate(pieces)]
   return ["".join(path) for path in itertools.product(*choices)]
 
@@ -208,31 +263,55 @@ def _choices(braces: str) -> list[str]:
 
 
 def _split_query(spec: str) -> tuple[str, str]:
-  """Split "address?key=value&..."; in a pattern "?" stands for a letter."""
+  """Splits "address?key=value&..."; in a pattern "?" matches a letter."""
   address, _, query = spec.rpartition("?")
   return (address, query) if "=" in query else (spec, "")
 
 
-# Arguments of sources that are not for a spec to set.
-_OURS = ("image_root", "with_captions")
+# Arguments of sources that a spec cannot set.
+_INTERNAL = ("image_root", "with_captions")
 
 
-def _options(query: str, target: Callable) -> dict[str, Any]:
-  """Parse "key=value&..."; keys must be options of `target`."""
+def _options(
+  query: str, target: Callable, keep: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Parses "key=value&..."; keys must be options of `target`.
+
+  Args:
+    keep: columns to keep in addition to those of the query.
+  """
   parameters = {
     name: parameter
     for name, parameter in inspect.signature(target).parameters.items()
-    if parameter.default is not parameter.empty and name not in _OURS
+    if parameter.default is not parameter.empty and name not in _INTERNAL
   }
   options = {}
-  for key, value in urllib.parse.parse_qsl(query, strict_parsing=bool(query)):
+  for key, value in _pairs(query):
     if key not in parameters:
       raise ValueError(
         f"?{query}: no option {key!r}; there are {list(parameters)}."
       )
     is_text = parameters[key].annotation in (str, str | None)
     options[key] = value if is_text else _literal(value)
-  return options
+  kept = _all_kept(query, keep)
+  return options | {"keep": kept} if kept else options
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+  return urllib.parse.parse_qsl(query, strict_parsing=bool(query))
+
+
+def _all_kept(query: str, keep: Sequence[str]) -> tuple[str, ...]:
+  """Returns the columns to keep: the argument's, then the query's."""
+  named = [value for key, value in _pairs(query) if key == "keep"]
+  # Refuses a text, whose letters would become columns.
+  given = sources.kept_names(keep)
+  return (*given, *(name for value in named for name in value.split(",")))
+
+
+def _without_keep(query: str) -> str:
+  pairs = [pair for pair in _pairs(query) if pair[0] != "keep"]
+  return urllib.parse.urlencode(pairs)
 
 
 def _literal(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Folders of pictures, with captions in files beside them or without any."""
+"""Folders of images, with captions in files next to them or without any."""
 
 import collections
 import os
@@ -7,20 +7,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from blip_jax.data import sources, transforms
+from blip_jax.runtime import files
 
 _TEXT = ".txt"
-# Of what FFmpeg reads, what people keep.
+# Common formats that FFmpeg reads.
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
-# What Hugging Face calls the table of a folder's captions.
+# Names of a folder's table of captions, as in Hugging Face datasets.
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 class Images:
-  """Pictures without captions: files below a folder.
+  """Images without captions: files below a folder.
 
   Args:
     root: the folder, or "".
-    names: the files' paths, which follow upon `root`; they are the ids.
+    names: the files' paths relative to `root`, which are also their ids.
   """
 
   def __init__(self, root: str, names: Sequence[str]):
@@ -36,34 +37,34 @@ class Images:
 
 
 class CaptionedImages(Images):
-  """Pictures of a folder, each with its captions beside it: a.jpg, a.txt.
+  """Images of a folder, each with a text file next to it: a.jpg, a.txt.
 
-  Each line of the text is a caption; blank lines are not. A picture without a
-  text and a text without a picture are bad rows.
+  Each line of the text file is a caption; blank lines are skipped. An image
+  without a text file and a text file without an image are bad rows.
 
   Raises:
-    ValueError: no picture has a text.
+    ValueError: no image has a text file.
   """
 
   def __init__(self, folder: str):
-    names = listing(folder, beside=(_TEXT,))
+    names = listing(folder, also=(_TEXT,))
     texts = {_stem(name) for name in names if name.endswith(_TEXT)}
-    pictures = [_stem(name) for name in names if not name.endswith(_TEXT)]
-    if texts.isdisjoint(pictures):
+    images = [_stem(name) for name in names if not name.endswith(_TEXT)]
+    if texts.isdisjoint(images):
       raise ValueError(
-        f"{folder}: expected captions beside the pictures (a.txt for a.jpg), "
-        f"found none beside any of {len(pictures)} pictures. A table of "
-        "captions may lie in the folder (metadata.csv with the columns "
-        "file_name and caption), or be named instead of it."
+        f"{folder}: expected captions next to the images (a.txt for a.jpg), "
+        f"found none for any of {len(images)} images. Alternatively put a "
+        "table of captions into the folder (metadata.csv with the columns "
+        "file_name and caption), or name a table instead of the folder."
       )
-    lonely = texts.difference(pictures)
+    unmatched = texts.difference(images)
     super().__init__(
       folder,
-      [n for n in names if not n.endswith(_TEXT) or _stem(n) in lonely],
+      [n for n in names if not n.endswith(_TEXT) or _stem(n) in unmatched],
     )
 
   def without_captions(self) -> Images:
-    """The same rows, of which a text without a picture is none."""
+    """The same rows without captions; a text file alone is a bad row."""
     names = [self._names[row] for row in range(len(self))]
     return Images(self._root, names)
 
@@ -71,87 +72,92 @@ class CaptionedImages(Images):
     record = super().__getitem__(index)
     path, id = record["image"], record["id"]
     if path.endswith(_TEXT):
-      detail = f"{path}: no picture beside it ({' '.join(transforms.ENDINGS)})"
+      detail = f"{path}: no image next to it ({' '.join(transforms.ENDINGS)})"
       raise sources.BadRow(id, "missing_image", detail)
     return {**record, "caption": _captions(_stem(path) + _TEXT, id)}
 
 
 def _captions(path: str, id: str) -> str | list[str]:
   try:
-    with open(path, encoding="utf-8-sig", newline=None) as file:
+    with files.open_text(path) as file:
       lines = [line.strip() for line in file]
   except FileNotFoundError as error:
-    detail = f"{path}: no such file, which should hold the picture's captions"
+    detail = (
+      f"{path}: no such file, which should have the captions of the image"
+    )
     raise sources.BadRow(id, "missing_caption", detail) from error
-  except (OSError, ValueError) as error:  # ValueError: no UTF-8
+  except (OSError, ValueError) as error:  # ValueError: not UTF-8
     raise sources.BadRow(id, "broken_row", f"{path}: {error}") from error
   captions = [line for line in lines if line]
   if not captions:
-    raise sources.BadRow(id, "empty_caption", f"{path}: nothing in it")
+    raise sources.BadRow(id, "empty_caption", f"{path}: no text in it")
   return captions if len(captions) > 1 else captions[0]
 
 
 def metadata(folder: str) -> str | None:
-  """Return the table of a folder's captions, if there is one.
+  """Returns the table of a folder's captions, None if there is none.
 
   Raises:
-    ValueError: there are several.
+    ValueError: there is more than one.
   """
   paths = [os.path.join(folder, name) for name in _METADATA]
-  found = [path for path in paths if os.path.isfile(path)]
-  if len(found) > 1:
+  tables = [path for path in paths if files.is_file(path)]
+  if len(tables) > 1:
     raise ValueError(
-      f"{folder}: expected one table of captions, found {found}. Name one of "
-      "them instead of the folder, which is then the image root."
+      f"{folder}: expected one table of captions, found {tables}. Name one of "
+      "them as the source, with the folder as image root."
     )
-  return found[0] if found else None
+  return tables[0] if tables else None
 
 
 def listing(
   folder: str,
   endings: Sequence[str] = transforms.ENDINGS,
-  beside: Sequence[str] = (),
+  also: Sequence[str] = (),
 ) -> list[str]:
-  """Return the files of a folder and its subfolders, sorted by their paths.
+  """Returns the files of a folder and its subfolders, sorted by path.
 
-  The paths start from the folder. Hidden files and folders are left out; links
+  Paths are relative to the folder. Hidden files and folders are skipped; links
   are followed.
 
   Args:
-    endings: of the files that are wanted, in lower case.
-    beside: of others that are listed with them.
+    endings: endings of the files to list, in lower case.
+    also: endings of further files to list.
 
   Raises:
-    ValueError: there are none that are wanted.
+    ValueError: there is no file with one of `endings`.
   """
-  names = sorted(n for n in _walk(folder) if _ending(n) in (*endings, *beside))
+  names = sorted(n for n in _walk(folder) if _ending(n) in (*endings, *also))
   if not any(_ending(name) in endings for name in names):
     counts = collections.Counter(_ending(name) for name in _walk(folder))
-    found = ", ".join(f"{n} {e or 'without'}" for e, n in counts.most_common(5))
-    what = "videos" if endings is VIDEOS else "pictures"
+    common = counts.most_common(5)
+    endings_found = ", ".join(f"{n} {e or 'without'}" for e, n in common)
+    what = "videos" if endings is VIDEOS else "images"
     raise ValueError(
       f"{folder}: expected {what} in it or in its subfolders, found files "
-      f"with the endings: {found or 'no files'}. Understood are "
-      f"{' '.join(endings)}; hidden files are left out."
+      f"with the endings: {endings_found or 'no files'}. Supported endings are "
+      f"{' '.join(endings)}; hidden files are skipped."
     )
   return names
 
 
-def _walk(
-  folder: str, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[str]:
-  stat = os.stat(folder)
-  here = stat.st_dev, stat.st_ino
-  if here in above:  # a link to a folder that this one lies in
-    return
-  with os.scandir(folder) as entries:
-    for entry in entries:
-      if entry.name.startswith("."):
-        continue
-      if entry.is_dir():
-        yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here})
-      else:
-        yield prefix + entry.name
+def _walk(root: str) -> Iterator[str]:
+  # Links may form circles: a folder is skipped if it is one of those above it.
+  above = {root: frozenset([files.real_path(root)])}
+  for folder, subfolders, names in files.walk(root):
+    parents = above.pop(folder)
+    children = {
+      name: files.real_path(os.path.join(folder, name))
+      for name in subfolders
+      if not name.startswith(".")
+    }
+    subfolders[:] = [n for n, real in children.items() if real not in parents]
+    for name in subfolders:
+      above[os.path.join(folder, name)] = parents | {children[name]}
+    prefix = folder[len(root) :].lstrip("/")
+    for name in names:
+      if not name.startswith("."):
+        yield os.path.join(prefix, name)
 
 
 def is_image(path: str) -> bool:
@@ -167,7 +173,7 @@ def _stem(path: str) -> str:
 
 
 class _Names:
-  """Strings by number, without an object for each: millions, in any worker."""
+  """Strings by number, without an object for each: there may be millions."""
 
   def __init__(self, names: Sequence[str]):
     encoded = [os.fsencode(name) for name in names]

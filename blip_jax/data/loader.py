@@ -266,7 +266,7 @@ class EvalLoader:
         yield self._batch(list(itertools.islice(rows, self._batch_size)))
     finally:
       rows.close()
-    self._bad_samples.judge()
+    self._bad_samples.check()
 
   def _at(self, position: int) -> Any:
     """Returns the row at a position in the batches of this process."""

@@ -1,27 +1,27 @@
-"""Where every row of a big file lies: found once, cached, memory-mapped.
+"""Byte offsets of the rows of large files: computed once, cached, mapped.
 
-An annotation file of 100 million rows costs eight bytes per row here and no
-Python object; the rows themselves stay in the file and are parsed one by one
-when they are asked for. The same holds for the members of tar shards.
+The index of an annotation file of 100 million rows takes eight bytes per row
+and no Python object; rows stay in the file and are parsed one by one when they
+are read. The same holds for the members of tar shards.
 """
 
-import glob
 import hashlib
 import os
 import pathlib
 import re
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
 
+from blip_jax.runtime import files
+
 _CHUNK = 1 << 24
-# Below this, scanning is quicker than looking for a cache, and the user's
-# folder stays free of our files.
+# Below this, scanning is faster than looking for a cache, and the user's
+# folder stays free of cache files.
 MIN_CACHED_BYTES = 1 << 26
 
 _BOM = b"\xef\xbb\xbf"
@@ -31,8 +31,8 @@ _STRUCTURE = np.isin(np.arange(256), np.frombuffer(b'"{}[]', np.uint8))
 _STEP = np.zeros(256, np.int64)
 _STEP[list(b"{[")], _STEP[list(b"}]")] = 1, -1
 
-# What is read from a tar shard. Anything else, pickles above all, is never
-# opened. As in webdataset, a name is split at its first dot.
+# What is read from a tar shard by default. Anything else, pickles above all,
+# is not. As in webdataset, a name is split at its first dot.
 PARTS = {
   "jpg": "image",
   "jpeg": "image",
@@ -43,29 +43,19 @@ PARTS = {
 }
 
 
-def read_span(path: str, offset: int, size: int) -> bytes:
-  """Return up to `size` bytes of a file from `offset`.
-
-  The file is opened each time: thousands of shards would otherwise run into
-  the limit of open files, and sources would not pickle.
-  """
-  with open(path, "rb", buffering=0) as file:
-    return os.pread(file.fileno(), size, offset)
-
-
 def cached(
   path: str, kind: str, build: Callable[[str], tuple[np.ndarray, list[str]]]
 ) -> tuple[np.ndarray, list[str]]:
-  """Return `build(path)`, an index and the damage found while building it.
+  """Returns `build(path)`: an index, and the damage found while building it.
 
-  The index of a large file is kept, see `cache_path`. The index of a damaged
+  The index of a large file is cached, see `cache_path`. The index of a damaged
   file is not: each start must report the damage.
   """
-  size = os.path.getsize(path)
+  size = files.size(path)
   if size < MIN_CACHED_BYTES:
     return build(path)
   target = cache_path(path, kind, ".npy")
-  if target.exists():
+  if files.exists(target):
     return np.load(target, mmap_mode="r"), []
   logging.info("Indexing %s (%.1f GB), once.", path, size / 1e9)
   index, damage = build(path)
@@ -76,51 +66,53 @@ def cached(
 
 
 def cache_path(path: str, kind: str, suffix: str) -> pathlib.Path:
-  """Return where something that was found out about a file is kept.
+  """Returns where data derived from a file is cached.
 
-  That is beside the file, or in `$XDG_CACHE_HOME/blip_jax` where its folder
-  cannot be written. Size and time of modification are part of the name, so a
-  changed file is looked at again.
+  That is next to the file, or in `$XDG_CACHE_HOME/blip_jax` if its folder is
+  not writable. Size and modification time are part of the name, so a file that
+  changes is indexed again.
   """
-  stat = os.stat(path)
-  file = pathlib.Path(path).resolve()
-  name = f"{file.name}.{kind}-{stat.st_size}-{stat.st_mtime_ns}{suffix}"
-  if os.access(file.parent, os.W_OK):
+  stat = files.stat(path)
+  file = pathlib.Path(files.real_path(path))
+  name = f"{file.name}.{kind}-{stat.size}-{stat.modified_ns}{suffix}"
+  if files.is_writable(file.parent):
     return file.parent / f".{name}"
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
-  return pathlib.Path(root) / "blip_jax" / f"{digest}.{name}"
+  root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  path_digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
+  return pathlib.Path(root) / "blip_jax" / f"{path_digest}.{name}"
 
 
 def write_cache(
   target: pathlib.Path, write: Callable[[BinaryIO], object]
 ) -> None:
-  """Make a file of `cache_path`; those of earlier states go."""
+  """Writes a file of `cache_path` and removes those of earlier versions."""
+  files.make_folder(target.parent)
   stem = re.sub(r"\d+-\d+$", "", target.stem)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(dir=target.parent, prefix=stem, suffix=".tmp")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      write(file)
-  except BaseException:  # a full disk, or the user's patience
-    os.unlink(name)
-    raise
-  # Temporary files are private; those beside shared data are for all.
-  os.chmod(name, 0o644)
-  for outdated in target.parent.glob(f"{glob.escape(stem)}*{target.suffix}"):
-    outdated.unlink(missing_ok=True)
-  # Another process may be doing the same: whole files only, last one wins.
-  os.replace(name, target)
+  outdated = [
+    name
+    for name in files.list_folder(target.parent)
+    if name.startswith(stem) and name.endswith(target.suffix)
+  ]
+  with files.open_atomic(target) as file:
+    write(file)
+  for name in outdated:
+    if name != target.name:  # which another process may just have written
+      files.remove(target.parent / name)
+
+
+def digest(names: Iterable[str]) -> str:
+  """Returns a short name for a list of columns, to tell caches apart."""
+  return hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
 
 
 class Mapped:
-  """An index that travels to worker processes by name if it lies in a file."""
+  """An index that is pickled by name if it is mapped from a file."""
 
   def __init__(self, array: np.ndarray):
     self.array = array
 
   def __getstate__(self):
-    # Pickling a memory map would copy all of it into every worker.
+    # Pickling a memory map would copy all of it into every worker process.
     if isinstance(self.array, np.memmap):
       return str(self.array.filename)
     return self.array
@@ -132,20 +124,23 @@ class Mapped:
 
 
 def json_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
-  """Find the rows of a JSON list of objects.
+  """Finds the rows of a JSON list of objects.
 
-  Row `i` lies between offsets `i` and `i + 1`, with the comma that follows it;
-  the last offset is that of the closing bracket. Only quotes and brackets are
-  looked at: whether a row is valid JSON shows when it is read.
+  Row `i` is between offsets `i` and `i + 1`, including the comma that follows
+  it; the last offset is that of the closing bracket. Only quotes and brackets
+  are examined: whether a row is valid JSON is checked when it is read.
+
+  Returns:
+    The offsets in bytes, one more than there are rows; and no damage.
 
   Raises:
-    ValueError: the file is no list, is empty, or ends before the list does.
+    ValueError: the file is not a list, is empty, or ends before the list does.
   """
   data, first = open_text(path)
   if first is None or data[first] != _OPEN_LIST:
     raise ValueError(
       f"{path}: expected a JSON list of rows ('['), found "
-      f"{_glimpse(data, first)}. One row per line belongs into a .jsonl file."
+      f"{_glimpse(data, first)}. Name a file with one row per line .jsonl."
     )
   starts, depth, in_string, end = [], 0, False, None
   for marks, symbols in _structure(data):
@@ -158,7 +153,9 @@ def json_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
     if end is None and (closed := np.flatnonzero(depths == 0)).size:
       end = int(marks[closed[0]])
     if end is not None and marks.size and marks[-1] > end:
-      raise ValueError(f"{path}: there is more after the list's end ({end}).")
+      raise ValueError(
+        f"{path}: there is more after the list's end (byte {end})."
+      )
     starts.append(marks[(steps == 1) & (depths == 2)])
     depth = int(depths[-1]) if depths.size else depth
   rows = np.concatenate(starts) if starts else np.zeros(0, np.int64)
@@ -178,18 +175,18 @@ def json_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
 
 
 def jsonl_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
-  """Find the rows of a file with one JSON object per line; see `json_rows`.
+  """Finds the rows of a file with one JSON object per line; see `json_rows`.
 
-  Empty lines are no rows.
+  Empty lines are skipped.
 
   Raises:
-    ValueError: the file holds no rows, or is a JSON list.
+    ValueError: the file has no rows, or is a JSON list.
   """
   data, first = open_text(path)
   if first is None or data[first] == _OPEN_LIST:
     raise ValueError(
       f"{path}: expected one JSON object per line, found "
-      f"{_glimpse(data, first)}. A JSON list belongs into a .json file."
+      f"{_glimpse(data, first)}. Name a file with a JSON list .json."
     )
   return np.append(line_starts(data, first), len(data)), []
 
@@ -197,12 +194,12 @@ def jsonl_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
 def open_text(
   path: str, blank: bytes | None = None
 ) -> tuple[np.ndarray, int | None]:
-  """Map a text file; also return where its first visible character is.
+  """Maps a text file; also returns the offset of its first content, or None.
 
   Args:
-    blank: what is not visible; None: all white space.
+    blank: bytes that are not content; None: all white space.
   """
-  if os.path.getsize(path) == 0:  # nothing to map
+  if files.size(path) == 0:  # nothing to map
     return np.zeros(0, np.uint8), None
   data = np.memmap(path, np.uint8, mode="r")
   head = bytes(data[:4096])
@@ -211,7 +208,7 @@ def open_text(
 
 
 def line_starts(data: np.ndarray, first: int) -> Int[np.ndarray, "lines"]:
-  """Find the lines of a text that are not empty, from `first` on."""
+  """Finds the lines of a text that are not empty, from `first` on."""
   starts = [np.array([first])]
   for begin in range(first, len(data), _CHUNK):
     chunk = data[begin : begin + _CHUNK]
@@ -224,7 +221,7 @@ def line_starts(data: np.ndarray, first: int) -> Int[np.ndarray, "lines"]:
 def odd_quotes(
   data: np.ndarray, starts: Int[np.ndarray, "lines"]
 ) -> Int[np.ndarray, "n"]:
-  """Which lines (of `line_starts`) have an odd number of quotes."""
+  """Returns which lines (of `line_starts`) have an odd number of quotes."""
   odd = np.zeros(len(starts), bool)
   for begin in range(0, len(data), _CHUNK):
     chunk = data[begin : begin + _CHUNK]
@@ -243,7 +240,7 @@ def _glimpse(data: np.ndarray, first: int | None) -> str:
 def _structure(
   data: np.ndarray,
 ) -> Iterator[tuple[Int[np.ndarray, "n"], np.ndarray]]:
-  """Yield places and values of quotes and brackets, chunk by chunk."""
+  """Yields offsets and values of quotes and brackets, chunk by chunk."""
   for begin in range(0, len(data), _CHUNK):
     marks = np.flatnonzero(_STRUCTURE[data[begin : begin + _CHUNK]]) + begin
     symbols = data[marks]
@@ -257,7 +254,7 @@ def _structure(
 def _escaped(
   data: np.ndarray, marks: Int[np.ndarray, "n"]
 ) -> Bool[np.ndarray, "n"]:
-  """Whether an odd number of backslashes stands before each mark."""
+  """Returns whether an odd number of backslashes precedes each mark."""
   odd = np.zeros(len(marks), bool)
   left = np.arange(len(marks))
   back = 1
@@ -269,57 +266,90 @@ def _escaped(
   return odd
 
 
-def tar_samples(path: str) -> tuple[np.ndarray, list[str]]:
-  """Find the samples of a tar shard: members that share a name up to a dot.
+def member_field(ending: str) -> str:
+  """Returns the field of `tar_samples` for members with an ending."""
+  return f"member:{ending.lower()}"
 
-  Only headers are read. After damage the scan goes on at the next sound
-  header, so that the samples behind it are kept as well.
+
+def tar_samples(
+  path: str, keep: Iterable[str] = ()
+) -> tuple[np.ndarray, list[str]]:
+  """Finds the samples of a tar shard: members that share a name up to a dot.
+
+  Only headers are read. After damage the scan continues at the next valid
+  header, so that the samples after it are kept as well.
+
+  Args:
+    keep: endings of further members to find. They make no sample of their own.
 
   Returns:
-    A structured array with `key` and, for image, text and json, offset and
-    size in bytes (-1 where the sample has none); and a list of what is
-    damaged.
+    A structured array with `key` and, for image, text, json and each
+    `member_field` of `keep`, offset and size in bytes (-1 where the sample has
+    none); and a list of damage.
   """
   samples: dict[str, dict[str, tuple[int, int]]] = {}
+  kept: dict[str, dict[str, tuple[int, int]]] = {}
+  kept_fields = {member_field(ending): None for ending in keep}  # ordered
   damage = []
   for member in _tar_members(path, damage):
-    folder, _, name = member.name.rpartition("/")
-    stem, _, extension = name.partition(".")
-    part = PARTS.get(extension.lower())
-    if part is None or not member.isreg() or member.issparse():
+    key, ending = _split_name(member.name)
+    part = PARTS.get(ending.lower())
+    field = member_field(ending)
+    if not member.isreg() or member.issparse():
       continue
-    key = f"{folder}/{stem}" if folder else stem
+    span = (member.offset_data, member.size)
+    if field in kept_fields:
+      kept.setdefault(key, {}).setdefault(field, span)
+    if part is None:
+      continue
     sample = samples.setdefault(key, {})
     if part in sample:
       damage.append(f"{path}: {member.name}: a second {part} of {key!r}")
       continue
-    sample[part] = (member.offset_data, member.size)
+    sample[part] = span
   keys = [os.fsencode(key) for key in samples]
-  parts = ("image", "text", "json")
+  fields = ("image", "text", "json", *kept_fields)
   index = np.full(
     len(keys),
     -1,
     [("key", f"S{max(map(len, keys), default=1)}")]
-    + [(part, np.int64, 2) for part in parts],
+    + [(field, np.int64, 2) for field in fields],
   )
   index["key"] = keys
-  for part in parts:
-    for row, sample in enumerate(samples.values()):
-      index[part][row] = sample.get(part, (-1, -1))
+  for row, (key, sample) in enumerate(samples.items()):
+    for field, span in (sample | kept.get(key, {})).items():
+      index[field][row] = span
   if not len(index):
-    damage.append(f"{path}: no pictures or captions found")
+    damage.append(f"{path}: no images or captions found")
   return index, damage
 
 
+def tar_endings(path: str) -> list[str]:
+  """Returns the endings of a shard's members, each once."""
+  names = (member.name for member in _tar_members(path, []))
+  return list(dict.fromkeys(_split_name(name)[1] for name in names))
+
+
+def _split_name(name: str) -> tuple[str, str]:
+  """Returns the key of a member's sample and the member's ending."""
+  folder, _, name = name.rpartition("/")
+  stem, _, ending = name.partition(".")
+  return f"{folder}/{stem}" if folder else stem, ending
+
+
 def _tar_members(path: str, damage: list[str]) -> Iterator[tarfile.TarInfo]:
-  """Yield the members that are whole, and add to `damage` what is not."""
-  size = os.path.getsize(path)
+  """Yields the intact members, and adds to `damage` what is not intact."""
+  size = files.size(path)
   end = 0
   try:
-    # Unless told to ignore zeros, tarfile takes a bad header for the end.
-    with tarfile.open(path, "r:", ignore_zeros=True) as tar:
+    # Without `ignore_zeros`, tarfile takes a bad header for the end.
+    with (
+      files.open_read(path) as file,
+      tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar,
+    ):
       while member := tar.next():
-        tar.members.clear()  # one object per member, kept for nothing
+        # tarfile would keep an object for every member.
+        vars(tar)["members"].clear()
         _report_gap(path, end, member.offset, damage)
         end = tar.offset
         if member.offset_data + member.size > size:
@@ -334,6 +364,6 @@ def _tar_members(path: str, damage: list[str]) -> Iterator[tarfile.TarInfo]:
 
 def _report_gap(path: str, begin: int, end: int, damage: list[str]) -> None:
   for at in range(begin, end, _CHUNK):
-    if any(read_span(path, at, min(_CHUNK, end - at))):
-      damage.append(f"{path}: bytes {begin} to {end} are no tar members")
+    if any(files.read_range(path, at, min(_CHUNK, end - at))):
+      damage.append(f"{path}: bytes {begin} to {end} are not tar members")
       return

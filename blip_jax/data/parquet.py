@@ -1,16 +1,15 @@
 """Parquet: rows by number, of tables larger than memory.
 
-A Parquet file can only be read a row group at a time, which may be a million
-rows. So the columns of text are unpacked, once, into an Arrow file, and that
-is mapped: a row then costs microseconds, and memory nothing. Pictures that lie
-in the table itself stay packed, as they would take as much disk again; each
-costs reading its row group.
+A Parquet file can only be read one row group at a time, which may be a million
+rows. So the columns of text are unpacked once into an Arrow file, which is
+mapped: a row then takes microseconds, and no memory. Images stored in the
+table stay packed, as they would take as much disk space again; reading one
+reads its row group. Other columns than the needed ones are never read.
 """
 
 import bisect
 import concurrent.futures
 import functools
-import hashlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from absl import logging
 
 from blip_jax.data import offsets, sources
+from blip_jax.runtime import files
 
 try:
   import pyarrow
@@ -29,8 +29,8 @@ except ImportError as error:
     "Reading Parquet needs pyarrow: pip install 'blip_jax[parquet]'."
   ) from error
 
-# The last row groups of pictures that were read: a pass in order reads each
-# group once, while a shuffled one finds nothing here, whatever the number.
+# How many row groups with images are cached: a pass in order reads each group
+# once; a shuffled pass rarely hits the cache, whatever its size.
 _GROUPS_KEPT = 2
 _LARGE_GROUP_BYTES = 1 << 27
 
@@ -38,9 +38,10 @@ _LARGE_GROUP_BYTES = 1 << 27
 class Parquet:
   """Rows of Parquet files, one after the other.
 
-  The picture's column is text (a path or URL), bytes, or a struct of `bytes`
-  and `path`, as Hugging Face writes it; that of captions is text or a list of
-  texts. See `sources.Columns` for columns and arguments.
+  The image column is text (a path or URL), bytes, or a struct of `bytes` and
+  `path`, as in Hugging Face datasets. The caption column is text or a list of
+  texts. Columns to keep may be of any type and become Python values. See
+  `sources.Columns` for columns and arguments.
 
   Raises:
     ValueError: on opening, if a file is missing or damaged, or if a column is
@@ -55,18 +56,19 @@ class Parquet:
     *,
     image: str | None = None,
     caption: str | None = None,
+    keep: tuple[str, ...] = (),
   ):
     self.paths = sources.existing(paths, "Parquet files")
     self._folder = sources.shared_folder(self.paths)
     self._columns = sources.Columns(
-      os.fspath(image_root), with_captions, image, caption
+      os.fspath(image_root), with_captions, image, caption, keep
     )
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
       open_file = functools.partial(_File, columns=self._columns)
       self._files = list(pool.map(open_file, self.paths))
       text_bytes = sum(file.text_bytes for file in self._files)
       mapped = text_bytes >= offsets.MIN_CACHED_BYTES
-      # Only a list waits for all, and raises what they raise.
+      # `list` waits for all of them, and raises what they raise.
       list(pool.map(lambda file: file.load_text(mapped), self._files))
     self._ends = list(itertools.accumulate(map(len, self._files)))
     if not len(self):
@@ -75,17 +77,19 @@ class Parquet:
     self._warn_of_large_groups()
 
   def __reduce__(self):
-    # Maps are opened again, not copied into every worker.
+    # Maps are opened again, not copied into every worker process.
     c = self._columns
-    reopen = functools.partial(Parquet, image=c.image, caption=c.caption)
+    reopen = functools.partial(
+      Parquet, image=c.image, caption=c.caption, keep=c.keep
+    )
     return reopen, (self.paths, c.image_root, c.with_captions)
 
   def _warn_of_large_groups(self) -> None:
-    size = max(file.picture_bytes for file in self._files)
+    size = max(file.packed_bytes for file in self._files)
     if size > _LARGE_GROUP_BYTES:
       logging.warning(
-        "%s: to see one picture, up to %.0f MB are read. Row groups of about "
-        "100 rows (row_group_size=100), or tar shards, are quicker.",
+        "%s: reading one image reads up to %.0f MB. Row groups of about 100 "
+        "rows (row_group_size=100), or tar shards, are faster.",
         self.paths[0],
         size / 1e6,
       )
@@ -101,41 +105,44 @@ class Parquet:
     id = f"{file.path.removeprefix(self._folder)}:{row_number}"
     where = f"{file.path}: row {row_number}"
     row = {name: text[row_number].as_py() for name, text in file.text.items()}
-    if file.picture:
+    if file.packed:
       try:
-        row[file.picture] = self._picture(number, row_number)
+        row |= self._packed(number, row_number)
       except (OSError, pyarrow.ArrowException) as error:
         raise sources.BadRow(id, "broken_row", f"{where}: {error}") from error
     return self._columns.record(row, id, where)
 
-  def _picture(self, number: int, row_number: int) -> bytes | str | None:
-    ends = self._files[number].group_ends
-    group = int(np.searchsorted(ends, row_number, side="right"))
-    pictures = self._group(number, group)
-    picture = pictures[row_number - int(ends[group])].as_py()
-    if isinstance(picture, dict):
-      picture = picture["bytes"] or picture.get("path")
-    return picture
-
-  def _read_group(self, number: int, group: int) -> pyarrow.ChunkedArray:
+  def _packed(self, number: int, row_number: int) -> dict[str, Any]:
+    """Returns the values of the packed columns, by name."""
     file = self._files[number]
-    # The footer was read before; the file is opened each time for the reason
-    # of `offsets.read_span`.
-    packed = pyarrow.parquet.ParquetFile(
-      file.path, metadata=file.footer, memory_map=True
-    )
-    table = packed.read_row_group(group, [file.picture], use_threads=False)
-    return table[file.picture]
+    ends = file.group_ends
+    group = int(np.searchsorted(ends, row_number, side="right"))
+    columns = self._group(number, group)
+    index = row_number - int(ends[group])  # counted from the group's end
+    row = {name: columns[name][index].as_py() for name in file.packed}
+    image = row.get(file.image)
+    if isinstance(image, dict):
+      row[file.image] = image["bytes"] or image.get("path")
+    return row
+
+  def _read_group(self, number: int, group: int) -> pyarrow.Table:
+    file = self._files[number]
+    # The footer was read before. The file is opened each time: thousands of
+    # them would reach the limit of open files.
+    with files.open_read(file.path) as stream:
+      packed = pyarrow.parquet.ParquetFile(stream, metadata=file.footer)
+      return packed.read_row_group(group, file.packed, use_threads=False)
 
 
 class _File:
-  """What is known of one file.
+  """One file: its footer, and the columns that are needed of it.
 
   Attributes:
-    text: the columns that are not pictures, by name, once they are loaded.
-    text_bytes: their size.
-    picture: the column that holds encoded pictures; None if paths are text.
-    picture_bytes: size of the largest row group if there are pictures in it.
+    image: the image column.
+    packed: the columns with images and other bytes, read by row group.
+    packed_bytes: size of these in the largest row group.
+    text: the other columns by name, once they are loaded.
+    text_bytes: size of these.
     group_ends: the number of rows up to the end of each row group.
   """
 
@@ -145,23 +152,30 @@ class _File:
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     self.group_ends = np.cumsum([group.num_rows for group in groups])
     schema = footer.schema.to_arrow_schema()
-    image = columns.image_key(schema.names, path)
+    self.image = image = columns.image_key(schema.names, path)
     type = schema.field(image).type
-    self.picture = image if _is_picture(type) else None
-    if not self.picture and not _is_text(type):
+    if not _is_encoded(type) and not _is_text(type):
       expected = "a path, bytes or a struct of 'bytes' and 'path'"
       raise _mistake(path, "image", expected, schema.field(image))
-    names = {image, columns.image_id_key(schema.names)}
+    sources.check_kept(columns.keep, schema.names, path)
+    packed = {
+      name
+      for name in (image, *columns.keep)
+      if _is_encoded(schema.field(name).type)
+    }
+    names = {image, columns.image_id_key(schema.names), *columns.keep}
     if columns.with_captions:
       caption = columns.caption_key(schema.names, path)
       if not _is_caption(schema.field(caption).type):
         expected = "text or a list of texts"
         raise _mistake(path, "caption", expected, schema.field(caption))
       names.add(caption)
-    self._text_names = sorted(names - {self.picture, None})
+      packed.discard(caption)  # text, also if it is undecoded
+    self.packed = sorted(packed)
+    self._text_names = sorted(names - packed - {None})
     self.text_bytes = sum(_size(group, self._text_names) for group in groups)
-    sizes = [_size(group, [self.picture]) for group in groups]
-    self.picture_bytes = max(sizes, default=0)
+    sizes = [_size(group, self.packed) for group in groups]
+    self.packed_bytes = max(sizes, default=0)
 
   def load_text(self, mapped: bool) -> None:
     self.text = _unpacked(self.path, self._text_names, mapped)
@@ -172,13 +186,14 @@ class _File:
 
 def _footer(path: str) -> Any:
   try:
-    return pyarrow.parquet.read_metadata(path)
+    with files.open_read(path) as file:
+      return pyarrow.parquet.read_metadata(file)
   except (OSError, pyarrow.ArrowException) as error:
     raise ValueError(f"{path}: {error}") from error
 
 
-def _size(group: Any, names: Sequence[str | None]) -> int:
-  """Unpacked bytes of some columns of a row group, in which they are trees."""
+def _size(group: Any, names: Sequence[str]) -> int:
+  """Unpacked size in bytes of columns in a row group, nested ones included."""
   chunks = [group.column(i) for i in range(group.num_columns)]
   return sum(
     chunk.total_uncompressed_size
@@ -187,7 +202,7 @@ def _size(group: Any, names: Sequence[str | None]) -> int:
   )
 
 
-def _is_picture(type: pyarrow.DataType) -> bool:
+def _is_encoded(type: pyarrow.DataType) -> bool:
   if pyarrow.types.is_struct(type):
     return "bytes" in type.names
   return _is_bytes(type)
@@ -212,12 +227,12 @@ def _mistake(
 ) -> ValueError:
   return ValueError(
     f"{path}: expected {expected} under {field.name!r}, found {field.type}. "
-    f"?{option}=COLUMN behind the file's name names another column."
+    f"?{option}=COLUMN after the file's name selects another column."
   )
 
 
 def _plain(type: pyarrow.DataType) -> pyarrow.DataType:
-  """What a dictionary is of: the values that pandas calls categories."""
+  """The type of the values, also of a dictionary (categories in pandas)."""
   return type.value_type if pyarrow.types.is_dictionary(type) else type
 
 
@@ -228,26 +243,28 @@ def _unpacked(
     return {}
   try:
     if mapped:
-      digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
-      target = offsets.cache_path(path, f"columns-{digest}", ".arrow")
-      if not target.exists():
+      kind = f"columns-{offsets.digest(names)}"
+      target = offsets.cache_path(path, kind, ".arrow")
+      if not files.exists(target):
         logging.info("Unpacking %s of %s, once.", names, path)
         unpack = functools.partial(_unpack, path, names)
         offsets.write_cache(target, unpack)
       file = pyarrow.memory_map(str(target))
       table = pyarrow.ipc.open_file(file).read_all()
     else:
-      table = pyarrow.parquet.ParquetFile(path).read(names)
+      with files.open_read(path) as file:
+        table = pyarrow.parquet.ParquetFile(file).read(names)
   except (OSError, pyarrow.ArrowException) as error:
     raise ValueError(f"{path}: {error}") from error
   return {name: table[name] for name in names}
 
 
 def _unpack(path: str, names: list[str], file: BinaryIO) -> None:
-  packed = pyarrow.parquet.ParquetFile(path)
-  types = [_plain(packed.schema_arrow.field(name).type) for name in names]
-  schema = pyarrow.schema(list(zip(names, types, strict=True)))
-  with pyarrow.ipc.new_file(file, schema) as writer:
-    for batch in packed.iter_batches(columns=names):
-      # Each batch has a dictionary of its own, which Arrow files cannot have.
-      writer.write_batch(batch.select(names).cast(schema))
+  with files.open_read(path) as stream:
+    packed = pyarrow.parquet.ParquetFile(stream)
+    types = [_plain(packed.schema_arrow.field(name).type) for name in names]
+    schema = pyarrow.schema(list(zip(names, types, strict=True)))
+    with pyarrow.ipc.new_file(file, schema) as writer:
+      for batch in packed.iter_batches(columns=names):
+        # Each batch has its own dictionary, which Arrow files do not support.
+        writer.write_batch(batch.select(names).cast(schema))

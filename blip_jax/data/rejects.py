@@ -1,23 +1,24 @@
-"""Rows that cannot be used: counted, listed, and bounded in number."""
+"""Rows that cannot be used: counted, listed, and limited in number."""
 
 import collections
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from absl import logging
 
-# A web-scale set may have millions of dead rows; all are counted, but the
-# memory that tells listed from unlisted is bounded.
+from blip_jax.runtime import files
+
+# A web-scale data set may have millions of unusable rows. All are counted, but
+# the memory that tells which are listed already is bounded.
 _MAX_LISTED = 1_000_000
 _MAX_LOGGED = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-  """Stands in the stream for a row that cannot be used."""
+  """Takes the position of a row that cannot be used."""
 
   id: str
   reason: str
@@ -25,25 +26,28 @@ class Bad:
 
 
 class BadSamples:
-  """Counts rows that cannot be used, lists them, and says when to give up.
+  """Counts and lists rows that cannot be used; fails if there are too many.
 
   Args:
     path: a JSON Lines file that gets {"id", "reason", "detail"} once per id
       and reason, also across restarts; one file per process. None: rows are
-      counted only.
-    max_fraction: share of all rows read that may be bad.
-    min_seen: rows to read before that share is judged.
+      only counted.
+    max_fraction: fraction of all rows read that may be bad.
+    min_seen: number of rows to read before that fraction is checked.
+
+  Raises:
+    ValueError: `max_fraction` is not in [0, 1).
   """
 
   def __init__(
     self,
-    path: str | os.PathLike | None = None,
+    path: files.Path | None = None,
     max_fraction: float = 0.05,
     min_seen: int = 1000,
   ):
     if not 0 <= max_fraction < 1:
       raise ValueError(
-        f"config.data.max_bad_fraction: expected a share in [0, 1), found "
+        f"config.data.max_bad_fraction: expected a fraction in [0, 1), found "
         f"{max_fraction}. With 1 a run without any usable row would never end."
       )
     self.path = path
@@ -52,11 +56,11 @@ class BadSamples:
     self._max_fraction = max_fraction
     self._min_seen = min_seen
     self._listed: set[tuple[str, str]] = set()
-    if path is not None and os.path.exists(path):
+    if path is not None and files.exists(path):
       self._listed.update(_resume_list(path))
 
   def count(self, row: Any) -> bool:
-    """Take note of one row of the stream; return whether it is bad.
+    """Counts one row that was read, and returns whether it is bad.
 
     Raises:
       ValueError: too many rows are bad.
@@ -67,11 +71,11 @@ class BadSamples:
       self.reasons[row.reason] += 1
       self.note(row)
     if self.seen >= self._min_seen:
-      self.judge()
+      self.check()
     return bad
 
   def note(self, bad: Bad) -> None:
-    """Put a row on the list, if it is not there."""
+    """Adds a row to the list unless it is on it."""
     key = (bad.id, bad.reason)
     if key in self._listed or len(self._listed) >= _MAX_LISTED:
       return
@@ -85,12 +89,10 @@ class BadSamples:
       bad.detail,
     )
     if self.path is not None:
-      line = json.dumps(dataclasses.asdict(bad))
-      with open(self.path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+      files.append_line(self.path, json.dumps(dataclasses.asdict(bad)))
 
-  def judge(self) -> None:
-    """Raise `ValueError` if too many rows are bad."""
+  def check(self) -> None:
+    """Raises `ValueError` if too many rows are bad."""
     total = self.reasons.total()
     if total <= self._max_fraction * self.seen:
       return
@@ -104,25 +106,22 @@ class BadSamples:
 
 
 class Reasons(BadSamples):
-  """Why pictures cannot be used, by their ids; none are too many."""
+  """Stores why images cannot be used, by their ids; never fails."""
 
   def __init__(self):
     super().__init__()
-    self.of: dict[str, str] = {}
+    self.by_id: dict[str, str] = {}
 
   def note(self, bad: Bad) -> None:
-    self.of[bad.id] = f"{bad.reason}: {bad.detail}"
+    self.by_id[bad.id] = f"{bad.reason}: {bad.detail}"
 
-  def judge(self) -> None:
+  def check(self) -> None:
     pass
 
 
-def _resume_list(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
-  """Read the list of an earlier run, which may have been cut in mid-line."""
-  with open(path, "r+b") as file:
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    file.truncate(whole)
-  for line in content[:whole].splitlines():
+def _resume_list(path: files.Path) -> Iterator[tuple[str, str]]:
+  """Reads the list of an earlier run, whose last line may be incomplete."""
+  files.drop_partial_line(path)
+  for line in files.complete_lines(path):
     row = json.loads(line)
     yield row["id"], row["reason"]

@@ -1,77 +1,154 @@
-"""Tar shards, as webdataset and img2dataset write them."""
+"""Tar shards in the format of webdataset and img2dataset."""
 
 import bisect
 import concurrent.futures
+import functools
 import itertools
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from blip_jax.data import offsets, sources
+from blip_jax.runtime import files
 
 
 class TarShards:
-  """Samples of webdataset or img2dataset tar files, read where they lie.
+  """Samples of webdataset or img2dataset tar files, read in place.
 
-  A sample is made of the members that share a name up to its first dot: a
-  picture (jpg, jpeg, png, webp) and its caption (txt, or the key "caption" of
-  json). Nothing is extracted, and members of other kinds are never opened.
-  Without captions a picture is all that a sample needs.
+  A sample consists of the members that share a name up to its first dot: an
+  image (jpg, jpeg, png, webp) and its caption (txt, or the key "caption" of
+  json). Nothing is extracted, and members of other kinds are never read.
+  Without captions an image is all that a sample needs.
 
-  `problems` lists what is damaged in which shard; the samples around it stay.
+  `problems` lists the damage of each shard; samples that are intact stay.
+
+  Args:
+    keep: further values; the record gets each under its own name: the text of
+      the member with that ending (its bytes must be UTF-8), or else the
+      value of that key in the sample's json.
+
+  Raises:
+    ValueError: on opening, if a shard is missing, there are no samples, or
+      no sample has one of the values to keep.
   """
 
-  def __init__(self, paths: Sequence[str], with_captions: bool = True):
+  def __init__(
+    self,
+    paths: Sequence[str],
+    with_captions: bool = True,
+    *,
+    keep: tuple[str, ...] = (),
+  ):
     self.paths = sources.existing(paths, "shards")
     self._folder = sources.shared_folder(paths)
     self._with_captions = with_captions
+    self._keep = sources.kept_names(keep)
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
-      found = list(pool.map(_tar_index, self.paths))
-    self._shards = [offsets.Mapped(index) for index, _ in found]
-    self._ends = list(itertools.accumulate(len(index) for index, _ in found))
-    self.problems = [line for _, damage in found for line in damage]
+      index = functools.partial(_tar_index, keep=self._keep)
+      indexed = list(pool.map(index, self.paths))
+    self._shards = [offsets.Mapped(index) for index, _ in indexed]
+    self._ends = list(itertools.accumulate(len(index) for index, _ in indexed))
+    self.problems = [line for _, damage in indexed for line in damage]
     for line in self.problems:
       logging.warning("Damaged shard: %s", line)
     if not len(self):
       raise ValueError(f"No samples in {paths[0]} and {len(paths) - 1} others.")
+    self._check_kept()
 
   def __len__(self) -> int:
     return self._ends[-1]
 
   def __getitem__(self, index: int) -> sources.Record:
+    path, sample, id = self._find(index)
+    record = {"image": _member(path, sample["image"], id, "image"), "id": id}
+    if self._with_captions:
+      record["caption"] = _caption(path, sample, id)
+    if self._keep:
+      row = self._row(path, sample, id)
+      record |= sources.kept_values(self._keep, row, id, f"{path}: {id}")
+    return record
+
+  def _find(self, index: int) -> tuple[str, np.void, str]:
+    """Returns the shard, the entry of its index and the id of a sample."""
     index = range(len(self))[index]
     shard = bisect.bisect_right(self._ends, index)
     rows = self._shards[shard].array
     sample = rows[index - self._ends[shard]]  # counted from the shard's end
     path = self.paths[shard]
     label = path.removeprefix(self._folder)
-    id = f"{label}:{os.fsdecode(bytes(sample['key']))}"
-    record = {"image": _member(path, sample["image"], id, "image"), "id": id}
-    if self._with_captions:
-      record["caption"] = _tar_caption(path, sample, id)
-    return record
+    return path, sample, f"{label}:{os.fsdecode(bytes(sample['key']))}"
+
+  def _row(self, path: str, sample: np.void, id: str) -> dict[str, Any]:
+    """Returns what may be kept of a sample, by name."""
+    texts = {}
+    for name in self._keep:
+      span = sample[offsets.member_field(name)]
+      if span[0] >= 0:
+        try:
+          texts[name] = _member(path, span, id, name).decode("utf-8")
+        except UnicodeDecodeError as error:
+          detail = f"{path}: {name}: {error}"
+          raise sources.BadRow(id, "broken_row", detail) from error
+    if len(texts) == len(self._keep) or sample["json"][0] < 0:
+      return texts
+    return _json(path, sample, id) | texts
+
+  def _check_kept(self) -> None:
+    # Endings are in the index, so only keys of json need a search.
+    sought = [name for name in self._keep if not self._has_member(name)]
+    if not sought:
+      return
+    endings = offsets.tar_endings(self.paths[0])
+
+    def columns(index: int) -> list[str]:
+      path, sample, id = self._find(index)
+      has_json = sample["json"][0] >= 0
+      return [*(_json(path, sample, id) if has_json else ()), *endings]
+
+    sources.search_kept(sought, columns, len(self), self.paths[0])
+
+  def _has_member(self, ending: str) -> bool:
+    field = offsets.member_field(ending)
+    return any((s.array[field][:, 0] >= 0).any() for s in self._shards)
 
 
-def _tar_index(path: str) -> tuple[np.ndarray, list[str]]:
-  return offsets.cached(path, "samples", offsets.tar_samples)
+def _tar_index(
+  path: str, keep: tuple[str, ...]
+) -> tuple[np.ndarray, list[str]]:
+  kind = f"samples{offsets.digest(keep)}" if keep else "samples"
+  build = functools.partial(offsets.tar_samples, keep=keep)
+  return offsets.cached(path, kind, build)
 
 
-def _tar_caption(path: str, sample: np.void, id: str) -> str | bytes:
+def _caption(path: str, sample: np.void, id: str) -> str | bytes:
   if sample["text"][0] >= 0 or sample["json"][0] < 0:
     return _member(path, sample["text"], id, "caption")
-  raw = _member(path, sample["json"], id, "caption")
-  try:
-    caption = json.loads(raw.decode("utf-8"))["caption"]
-  except (ValueError, RecursionError, KeyError, TypeError) as error:
-    raise sources.BadRow(
-      id, "broken_row", f"{path}: json: {error!r}"
-    ) from error
+  row = _json(path, sample, id)
+  if "caption" not in row:
+    detail = f"{path}: json: no 'caption' among {list(row)!r:.200}"
+    raise sources.BadRow(id, "broken_row", detail)
+  caption = row["caption"]
   if not isinstance(caption, str):
     raise sources.BadRow(id, "empty_caption", f"{path}: json: {caption!r:.200}")
   return caption
+
+
+def _json(path: str, sample: np.void, id: str) -> dict[str, Any]:
+  raw = _member(path, sample["json"], id, "json")
+  try:
+    row = json.loads(raw.decode("utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise sources.BadRow(
+      id, "broken_row", f"{path}: json: {error!r}"
+    ) from error
+  if not isinstance(row, dict):
+    detail = f"{path}: json: expected an object, found {row!r:.200}"
+    raise sources.BadRow(id, "broken_row", detail)
+  return row
 
 
 def _member(path: str, span: np.ndarray, id: str, part: str) -> bytes:
@@ -80,7 +157,7 @@ def _member(path: str, span: np.ndarray, id: str, part: str) -> bytes:
     raise sources.BadRow(
       id, f"missing_{part}", f"{path}: the sample has no {part}"
     )
-  raw = offsets.read_span(path, offset, size)
+  raw = files.read_range(path, offset, size)
   if len(raw) < size:
     raise sources.BadRow(
       id, "broken_row", f"{path}: the shard is shorter than it was"

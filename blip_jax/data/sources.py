@@ -1,30 +1,32 @@
-"""Random access to image-text pairs, wherever they lie.
+"""Random access to image-text pairs, in any of the supported formats.
 
-A source has `len()`, can be pickled, and gives by index a record:
+A source has `len()`, can be pickled, and returns records by index:
 
-  image     encoded bytes, the path of a file, or a uint8 array H W 3
+  image     encoded bytes, the path of a file, or a uint8 array [H, W, 3]
   caption   str, list of str, or undecoded bytes; absent if the source was
             opened without captions
-  image_id  what the annotation calls the picture; absent if it says nothing
-  id        where the record came from, for reports: "train.json:17"
+  image_id  how the annotation identifies the image; absent if it does not
+  id        where the record comes from, for reports: "train.json:17"
 
-A mistake in the schema (a key that is missing) is the user's and raises
-`ValueError`. A single unreadable row raises `BadRow`, which the loader counts
-and skips; pictures are only looked at later, in `transforms.decode`.
+and each column that `keep` names, under its own name.
+
+A mistake in the schema (a missing key) is the user's and raises `ValueError`.
+A single unreadable row raises `BadRow`, which the loader counts and skips.
+Images are only read later, in `transforms.decode`.
 """
 
 import dataclasses
-import json
 import os
 import re
 import urllib.parse
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from blip_jax.data import offsets, transforms
+from blip_jax.data import transforms
+from blip_jax.runtime import files
 
 Record = dict[str, Any]
 
@@ -32,19 +34,25 @@ Record = dict[str, Any]
 # round trip.
 INDEX_THREADS = 16
 
-# First match wins, among the columns of a row; so with captions among the
-# features of a TFDS builder.
+# The first name that a row has wins; a TFDS builder's features are searched
+# for the same caption names.
 _IMAGES = ("image", "url", "image_path", "file_name")
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 # NoCaps says `img_id`. A row's `id` may be that of a caption, so it is last.
 _IMAGE_IDS = ("image_id", "img_id", "id")
+# Keys that records have a meaning for; `keep` cannot name them.
+_RESERVED = ("image", "caption", "id", "image_id")
 
-# A shard's name or a folder may stand before it, and an extension behind.
+# Formats without a schema are searched this far for the columns to keep: where
+# even more rows lack one, too many rows would be bad anyway.
+_SCHEMA_ROWS = 10_000
+
+# A shard's name or a folder may precede it, and an extension may follow.
 _COCO_NAME = re.compile(r"(?:.*[/:])?(?:COCO_[a-z]+\d{4}_)?(\d{12})(?:\.\w+)?")
 
 
 class BadRow(transforms.BadSample):
-  """A row that is unreadable although its neighbours are not."""
+  """A row that cannot be used, although other rows of its source can."""
 
   def __init__(self, id: str, reason: str, detail: str):
     super().__init__(reason, detail)
@@ -53,19 +61,19 @@ class BadRow(transforms.BadSample):
 
 
 def coco_image_id(name: str) -> int | None:
-  """Return the number in a file name of COCO's, None if it is no such name.
+  """Returns the image id in a COCO file name, None if it is no such name.
 
-  COCO_val2014_000000391895.jpg and 000000391895.jpg are picture 391895; only
-  names of 12 digits count, for in others a number need not name a picture.
+  COCO_val2014_000000391895.jpg and 000000391895.jpg are image 391895. Only
+  names of 12 digits count: other numbers need not identify an image.
   """
-  found = _COCO_NAME.fullmatch(name)
-  return int(found[1]) if found else None
+  match = _COCO_NAME.fullmatch(name)
+  return int(match[1]) if match else None
 
 
 def image_id(record: Record) -> int | str | None:
-  """Return what COCO's result files call a picture, None if nothing does.
+  """Returns the image id for COCO's result files, None if there is none.
 
-  What the annotation says wins over the file's name.
+  The annotation's id takes precedence over the one in the file name.
   """
   if "image_id" in record:
     return record["image_id"]
@@ -73,19 +81,19 @@ def image_id(record: Record) -> int | str | None:
 
 
 def captions(record: Record) -> list[str | bytes]:
-  """Return the texts of a record, which may have one or a list of them."""
+  """Returns the captions of a record as a list, also if it has only one."""
   caption = record["caption"]
   return list(caption) if isinstance(caption, (list, tuple)) else [caption]
 
 
 def image_path(record: Record) -> str:
-  """Return where the picture lies; "" if that is in a shard or a table."""
+  """Returns the path of the image; "" if it is stored in a shard or table."""
   image = record["image"]
   return image if isinstance(image, str) else ""
 
 
 class Rows:
-  """Some rows of a source, in an order of their own."""
+  """A selection of rows of a source, in a given order."""
 
   def __init__(self, source: Any, rows: np.ndarray):
     self._source = source
@@ -94,15 +102,15 @@ class Rows:
   def __len__(self) -> int:
     return len(self.rows)
 
-  def __getitem__(self, place: int) -> Record:
-    return self._source[int(self.rows[place])]
+  def __getitem__(self, index: int) -> Record:
+    return self._source[int(self.rows[index])]
 
 
 class Noted:
-  """Rows of which `note(place, record)` is kept, once read, in `notes`.
+  """Rows that store `note(index, record)` of each record read, in `notes`.
 
-  A batch has pixels and ids; who wants to know more of its pictures takes the
-  notes of their places out.
+  A batch has only pixels and ids. Who needs more of a record takes it out of
+  `notes`, by the record's index.
   """
 
   def __init__(self, rows: Any, note: Callable[[int, Record], Any]):
@@ -112,14 +120,14 @@ class Noted:
   def __len__(self) -> int:
     return len(self._rows)
 
-  def __getitem__(self, place: int) -> Record:
-    record = self._rows[place]
-    self.notes[place] = self._note(place, record)
+  def __getitem__(self, index: int) -> Record:
+    record = self._rows[index]
+    self.notes[index] = self._note(index, record)
     return record
 
 
 def row_id(source: Any, row: int) -> str | None:
-  """Return the id of a row, broken or not; None if there is no such row."""
+  """Returns the id of a row, usable or not; None if there is no such row."""
   try:
     return source[row]["id"]
   except BadRow as bad:
@@ -129,61 +137,73 @@ def row_id(source: Any, row: int) -> str | None:
 
 
 def image_number(record: Record) -> int:
-  """Return what captions of one picture have in common, below 2**31.
+  """Returns a number below 2**31 that all captions of one image share.
 
-  That is made of the annotation's `image_id` if there is one, else of the
-  picture's path or content. Of COCO's 113,287 pictures, three pairs are to be
-  expected that share a number by chance.
+  It is a hash of the annotation's `image_id` if there is one, else of the
+  image's path or content. Among COCO's 113,287 images, about three pairs are
+  expected to share a number by chance.
   """
-  name = record.get("image_id", record["image"])
-  if not isinstance(name, bytes | np.ndarray):
-    name = str(name).encode()
-  return zlib.crc32(name) & 0x7FFFFFFF
+  key = record.get("image_id", record["image"])
+  if isinstance(key, np.ndarray):
+    key = key.tobytes()
+  elif not isinstance(key, bytes):
+    key = str(key).encode()
+  return zlib.crc32(key) & 0x7FFFFFFF
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
   """Which columns of a row hold what, and the record that they make.
 
-  A row is a mapping from the names of columns to values, wherever it was read.
+  A row is a mapping from column names to values, whatever the file format.
   `image` (or `url`, `image_path`, `file_name`) is a path or encoded bytes;
-  `path_of_url` says where the picture of a URL is expected. `caption` (or
+  `path_of_url` defines where the image of a URL is expected. `caption` (or
   `captions`, `text`, `texts`, `sentences`) is text or a list of texts.
-  `image_id` (or `img_id`, `id`) is passed on.
+  `image_id` (or `img_id`, `id`) becomes the record's `image_id`.
 
   Attributes:
-    image_root: what relative paths of pictures start from.
-    with_captions: whether records have a caption; rows need none otherwise.
-    image: the name of the picture's column; None: the first usual one.
-    caption: the name of the caption's column, likewise.
+    image_root: folder that relative image paths start from.
+    with_captions: whether records have a caption; if not, rows need none.
+    image: name of the image's column; None: the first of the usual names.
+    caption: name of the caption's column, likewise.
+    keep: further columns; the record gets each under its own name, with the
+      value that the row has.
+
+  Raises:
+    ValueError: `keep` names a key that records have anyway.
   """
 
   image_root: str = ""
   with_captions: bool = True
   image: str | None = None
   caption: str | None = None
+  keep: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    object.__setattr__(self, "keep", kept_names(self.keep))
 
   def image_key(self, columns: Collection[str], where: str) -> str:
-    """Return the picture's column; `ValueError` if there is none."""
+    """Returns the image's column; `ValueError` if there is none."""
     return _key(columns, "image", "a path", self.image, _IMAGES, where)
 
   def caption_key(self, columns: Collection[str], where: str) -> str:
-    """Return the caption's column; `ValueError` if there is none."""
+    """Returns the caption's column; `ValueError` if there is none."""
     return _key(columns, "caption", "text", self.caption, CAPTIONS, where)
 
   def image_id_key(self, columns: Collection[str]) -> str | None:
     return next((key for key in _IMAGE_IDS if key in columns), None)
 
   def record(self, row: Mapping[str, Any], id: str, where: str) -> Record:
-    """Return the record of a row.
+    """Returns the record of a row.
 
     Args:
-      id: the record's.
+      id: the record's id.
       where: file and row, for errors.
 
     Raises:
-      ValueError: a column is missing, or another type is in it.
-      BadRow: this row has no picture or caption.
+      ValueError: the image's or caption's column is missing, or has values of
+        another type.
+      BadRow: this row has no image, no caption or no value of a kept column.
     """
     record = {"image": self._image(row, id, where), "id": id}
     if self.with_captions:
@@ -191,7 +211,7 @@ class Columns:
     image_id_key = self.image_id_key(row)
     if image_id_key and row[image_id_key] is not None:
       record["image_id"] = row[image_id_key]
-    return record
+    return record | kept_values(self.keep, row, id, where)
 
   def _image(self, row: Mapping[str, Any], id: str, where: str) -> str | bytes:
     key = self.image_key(row, where)
@@ -201,7 +221,7 @@ class Columns:
     if image is None:
       raise BadRow(id, "missing_image", f"{where}: nothing under {key!r}")
     if not isinstance(image, str):
-      raise _mistake(where, f"a path under {key!r}", image)
+      raise mistake(where, f"a path under {key!r}", image)
     if image.startswith(("http://", "https://")):
       try:
         image = path_of_url(image)
@@ -218,8 +238,84 @@ class Columns:
       raise BadRow(id, "empty_caption", f"{where}: {caption} under {key!r}")
     texts = caption if isinstance(caption, list) else [caption]
     if not all(isinstance(text, (str, bytes)) for text in texts):
-      raise _mistake(where, f"text under {key!r}", caption)
+      raise mistake(where, f"text under {key!r}", caption)
     return caption
+
+
+def kept_names(keep: Sequence[str]) -> tuple[str, ...]:
+  """Returns the names of the columns to keep, each once.
+
+  Raises:
+    ValueError: a key that records have anyway is among them.
+  """
+  names = tuple(dict.fromkeys(keep))
+  if isinstance(keep, str):
+    raise ValueError(f"keep: expected a tuple of column names, found {keep!r}.")
+  reserved = [name for name in names if name in _RESERVED]
+  if reserved:
+    raise ValueError(
+      f"keep={list(names)}: {reserved} cannot be kept, for a record has keys "
+      "of these names already. ?image=COLUMN&caption=COLUMN chooses what "
+      "'image' and 'caption' are read from."
+    )
+  return names
+
+
+def check_kept(
+  keep: Iterable[str], columns: Collection[str], where: str
+) -> None:
+  """Raises `ValueError` unless all columns to keep are there."""
+  missing = [name for name in keep if name not in columns]
+  if missing:
+    raise ValueError(
+      f"{where}: expected the columns {missing} that 'keep' names, found the "
+      f"columns {list(columns)}."
+    )
+
+
+def kept_values(
+  keep: Iterable[str], row: Mapping[str, Any], id: str, where: str
+) -> Record:
+  """Returns the values of the columns to keep, by name.
+
+  Raises:
+    BadRow: the row has none under one of the names, or null.
+  """
+  values = {name: row.get(name) for name in keep}
+  for name, value in values.items():
+    if value is None:
+      detail = f"{where}: nothing under {name!r}, which 'keep' names"
+      raise BadRow(id, "missing_column", detail)
+  return values
+
+
+def search_kept(
+  keep: Iterable[str],
+  columns_of: Callable[[int], Collection[str]],
+  num_rows: int,
+  where: str,
+) -> None:
+  """Checks the columns to keep where no schema lists the columns.
+
+  Args:
+    columns_of: returns the columns of a row; may raise `BadRow`.
+    num_rows: number of rows, of which the first 10,000 are searched.
+
+  Raises:
+    ValueError: no row that was searched has one of the columns.
+  """
+  missing = set(keep)
+  columns: dict[str, None] = {}  # ordered
+  num_searched = min(num_rows, _SCHEMA_ROWS)
+  for index in range(num_searched if missing else 0):
+    try:
+      columns |= dict.fromkeys(columns_of(index))
+    except BadRow:
+      continue
+    missing -= columns.keys()
+    if not missing:
+      return
+  check_kept(keep, columns, f"{where}: rows 0 to {num_searched - 1}")
 
 
 def _key(
@@ -236,87 +332,34 @@ def _key(
       return name
   first, *others = map(repr, names)
   choice = f"{first} (or {', '.join(others)})" if others else first
-  knob = f"?{option}=COLUMN behind the file's name names another column."
-  raise _mistake(where, f"{what} under {choice}", list(columns), knob)
+  knob = f"?{option}=COLUMN after the file's name selects another column."
+  raise mistake(where, f"{what} under {choice}", list(columns), knob)
 
 
-def _mistake(
+def mistake(
   where: str, expected: str, found: Any, knob: str = ""
 ) -> ValueError:
+  """Returns an error in the schema; `knob` names an option that helps."""
   message = f"{where}: expected {expected}, found {found!r:.200}. {knob}"
   return ValueError(message.rstrip())
 
 
-class Annotations:
-  """Rows of a JSON list or of JSON lines, as COCO, Flickr30k and BLIP use.
-
-  A row is an object; see `Columns` for its keys and the arguments.
-
-  Raises:
-    ValueError: on opening, if the file is no list of rows or is truncated; on
-      access, if a row lacks a key or has another type there. Both name the
-      file, the row (from 0) and the key.
-  """
-
-  def __init__(
-    self,
-    path: str | os.PathLike,
-    image_root: str = "",
-    with_captions: bool = True,
-    *,
-    image: str | None = None,
-    caption: str | None = None,
-  ):
-    self.path = annotation_file(path)
-    find = offsets.jsonl_rows if _is_jsonl(self.path) else offsets.json_rows
-    self._columns = Columns(
-      os.fspath(image_root), with_captions, image, caption
-    )
-    self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
-
-  def __len__(self) -> int:
-    return len(self._rows.array) - 1
-
-  def __getitem__(self, index: int) -> Record:
-    index = range(len(self))[index]
-    id = f"{os.path.basename(self.path)}:{index}"
-    return self._columns.record(
-      self._parse(index, id), id, f"{self.path}: row {index}"
-    )
-
-  def _parse(self, index: int, id: str) -> dict[str, Any]:
-    start, end = (int(n) for n in self._rows.array[index : index + 2])
-    raw = offsets.read_span(self.path, start, end - start)
-    try:
-      row = json.loads(raw.decode("utf-8").rstrip().removesuffix(","))
-    except (ValueError, RecursionError) as error:  # ValueError: also UTF-8
-      detail = f"{self.path}: row {index} (byte {start}): {error}"
-      raise BadRow(id, "broken_row", detail) from error
-    if not isinstance(row, dict):
-      raise _mistake(f"{self.path}: row {index}", "an object", row)
-    return row
-
-
 def annotation_file(path: str | os.PathLike) -> str:
-  """Return the path of a file that has to be there."""
+  """Returns the path of an annotation file, which must exist."""
   path = os.fspath(path)
-  if not os.path.isfile(path):
+  if not files.is_file(path):
     raise ValueError(f"{path}: no such annotation file.")
   return path
 
 
-def _is_jsonl(path: str) -> bool:
-  return path.lower().endswith(".jsonl")
-
-
 def path_of_url(url: str) -> str:
-  """Return where a picture lies that was downloaded by its URL.
+  """Returns the path, below the image root, of an image given by its URL.
 
   The rule is that of `wget --force-directories`: host, decoded path, "?" and
-  query. "https://a.org/x/b%20c.jpg?w=1" lies at "a.org/x/b c.jpg?w=1".
+  query. "https://a.org/x/b%20c.jpg?w=1" becomes "a.org/x/b c.jpg?w=1".
 
   Raises:
-    ValueError: the URL would lead out of the image root.
+    ValueError: the path would leave the image root.
   """
   parts = urllib.parse.urlsplit(url)
   path = urllib.parse.unquote(parts.path)
@@ -328,22 +371,29 @@ def path_of_url(url: str) -> str:
 
 
 def existing(paths: Sequence[str], what: str) -> tuple[str, ...]:
-  """Return files that all have to be there, and be some."""
-  missing = [path for path in paths if not os.path.isfile(path)]
+  """Returns the paths, of which there must be at least one.
+
+  Args:
+    what: the files, in the error's words.
+
+  Raises:
+    ValueError: there are no paths, or files that do not exist.
+  """
+  missing = [path for path in paths if not files.is_file(path)]
   if missing or not paths:
     raise ValueError(
       f"{len(missing)} of {len(paths)} {what} do not exist: {missing[:3]}. "
-      "A pattern with '*' takes those that are there."
+      "A pattern with '*' matches only files that exist."
     )
   return tuple(paths)
 
 
 def shared_folder(paths: Sequence[str]) -> str:
-  """Return the folder that all files lie in, up to its slash.
+  """Returns the deepest folder that contains all files, with its slash.
 
-  Without it their names are short and still tell them apart.
+  Paths relative to it are short and still unique.
   """
-  # Paths are cut as they are written: what `commonpath` tidies may be another
-  # place, behind a link.
+  # Paths are cut as they are spelled: `commonpath` normalises them, which
+  # changes where a path leads if there is a link in it.
   start = os.path.commonprefix(list(paths))  # noqa: RUF071
   return start[: start.rfind("/") + 1]

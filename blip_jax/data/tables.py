@@ -1,9 +1,9 @@
 """CSV and TSV: rows by number, in files of any size.
 
-A quoted field may hold line ends, so rows are not lines; and web data has
-quotes that nobody closes, so quotes cannot simply be counted. Lines are joined
-only where that makes a row with as many fields as the header has: a quote too
-many costs its own row, not those behind it.
+A quoted field may contain line ends, so a row is not always a line; and web
+data has quotes that are never closed, so counting quotes is not enough. Lines
+are joined only if that gives a row with as many fields as the header: a stray
+quote costs its own row, not those after it.
 """
 
 import csv
@@ -13,14 +13,16 @@ import itertools
 import json
 import os
 import re
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from blip_jax.data import offsets, sources
+from blip_jax.runtime import files
 
-# A row that spans lines is no longer than this: what an unclosed quote could
-# swallow is bounded, and so is the time to find that out.
+# The longest row that spans lines. This bounds how much an unclosed quote can
+# swallow, and the time to find out that it does.
 _MAX_JOINED_BYTES = 1 << 18
 _LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)
 
@@ -28,12 +30,13 @@ _LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)
 class Csv:
   """Rows of a CSV or TSV file whose first line names the columns.
 
-  Several captions in one field are a JSON list of texts. A field with a
-  delimiter, a quote or a line end in it is quoted, quotes in it are doubled.
-  See `sources.Columns` for columns and arguments.
+  Several captions in one field are a JSON list of texts. A field that contains
+  a delimiter, a quote or a line end is quoted, and quotes in it are doubled.
+  Columns to keep are texts, empty ones included. See `sources.Columns` for
+  columns and arguments.
 
   Args:
-    delimiter: what separates fields; None: a tab in .tsv, else a comma.
+    delimiter: separates fields; None: a tab in .tsv, else a comma.
 
   Raises:
     ValueError: on opening, if a column is missing or there are no rows.
@@ -47,6 +50,7 @@ class Csv:
     *,
     image: str | None = None,
     caption: str | None = None,
+    keep: tuple[str, ...] = (),
     delimiter: str | None = None,
   ):
     self.path = sources.annotation_file(path)
@@ -58,7 +62,7 @@ class Csv:
         f"{delimiter!r}."
       )
     self._columns = sources.Columns(
-      os.fspath(image_root), with_captions, image, caption
+      os.fspath(image_root), with_captions, image, caption, keep
     )
     self._header = _header(self.path, self._delimiter)
     self._check_header()
@@ -72,14 +76,14 @@ class Csv:
     )
     self._rows = offsets.Mapped(index)
     if not len(self):
-      raise ValueError(f"{self.path}: there are no rows behind the header.")
+      raise ValueError(f"{self.path}: there are no rows after the header.")
 
   def _check_header(self) -> None:
     if len(self._header) == 1 and self._columns.with_captions:
       raise ValueError(
         f"{self.path}: expected a header of several columns with "
         f"{self._delimiter!r} between them, found {self._header}. "
-        "?delimiter=CHARACTER behind the file's name sets another one."
+        "?delimiter=CHARACTER after the file's name sets another one."
       )
     where = f"{self.path}: header"
     self._image = self._columns.image_key(self._header, where)
@@ -87,6 +91,7 @@ class Csv:
     self._caption = None
     if self._columns.with_captions:
       self._caption = self._columns.caption_key(self._header, where)
+    sources.check_kept(self._columns.keep, self._header, where)
 
   def __len__(self) -> int:
     return len(self._rows.array) - 2  # the header, and the end
@@ -96,14 +101,14 @@ class Csv:
     start, end = (int(n) for n in self._rows.array[index + 1 : index + 3])
     id = f"{os.path.basename(self.path)}:{index}"
     where = f"{self.path}: row {index} (byte {start})"
-    raw = offsets.read_span(self.path, start, end - start)
+    raw = files.read_range(self.path, start, end - start)
     try:
       row = self._parse(raw)
     except ValueError as error:
       raise sources.BadRow(id, "broken_row", f"{where}: {error}") from error
     return self._columns.record(row, id, where)
 
-  def _parse(self, raw: bytes) -> dict[str, str | int | list[str] | None]:
+  def _parse(self, raw: bytes) -> dict[str, Any]:
     fields = _fields(raw, self._delimiter)
     if len(fields) != len(self._header):
       raise ValueError(
@@ -111,17 +116,17 @@ class Csv:
         f"{len(fields)}: {raw!r:.200}. A field with {self._delimiter!r}, a "
         "quote or a line end in it needs quotes around it"
       )
-    row = dict(zip(self._header, fields, strict=True))
-    row[self._image] = row[self._image] or None
+    texts = dict(zip(self._header, fields, strict=True))
+    row: dict[str, Any] = {**texts, self._image: texts[self._image] or None}
     if self._caption:
-      row[self._caption] = _texts(row[self._caption])
+      row[self._caption] = _texts(texts[self._caption])
     if self._image_id:
-      row[self._image_id] = _image_id(row[self._image_id])
+      row[self._image_id] = _image_id(texts[self._image_id])
     return row
 
 
 def _fields(raw: bytes, delimiter: str) -> list[str]:
-  """Return the fields of one row; `ValueError` if it is not one."""
+  """Returns the fields of one row; `ValueError` if it is not one row."""
   text = io.StringIO(raw.decode("utf-8"), newline="")
   reader = csv.reader(
     text, delimiter=delimiter, skipinitialspace=True, strict=True
@@ -136,26 +141,26 @@ def _fields(raw: bytes, delimiter: str) -> list[str]:
 
 
 def _texts(field: str) -> str | list[str]:
-  """Return the texts of a JSON list; the field itself if it is none."""
+  """Returns the texts of a JSON list; the field itself if it is none."""
   if not _LIST_OF_TEXTS.fullmatch(field):
     return field
   try:
     return json.loads(field)
-  except (ValueError, RecursionError) as error:  # NumPy or Python print so, too
+  except (ValueError, RecursionError) as error:  # a list as Python prints it
     raise ValueError(
       f"expected a JSON list of texts, found {field!r:.200}: {error}"
     ) from error
 
 
 def _image_id(field: str) -> str | int | None:
-  """Return a number as such, unless its digits would not survive it."""
+  """Returns an int if it prints as the field does, else the field."""
   is_number = field.isdecimal() and str(int(field)) == field
   return int(field) if is_number else field or None
 
 
 def _header(path: str, delimiter: str) -> list[str]:
   data, first = _open(path)
-  # A header of more than one line is not worth the trouble.
+  # A header that spans several lines is not supported.
   line = bytes(data[first : first + _MAX_JOINED_BYTES]).splitlines()[0]
   try:
     return [name.strip() for name in _fields(line, delimiter)]
@@ -167,7 +172,7 @@ def _header(path: str, delimiter: str) -> list[str]:
 
 
 def _open(path: str) -> tuple[np.ndarray, int]:
-  # Not all white space is blank: a tab may end an unnamed first column.
+  # A tab is not blank: it may follow a first column without a name.
   data, first = offsets.open_text(path, blank=b"\r\n")
   if first is None:
     raise ValueError(
@@ -179,7 +184,7 @@ def _open(path: str) -> tuple[np.ndarray, int]:
 def _rows(
   path: str, delimiter: str, num_fields: int
 ) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
-  """Find the rows, that of the header included; see `offsets.jsonl_rows`."""
+  """Finds the rows, the header included; see `offsets.jsonl_rows`."""
   data, first = _open(path)
   starts = offsets.line_starts(data, first)
   odd = offsets.odd_quotes(data, starts)
@@ -192,7 +197,7 @@ def _rows(
       return False
 
   kept = np.ones(len(bounds), bool)
-  joined = -1  # the last line that belongs to a row before it
+  joined = -1  # the last line that was joined to the one before it
   for line, closing in itertools.pairwise(odd.tolist()):
     start, end = bounds[[line, closing + 1]].tolist()
     if (

@@ -1,9 +1,9 @@
-"""Splits that TensorFlow Datasets has prepared, read without TensorFlow."""
+"""Splits that TensorFlow Datasets prepared, read without TensorFlow."""
 
-import os
 from typing import Any
 
 from blip_jax.data import sources
+from blip_jax.runtime import files
 
 _IMAGE_IDS = ("image_id", "image/id", "image/filename")  # first match wins
 
@@ -15,11 +15,17 @@ class Tfds:
     name: a builder's name ("coco_captions/2014:1.1.0") or the directory of a
       prepared one.
     split: as in TFDS, slices included: "train[:10%]".
-    with_captions: whether records have a caption, and so a feature for it.
-    image: the image feature. Its bytes are decoded by us, as everywhere.
-    caption: the caption feature, text or a sequence of texts; found by its
-      usual names if not given.
-    data_dir: where TFDS keeps prepared data.
+    with_captions: whether records have a caption, which needs its feature.
+    image: the image feature. TFDS does not decode it: `transforms.decode`
+      does, as for all sources.
+    caption: the caption feature, text or a sequence of texts; None: the first
+      of the usual names.
+    keep: further features; the record gets each under its own name, with the
+      value that TFDS gives (undecoded bytes for text).
+    data_dir: the folder of TFDS's prepared data.
+
+  Raises:
+    ValueError: on opening, if the builder is not prepared or lacks a feature.
   """
 
   def __init__(
@@ -30,13 +36,15 @@ class Tfds:
     *,
     image: str = "image",
     caption: str | None = None,
+    keep: tuple[str, ...] = (),
     data_dir: str | None = None,
   ):
-    # Seconds of import that only those who read TFDS should pay.
+    # Takes seconds to import, which only those who read TFDS should pay.
     import tensorflow_datasets as tfds
 
     self._label = f"{name}/{split}"
-    if os.path.isdir(name):
+    builder: Any  # its stubs lack what is used here
+    if files.is_folder(name):
       builder = tfds.builder_from_directory(name)
     else:
       builder = tfds.builder(name, data_dir=data_dir)
@@ -46,14 +54,16 @@ class Tfds:
         "builder.download_and_prepare(file_format='array_record') first."
       )
     features = sorted(builder.info.features)
-    named = [key for key in sources.CAPTIONS if key in features]
-    self._caption = caption or next(iter(named), "caption")
+    usual = [key for key in sources.CAPTIONS if key in features]
+    self._caption = caption or next(iter(usual), "caption")
     self._with_captions = with_captions
     self._image = image
     needed = (image, self._caption) if with_captions else (image,)
     for key in needed:
       if key not in features:
         raise ValueError(f"tfds {name}: no feature {key!r} in {features}.")
+    self._keep = sources.kept_names(keep)
+    sources.check_kept(self._keep, features, f"tfds {name}")
     ids = [key for key in _IMAGE_IDS if key in features]
     self._image_id = ids[0] if ids else None
     self._rows = builder.as_data_source(
@@ -69,15 +79,15 @@ class Tfds:
     id = f"{self._label}:{index}"
     record = {"image": row[self._image], "id": id}
     if self._with_captions:
-      record["caption"] = self._captions_of(row, id)
+      record["caption"] = self._captions(row, id)
     if self._image_id:
       image_id = row[self._image_id]
-      # str and int as everywhere else, not bytes and numpy's scalars.
+      # str and int as in other sources, not bytes and numpy's scalars.
       is_text = isinstance(image_id, bytes)
       record["image_id"] = image_id.decode() if is_text else int(image_id)
-    return record
+    return record | sources.kept_values(self._keep, row, id, f"tfds {id}")
 
-  def _captions_of(self, row: dict[str, Any], id: str) -> Any:
+  def _captions(self, row: dict[str, Any], id: str) -> Any:
     caption = row[self._caption]
     if isinstance(caption, dict):  # coco_captions: {"id": [...], "text": [...]}
       caption = caption["text"]

@@ -1,0 +1,69 @@
+"""JSON and JSON Lines: rows by number, in files of any size."""
+
+import json
+import os
+from typing import Any
+
+from blip_jax.data import offsets, sources
+from blip_jax.runtime import files
+
+
+class Annotations:
+  """Rows of a JSON list or of JSON lines, as COCO, Flickr30k and BLIP use.
+
+  A row is an object; see `sources.Columns` for its keys and the arguments.
+
+  Raises:
+    ValueError: on opening, if the file is no list of rows, is truncated, or no
+      row has a column to keep; on access, if a row lacks a key or has a value
+      of another type. All name the file, the row (from 0) and the key.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    image_root: str = "",
+    with_captions: bool = True,
+    *,
+    image: str | None = None,
+    caption: str | None = None,
+    keep: tuple[str, ...] = (),
+  ):
+    self.path = sources.annotation_file(path)
+    find = offsets.jsonl_rows if _is_jsonl(self.path) else offsets.json_rows
+    self._columns = sources.Columns(
+      os.fspath(image_root), with_captions, image, caption, keep
+    )
+    self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
+    sources.search_kept(
+      self._columns.keep,
+      lambda index: self._parse(index, ""),
+      len(self),
+      self.path,
+    )
+
+  def __len__(self) -> int:
+    return len(self._rows.array) - 1
+
+  def __getitem__(self, index: int) -> sources.Record:
+    index = range(len(self))[index]
+    id = f"{os.path.basename(self.path)}:{index}"
+    return self._columns.record(
+      self._parse(index, id), id, f"{self.path}: row {index}"
+    )
+
+  def _parse(self, index: int, id: str) -> dict[str, Any]:
+    start, end = (int(n) for n in self._rows.array[index : index + 2])
+    raw = files.read_range(self.path, start, end - start)
+    try:
+      row = json.loads(raw.decode("utf-8").rstrip().removesuffix(","))
+    except (ValueError, RecursionError) as error:  # ValueError: also UTF-8
+      detail = f"{self.path}: row {index} (byte {start}): {error}"
+      raise sources.BadRow(id, "broken_row", detail) from error
+    if not isinstance(row, dict):
+      raise sources.mistake(f"{self.path}: row {index}", "an object", row)
+    return row
+
+
+def _is_jsonl(path: str) -> bool:
+  return path.lower().endswith(".jsonl")

@@ -1,0 +1,145 @@
+"""JSON and JSON Lines as sources."""
+
+import functools
+import json
+import os
+import pickle
+
+import pytest
+
+from blip_jax.data import annotations as annotations_lib
+from blip_jax.data import sources
+
+
+def _annotations(path, rows, **options):
+  lines = [json.dumps(row) for row in rows]
+  is_jsonl = path.suffix == ".jsonl"
+  path.write_text("\n".join(lines) if is_jsonl else f"[{', '.join(lines)}]")
+  return annotations_lib.Annotations(path, **options)
+
+
+@pytest.fixture(params=["a.json", "a.jsonl"])
+def annotations(request, tmp_path):
+  """Makes a source of rows, in both formats."""
+  make = functools.partial(_annotations, tmp_path / request.param)
+  make.name = request.param
+  return make
+
+
+def test_annotations_become_records(annotations):
+  source = annotations(
+    [
+      {"image": "a.jpg", "caption": "one", "image_id": "x1"},
+      {"image": "/elsewhere/b.jpg", "caption": ["two", "three"], "image_id": 7},
+      {"url": "https://a.org/p/c.jpg", "caption": ""},
+    ],
+    image_root="/data",
+  )
+  name = os.path.basename(source.path)
+  assert [source[i] for i in range(len(source))] == [
+    {
+      "image": "/data/a.jpg",
+      "caption": "one",
+      "image_id": "x1",
+      "id": f"{name}:0",
+    },
+    {
+      "image": "/elsewhere/b.jpg",
+      "caption": ["two", "three"],
+      "image_id": 7,
+      "id": f"{name}:1",
+    },
+    {"image": "/data/a.org/p/c.jpg", "caption": "", "id": f"{name}:2"},
+  ]
+  assert source[-1] == source[2]
+  with pytest.raises(IndexError):
+    source[3]
+
+
+@pytest.mark.parametrize(
+  "row, message",
+  [
+    ({"caption": "c"}, r"row 1: expected a path under 'image' .*\['caption'\]"),
+    ({"image": 3, "caption": "c"}, "row 1: expected a path under 'image'"),
+    (
+      {"image": "a", "title": "c"},
+      r"text under 'caption' \(or 'captions', .*found \['image', 'title'",
+    ),
+    ({"image": "a", "caption": 5}, "text under 'caption', found 5"),
+    ({"image": "a", "caption": ["c", 5]}, "text under 'caption'"),
+    (["a", "c"], r"row 1: expected an object, found \['a', 'c'\]"),
+  ],
+)
+def test_a_schema_mistake_names_file_row_and_key(annotations, row, message):
+  good = {"image": "a.jpg", "caption": "c"}
+  source = annotations([good, row, good])
+  assert source[0] and source[2]
+  with pytest.raises(ValueError, match=message) as error:
+    source[1]
+  assert source.path in str(error.value)
+
+
+@pytest.mark.parametrize("caption", [None, []])
+def test_a_row_without_a_caption_is_a_bad_row(annotations, caption):
+  source = annotations([{"image": "a.jpg", "caption": caption}])
+  with pytest.raises(sources.BadRow) as bad:
+    source[0]
+  assert bad.value.reason == "empty_caption"
+  assert bad.value.id == os.path.basename(source.path) + ":0"
+
+
+def test_a_row_without_an_image_is_a_bad_row(annotations):
+  source = annotations([{"image": None, "caption": "c"}])
+  with pytest.raises(sources.BadRow, match="nothing under 'image'") as bad:
+    source[0]
+  assert bad.value.reason == "missing_image"
+
+
+@pytest.mark.parametrize("image", ["image", "url", "image_path", "file_name"])
+@pytest.mark.parametrize("caption", ["caption", "captions", "text"])
+def test_columns_have_usual_names(annotations, image, caption):
+  row = {image: "a.jpg", caption: ["one"], "licence": "CC"}
+  (record,) = annotations([row])
+  assert (record["image"], record["caption"]) == ("a.jpg", ["one"])
+
+
+def test_columns_can_be_named(annotations):
+  row = {"image": "a.jpg", "crop": "b.jpg", "caption": "one", "title": "two"}
+  (record,) = annotations([row], image="crop", caption="title")
+  assert (record["image"], record["caption"]) == ("b.jpg", "two")
+  with pytest.raises(ValueError, match=r"under 'photo', found .*\?image=COL"):
+    annotations([row], image="photo")[0]
+
+
+@pytest.mark.parametrize(
+  "ids, expected",
+  [
+    ({"image_id": 1, "img_id": 2, "id": 3}, 1),
+    ({"img_id": 2, "id": 3}, 2),
+    ({"id": "3"}, "3"),
+    ({"image_id": None}, None),
+    ({}, None),
+  ],
+)
+def test_the_image_id_has_usual_names(annotations, ids, expected):
+  (record,) = annotations([{"image": "a.jpg", "caption": "c", **ids}])
+  assert record.get("image_id") == expected
+  assert ("image_id" in record) == (expected is not None)
+
+
+def test_images_alone_need_no_captions(annotations):
+  rows = [{"image": "a.jpg", "img_id": 0}, {"image": "b.jpg", "caption": None}]
+  assert list(annotations(rows, with_captions=False)) == [
+    {"image": "a.jpg", "image_id": 0, "id": annotations.name + ":0"},
+    {"image": "b.jpg", "id": annotations.name + ":1"},
+  ]
+
+
+def test_a_missing_annotation_file_is_reported(tmp_path):
+  with pytest.raises(ValueError, match=r"none\.json: no such annotation file"):
+    annotations_lib.Annotations(tmp_path / "none.json")
+
+
+def test_annotations_pickle(annotations):
+  source = annotations([{"image": "a.jpg", "caption": "one"}] * 3)
+  assert pickle.loads(pickle.dumps(source))[2] == source[2]

@@ -86,37 +86,36 @@ def search() -> Config:
 
 
 def capfilt() -> Config:
-  """Defaults of cleaning a collection (section 3.3)."""
-  writes = caption_images().generation
-  writes.sample = True
-  writes.top_p = 0.9
+  """Defaults of labelling and cleaning a collection (section 3.3)."""
+  sampling = caption_images().generation
+  sampling.sample = True
+  sampling.top_p = 0.9
   return Config(
     dict(
-      job="capfilt",  # capfilt, then merge and report; status, verify
-      source=("",),  # shards, or whatever README, "Data" lists
+      job="capfilt",  # then merge and report; also status and verify
+      source=("",),  # shards, or any other source; see docs/data.md
       image_root="",
       web_texts=True,  # whether the source has texts
-      out="",  # the folder of the job; unset: the workdir
-      captioner="model_base_caption_capfilt_large",  # "": nothing is written
+      out="",  # folder of the job; unset: the workdir
+      captioner="model_base_caption_capfilt_large",  # "": no captions
       filter="model_base_retrieval_coco",
       tokenizer="",  # unset: the models'
       dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
-      seed=0,  # of what is sampled
+      seed=0,  # of the sampled captions
       prompt=config_dict.placeholder(str),  # unset: the captioner's
-      generation=writes,
+      generation=sampling,
       threshold=0.5,  # of itm_prob, for the column `kept`
-      # Images that a device computes at once; 0: 8 on a CPU, 64 elsewhere.
-      per_device_batch_size=0,
-      mesh=dict(data=-1, fsdp=1, tensor=1),  # of one process's devices
+      per_device_batch_size=0,  # images; 0: 8 on a CPU, 64 elsewhere
+      mesh=dict(data=-1, fsdp=1, tensor=1),  # of the devices of one process
       num_threads=8,
-      work_unit_rows=1024,  # of sources that are not made of shards
-      lease_seconds=300.0,  # after which a unit is free, if its owner is gone
-      force=False,  # whether to do units again that other settings have made
+      work_unit_rows=1024,  # for sources without shards
+      lease_seconds=300.0,  # age at which a lease may be taken over
+      force=False,  # whether to replace the results of other settings
       merge=dict(
         out="",  # a .json or .jsonl, or a folder of tar shards
-        jobs=(),  # folders of further jobs to merge
-        human=(),  # sources whose captions join unfiltered
-        by_source=False,  # whether each kind of texts has a file of its own
+        jobs=(),  # folders of more jobs to merge
+        human=(),  # sources of human captions, which are added unfiltered
+        by_source=False,  # whether to write each source of texts separately
         # Fields of `capfilt.rules.Rules`.
         threshold=0.5,
         sources=("web", "synthetic"),

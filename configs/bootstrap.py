@@ -1,13 +1,14 @@
-"""What CapFilt is worth: the paper's Table 1 in miniature, on Scenes.
+"""What CapFilt gains: the paper's Table 1 in miniature, on Scenes.
 
   python -m blip_jax.main --config configs/bootstrap.py
 
-A tiny model learns from rendered scenes of which two in five have a text as the
-web has them: a near miss, one that says little, boilerplate, a file's name, or
-one of another picture.  It becomes a captioner and a filter, apart from each
-other, on a few clean pairs.  They clean the noisy ones, and four models learn
-from scratch: on them as they were, filtered, captioned, and both.  As the truth
-of every picture is known, every step is measured.
+A tiny model is pre-trained on rendered scenes, two in five of which have a text
+as it occurs on the web: nearly right, vague, boilerplate, a file name, or the
+text of another image.  It is fine-tuned to a captioner and, separately, to a
+filter on a few clean pairs.  These label the noisy pairs, and four models are
+pre-trained from scratch: on the noisy pairs, on filtered ones, on captioned
+ones, and on both.  As the true captions of every image are known, each step is
+measured.
 
 Needs no download.  See WORKDIR/table.md and WORKDIR/results.json.
 """
@@ -26,59 +27,59 @@ def get_config():
   test = "scenes:test?num=500"
 
   _tiny(config.pretrain)
-  own = config.pretrain
-  own.num_steps = STEPS
-  own.optim.steps_per_epoch = STEPS
-  own.pretrain.queue_size = 512
-  own.pretrain.ema_decay = 0.98
-  own.pretrain.alpha = 0.1
-  own.pretrain.alpha_ramp_epochs = 1.0
-  own.pretrain.loss_weights = (0.5, 1.0, 4.0)
-  own.evals.test = defaults.ranked_split(test)
-  own.evals.test.samples = 24
+  stage = config.pretrain
+  stage.num_steps = STEPS
+  stage.optim.steps_per_epoch = STEPS
+  stage.pretrain.queue_size = 512
+  stage.pretrain.ema_decay = 0.98
+  stage.pretrain.alpha = 0.1
+  stage.pretrain.alpha_ramp_epochs = 1.0
+  stage.pretrain.loss_weights = (0.5, 1.0, 4.0)
+  stage.evals.test = defaults.ranked_split(test)
+  stage.evals.test.samples = 24
 
   _tiny(config.captioner)
-  own = config.captioner
-  own.num_steps = 1000
-  own.optim.lr = 3e-4
-  own.caption.prompt = ""
-  own.generation.min_length = 0
-  own.evals.test.source = test
+  stage = config.captioner
+  stage.num_steps = 1000
+  stage.optim.lr = 3e-4
+  stage.caption.prompt = ""
+  stage.generation.min_length = 0
+  stage.evals.test.source = test
 
   _tiny(config.filter)
-  own = config.filter
-  own.num_steps = 1000
-  own.optim.lr = 3e-4
-  own.retrieval.queue_size = 512
-  own.retrieval.ema_decay = 0.98
-  own.retrieval.alpha = 0.1
-  own.evals.test.source = test
+  stage = config.filter
+  stage.num_steps = 1000
+  stage.optim.lr = 3e-4
+  stage.retrieval.queue_size = 512
+  stage.retrieval.ema_decay = 0.98
+  stage.retrieval.alpha = 0.1
+  stage.evals.test.source = test
 
-  own = config.capfilt
-  own.dtype = "float32"
-  own.per_device_batch_size = 32
-  own.generation.min_length = 0
-  own.generation.max_length = 18
-  own.generation.repetition_penalty = 1.0
+  capfilt = config.capfilt
+  capfilt.dtype = "float32"
+  capfilt.per_device_batch_size = 32
+  capfilt.generation.min_length = 0
+  capfilt.generation.max_length = 18
+  capfilt.generation.repetition_penalty = 1.0
   return config
 
 
-def _tiny(own):
-  """What all stages have in common, as in `quickstart.py`."""
-  own.batch_size = 16
-  own.tokenizer = "scenes"
-  own.log_every_steps = 200
-  own.model.variant = "tiny"
-  own.model.image_size = WIDTH
-  own.model.dropout = 0.0
-  own.model.dtype = "float32"
-  own.data.augment = False  # a flip would make "left" untrue
-  own.data.max_words = 20
-  own.data.max_length = 18
-  own.optim.schedule = "cosine"
-  own.optim.lr = 1e-3
-  own.optim.min_lr = 2e-5
-  own.optim.warmup_lr = 0.0
-  own.optim.warmup_steps = 100
-  own.optim.betas = (0.9, 0.98)
-  own.evals.batch_size = 500  # as many captions are judged
+def _tiny(config):
+  """Settings shared by all stages, as in `quickstart.py`."""
+  config.batch_size = 16
+  config.tokenizer = "scenes"
+  config.log_every_steps = 200
+  config.model.variant = "tiny"
+  config.model.image_size = WIDTH
+  config.model.dropout = 0.0
+  config.model.dtype = "float32"
+  config.data.augment = False  # a flip would make "left" untrue
+  config.data.max_words = 20
+  config.data.max_length = 18
+  config.optim.schedule = "cosine"
+  config.optim.lr = 1e-3
+  config.optim.min_lr = 2e-5
+  config.optim.warmup_lr = 0.0
+  config.optim.warmup_steps = 100
+  config.optim.betas = (0.9, 0.98)
+  config.evals.batch_size = 500

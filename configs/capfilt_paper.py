@@ -3,13 +3,13 @@
   python -m blip_jax.main --config configs/capfilt_paper.py \
     --config.source='cc12m/{00000..01242}.tar' --config.out=cleaned/cc12m
 
-One synthetic caption a picture by nucleus sampling with p = 0.9, and texts
-that the filter gives at least 0.5; captioner and filter are fine-tuned on COCO
-apart from each other, and look at 384 pixels.  Of people's captions, which
-join unfiltered, are COCO and Visual Genome.
+One synthetic caption per image, by nucleus sampling with p = 0.9; texts with a
+matching probability of at least 0.5 are kept.  Captioner and filter are
+fine-tuned on COCO separately, at 384 pixels.  The human captions of COCO and
+Visual Genome are added unfiltered.
 
-The paper does not say how long captions may be, nor in which words they begin:
-as in its captioning, 5 to 20 tokens behind "a picture of ".
+The paper does not give the length or the prompt of captions.  Here they are
+those of its captioning: 5 to 20 tokens after "a picture of ".
 """
 
 from blip_jax import defaults

@@ -1,87 +1,110 @@
-"""How far a job is (`status`), and whether all of it is whole (`verify`)."""
+"""How far a job is (`status`), and whether its files are intact (`verify`)."""
 
 import collections
-import hashlib
 import json
 import logging
 
 import tqdm
-from ml_collections import ConfigDict
 
-from blip_jax.capfilt import (
-  job,
-  ledger,
-  rows,
-  work_units,
-)
+from blip_jax.capfilt import job, rows
+from blip_jax.capfilt.ledger import Ledger
+from blip_jax.capfilt.work_units import WorkUnit
+from blip_jax.config import Config
+from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
+_MAX_LISTED = 50
 
-def status(config: ConfigDict, workdir: str) -> dict[str, int]:
-  """Says how many units are done, who works on which, and what was found."""
-  book = ledger.Ledger(config.out or workdir, config.lease_seconds)
-  todo = job.units_of(book.settings)
-  for name, owner in book.leased().items():
+
+def status(config: Config, workdir: str) -> dict[str, int]:
+  """Logs which process works on which work unit, and counts what is done.
+
+  Args:
+    config: from `defaults.capfilt`.
+    workdir: folder of the job if `config.out` is empty.
+
+  Returns:
+    The counts of `job.summary`.
+
+  Raises:
+    ValueError: the folder holds no job.
+  """
+  ledger = Ledger(config.out or workdir, config.lease_seconds)
+  work_units = job.find_work_units(ledger.settings)
+  for name, owner in ledger.leased().items():
+    is_expired = owner["seconds"] > config.lease_seconds
     log.info(
-      "%s: with process %d on %s, which said so %.0f s ago%s",
+      "%s: leased to process %d on %s, renewed %.0f s ago%s",
       name,
       owner["pid"],
       owner["host"],
       owner["seconds"],
-      "; it may be taken over"
-      if owner["seconds"] > config.lease_seconds
-      else "",
+      "; another process may take it over" if is_expired else "",
     )
-  return job.summary(book, todo)
+  return job.summary(ledger, work_units)
 
 
-def verify(config: ConfigDict, workdir: str) -> dict[str, int]:
-  """Reads all that is done, and what it was made from.
+def verify(config: Config, workdir: str) -> dict[str, int]:
+  """Reads all inputs and outputs of a job, and checks hashes and counts.
+
+  Args:
+    config: from `defaults.capfilt`.
+    workdir: folder of the job if `config.out` is empty.
+
+  Returns:
+    The numbers of work units and images.
 
   Raises:
-    ValueError: a file is damaged, was made by other settings or from another
-      input, or says of a text what another says; lists each.
+    ValueError: a work unit is not done, its input has changed, its rows are
+      damaged, its counts do not match its rows, or an image is in two work
+      units; lists each problem.
   """
-  book = ledger.Ledger(config.out or workdir)
-  todo = job.units_of(book.settings)
-  problems, seen = [], collections.Counter()
-  for unit in tqdm.tqdm(todo, unit="unit"):
-    problems += [f"{unit.name}: {what}" for what in _problems(book, unit, seen)]
-  twice = [key for key, number in seen.items() if number > 1]
-  if twice:
-    problems.append(f"{len(twice)} pictures are in two units: {twice[:3]}")
-  if problems:
-    lines = "\n".join(f"  {line}" for line in problems[:50])
-    raise ValueError(
-      f"{book.folder}: {len(problems)} problems:\n{lines}\nWhat is not done or "
-      "is damaged is done again by config.job=capfilt, once its .done.json is "
-      "deleted"
+  ledger = Ledger(config.out or workdir)
+  work_units = job.find_work_units(ledger.settings)
+  problems, key_counts = [], collections.Counter()
+  for work_unit in tqdm.tqdm(work_units, unit="work unit"):
+    problems += [
+      f"{work_unit.name}: {problem}"
+      for problem in _problems(ledger, work_unit, key_counts)
+    ]
+  repeated = [key for key, count in key_counts.items() if count > 1]
+  if repeated:
+    problems.append(
+      f"{len(repeated)} images are in two work units: {repeated[:3]}"
     )
-  return {"units": len(todo), "pictures": len(seen)}
+  if problems:
+    lines = "\n".join(f"  {line}" for line in problems[:_MAX_LISTED])
+    raise ValueError(
+      f"{ledger.folder}: {len(problems)} problems:\n{lines}\nTo do a work unit "
+      "again, delete its .done.json and run config.job=capfilt"
+    )
+  return {"work_units": len(work_units), "images": len(key_counts)}
 
 
 def _problems(
-  book: ledger.Ledger, unit: work_units.WorkUnit, seen: collections.Counter
+  ledger: Ledger, work_unit: WorkUnit, key_counts: collections.Counter
 ) -> list[str]:
-  told = book.done(unit)
-  if told is None:
-    return ["not done, or the input or the settings are others now"]
+  """The problems of a work unit; counts the keys of its images."""
+  done = ledger.done(work_unit)
+  if done is None:
+    return ["not done, or its input or the settings have changed since"]
   problems = []
-  if told["input"] != unit.fingerprint():
-    problems.append("the input is another one now")
-  content = book.rows_path(unit).read_bytes()
-  if hashlib.sha256(content).hexdigest() != told["output"]["sha256"]:
+  if done["input"] != work_unit.fingerprint():
+    problems.append("its input has changed since it was done")
+  rows_path = ledger.rows_path(work_unit)
+  if files.sha256(rows_path) != done["output"]["sha256"]:
     return [*problems, "its rows are not those that were written"]
-  found = rows.read(book.rows_path(unit))
-  seen.update({row["key"] for row in found} | told["bad"].keys())
-  for what, counts in (("pictures", told["pictures"]), *told["texts"].items()):
+  text_rows = rows.read(rows_path)
+  key_counts.update({row["key"] for row in text_rows} | done["bad"].keys())
+  for kind, counts in (("images", done["images"]), *done["texts"].items()):
     if counts["in"] != counts["kept"] + counts["dropped"] + counts["bad"]:
-      problems.append(f"{what}: counts do not add up: {json.dumps(counts)}")
-  for source, counts in told["texts"].items():
-    number = sum(row["source"] == source for row in found)
-    if number != counts["in"]:
+      problems.append(f"{kind}: counts do not add up: {json.dumps(counts)}")
+  for source, counts in done["texts"].items():
+    num_rows = sum(row["source"] == source for row in text_rows)
+    if num_rows != counts["in"]:
       problems.append(
-        f"{source}: {counts['in']} texts were counted, {number} are there"
+        f"{source}: {counts['in']} texts were counted, but {num_rows} rows "
+        "are there"
       )
   return problems

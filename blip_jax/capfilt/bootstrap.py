@@ -1,12 +1,12 @@
-"""The paper's Table 1 in miniature: what CapFilt is worth, from one command.
+"""The paper's Table 1 in miniature: what CapFilt gains, from one command.
 
-Pre-train on noisy pairs -> fine-tune a captioner and a filter apart from each
-other on a few clean ones -> CapFilt -> pre-train anew on what it made of the
-noisy pairs, for {nothing, filter only, captioner only, both}. All pre-trainings
-have equally many steps, and so see equally many texts (noisy ones more often).
+Pre-train on noisy pairs, fine-tune a captioner and a filter separately on a few
+clean pairs, run CapFilt on the noisy pairs, and pre-train from scratch on its
+result, once each with the filter only, the captioner only, and both. All
+pre-trainings have the same number of steps and so see the same number of texts:
+a smaller training set is repeated more often.
 """
 
-import json
 import logging
 import os
 import pathlib
@@ -17,14 +17,12 @@ from blip_jax import defaults as default_keys
 from blip_jax import train
 from blip_jax.capfilt import job, label, ledger, merge, rows
 from blip_jax.config import Config
-from blip_jax.runtime import (
-  files,
-)
+from blip_jax.runtime import files
 from blip_jax.tasks import caption, pretrain, retrieval
 
 log = logging.getLogger(__name__)
 
-# Run -> whether its training set is filtered, and what kinds of texts it has.
+# Run -> whether its training set is filtered, and the sources of its texts.
 RUNS = {
   "none": (False, (label.WEB,)),
   "filter": (True, (label.WEB,)),
@@ -37,13 +35,13 @@ Results = dict[str, float]
 
 
 def defaults() -> Config:
-  """Defaults of pre-training, cleaning and pre-training again."""
+  """Defaults of pre-training, both fine-tunings and CapFilt."""
   return Config(
     dict(
       job="bootstrap",
       seeds=(0, 1, 2),
-      web="",  # noisy pairs; {seed} stands for the seed
-      clean="",  # a few that captioner and filter are fine-tuned on
+      web="",  # source of noisy pairs; {seed} is replaced by the seed
+      clean="",  # source of clean pairs to fine-tune captioner and filter on
       pretrain=pretrain.defaults(),
       captioner=caption.defaults(),
       filter=retrieval.defaults(),
@@ -55,82 +53,85 @@ def defaults() -> Config:
 def bootstrap(config: Config, workdir: str) -> Results:
   """Runs the experiment once for each of `config.seeds`.
 
-  What is finished is not done again. Writes `results.json`: each figure as its
-  mean over the seeds, and under `NAME/seed_<seed>`; and `table.md`.
+  Stages that are finished are not repeated. Writes `table.md` and
+  `results.json`, which has the mean of each metric over the seeds, and its
+  single values as `NAME/seed_<seed>`.
 
   Args:
     config: see `configs/bootstrap.py`.
-    workdir: where every stage of every seed has a folder of its own.
+    workdir: has a folder for every stage of every seed.
 
   Returns:
     In percent: `filter/wrong_removed` and `filter/right_kept` of the noisy
     texts, `captioner/right` of the synthetic ones, and `<run>/<metric>` for
     `RUNS` and `METRICS`.
   """
-  found = {}
+  by_seed = {}
   for seed in config.seeds:
     folder = pathlib.Path(workdir, f"seed_{seed}")
-    found[seed] = _once(folder, lambda f, s=seed: _one_seed(config, s, f))
-  names = next(iter(found.values()))
-  results = {n: statistics.fmean(f[n] for f in found.values()) for n in names}
-  results |= {
-    f"{name}/seed_{seed}": own[name]
-    for seed, own in found.items()
+    by_seed[seed] = _once(folder, lambda f, s=seed: _run_seed(config, s, f))
+  names = next(iter(by_seed.values()))
+  results = {
+    name: statistics.fmean(values[name] for values in by_seed.values())
     for name in names
   }
-  text = table(found)
+  results |= {
+    f"{name}/seed_{seed}": values[name]
+    for seed, values in by_seed.items()
+    for name in names
+  }
+  text = table(by_seed)
   files.write_text(pathlib.Path(workdir, "table.md"), text)
   files.write_json(os.path.join(workdir, "results.json"), results)
   print(text)
   return results
 
 
-def _one_seed(config: Config, seed: int, folder: pathlib.Path) -> Results:
+def _run_seed(config: Config, seed: int, folder: pathlib.Path) -> Results:
   """All stages of one seed."""
   web, clean = (spec.format(seed=seed) for spec in (config.web, config.clean))
-  run = lambda c, name, source: _once(
-    folder / name, lambda path: _train(c, path, seed, source)
+  run = lambda stage, name, source: _once(
+    folder / name, lambda path: _train(stage, path, seed, source)
   )
-  results = {"none": run(config.pretrain, "none", web)}
+  run_results = {"none": run(config.pretrain, "none", web)}
 
   for name in ("captioner", "filter"):
-    own = config[name].copy_and_resolve_references()
-    own.init.weights = str(folder / "none")
-    run(own, f"{name}_model", clean)
+    stage = config[name].copy_and_resolve_references()
+    stage.init.weights = str(folder / "none")
+    run(stage, f"{name}_model", clean)
 
-  own = config.capfilt.copy_and_resolve_references()
-  own.update(source=(web,), seed=seed, out=str(folder / "capfilt"))
-  own.captioner = str(folder / "captioner_model")
-  own.filter = str(folder / "filter_model")
-  job.run(own, own.out)
-  truth = compare(own.out)
+  capfilt = config.capfilt.copy_and_resolve_references()
+  capfilt.update(source=(web,), seed=seed, out=str(folder / "capfilt"))
+  capfilt.captioner = str(folder / "captioner_model")
+  capfilt.filter = str(folder / "filter_model")
+  job.run(capfilt, capfilt.out)
+  label_results = compare(capfilt.out)
 
   for name, (is_filtered, sources) in RUNS.items():
     if name == "none":
       continue
-    cleaned = folder / "sets" / name
-    own.merge.update(sources=sources, out=str(cleaned))
-    own.merge.threshold = own.threshold if is_filtered else 0.0
-    if not cleaned.exists():
-      merge.merge(own, own.out)
-    results[name] = run(config.pretrain, name, f"{cleaned}/*.tar")
-  return truth | {
-    f"{name}/{metric}": found[f"test/{metric}"]
-    for name, found in results.items()
+    training_set = folder / "sets" / name
+    capfilt.merge.update(sources=sources, out=str(training_set))
+    capfilt.merge.threshold = capfilt.threshold if is_filtered else 0.0
+    if not files.exists(training_set):
+      merge.merge(capfilt, capfilt.out)
+    run_results[name] = run(config.pretrain, name, f"{training_set}/*.tar")
+  return label_results | {
+    f"{name}/{metric}": values[f"test/{metric}"]
+    for name, values in run_results.items()
     for metric in METRICS
   }
 
 
 def _once(
-  folder: pathlib.Path, do: Callable[[pathlib.Path], Mapping[str, float]]
+  folder: pathlib.Path, stage: Callable[[pathlib.Path], Mapping[str, float]]
 ) -> Results:
-  """What a stage found, now or before."""
+  """The results of a stage, which runs unless it was finished before."""
   path = folder / "results.json"
-  if not path.exists():
+  if not files.exists(path):
     log.info("--- %s", folder)
-    found = do(folder)
-    files.write_json(path, found)
-  return json.loads(path.read_text())
+    files.write_json(path, stage(folder))
+  return files.read_json(path)
 
 
 def _train(
@@ -143,39 +144,51 @@ def _train(
 
 
 def compare(folder: str | os.PathLike) -> Results:
-  """What a job said of its texts beside what is true of its pictures.
+  """Compares the labels of a job with the truth.
 
-  For sources that know it: records with `references`, all that may truly be
-  said of a picture.
+  Args:
+    folder: of a job whose records have `references`, all correct captions of
+      the image.
+
+  Returns:
+    In percent of the texts: `filter/wrong_removed`, `filter/right_kept`,
+    `captioner/right`, `captioner/right_of_kept` and `texts/noise`; and the
+    numbers `texts/web_kept` and `texts/synthetic_kept`.
   """
-  book = ledger.Ledger(folder)
-  right, wrong, written = [], [], []
-  for unit in job.units_of(book.settings):
-    source, _ = unit.open()
-    for row in rows.read(book.rows_path(unit)):
-      true = source[row["row"]]["references"]
-      if row["source"] == label.WEB:
-        (right if row["text"] in true else wrong).append(row["kept"])
-      else:
-        written.append((row["text"] in true, row["kept"]))
-  kept = [is_right for is_right, is_kept in written if is_kept]
-  percent = lambda of: 100.0 * statistics.fmean(of) if of else 0.0
+  capfilt = ledger.Ledger(folder)
+  # Whether each text is kept, by its source and whether it is correct.
+  kept: dict[tuple[str, bool], list[bool]] = {
+    (source, is_right): []
+    for source in (label.WEB, label.SYNTHETIC)
+    for is_right in (False, True)
+  }
+  for work_unit in job.find_work_units(capfilt.settings):
+    source, _ = work_unit.open()
+    for row in rows.read(capfilt.rows_path(work_unit)):
+      is_right = row["text"] in source[row["row"]]["references"]
+      kept[row["source"], is_right].append(row["kept"])
+  wrong, right = kept[label.WEB, False], kept[label.WEB, True]
+  misses, hits = kept[label.SYNTHETIC, False], kept[label.SYNTHETIC, True]
   return {
-    "filter/wrong_removed": 100.0 - percent(wrong),
-    "filter/right_kept": percent(right),
-    "captioner/right": percent([is_right for is_right, _ in written]),
-    "captioner/right_of_kept": percent(kept),
-    "texts/noise": percent([False] * len(right) + [True] * len(wrong)),
+    "filter/wrong_removed": 100.0 - _percent(sum(wrong), len(wrong)),
+    "filter/right_kept": _percent(sum(right), len(right)),
+    "captioner/right": _percent(len(hits), len(hits) + len(misses)),
+    "captioner/right_of_kept": _percent(sum(hits), sum(hits) + sum(misses)),
+    "texts/noise": _percent(len(wrong), len(wrong) + len(right)),
     "texts/web_kept": float(sum(right) + sum(wrong)),
-    "texts/synthetic_kept": float(len(kept)),
+    "texts/synthetic_kept": float(sum(hits) + sum(misses)),
   }
 
 
-def table(found: Mapping[int, Results]) -> str:
-  """Means over seeds, and their range, as Markdown."""
+def _percent(part: int, total: int) -> float:
+  return 100.0 * (part / total) if total else 0.0
+
+
+def table(by_seed: Mapping[int, Results]) -> str:
+  """Means over the seeds with their ranges, as Markdown."""
 
   def cell(name: str) -> str:
-    values = [own[name] for own in found.values()]
+    values = [results[name] for results in by_seed.values()]
     return (
       f"{statistics.fmean(values):.1f} ({min(values):.1f}-{max(values):.1f})"
     )
@@ -186,7 +199,8 @@ def table(found: Mapping[int, Results]) -> str:
     "captioner": "captioner only",
     "both": "both",
   }
-  first = next(iter(found.values()))
+  run_metrics = {f"{run}/{metric}" for run in RUNS for metric in METRICS}
+  names = next(iter(by_seed.values()))
   lines = [
     "| bootstrapped by | text R@1 | image R@1 | captions exactly right |",
     "|---|---|---|---|",
@@ -196,17 +210,8 @@ def table(found: Mapping[int, Results]) -> str:
       for run in RUNS
     ),
     "",
-    f"Means of {len(found)} seeds, in percent (lowest to highest).",
+    f"Means of {len(by_seed)} seeds, in percent (lowest to highest).",
     "",
-    *(f"- {n}: {cell(n)}" for n in first if n.partition("/")[0] not in RUNS),
-    *(f"- {n}: {cell(n)}" for n in first if n in _OF_MODELS),
+    *(f"- {name}: {cell(name)}" for name in names if name not in run_metrics),
   ]
   return "\n".join(lines) + "\n"
-
-
-_OF_MODELS = (
-  "filter/wrong_removed",
-  "filter/right_kept",
-  "captioner/right",
-  "captioner/right_of_kept",
-)

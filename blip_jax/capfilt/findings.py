@@ -1,4 +1,4 @@
-"""What is counted of a job's texts, and which are worth a look."""
+"""Statistics of a job's texts, and which of its images a report shows."""
 
 import collections
 import heapq
@@ -10,166 +10,189 @@ import numpy as np
 
 from blip_jax.capfilt import label, rules
 
-BINS = 20
-# Of a gallery; of what is frequent; of what is bad.
-PICTURES, FREQUENT, EXAMPLES = 12, 20, 5
-# Different texts that are counted before the rare ones are forgotten.
-_MANY_TEXTS = 2_000_000
+NUM_BINS = 20
+GALLERY_SIZE, NUM_FREQUENT, NUM_BAD_EXAMPLES = 12, 20, 5
+# Different texts that are counted; beyond it, the rarest half is forgotten.
+_MAX_COUNTED_TEXTS = 2_000_000
 _SOURCES = (label.WEB, label.SYNTHETIC)
-_WHEN = ("before", "after")
+_STAGES = ("before", "after")
+
+Row = dict[str, Any]
 
 
-class Shown(NamedTuple):
-  """A picture of a gallery: in which unit, and all rows of it."""
+class GalleryItem(NamedTuple):
+  """An image of a gallery.
 
-  unit: int
-  rows: list[dict[str, Any]]
-  text: int  # the row that it is shown for
+  Attributes:
+    work_unit: its number, as given to `Findings.add`.
+    rows: all rows of the image.
+    index: of the row that it is shown for.
+  """
+
+  work_unit: int
+  rows: list[Row]
+  index: int
 
 
 class Findings:
-  """Counts over the rows of units, and pictures that are worth a look."""
+  """Statistics over the rows of work units, and images worth a look.
+
+  Args:
+    threshold: of `itm_prob`; galleries show texts near it and far from it.
+  """
 
   def __init__(self, threshold: float):
     self._threshold = threshold
     self._texts = {source: collections.Counter() for source in _SOURCES}
-    self._pictures = collections.Counter()
-    self._histogram = {source: np.zeros(BINS, int) for source in _SOURCES}
-    self._per_picture = collections.Counter()
-    self._lengths = {when: collections.Counter() for when in _WHEN}
-    self._words = {when: collections.Counter() for when in _WHEN}
+    self._images = collections.Counter()
+    self._histogram = {source: np.zeros(NUM_BINS, int) for source in _SOURCES}
+    self._texts_per_image = collections.Counter()
+    self._lengths = {stage: collections.Counter() for stage in _STAGES}
+    self._words = {stage: collections.Counter() for stage in _STAGES}
     self._frequent = collections.Counter()
-    self._bad: dict[str, list[str]] = collections.defaultdict(list)
+    self._bad_examples: dict[str, list[str]] = collections.defaultdict(list)
     self._num_bad = collections.Counter()
     self._damage: list[str] = []
-    self._best: dict[str, list] = collections.defaultdict(list)
-    self._ties = 0
+    # (source, is kept, "near" or "far") -> a heap of the best.
+    self._galleries: dict[tuple[str, bool, str], list] = (
+      collections.defaultdict(list)
+    )
+    self._num_considered = 0
 
   def add(
     self,
-    unit: int,
-    found: list[dict[str, Any]],
-    reasons: list[str],
-    told: dict[str, Any],
+    work_unit: int,
+    rows: Sequence[Row],
+    reasons: Sequence[str],
+    done: Mapping[str, Any],
   ) -> None:
-    """Takes note of a unit.
+    """Counts a work unit.
 
     Args:
-      unit: its number.
-      found: its rows.
-      reasons: why each is left out; "" if it is not.
-      told: what its done-file says.
+      work_unit: its number.
+      rows: all its rows.
+      reasons: why each row is dropped; "" if it is kept.
+      done: content of its done-file.
     """
-    self._damage += told["damage"]
-    self._pictures.update({k: told["pictures"][k] for k in ("in", "bad")})
-    for key, why in told["bad"].items():
-      self._note_bad(why.partition(":")[0], key)
-    places = collections.defaultdict(list)
-    for place, row in enumerate(found):
-      places[row["key"]].append(place)
-    for own in places.values():
-      self._add_picture(unit, [(found[p], reasons[p]) for p in own])
+    self._damage += done["damage"]
+    self._images.update({key: done["images"][key] for key in ("in", "bad")})
+    for key, why in done["bad"].items():
+      self._add_bad(why.partition(":")[0], key)
+    indices_by_key: dict[str, list[int]] = collections.defaultdict(list)
+    for index, row in enumerate(rows):
+      indices_by_key[row["key"]].append(index)
+    for indices in indices_by_key.values():
+      image_rows = [rows[index] for index in indices]
+      image_reasons = [reasons[index] for index in indices]
+      self._add_image(work_unit, image_rows, image_reasons)
     without_texts = (
-      told["pictures"]["in"] - told["pictures"]["bad"] - len(places)
+      done["images"]["in"] - done["images"]["bad"] - len(indices_by_key)
     )
-    self._per_picture[0] += without_texts
+    self._texts_per_image[0] += without_texts
 
-  def _add_picture(
-    self, unit: int, own: list[tuple[dict[str, Any], str]]
+  def _add_image(
+    self, work_unit: int, rows: list[Row], reasons: Sequence[str]
   ) -> None:
-    for place, (row, reason) in enumerate(own):
+    for index, (row, reason) in enumerate(zip(rows, reasons, strict=True)):
       source, prob = row["source"], row["itm_prob"]
       self._texts[source].update(["in", reason or "kept"])
       if prob is None:
-        self._note_bad(row["reason"], row["key"])
+        self._add_bad(row["reason"], row["key"])
         continue
-      self._histogram[source][min(int(prob * BINS), BINS - 1)] += 1
+      self._histogram[source][min(int(prob * NUM_BINS), NUM_BINS - 1)] += 1
       words = rules.words_of(row["text"])
       if source == label.WEB:
-        self._count("before", words)
+        self._add_words("before", words)
       if not reason:
-        self._count("after", words)
+        self._add_words("after", words)
         self._frequent[" ".join(words)] += 1
-      self._consider(unit, [r for r, _ in own], place, not reason)
-    if len(self._frequent) > _MANY_TEXTS:
-      often = self._frequent.most_common(_MANY_TEXTS // 2)
-      self._frequent = collections.Counter(dict(often))
-    self._per_picture[sum(not reason for _, reason in own)] += 1
+      self._add_to_galleries(GalleryItem(work_unit, rows, index), not reason)
+    if len(self._frequent) > _MAX_COUNTED_TEXTS:
+      most_common = self._frequent.most_common(_MAX_COUNTED_TEXTS // 2)
+      self._frequent = collections.Counter(dict(most_common))
+    self._texts_per_image[sum(not reason for reason in reasons)] += 1
 
-  def _count(self, when: str, words: Sequence[str]) -> None:
-    self._lengths[when][len(words)] += 1
-    self._words[when].update(words)
+  def _add_words(self, stage: str, words: Sequence[str]) -> None:
+    self._lengths[stage][len(words)] += 1
+    self._words[stage].update(words)
 
-  def _note_bad(self, why: str, key: str) -> None:
-    self._num_bad[why] += 1
-    if len(self._bad[why]) < EXAMPLES:
-      self._bad[why].append(key)
+  def _add_bad(self, reason: str, key: str) -> None:
+    self._num_bad[reason] += 1
+    if len(self._bad_examples[reason]) < NUM_BAD_EXAMPLES:
+      self._bad_examples[reason].append(key)
 
-  def _consider(
-    self, unit: int, own: list[dict[str, Any]], place: int, kept: bool
-  ) -> None:
-    """Keeps a text for the galleries, if it is among the nearest to the
-    threshold, or among the farthest from it, of its kind."""
-    row = own[place]
+  def _add_to_galleries(self, item: GalleryItem, is_kept: bool) -> None:
+    """Adds a text if it is among the nearest to the threshold, or the farthest
+    from it, of its source and outcome."""
+    row = item.rows[item.index]
     distance = abs(row["itm_prob"] - self._threshold)
-    # In steps, so that chance and not the order decides between equals.
-    chance = zlib.crc32(f"{row['key']} {place}".encode()) / 2**32
+    # Distances are rounded, and a hash decides between equal ones, so that the
+    # order of the rows does not.
+    tie_breaker = zlib.crc32(f"{row['key']} {item.index}".encode()) / 2**32
     for name, score in (("near", -distance), ("far", round(distance, 2))):
-      kind = row["source"], kept, name
-      self._ties += 1
-      entry = (score, chance, self._ties, Shown(unit, own, place))
-      if len(self._best[kind]) < PICTURES:
-        heapq.heappush(self._best[kind], entry)
+      heap = self._galleries[row["source"], is_kept, name]
+      # A unique number, so that no two items are compared.
+      self._num_considered += 1
+      entry = (score, tie_breaker, self._num_considered, item)
+      if len(heap) < GALLERY_SIZE:
+        heapq.heappush(heap, entry)
       else:
-        heapq.heappushpop(self._best[kind], entry)
+        heapq.heappushpop(heap, entry)
 
-  def galleries(self) -> dict[str, list[Shown]]:
-    """Title -> pictures, the best examples first."""
+  def galleries(self) -> dict[str, list[GalleryItem]]:
+    """Title -> images, the best examples first."""
     titles = {
       (True, "far"): "kept, far above the threshold",
       (True, "near"): "kept, near the threshold",
-      (False, "near"): "left out, near the threshold",
-      (False, "far"): "left out, far from the threshold",
+      (False, "near"): "dropped, near the threshold",
+      (False, "far"): "dropped, far from the threshold",
     }
     return {
-      f"{source} texts {title}": [
-        entry[-1] for entry in sorted(self._best[source, *kind], reverse=True)
+      f"{source.capitalize()} texts {title}": [
+        entry[-1] for entry in sorted(heap, reverse=True)
       ]
       for source in _SOURCES
-      for kind, title in titles.items()
-      if self._best[source, *kind]
+      for (is_kept, name), title in titles.items()
+      if (heap := self._galleries.get((source, is_kept, name)))
     }
 
   def as_json(self) -> dict[str, Any]:
-    mean = lambda of: sum(n * k for n, k in of.items()) / max(of.total(), 1)
-    usable = self._pictures["in"] - self._pictures["bad"]
+    """Returns the statistics as `report.json` has them."""
+    num_usable = self._images["in"] - self._images["bad"]
     return {
-      "pictures": {
-        "in": self._pictures["in"],
-        "kept": usable - self._per_picture[0],
-        "dropped": self._per_picture[0],
-        "bad": self._pictures["bad"],
+      "images": {
+        "in": self._images["in"],
+        "kept": num_usable - self._texts_per_image[0],
+        "dropped": self._texts_per_image[0],
+        "bad": self._images["bad"],
       },
-      "texts": {source: dict(of) for source, of in self._texts.items()},
-      "histogram": {s: of.tolist() for s, of in self._histogram.items()},
-      "texts_per_picture": _sorted(self._per_picture),
+      "texts": {source: dict(counts) for source, counts in self._texts.items()},
+      "histogram": {
+        source: bins.tolist() for source, bins in self._histogram.items()
+      },
+      "texts_per_image": _sorted(self._texts_per_image),
       "words": {
-        when: {
-          "texts": self._lengths[when].total(),
-          "mean_length": round(mean(self._lengths[when]), 2),
-          "vocabulary": len(self._words[when]),
-          "lengths": _sorted(self._lengths[when]),
+        stage: {
+          "texts": self._lengths[stage].total(),
+          "mean_length": round(_mean(self._lengths[stage]), 2),
+          "vocabulary": len(self._words[stage]),
+          "lengths": _sorted(self._lengths[stage]),
         }
-        for when in _WHEN
+        for stage in _STAGES
       },
-      "frequent": self._frequent.most_common(FREQUENT),
+      "frequent": self._frequent.most_common(NUM_FREQUENT),
       "bad": {
-        why: {"number": number, "examples": self._bad[why]}
-        for why, number in self._num_bad.most_common()
+        reason: {"number": number, "examples": self._bad_examples[reason]}
+        for reason, number in self._num_bad.most_common()
       },
       "damage": self._damage,
     }
 
 
-def _sorted(counter: Mapping[int, int]) -> dict[int, int]:
-  return dict(sorted(counter.items()))
+def _mean(counts: collections.Counter[int]) -> float:
+  total = sum(value * count for value, count in counts.items())
+  return total / max(counts.total(), 1)
+
+
+def _sorted(counts: Mapping[int, int]) -> dict[int, int]:
+  return dict(sorted(counts.items()))

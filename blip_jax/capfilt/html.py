@@ -1,4 +1,4 @@
-"""The page of a report: figures and pictures in one file that loads nothing."""
+"""The page of a report: statistics and images in one self-contained file."""
 
 import base64
 import html
@@ -12,131 +12,73 @@ import numpy as np
 import PIL.Image
 
 from blip_jax.capfilt import findings
+from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.data import sources, transforms
 from blip_jax.inference import images
 
 log = logging.getLogger(__name__)
 
-THUMBNAIL = 160
+THUMBNAIL = 160  # pixels of the longer side
+_MAX_TEXT = 300  # characters shown of a text
+_MAX_DAMAGE = 20  # lines shown
 
 
-def card(shown: findings.Shown, todo: Sequence[Any]) -> str:
-  """HTML of a picture and its texts; the one that it is shown for is bold."""
+def card(item: findings.GalleryItem, work_units: Sequence[WorkUnit]) -> str:
+  """Returns the HTML of an image and its texts, the one it is shown for bold.
+
+  Args:
+    item: an image of a gallery.
+    work_units: those that were given to `Findings.add`, by number.
+  """
   texts = "".join(
-    f'<p class="{"this" if place == shown.text else ""}">'
+    f'<p class="{"this" if index == item.index else ""}">'
     f'<b class="{row["source"]}">{row["source"]}</b> '
     f"{'-' if row['itm_prob'] is None else format(row['itm_prob'], '.3f')} "
-    f"{html.escape(row['text'][:300])}</p>"
-    for place, row in enumerate(shown.rows)
+    f"{html.escape(row['text'][:_MAX_TEXT])}</p>"
+    for index, row in enumerate(item.rows)
   )
-  row = shown.rows[shown.text]
+  row = item.rows[item.index]
   return (
-    f'<figure><img alt="" src="{_thumbnail(row, todo[shown.unit])}">'
+    f'<figure><img alt="" src="{_thumbnail(row, work_units[item.work_unit])}">'
     f"<figcaption>{texts}<small>{html.escape(row['key'])}</small></figcaption>"
     "</figure>"
   )
 
 
-def _thumbnail(row: Mapping[str, Any], unit: Any) -> str:
-  """A data URL; empty if the picture has gone since."""
-  source, _ = unit.open()
+def _thumbnail(row: Mapping[str, Any], work_unit: WorkUnit) -> str:
+  """A data URL; empty if the image cannot be read any more."""
+  source, _ = work_unit.open()
   try:
-    picture = images.open_image(source[row["row"]]["image"])
+    pixels = images.open_image(source[row["row"]]["image"])
   except (sources.BadRow, transforms.BadSample, IndexError) as error:
     log.warning("%s: cannot be shown: %s", row["key"], error)
     return "data:,"
-  picture = PIL.Image.fromarray(np.asarray(picture))
-  side = max(picture.size)
-  if side < THUMBNAIL:  # as the model sees it
-    grow = THUMBNAIL // side
-    picture = picture.resize(
-      (picture.width * grow, picture.height * grow),
+  image = PIL.Image.fromarray(np.asarray(pixels))
+  longer_side = max(image.size)
+  if longer_side < THUMBNAIL:
+    # By a whole factor, so that one sees the pixels that the model sees.
+    factor = THUMBNAIL // longer_side
+    image = image.resize(
+      (image.width * factor, image.height * factor),
       PIL.Image.Resampling.NEAREST,
     )
-  picture.thumbnail((THUMBNAIL, THUMBNAIL))
+  image.thumbnail((THUMBNAIL, THUMBNAIL))
   file = io.BytesIO()
-  picture.save(file, "jpeg", quality=80)
+  image.save(file, "jpeg", quality=80)
   return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def render(
-  told: Mapping[str, Any], galleries: Mapping[str, Sequence[str]]
+  content: Mapping[str, Any], galleries: Mapping[str, Sequence[str]]
 ) -> str:
-  """The page: figures from `report.json`, and cards of pictures."""
-  before, after = told["words"]["before"], told["words"]["after"]
-  texts = told["texts"]
-  fates = sorted(
-    {fate for of in texts.values() for fate in of} - {"in", "kept"}
-  )
-  kept = sum(of.get("kept", 0) for of in texts.values())
+  """Returns the page.
+
+  Args:
+    content: of `report.json`.
+    galleries: title -> cards.
+  """
   sections = [
-    _section(
-      f"{kept:,} of {sum(of.get('in', 0) for of in texts.values()):,} texts "
-      f"are kept, on {told['pictures']['kept']:,} of "
-      f"{told['pictures']['in']:,} pictures",
-      _table(
-        ["texts", "in", "kept", "share", *(f.replace("_", " ") for f in fates)],
-        [
-          [
-            source,
-            of.get("in", 0),
-            of.get("kept", 0),
-            f"{of.get('kept', 0) / max(of.get('in', 0), 1):.1%}",
-            *(of.get(fate, 0) for fate in fates),
-          ]
-          for source, of in texts.items()
-        ],
-      )
-      + _table(
-        ["pictures", *told["pictures"]], [["", *told["pictures"].values()]]
-      ),
-    ),
-    _section(
-      "Probability of a match (itm_prob), and the threshold",
-      "".join(
-        _histogram(source, bins, told["rules"]["threshold"])
-        for source, bins in told["histogram"].items()
-      ),
-    ),
-    _section(
-      "Kept texts of a picture",
-      _bars(told["texts_per_picture"].items()),
-    ),
-    _section(
-      "Words",
-      _table(
-        ["", "texts", "words a text", "different words"],
-        [
-          ["web, as it was", *_words(before)],
-          ["new training set", *_words(after)],
-        ],
-      )
-      + "<div class=side>"
-      + "".join(
-        f"<div><h3>{title}</h3>{_bars(of['lengths'].items(), 30)}</div>"
-        for title, of in (
-          ("words a text, before", before),
-          ("words a text, after", after),
-        )
-      )
-      + "</div>",
-    ),
-    _section(
-      "Most frequent kept texts", _table(["text", "times"], told["frequent"])
-    ),
-    _section(
-      "Bad samples",
-      _table(
-        ["why", "number", "examples"],
-        [
-          [why, of["number"], ", ".join(of["examples"])]
-          for why, of in told["bad"].items()
-        ],
-      )
-      + "".join(f"<p>{html.escape(line)}</p>" for line in told["damage"][:20])
-      if told["bad"] or told["damage"]
-      else "<p>There are none.</p>",
-    ),
+    *_statistics(content),
     *(
       _section(title, f"<div class=gallery>{''.join(cards)}</div>")
       for title, cards in galleries.items()
@@ -144,66 +86,161 @@ def render(
     _section(
       "Throughput",
       _table(
-        ["process", "pictures", "seconds", "pictures/s"],
-        [[name, *of.values()] for name, of in told["throughput"].items()],
+        ["process", "images", "seconds", "images/s"],
+        [
+          [name, *values.values()]
+          for name, values in content["throughput"].items()
+        ],
       ),
     ),
-    _section(
-      "Settings",
-      f"<pre>{html.escape(json.dumps(told['job'], indent=2))}</pre>",
-    ),
+    _section("Rules (config.merge)", _json(content["rules"])),
+    _section("Settings of the job", _json(content["job"])),
   ]
   return _PAGE.replace("BODY", "".join(sections))
 
 
-def _words(of: Mapping[str, Any]) -> tuple[int, float, int]:
-  return of["texts"], of["mean_length"], of["vocabulary"]
+def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
+  before, after = content["words"]["before"], content["words"]["after"]
+  texts, image_counts = content["texts"], content["images"]
+  num_texts = sum(counts.get("in", 0) for counts in texts.values())
+  num_kept = sum(counts.get("kept", 0) for counts in texts.values())
+  yield _section(
+    f"{num_kept:,} of {num_texts:,} texts are kept, for "
+    f"{image_counts['kept']:,} of {image_counts['in']:,} images",
+    _text_table(texts)
+    + _table(["images", *image_counts], [["", *image_counts.values()]]),
+  )
+  yield _section(
+    "Matching probability (itm_prob) and the threshold",
+    "".join(
+      _histogram(source, bins, content["rules"]["threshold"])
+      for source, bins in content["histogram"].items()
+    ),
+  )
+  yield _section(
+    "Kept texts per image",
+    "<p>Number of kept texts: how many images have as many.</p>"
+    + _bars(content["texts_per_image"].items()),
+  )
+  lengths = "".join(
+    f"<div><h3>{title}</h3>{_bars(words['lengths'].items(), 30)}</div>"
+    for title, words in (
+      ("Words per web text, before CapFilt", before),
+      ("Words per text, new training set", after),
+    )
+  )
+  yield _section(
+    "Words",
+    _table(
+      ["", "texts", "words per text", "different words"],
+      [
+        ["web texts, before CapFilt", *_word_counts(before)],
+        ["new training set", *_word_counts(after)],
+      ],
+    )
+    + f"<div class=side>{lengths}</div>",
+  )
+  yield _section(
+    "Most frequent kept texts", _table(["text", "count"], content["frequent"])
+  )
+  yield _section(
+    "Images and texts that cannot be used",
+    _bad_samples(content["bad"], content["damage"]),
+  )
+
+
+def _text_table(texts: Mapping[str, Mapping[str, int]]) -> str:
+  reasons = sorted(
+    {outcome for counts in texts.values() for outcome in counts}
+    - {"in", "kept"}
+  )
+  titles = [reason.replace("_", " ") for reason in reasons]
+  return _table(
+    ["texts", "in", "kept", "share kept", *titles],
+    [
+      [
+        source,
+        counts.get("in", 0),
+        counts.get("kept", 0),
+        f"{counts.get('kept', 0) / max(counts.get('in', 0), 1):.1%}",
+        *(counts.get(reason, 0) for reason in reasons),
+      ]
+      for source, counts in texts.items()
+    ],
+  )
+
+
+def _bad_samples(
+  bad: Mapping[str, Mapping[str, Any]], damage: Sequence[str]
+) -> str:
+  if not bad and not damage:
+    return "<p>None.</p>"
+  table = _table(
+    ["reason", "count", "examples"],
+    [
+      [reason, samples["number"], ", ".join(samples["examples"])]
+      for reason, samples in bad.items()
+    ],
+  )
+  lines = "".join(
+    f"<p>{html.escape(line)}</p>" for line in damage[:_MAX_DAMAGE]
+  )
+  return table + lines
+
+
+def _word_counts(words: Mapping[str, Any]) -> tuple[int, float, int]:
+  return words["texts"], words["mean_length"], words["vocabulary"]
 
 
 def _section(title: str, content: str) -> str:
   return f"<section><h2>{html.escape(title)}</h2>{content}</section>"
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-  def cell(tag, x):
-    if isinstance(x, int | float):
-      return f"<{tag} class=n>{x:,}</{tag}>"
-    return f"<{tag}>{html.escape(str(x))}</{tag}>"
+def _json(value: Any) -> str:
+  return f"<pre>{html.escape(json.dumps(value, indent=2))}</pre>"
 
-  row = lambda tag, line: "".join(cell(tag, x) for x in line)
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+  def cell(tag: str, value: Any) -> str:
+    if isinstance(value, int | float):
+      return f"<{tag} class=n>{value:,}</{tag}>"
+    return f"<{tag}>{html.escape(str(value))}</{tag}>"
+
+  row = lambda tag, line: "".join(cell(tag, value) for value in line)
   body = "".join(f"<tr>{row('td', line)}</tr>" for line in lines)
   return f"<table><tr>{row('th', head)}</tr>{body}</table>"
 
 
-def _bars(items: Iterable[tuple[Any, int]], most: int = 12) -> str:
-  items = [*items][:most]
-  top = max((number for _, number in items), default=1) or 1
+def _bars(items: Iterable[tuple[Any, int]], max_bars: int = 12) -> str:
+  items = [*items][:max_bars]
+  largest = max((number for _, number in items), default=1) or 1
   return "".join(
     f"<div class=bar><span>{name}</span>"
-    f'<i style="width:{60 * number / top:.2f}%"></i>{number:,}</div>'
+    f'<i style="width:{60 * number / largest:.2f}%"></i>{number:,}</div>'
     for name, number in items
   )
 
 
-def _histogram(title: str, bins: Sequence[int], threshold: float) -> str:
-  top, width, height = max(*bins, 1), 24, 120
+def _histogram(source: str, bins: Sequence[int], threshold: float) -> str:
+  largest, bin_width, height = max(*bins, 1), 24, 120
+  width = bin_width * len(bins)
   columns = "".join(
-    f'<rect x="{n * width + 1}" width="{width - 2}" '
-    f'y="{height * (1 - number / top):.1f}" '
-    f'height="{height * number / top:.1f}" '
+    f'<rect x="{n * bin_width + 1}" width="{bin_width - 2}" '
+    f'y="{height * (1 - number / largest):.1f}" '
+    f'height="{height * number / largest:.1f}" '
     f'class="{"in" if (n + 0.5) / len(bins) >= threshold else "out"}">'
     f"<title>{n / len(bins):.2f}: {number:,}</title></rect>"
     for n, number in enumerate(bins)
   )
-  x = threshold * width * len(bins)
+  x = threshold * width
   return (
-    f"<h3>{title}: {sum(bins):,} texts</h3>"
-    f'<svg viewBox="0 0 {width * len(bins)} {height + 18}">{columns}'
+    f"<h3>{sum(bins):,} {source} texts</h3>"
+    f'<svg viewBox="0 0 {width} {height + 18}">{columns}'
     f'<line x1="{x}" x2="{x}" y1="0" y2="{height}"/>'
     f'<text x="0" y="{height + 14}">0</text>'
-    f'<text x="{min(x + 4, width * len(bins) - 90)}" y="{height + 14}">'
+    f'<text x="{min(x + 4, width - 90)}" y="{height + 14}">'
     f"threshold {threshold}</text>"
-    f'<text x="{width * len(bins) - 8}" y="{height + 14}">1</text></svg>'
+    f'<text x="{width - 8}" y="{height + 14}">1</text></svg>'
   )
 
 

@@ -1,4 +1,4 @@
-"""The job: every picture of a collection captioned, every text judged."""
+"""The job: captions every image of a collection and scores every text."""
 
 import json
 import logging
@@ -6,50 +6,51 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import tqdm
-from ml_collections import ConfigDict
 
 import blip_jax
-from blip_jax.capfilt import (
-  label,
-  ledger,
-  rows,
-  work_units,
-)
+from blip_jax.capfilt import label, rows
+from blip_jax.capfilt import ledger as ledger_lib
+from blip_jax.capfilt import work_units as work_units_lib
+from blip_jax.config import Config
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import sharding, snapshot
+from blip_jax.runtime import files, sharding, snapshot
 
 log = logging.getLogger(__name__)
 
-# Pictures that a device computes at once. Part of what makes the last bits of a
-# score, and so of the settings.
-_BUCKET_CPU, _BUCKET = 8, 64
+# Images per device. Changes the last bits of scores, so it is part of the
+# settings of a job.
+_BATCH_SIZE_CPU, _BATCH_SIZE = 8, 64
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, int]:
-  """Captions and judges `config.source` into `config.out`, unit by unit.
+def run(config: Config, workdir: str) -> dict[str, int]:
+  """Labels `config.source` into the folder `config.out`, by work units.
 
-  Any number of processes may run this at once, on hosts that share the folder;
-  each takes units that no other has. It ends when all units are done. Started
-  again it goes on with those that are not.
+  Any number of processes, on hosts that share the folder, may run this at the
+  same time; each takes work units that no other process has. Returns when all
+  work units are done. The same command resumes a job that was stopped.
 
   Args:
-    config: from `config.capfilt`.
-    workdir: where the job is if the config does not say.
+    config: from `defaults.capfilt`.
+    workdir: folder of the job if `config.out` is empty.
+
+  Returns:
+    The counts of `summary`.
 
   Raises:
-    ValueError: there is nothing to do, the folder has a job of other settings,
-      or a model cannot do what it is there for; says which option helps.
+    ValueError: there is nothing to label, no image can be used, the folder has
+      a job with other settings, or a model cannot do its task; says which
+      option helps.
   """
-  rows.arrow_and_schema()  # before hours of work: it is an extra
-  todo = units_of(config)
+  rows.arrow_and_schema()  # Fails now, and not after hours of work.
+  work_units = find_work_units(config)
   folder = pathlib.Path(config.out or workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  # Of this process alone: units, and not rows of a batch, are what hosts share.
+  files.make_folder(folder)
+  # Of this process alone: hosts share work units, not batches.
   mesh = sharding.make_mesh(config.mesh, jax.local_devices())
   load = lambda name, task: model_lib.load(
     name,
@@ -58,28 +59,30 @@ def run(config: ConfigDict, workdir: str) -> dict[str, int]:
     mesh=mesh,
     tokenizer=config.tokenizer or None,
   )
-  judge = load(config.filter, "itm")
+  filter_model = load(config.filter, "itm")
   captioner = load(config.captioner, "caption") if config.captioner else None
   batch_size = config.per_device_batch_size or (
-    _BUCKET_CPU if jax.default_backend() == "cpu" else _BUCKET
+    _BATCH_SIZE_CPU if jax.default_backend() == "cpu" else _BATCH_SIZE
   )
   generation = {k: v for k, v in config.generation.items() if v is not None}
-  models = {
+  hashes = {
     "captioner": captioner and snapshot.digest(captioner.params)[:16],
-    "filter": snapshot.digest(judge.params)[:16],
+    "filter": snapshot.digest(filter_model.params)[:16],
   }
-  book = ledger.Ledger(folder, config.lease_seconds)
-  book.begin(
+  ledger = ledger_lib.Ledger(folder, config.lease_seconds)
+  ledger.begin(
     {
-      **models,
+      **hashes,
       "seed": config.seed,
       "threshold": config.threshold,
       "prompt": config.prompt,
       "generation": generation,
-      "dtype": judge.card.config.vit.dtype,
+      "dtype": filter_model.card.config.vit.dtype,
       "batch_size": batch_size * sharding.num_data_shards(mesh),
       "image_sizes": [
-        list(model.image.size) for model in (captioner, judge) if model
+        list(model.card.config.vit.image_size)
+        for model in (captioner, filter_model)
+        if model
       ],
       "source": list(config.source),
       "image_root": config.image_root,
@@ -90,34 +93,37 @@ def run(config: ConfigDict, workdir: str) -> dict[str, int]:
   )
   labeller = label.Labeller(
     captioner,
-    judge,
+    filter_model,
     seed=config.seed,
     per_device_batch_size=batch_size,
     generation=generation,
     prompt=config.prompt,
     num_threads=config.num_threads,
   )
-  constant = {**models, "seed": config.seed}
-  with Progress(len(todo), folder) as progress:
-    for unit, number_done in book.claims(todo):
-      progress.done(number_done)
-      do(unit, labeller, book, config.threshold, constant, progress)
-  found = summary(book, todo)
-  if found["pictures/in"] == found["pictures/bad"]:
-    first = next(filter(None, map(_problem, map(book.done, todo))), "")
-    raise ValueError(f"config.source: no picture could be used; {first}")
-  return found
+  constants = {**hashes, "seed": config.seed}
+  with Progress(len(work_units), folder) as progress:
+    for work_unit, num_done in ledger.claims(work_units):
+      progress.set_done(num_done)
+      process(
+        work_unit, labeller, ledger, config.threshold, constants, progress
+      )
+  results = summary(ledger, work_units)
+  if results["images/in"] == results["images/bad"]:
+    done_files = filter(None, map(ledger.done, work_units))
+    problem = next(filter(None, map(_first_problem, done_files)), "")
+    raise ValueError(f"config.source: no image can be used; {problem}")
+  return results
 
 
-def _problem(told: dict[str, Any]) -> str:
-  """The first that a unit had; "" if there was none."""
-  bad = (f"{key}: {why}" for key, why in told["bad"].items())
-  return next(iter((*told["damage"], *bad)), "")
+def _first_problem(done: Mapping[str, Any]) -> str:
+  """The first problem in a done-file; "" if there is none."""
+  bad = (f"{key}: {why}" for key, why in done["bad"].items())
+  return next(iter((*done["damage"], *bad)), "")
 
 
-def units_of(settings: Any) -> list[work_units.WorkUnit]:
-  """The units that a config names, or the settings of a job."""
-  return work_units.find(
+def find_work_units(settings: Any) -> list[work_units_lib.WorkUnit]:
+  """The work units of a config, or of the settings of a job."""
+  return work_units_lib.find(
     tuple(settings["source"]),
     settings["image_root"],
     settings["web_texts"],
@@ -125,66 +131,92 @@ def units_of(settings: Any) -> list[work_units.WorkUnit]:
   )
 
 
-def do(
-  unit: work_units.WorkUnit,
+def process(
+  work_unit: work_units_lib.WorkUnit,
   labeller: label.Labeller,
-  book: ledger.Ledger,
+  ledger: ledger_lib.Ledger,
   threshold: float,
-  constant: dict[str, Any],
+  constants: dict[str, Any],
   progress: "Progress",
 ) -> None:
-  """One unit, from its pictures to its files."""
-  fingerprint = unit.fingerprint()
-  source, damage = unit.open()
-  counts, found = rows.Counts(damage), []
-  progress.begin(unit, len(source))
-  for pictures in labeller(source):
-    for picture in pictures:
-      own = [*rows.of_picture(picture, threshold, constant)]
-      counts.add(picture, own)
-      found += own
-    progress.add(len(pictures), counts)
-  told = {
-    "unit": unit.name,
+  """Labels one work unit and writes its files.
+
+  Args:
+    work_unit: leased to this process.
+    labeller: the models.
+    ledger: of the job, which has begun.
+    threshold: the least `itm_prob` of a text that is kept.
+    constants: columns that are equal in all rows: captioner, filter, seed.
+    progress: shown while it runs.
+  """
+  fingerprint = work_unit.fingerprint()
+  source, damage = work_unit.open()
+  counts, text_rows = rows.Counts(damage), []
+  progress.begin(work_unit, len(source))
+  for images in labeller(source):
+    for image in images:
+      image_rows = [*rows.of_image(image, threshold, constants)]
+      counts.add(image, image_rows)
+      text_rows += image_rows
+    progress.add(len(images), counts)
+  report = {
+    "work_unit": work_unit.name,
     "input": fingerprint,
     "version": blip_jax.__version__,
-    **constant,
+    **constants,
     **counts.as_json(),
   }
-  book.finish(unit, rows.to_parquet(found), told)
+  ledger.finish(work_unit, rows.to_parquet(text_rows), report)
   progress.end(counts)
 
 
 def summary(
-  book: ledger.Ledger, todo: Sequence[work_units.WorkUnit]
+  ledger: ledger_lib.Ledger, work_units: Sequence[work_units_lib.WorkUnit]
 ) -> dict[str, int]:
-  """Counts over all units that are done."""
-  done = [told for unit in todo if (told := book.done(unit)) is not None]
-  found = {"units": len(todo), "units_done": len(done)}
-  for fate in ("in", "kept", "dropped", "bad"):
-    found[f"pictures/{fate}"] = sum(told["pictures"][fate] for told in done)
+  """Counts over all work units that are done.
+
+  Returns:
+    `work_units`, `work_units_done`, and `<kind>/<outcome>` for images, web and
+    synthetic texts, and the outcomes in, kept, dropped and bad.
+  """
+  done_files = [*filter(None, map(ledger.done, work_units))]
+  results = {
+    "work_units": len(work_units),
+    "work_units_done": len(done_files),
+  }
+  for outcome in ("in", "kept", "dropped", "bad"):
+    results[f"images/{outcome}"] = sum(
+      done["images"][outcome] for done in done_files
+    )
     for source in (label.WEB, label.SYNTHETIC):
-      found[f"{source}/{fate}"] = sum(
-        told["texts"][source][fate] for told in done
+      results[f"{source}/{outcome}"] = sum(
+        done["texts"][source][outcome] for done in done_files
       )
-  return found
+  return results
 
 
 class Progress:
-  """A bar over units with pictures/s, the share of texts kept and the time
-  left; and a log of this process in the job's folder."""
+  """Shows a progress bar, and logs the finished work units of this process.
 
-  def __init__(self, number: int, folder: pathlib.Path):
+  The bar shows the done work units, images per second, the share of texts that
+  are kept, and the time left. The log is `FOLDER/log/HOST-PID.jsonl`.
+
+  Args:
+    num_work_units: of the job.
+    folder: of the job.
+  """
+
+  def __init__(self, num_work_units: int, folder: pathlib.Path):
     self._bar = tqdm.tqdm(
-      total=number,
-      unit="unit",
-      bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total} units, "
+      total=num_work_units,
+      unit="work unit",
+      bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total} work units, "
       "{remaining} left{postfix}",
     )
     log_folder = folder / "log"
-    log_folder.mkdir(exist_ok=True)
+    files.make_folder(log_folder)
     self._path = log_folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
-    self._pictures = 0
+    self._num_images = 0
     self._start = time.monotonic()
 
   def __enter__(self) -> "Progress":
@@ -193,32 +225,39 @@ class Progress:
   def __exit__(self, *_) -> None:
     self._bar.close()
 
-  def done(self, number: int) -> None:
-    """Takes note of how many units are done, by whomever."""
-    self._bar.n = number
+  def set_done(self, num_work_units: int) -> None:
+    """Shows how many work units all processes have done."""
+    self._bar.n = num_work_units
     self._bar.refresh()
 
-  def begin(self, unit: work_units.WorkUnit, num_pictures: int) -> None:
-    self._unit, self._size = unit, num_pictures
-    self._unit_start = time.monotonic()
+  def begin(self, work_unit: work_units_lib.WorkUnit, num_images: int) -> None:
+    self._work_unit, self._work_unit_size = work_unit, num_images
+    self._work_unit_start = time.monotonic()
 
-  def add(self, number: int, counts: rows.Counts) -> None:
-    self._pictures += number
-    speed = self._pictures / (time.monotonic() - self._start)
-    texts = sum(of["in"] for of in counts.texts.values())
-    kept = sum(of["kept"] for of in counts.texts.values())
+  def add(self, num_images: int, counts: rows.Counts) -> None:
+    """Shows that images of the current work unit were labelled.
+
+    Args:
+      num_images: since the last call.
+      counts: of the work unit so far.
+    """
+    self._num_images += num_images
+    speed = self._num_images / (time.monotonic() - self._start)
+    num_texts = sum(texts["in"] for texts in counts.texts.values())
+    num_kept = sum(texts["kept"] for texts in counts.texts.values())
     self._bar.set_postfix_str(
-      f"{speed:.1f} pictures/s, {kept / max(texts, 1):.0%} of texts kept",
+      f"{speed:.1f} images/s, {num_kept / max(num_texts, 1):.0%} of texts kept",
       refresh=False,
     )
-    self._bar.update(min(number / self._size, self._bar.total - self._bar.n))
+    share = num_images / self._work_unit_size
+    self._bar.update(min(share, self._bar.total - self._bar.n))
 
   def end(self, counts: rows.Counts) -> None:
-    seconds = time.monotonic() - self._unit_start
+    """Logs that the current work unit is done."""
+    seconds = time.monotonic() - self._work_unit_start
     line = {
-      "unit": self._unit.name,
-      "pictures": counts.pictures["in"],
+      "work_unit": self._work_unit.name,
+      "images": counts.images["in"],
       "seconds": round(seconds, 3),
     }
-    with open(self._path, "a", encoding="utf-8") as file:
-      file.write(json.dumps(line) + "\n")
+    files.append_line(self._path, json.dumps(line))

@@ -1,7 +1,9 @@
-"""What captioner and filter say of the pictures of a unit.
+"""Labelling of a work unit: synthetic captions and filter scores.
 
-A picture gets synthetic captions, and the filter looks at each of its texts,
-from the web and synthetic. Each model encodes a picture once.
+The captioner generates captions for each image, and the filter scores every
+text of the image, web and synthetic. Each model encodes an image once.
+
+Dimensions: I images of a device batch; H, W image.
 """
 
 import concurrent.futures
@@ -19,22 +21,26 @@ from blip_jax.inference import matching
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import ahead, sharding
 
-# That may be under way at once: two of the captioner's and two of the filter's.
-_STEPS = 4
+# Each of the two models may have one batch running and one waiting.
+_NUM_MODEL_THREADS = 4
+# A text that cannot be used is recorded up to here, to show what it was.
+_MAX_BAD_TEXT = 200
 WEB, SYNTHETIC = "web", "synthetic"
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """A text of a picture, and what is known of it.
+  """A text of an image, with its scores.
 
   Attributes:
-    text: as the collection has it, or as the captioner wrote it.
+    text: a web text as the collection has it, or a generated caption.
     source: WEB or SYNTHETIC.
-    bad: why it is no text; the filter did not see it then.
-    itm_prob: that it belongs to the picture, says the filter; or None.
-    itc_cosine: of their unit vectors; or None.
-    log_prob: of a synthetic one, given the picture; or None.
+    bad: why it cannot be used, in which case the filter skips it; else "".
+    itm_prob: the filter's probability that text and image match; None before
+      it is scored.
+    itc_cosine: cosine of the text and image features; None before it is scored.
+    log_prob: log probability of a synthetic text given the image; None for
+      web texts.
   """
 
   text: str
@@ -46,21 +52,21 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
-  """A picture of a unit.
+class LabelledImage:
+  """An image of a work unit and its texts.
 
   Attributes:
-    row: its place in the unit.
-    key: of the record; seeds what is sampled.
-    image: its path; "" if it lies in a shard or a table.
-    image_id: what the annotation calls it, or None.
+    row: its index in the source of the work unit.
+    key: id of its record; seeds the sampling of its captions.
+    path: its file; "" if it is stored in a shard or a table.
+    image_id: its name in the annotations, or None.
     bad: why it cannot be used; "" if it can.
-    texts: in order: from the web, then synthetic.
+    texts: web texts first, then synthetic ones.
   """
 
   row: int
   key: str
-  image: str = ""
+  path: str = ""
   image_id: str | None = None
   bad: str = ""
   texts: tuple[Text, ...] = ()
@@ -68,32 +74,37 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Pictures in the sizes of the models, as many as a device batch has."""
+  """The images of one device batch.
 
-  pictures: tuple[Labelled | None, ...]  # None: fills up the last batch
+  Attributes:
+    images: None where the last batch of a work unit is padded.
+    pixels: name of the model -> the images at its size.
+  """
+
+  images: tuple[LabelledImage | None, ...]
   pixels: dict[str, UInt8[np.ndarray, "I H W 3"]]
 
 
 class Labeller:
-  """The models of a job on this process's devices.
+  """Captioner and filter of a job on the devices of this process.
 
-  What comes out depends on the unit, the settings and the seed alone: batches
-  begin anew with each unit and have always the same number of pictures.
+  The result depends only on the work unit, the settings and the seed: batches
+  never span work units and always have the same number of images.
 
   Args:
-    captioner: writes; None: no captions are written.
-    judge: the filter.
-    seed: of what is sampled, together with a picture's key.
-    per_device_batch_size: pictures that a device computes at once.
-    generation: how to write; see `model_lib.Model.caption`.
-    prompt: what captions go on from; None: the model's own.
-    num_threads: that read pictures.
+    captioner: generates synthetic captions; None: there are none.
+    filter_model: scores image-text pairs.
+    seed: of the sampled captions, together with the key of the image.
+    per_device_batch_size: images per device and batch.
+    generation: decoding options; see `model_lib.Model.caption`.
+    prompt: prefix of the captions; None: the captioner's own.
+    num_threads: threads that read images.
   """
 
   def __init__(
     self,
     captioner: model_lib.Model | None,
-    judge: model_lib.Model,
+    filter_model: model_lib.Model,
     *,
     seed: int,
     per_device_batch_size: int,
@@ -101,138 +112,150 @@ class Labeller:
     prompt: str | None = None,
     num_threads: int = 8,
   ):
-    self._judge = judge
-    self._write = captioner and captioner.captioner(prompt, **generation)
-    self._images = {"judge": judge.image}
+    self._filter_model = filter_model
+    self._generate = captioner and captioner.captioner(prompt, **generation)
+    self._transforms = {"filter": filter_model.image}
     if captioner is not None:
-      self._images["captioner"] = captioner.image
+      self._transforms["captioner"] = captioner.image
     self._seed = seed
-    self._batch = per_device_batch_size * sharding.num_data_shards(judge.mesh)
+    self._batch_size = per_device_batch_size * sharding.num_data_shards(
+      filter_model.mesh
+    )
     self._num_threads = num_threads
-    self._threads = concurrent.futures.ThreadPoolExecutor(_STEPS)
+    self._model_threads = concurrent.futures.ThreadPoolExecutor(
+      _NUM_MODEL_THREADS
+    )
 
-  def __call__(self, rows: sources.Rows) -> Iterator[list[Labelled]]:
-    """The pictures of a unit that is open, some at a time, in order."""
+  def __call__(self, rows: sources.Rows) -> Iterator[list[LabelledImage]]:
+    """Yields the labelled images of an open work unit in order, in batches."""
     return self.label(self.read(rows))
 
-  def label(self, batches: Iterable[Batch]) -> Iterator[list[Labelled]]:
-    """What the models say of pictures that were read."""
-    # While the filter looks at one batch, the captioner writes about the next
-    # and the one after that is read.
+  def label(self, batches: Iterable[Batch]) -> Iterator[list[LabelledImage]]:
+    """Runs the models on batches that `read` returned."""
+    # While the filter scores one batch, the captioner works on the next and
+    # the one after that is read.
     with contextlib.ExitStack() as stack:
-      for step in (self._captioned, self._judged):
-        batches = ahead.map_ahead(step, batches, 1, self._threads)
+      for step in (self._add_captions, self._add_scores):
+        batches = ahead.map_ahead(step, batches, 1, self._model_threads)
         stack.enter_context(contextlib.closing(batches))
       for batch in batches:
-        yield [picture for picture in batch.pictures if picture is not None]
+        yield [image for image in batch.images if image is not None]
 
   def read(self, rows: sources.Rows) -> Iterator[Batch]:
-    """Pictures and texts of a unit, before any model has seen them."""
-    source = sources.Noted(rows, _note)
-    bad = rejects.Reasons()
+    """Yields the images and web texts of an open work unit, unscored."""
+    source = sources.Noted(rows, _unscored)
+    bad_images = rejects.Reasons()
     loaded = loader.eval_loader(
       source,
-      examples.ImagesExample(self._images),
-      self._batch,
+      examples.ImagesExample(self._transforms),
+      self._batch_size,
       num_threads=self._num_threads,
-      bad_samples=bad,
+      bad_samples=bad_images,
     )
-    for number, (pixels, ids) in enumerate(loaded):
+    for number, (pixels, keys) in enumerate(loaded):
       del pixels["valid"]
-      start = number * self._batch
-      pictures = []
-      for place, key in enumerate(ids, start):
-        if place >= len(source):
-          pictures.append(None)
+      start = number * self._batch_size
+      images = []
+      for row, key in enumerate(keys, start):
+        if row >= len(source):
+          images.append(None)
           continue
-        picture = source.notes.pop(place, None) or Labelled(place, key)
-        if key in bad.of:
-          picture = dataclasses.replace(
-            picture, key=key, bad=bad.of.pop(key), texts=()
+        image = source.notes.pop(row, None) or LabelledImage(row, key)
+        if key in bad_images.by_id:
+          image = dataclasses.replace(
+            image, key=key, bad=bad_images.by_id.pop(key), texts=()
           )
-        pictures.append(picture)
-      yield Batch(tuple(pictures), pixels)
+        images.append(image)
+      yield Batch(tuple(images), pixels)
 
-  def _captioned(self, batch: Batch) -> Batch:
-    if self._write is None:
+  def _add_captions(self, batch: Batch) -> Batch:
+    if self._generate is None:
       return batch
-    keys = [picture.key if picture else "" for picture in batch.pictures]
-    written = self._write(
+    keys = [image.key if image else "" for image in batch.images]
+    captions = self._generate(
       batch.pixels["captioner"], self._seed, [*map(image_seed, keys)]
     )
     return dataclasses.replace(
       batch,
-      pictures=tuple(
-        picture and _with_captions(picture, caption)
-        for picture, caption in zip(batch.pictures, written, strict=True)
+      images=tuple(
+        image and _with_captions(image, caption)
+        for image, caption in zip(batch.images, captions, strict=True)
       ),
     )
 
-  def _judged(self, batch: Batch) -> Batch:
+  def _add_scores(self, batch: Batch) -> Batch:
     texts = [
-      [text.text for text in picture.texts if not text.bad] if picture else []
-      for picture in batch.pictures
+      [text.text for text in image.texts if not text.bad] if image else []
+      for image in batch.images
     ]
-    found = self._judge.matcher.score(batch.pixels["judge"], texts, self._batch)
+    matches = self._filter_model.matcher.score(
+      batch.pixels["filter"], texts, self._batch_size
+    )
     return dataclasses.replace(
       batch,
-      pictures=tuple(
-        picture and _with_scores(picture, match)
-        for picture, match in zip(batch.pictures, found, strict=True)
+      images=tuple(
+        image and _with_scores(image, match)
+        for image, match in zip(batch.images, matches, strict=True)
       ),
     )
 
 
 def image_seed(key: str) -> int:
-  """The number by which a picture's draws differ from another's."""
+  """The seed of an image's samples: the first 4 bytes of its key's SHA-256.
+
+  A function of the key alone, so that captions depend neither on the batch nor
+  on the process that generates them.
+  """
   return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little")
 
 
-def _with_captions(picture: Labelled, caption: model_lib.Caption) -> Labelled:
-  if picture.bad:
-    return picture
-  written = tuple(
+def _with_captions(
+  image: LabelledImage, caption: model_lib.Caption
+) -> LabelledImage:
+  if image.bad:
+    return image
+  synthetic = tuple(
     _text(one.text, SYNTHETIC, log_prob=one.log_prob)
     for one in (caption, *caption.others)
   )
-  return dataclasses.replace(picture, texts=picture.texts + written)
+  return dataclasses.replace(image, texts=image.texts + synthetic)
 
 
-def _with_scores(picture: Labelled, match: matching.Match) -> Labelled:
+def _with_scores(image: LabelledImage, match: matching.Match) -> LabelledImage:
   scores = zip(match.itm_prob, match.itc_cosine, strict=True)
   texts = []
-  for text in picture.texts:
+  for text in image.texts:
     if not text.bad:
       prob, cosine = next(scores)
       text = dataclasses.replace(
         text, itm_prob=float(prob), itc_cosine=float(cosine)
       )
     texts.append(text)
-  return dataclasses.replace(picture, texts=tuple(texts))
+  return dataclasses.replace(image, texts=tuple(texts))
 
 
-def _text(text: str | bytes, source: str, **known: float) -> Text:
+def _text(
+  text: str | bytes, source: str, log_prob: float | None = None
+) -> Text:
   try:
-    return Text(transforms.clean_text(text), source, **known)
+    return Text(transforms.clean_text(text), source, log_prob=log_prob)
   except transforms.BadSample as bad:
     if isinstance(text, bytes):
       text = text.decode(errors="replace")
-    # Of a huge one, enough to see what it was.
-    return Text(
-      text.encode(errors="replace").decode()[:200], source, bad.reason, **known
-    )
+    text = text.encode(errors="replace").decode()[:_MAX_BAD_TEXT]
+    return Text(text, source, bad.reason, log_prob=log_prob)
 
 
-def _note(place: int, record: sources.Record) -> Labelled:
-  """All of a record but its pixels."""
-  name = record.get("image_id")
+def _unscored(row: int, record: sources.Record) -> LabelledImage:
+  """Everything of a record except its pixels."""
+  image_id = record.get("image_id")
   texts = [_text(text, WEB) for text in record["caption"]]
   if "no_text" in record:
     texts.append(Text("", WEB, record["no_text"]))
-  return Labelled(
-    place,
+  return LabelledImage(
+    row,
     record["id"],
     sources.image_path(record),
-    None if name is None else str(name),
+    None if image_id is None else str(image_id),
     texts=tuple(texts),
   )

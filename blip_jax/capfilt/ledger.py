@@ -1,10 +1,10 @@
-"""Which units of a job are done, and who works on which: files in one folder.
+"""The state of a job: done work units and leases, as files in one folder.
 
-Many processes, of any hosts that share the folder, work on one job without a
-server. A unit that is done has `NAME.parquet` and then `NAME.done.json`; one
-under way has `.NAME.lease`, whose owner keeps it young. A lease that has not
-been renewed for a while may be taken over. Should two processes ever do the
-same unit, they write the same bytes under the same name.
+Any number of processes, on hosts that share the folder, work on one job without
+a server. A finished work unit has `NAME.parquet` and, written after it,
+`NAME.done.json`. A work unit in progress has `.NAME.lease`, whose owner renews
+its modification time. A lease that is not renewed may be taken over. Should two
+processes ever label the same work unit, they write equal bytes to equal names.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from blip_jax.capfilt import work_units
+from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.runtime import files, resumable
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class Ledger:
   """The folder of a job.
 
   Attributes:
-    folder: where it is.
-    lease_seconds: how old a lease gets before another process takes it over.
+    folder: its path.
+    lease_seconds: age at which a lease may be taken over.
   """
 
   def __init__(self, folder: str | os.PathLike, lease_seconds: float = 300.0):
@@ -46,29 +46,33 @@ class Ledger:
       "pid": os.getpid(),
       "id": uuid.uuid4().hex,
     }
-    self._began: dict[str, Any] | None = None
+    self._settings_at_start: dict[str, Any] | None = None
 
   @property
   def settings(self) -> dict[str, Any]:
-    """What all units of the job were or will be made by.
+    """Everything that decides what the job produces.
 
     Raises:
       ValueError: the folder holds no job.
     """
-    path = self.folder / _JOB
-    if not path.exists():
+    settings = resumable.settings(self.folder / _JOB)
+    if settings is None:
       raise ValueError(
-        f"{self.folder}: no job has been started there; expected {_JOB} in it. "
-        "Name its folder with config.out"
+        f"{self.folder}: no job was started there; expected {_JOB} in it. "
+        "Set config.out to the folder of a job"
       )
-    return json.loads(path.read_text())
+    return settings
 
   def begin(self, settings: Mapping[str, Any], force: bool) -> None:
     """Starts the job, or joins it.
 
+    Args:
+      settings: everything that decides what the job produces.
+      force: replaces other settings, so that all work units are done again.
+
     Raises:
-      ValueError: the folder has a job of other settings, and not `force`; or
-        something else.
+      ValueError: the folder holds a job with other settings and `force` is
+        False, or done-files without a job.
     """
     self._sweep()
     job = self.folder / _JOB
@@ -76,101 +80,120 @@ class Ledger:
       name.endswith(_DONE) for name in files.list_folder(self.folder)
     ):
       raise ValueError(
-        f"{self.folder}: has units of a job but no {_JOB}; name another "
-        "folder with config.out"
+        f"{self.folder}: holds work units of a job but no {_JOB}; set "
+        "config.out to another folder"
       )
-    self._began = resumable.begin(
+    self._settings_at_start = resumable.begin(
       job,
       settings,
-      "Name another folder with config.out, or do its units again with "
+      "Set config.out to another folder, or do all work units again with "
       "config.force=True",
       force,
     )
 
   def _sweep(self) -> None:
-    """Deletes what processes that were killed left half-written."""
-    for path in self.folder.glob(".*.tmp"):
-      with contextlib.suppress(FileNotFoundError):
-        if self._age(path) > self.lease_seconds:
-          path.unlink()
+    """Deletes old temporary files of processes that were killed."""
+    for name in files.list_folder(self.folder):
+      if name.startswith(".") and name.endswith(".tmp"):
+        path = self.folder / name
+        with contextlib.suppress(FileNotFoundError):
+          if self._age(path) > self.lease_seconds:
+            files.remove(path)
 
-  def rows_path(self, unit: work_units.WorkUnit) -> pathlib.Path:
-    return self.folder / f"{unit.name}.parquet"
+  def rows_path(self, work_unit: WorkUnit) -> pathlib.Path:
+    """The Parquet file of a work unit."""
+    return self.folder / f"{work_unit.name}.parquet"
 
-  def done(self, unit: work_units.WorkUnit) -> dict[str, Any] | None:
-    """What is written of a unit that is done with the job's settings, from the
-    input as it is now; None if there is something left to do."""
-    path = self.folder / f"{unit.name}{_DONE}"
+  def done(self, work_unit: WorkUnit) -> dict[str, Any] | None:
+    """Returns the content of a done-file.
+
+    None if there is none, or if settings, input or rows have changed since, so
+    that the work unit has to be done again.
+    """
+    path = self.folder / f"{work_unit.name}{_DONE}"
     try:
-      found, since = json.loads(path.read_text()), path.stat().st_mtime
+      done, since = files.read_json(path), files.stat(path).modified
     except FileNotFoundError:
       return None
-    whole = (
-      found["settings"] == digest(self.settings)
-      and unit.unchanged(found["input"], since)
-      and self.rows_path(unit).is_file()
-      and self.rows_path(unit).stat().st_size == found["output"]["bytes"]
+    rows_path = self.rows_path(work_unit)
+    is_current = (
+      done["settings"] == digest(self.settings)
+      and work_unit.unchanged(done["input"], since)
+      and files.is_file(rows_path)
+      and files.size(rows_path) == done["output"]["bytes"]
     )
-    return found if whole else None
+    return done if is_current else None
 
-  def finish(self, unit: work_units.WorkUnit, rows: bytes, told: dict) -> None:
-    """Writes a unit's rows, and then that it is done.
+  def finish(
+    self, work_unit: WorkUnit, rows: bytes, report: Mapping[str, Any]
+  ) -> None:
+    """Writes the rows of a work unit, and then its done-file.
+
+    Args:
+      work_unit: which.
+      rows: the Parquet file.
+      report: what the done-file says, except settings and output.
 
     Raises:
-      ValueError: another process has begun the job anew with other settings.
+      ValueError: another process has restarted the job with other settings.
     """
-    if self.settings != self._began:
+    if self.settings != self._settings_at_start:
       raise ValueError(
-        f"{self.folder}: another process has begun this job anew, with other "
-        f"settings; {unit.name} is left to it"
+        f"{self.folder}: another process has restarted this job with other "
+        f"settings; this process stops before it writes {work_unit.name}"
       )
-    files.write_bytes(self.rows_path(unit), rows)
+    files.write_bytes(self.rows_path(work_unit), rows)
     output = {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
     files.write_json(
-      self.folder / f"{unit.name}{_DONE}",
-      {"settings": digest(self.settings), **told, "output": output},
+      self.folder / f"{work_unit.name}{_DONE}",
+      {"settings": digest(self.settings), **report, "output": output},
     )
 
   def claims(
-    self, units: Sequence[work_units.WorkUnit]
-  ) -> Iterator[tuple[work_units.WorkUnit, int]]:
-    """Units to do now, and how many are done by whomever, as far as is known.
+    self, work_units: Sequence[WorkUnit]
+  ) -> Iterator[tuple[WorkUnit, int]]:
+    """Yields work units to do, each with the number that are done so far.
 
-    Each is leased to this process until the next is asked for. Ends when all
-    are done; waits while the last ones are with others.
+    That number counts the work of all processes, as far as it is known. Each
+    work unit is leased to this process until the next one is requested. Waits
+    for other processes, and ends when all work units are done.
     """
-    left, told = list(units), False
+    left, has_logged = list(work_units), False
     while True:
       left = [unit for unit in left if self.done(unit) is None]
       if not left:
         return
-      number_done, claimed = len(units) - len(left), False
-      for unit in left:
-        with self._lease(unit) as own:
-          if own and self.done(unit) is None:
-            claimed = True
-            yield unit, number_done
-          # Another may have done it since.
-          number_done += own
-      if not claimed:
-        if not told:
-          log.info("Waiting for %d units that others work on", len(left))
-        told = True
+      num_done, has_claimed = len(work_units) - len(left), False
+      for work_unit in left:
+        with self._lease(work_unit) as is_leased:
+          if is_leased and self.done(work_unit) is None:
+            has_claimed = True
+            yield work_unit, num_done
+          # A lease that was free may also mean that another process is done.
+          num_done += is_leased
+      if not has_claimed:
+        if not has_logged:
+          log.info("Waiting for %d work units of other processes", len(left))
+        has_logged = True
         time.sleep(min(1.0, self.lease_seconds / 5))
 
   def leased(self) -> dict[str, dict[str, Any]]:
-    """Unit -> who works on it, and how many seconds ago that was said."""
-    found = {}
-    for path in sorted(self.folder.glob(f".*{_LEASE}")):
+    """Work unit -> its owner, and the age of the lease in `seconds`."""
+    owners = {}
+    for name in files.list_folder(self.folder):
+      if not (name.startswith(".") and name.endswith(_LEASE)):
+        continue
+      path = self.folder / name
       with contextlib.suppress(FileNotFoundError, ValueError):
-        owner, age = json.loads(path.read_text()), self._age(path)
-        name = path.name.removeprefix(".").removesuffix(_LEASE)
-        found[name] = owner | {"seconds": round(age, 1)}
-    return found
+        owner, age = files.read_json(path), self._age(path)
+        name = name.removeprefix(".").removesuffix(_LEASE)
+        owners[name] = owner | {"seconds": round(age, 1)}
+    return owners
 
   @contextlib.contextmanager
-  def _lease(self, unit: work_units.WorkUnit) -> Iterator[bool]:
-    path = self.folder / f".{unit.name}{_LEASE}"
+  def _lease(self, work_unit: WorkUnit) -> Iterator[bool]:
+    """Holds a lease and renews it; yields whether it could be had."""
+    path = self.folder / f".{work_unit.name}{_LEASE}"
     if not self._take(path):
       yield False
       return
@@ -179,7 +202,7 @@ class Ledger:
     def renew():
       while not ended.wait(self.lease_seconds / 5):
         with contextlib.suppress(FileNotFoundError):
-          os.utime(path)
+          files.touch(path, create=False)
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
@@ -188,54 +211,54 @@ class Ledger:
     finally:
       ended.set()
       thread.join()
-      path.unlink(missing_ok=True)
+      files.remove(path)
 
   def _take(self, path: pathlib.Path) -> bool:
-    """Makes the lease, or takes over one whose owner is gone."""
+    """Creates a lease, or takes over one whose owner is gone."""
     content = json.dumps(self._owner)
-    try:
-      with open(path, "x") as file:
-        file.write(content)
+    if files.claim(path, content):
       return True
-    except FileExistsError:
-      pass
     try:
-      if not self._abandoned(path):
+      if not self._is_abandoned(path):
         return False
       files.write_text(path, content)
-      return json.loads(path.read_text()) == self._owner
-    except (FileNotFoundError, ValueError):  # given up, or taken by another
+      return files.read_json(path) == self._owner
+    # It was released, or another process took it over.
+    except (FileNotFoundError, ValueError):
       return False
 
-  def _abandoned(self, path: pathlib.Path) -> bool:
+  def _is_abandoned(self, path: pathlib.Path) -> bool:
     if self._age(path) > self.lease_seconds:
       return True
     try:
-      owner = json.loads(path.read_text())
-    except ValueError:  # being written
+      owner = files.read_json(path)
+    except ValueError:  # its owner is still writing it
       return False
-    return owner["host"] == self._owner["host"] and not _alive(owner["pid"])
+    return owner["host"] == self._owner["host"] and not _is_alive(owner["pid"])
 
   def _age(self, path: pathlib.Path) -> float:
-    """In seconds by the clock of the file system, which all hosts share."""
+    """Seconds since a file was modified.
+
+    By the clock of the file system, which all hosts share, unlike their own.
+    """
     now = self.folder / f".{self._owner['id']}.now"
-    now.touch()
-    age = now.stat().st_mtime - path.stat().st_mtime
-    now.unlink(missing_ok=True)
+    files.touch(now)
+    age = files.stat(now).modified - files.stat(path).modified
+    files.remove(now)
     return age
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-  """A short name of settings."""
+  """A short hash of settings."""
   text = json.dumps(settings, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  except PermissionError:  # it is someone else's
+  except PermissionError:  # a process of another user
     return True
   return True

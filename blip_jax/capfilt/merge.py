@@ -1,7 +1,8 @@
-"""From the rows of a job to a training set; cheap, to be done again at will."""
+"""From the rows of a job to a training set, without running a model."""
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -11,131 +12,143 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tqdm
-from ml_collections import ConfigDict
 
-from blip_jax.capfilt import (
-  job,
-  ledger,
-  pair_files,
-  rows,
-  rules,
-)
+from blip_jax.capfilt import job, pair_files, rows, rules
+from blip_jax.capfilt.ledger import Ledger
+from blip_jax.capfilt.work_units import WorkUnit
+from blip_jax.config import Config
 from blip_jax.data import datasets, sources, transforms
-from blip_jax.runtime import (
-  files,
-)
+from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
 HUMAN = "human"
 
+# Source of texts -> number by outcome: "in", "kept", or the reason to drop it.
 _Stats = dict[str, collections.Counter]
-# A row with its text, and where its picture is had.
+# A row, and a function that returns its image.
 _Pair = tuple[dict[str, Any], Callable[[], pair_files.Image]]
 
 
-def merge(config: ConfigDict, workdir: str) -> dict[str, int]:
-  """Writes the texts that `config.merge` keeps, with their pictures, as what
-  `config.data.train` reads.
+def merge(config: Config, workdir: str) -> dict[str, int]:
+  """Writes the texts that `config.merge` keeps, with their images, as sources
+  that `config.data.train` reads.
 
   `config.merge.out` is a .json or .jsonl of {image, caption, image_id?, source,
-  ...}, where pictures are files of their own, or a folder of webdataset shards.
-  With `by_source` there is one for the texts of the web, one for synthetic ones
-  and one for those of people, so that training can weigh them. Beside it a
-  .stats.json says how many were kept, and why others were not.
+  ...}, for images that are files of their own, or a folder of webdataset
+  shards. With `by_source`, web, synthetic and human texts get an output each,
+  so that training can weight them. A .stats.json next to it says how many texts
+  were kept, and why others were dropped.
 
   Args:
-    config: from `config.capfilt`.
-    workdir: where the job is if the config does not say.
+    config: from `defaults.capfilt`.
+    workdir: folder of the job if `config.out` is empty.
+
+  Returns:
+    `<source>/<outcome>`: the content of .stats.json.
 
   Raises:
-    ValueError: units are not done, an option cannot be, or nothing is kept.
+    ValueError: a work unit is not done, an option is invalid, or no text is
+      kept.
   """
-  own = config.merge
   selection = rules.Selection(rules_of(config))
   folder = config.out or workdir
-  out = pathlib.Path(own.out or os.path.join(folder, "clean.json"))
-  done = [unit for path in (folder, *own.jobs) for unit in _done(path)]
-  stats = collections.defaultdict(collections.Counter)
+  out = pathlib.Path(config.merge.out or os.path.join(folder, "clean.json"))
+  done = [
+    (ledger, work_unit)
+    for path in (folder, *config.merge.jobs)
+    for ledger, work_unit in _all_done(path)
+  ]
+  stats: _Stats = collections.defaultdict(collections.Counter)
   with contextlib.ExitStack() as stack:
 
     @functools.cache
-    def writer(kind: str) -> pair_files.Writer:
-      path = pair_files.of_source(out, kind) if own.by_source else out
+    def writer(source: str) -> pair_files.Writer:
+      path = out
+      if config.merge.by_source:
+        path = pair_files.for_kind(out, source)
       return stack.enter_context(pair_files.open_writer(path))
 
-    of_unit = lambda unit: _kept(*unit, selection, stats)
-    kept = itertools.chain.from_iterable(map(of_unit, tqdm.tqdm(done)))
-    human = _human(own.human, config.image_root, stats)
-    for row, image in itertools.chain(kept, human):
-      of_source = stats[row["source"]]
+    labelled = itertools.chain.from_iterable(
+      _kept_pairs(ledger, work_unit, selection, stats)
+      for ledger, work_unit in tqdm.tqdm(done, unit="work unit")
+    )
+    human = _human_pairs(config.merge.human, config.image_root, stats)
+    for row, read_image in itertools.chain(labelled, human):
+      counts = stats[row["source"]]
       try:
-        writer(row["source"] if own.by_source else "").add(row, image)
-      except transforms.BadSample as bad:  # gone since, or never looked at
-        of_source[bad.reason] += 1
+        writer(row["source"] if config.merge.by_source else "").add(
+          row, read_image
+        )
+      # An image that is gone, or a human one that no job has read.
+      except transforms.BadSample as bad:
+        counts[bad.reason] += 1
       else:
-        of_source["kept"] += 1
-    kept = sum(counts["kept"] for counts in stats.values())
-    if not kept:
+        counts["kept"] += 1
+    num_kept = sum(counts["kept"] for counts in stats.values())
+    if not num_kept:
       raise ValueError(
-        f"config.merge: no text is kept; found {_flat(stats)}. Lower "
-        "config.merge.threshold, and look at the report"
+        f"config.merge: no text is kept; counts are {_flat(stats)}. Lower "
+        "config.merge.threshold, and look at the report (config.job=report)"
       )
   files.write_json(out.with_name(f"{out.name}.stats.json"), _flat(stats))
-  log.info("%d pairs are in %s", kept, out)
+  log.info("%d pairs are in %s", num_kept, out)
   return _flat(stats)
 
 
-def rules_of(config: ConfigDict) -> rules.Rules:
-  """The rules that `config.merge` has."""
-  names = rules.Rules.__dataclass_fields__
-  given = {name: config.merge[name] for name in names}
-  return rules.Rules(**given | {"sources": tuple(config.merge.sources)})
+def rules_of(config: Config) -> rules.Rules:
+  """The rules of `config.merge`."""
+  names = [field.name for field in dataclasses.fields(rules.Rules)]
+  values = {name: config.merge[name] for name in names}
+  values["sources"] = tuple(config.merge.sources)
+  return rules.Rules(**values)
 
 
-def _done(folder: str) -> Iterator[tuple[ledger.Ledger, Any]]:
-  book = ledger.Ledger(folder)
-  todo = job.units_of(book.settings)
-  missing = [unit.name for unit in todo if book.done(unit) is None]
+def _all_done(folder: str) -> Iterator[tuple[Ledger, WorkUnit]]:
+  """The work units of a job; raises `ValueError` unless all are done."""
+  ledger = Ledger(folder)
+  work_units = job.find_work_units(ledger.settings)
+  missing = [unit.name for unit in work_units if ledger.done(unit) is None]
   if missing:
     raise ValueError(
-      f"{folder}: {len(missing)} of {len(todo)} units are not done, the first: "
-      f"{missing[:3]}; let the job finish (config.job=capfilt)"
+      f"{folder}: {len(missing)} of {len(work_units)} work units are not done, "
+      f"such as {missing[:3]}; first finish the job with config.job=capfilt"
     )
-  yield from ((book, unit) for unit in todo)
+  yield from ((ledger, work_unit) for work_unit in work_units)
 
 
-def _kept(
-  book: ledger.Ledger, unit: Any, selection: rules.Selection, stats: _Stats
+def _kept_pairs(
+  ledger: Ledger, work_unit: WorkUnit, selection: rules.Selection, stats: _Stats
 ) -> Iterator[_Pair]:
-  """What is kept of a unit."""
-  source, _ = unit.open()
-  found = rows.read(book.rows_path(unit))
-  for row, reason in zip(found, selection.reasons(found), strict=True):
+  """The pairs of a work unit that the rules keep; counts all of them."""
+  source, _ = work_unit.open()
+  text_rows = rows.read(ledger.rows_path(work_unit))
+  reasons = selection.reasons(text_rows)
+  for row, reason in zip(text_rows, reasons, strict=True):
     stats[row["source"]]["in"] += 1
     if reason:
       stats[row["source"]][reason] += 1
     else:
-      path = _below(row["image"], unit.image_root)
-      image = functools.partial(_image, source, row["row"])
-      yield row | {"image": path}, image
+      path = _relative(row["image"], work_unit.image_root)
+      read_image = functools.partial(_image, source, row["row"])
+      yield row | {"image": path}, read_image
 
 
-def _human(
+def _human_pairs(
   specs: Iterable[str], image_root: str, stats: _Stats
 ) -> Iterator[_Pair]:
-  """Pairs with captions of people, which nothing filters."""
+  """The pairs of sources with human captions, which are not filtered."""
   for spec in filter(None, specs):
     source = datasets.open_source(spec, image_root)
-    for place in range(len(source)):
+    for index in range(len(source)):
       try:
-        record = source[place]
+        record = source[index]
       except sources.BadRow as bad:
         stats[HUMAN].update(["in", bad.reason])
         continue
       row = {
         "key": record["id"],
-        "image": _below(sources.image_path(record) or None, image_root),
+        "image": _relative(sources.image_path(record) or None, image_root),
         "image_id": record.get("image_id"),
         "source": HUMAN,
       }
@@ -146,21 +159,21 @@ def _human(
         except transforms.BadSample as bad:
           stats[HUMAN][bad.reason] += 1
           continue
-        yield row | {"text": text}, functools.partial(_image, source, place)
+        yield row | {"text": text}, functools.partial(_image, source, index)
 
 
-def _image(source: Any, place: int) -> pair_files.Image:
-  return source[place]["image"]
+def _image(source: Any, index: int) -> pair_files.Image:
+  return source[index]["image"]
 
 
-def _below(path: str | None, root: str) -> str | None:
-  """A path as the annotation had it, so that the same root leads there."""
+def _relative(path: str | None, root: str) -> str | None:
+  """A path as the annotations have it, so that training can use the root."""
   return path and path.removeprefix(os.path.join(root, "") if root else "")
 
 
 def _flat(stats: _Stats) -> dict[str, int]:
   return {
-    f"{kind}/{fate}": number
-    for kind, counts in sorted(stats.items())
-    for fate, number in sorted(counts.items())
+    f"{source}/{outcome}": number
+    for source, counts in sorted(stats.items())
+    for outcome, number in sorted(counts.items())
   }

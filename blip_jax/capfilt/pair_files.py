@@ -1,11 +1,9 @@
-"""Pairs of pictures and texts as files that training reads."""
+"""Image-text pairs as files that training reads."""
 
 import contextlib
 import io
 import json
-import os
 import pathlib
-import shutil
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,31 +13,35 @@ import numpy as np
 import PIL.Image
 
 from blip_jax.data import transforms
-from blip_jax.runtime import (
-  files,
-)
+from blip_jax.runtime import files
 
-PAIRS_A_SHARD = 10_000
-# What a file begins with; others become PNG, which loses nothing.
-_KINDS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
-# Of a row, what goes along with its text.
-_ALONG = ("key", "source", "itm_prob", "itc_cosine", "log_prob")
+PAIRS_PER_SHARD = 10_000
+# First bytes of the formats that are stored unchanged. Others become PNG, which
+# is lossless.
+_FORMATS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
+# Columns of a row that are written along with its text.
+_METADATA = ("key", "source", "itm_prob", "itc_cosine", "log_prob")
 
-# A picture as a record has it: a path, encoded bytes or pixels.
+# An image of a record: a path, encoded bytes or pixels.
 Image = str | bytes | np.ndarray
 
 
 @runtime_checkable
 class Writer(Protocol):
-  def add(self, row: dict[str, Any], image: Callable[[], Image]) -> None:
-    """Adds a pair: a row of `capfilt.rows`, and where its picture is had.
+  def add(self, row: dict[str, Any], read_image: Callable[[], Image]) -> None:
+    """Adds a pair.
+
+    Args:
+      row: as in `capfilt.rows`.
+      read_image: returns its image; called only if the image is copied.
 
     Raises:
-      transforms.BadSample: there is no such picture.
+      transforms.BadSample: the image cannot be read.
     """
+    ...
 
 
-def of_source(path: pathlib.Path, kind: str) -> pathlib.Path:
+def for_kind(path: pathlib.Path, kind: str) -> pathlib.Path:
   """The output for one kind of texts: clean.web.json, or clean/web."""
   if path.suffix in (".json", ".jsonl"):
     return path.with_suffix(f".{kind}{path.suffix}")
@@ -48,16 +50,19 @@ def of_source(path: pathlib.Path, kind: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def open_writer(path: pathlib.Path) -> Iterator[Writer]:
-  """A writer whose files appear when all is written, or never.
+  """Yields a writer whose output appears once it is complete, or never.
 
   Args:
-    path: of a .json or a .jsonl, for pictures that are files of their own, or
-      of a folder of tar shards.
+    path: a .json or .jsonl file, for images that are files of their own, or a
+      folder of tar shards.
+
+  Raises:
+    ValueError: the path has another suffix, or the folder exists.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
+  files.make_folder(path.parent)
   if path.suffix in (".json", ".jsonl"):
     with files.open_atomic(path) as file:
-      writer = _Rows(file, path.suffix == ".jsonl")
+      writer = _ListWriter(file, is_lines=path.suffix == ".jsonl")
       yield writer
       writer.close()
     return
@@ -66,96 +71,104 @@ def open_writer(path: pathlib.Path) -> Iterator[Writer]:
       f"config.merge.out: expected a .json, a .jsonl or a folder for tar "
       f"shards, found {path}"
     )
-  if path.exists():
+  if files.exists(path):
     raise ValueError(
-      f"config.merge.out: {path} is there already; name another folder, or "
-      "move it away first"
+      f"config.merge.out: {path} already exists; name another folder, or move "
+      "it away first"
     )
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-  temporary.mkdir()
+  files.make_folder(temporary)
   try:
-    with contextlib.closing(_Shards(temporary)) as writer:
+    with contextlib.closing(_ShardWriter(temporary)) as writer:
       yield writer
-    os.replace(temporary, path)
+    files.rename(temporary, path)
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    files.remove_folder(temporary)
 
 
-class _Rows:
-  """A JSON list, or JSON lines, of pictures that lie elsewhere."""
+class _ListWriter:
+  """A JSON list, or JSON lines, that refers to image files."""
 
-  def __init__(self, file: BinaryIO, lines: bool):
+  def __init__(self, file: BinaryIO, is_lines: bool):
     self._file = file
-    self._start, self._next, self._end = (
-      ("", "\n", "\n") if lines else ("[\n", ",\n", "\n]\n")
+    self._start, self._separator, self._end = (
+      ("", "\n", "\n") if is_lines else ("[\n", ",\n", "\n]\n")
     )
-    self._empty = True
+    self._is_empty = True
 
-  def add(self, row: dict[str, Any], image: Callable[[], Image]) -> None:
+  def add(self, row: dict[str, Any], read_image: Callable[[], Image]) -> None:
     if not row["image"]:
       raise ValueError(
-        f"config.merge.out: the picture of {row['key']} is no file of its own, "
-        "so a list cannot point to it; name a folder, for webdataset shards"
+        f"config.merge.out: the image of {row['key']} is not a file of its "
+        "own, so a list cannot refer to it; name a folder, which gets "
+        "webdataset shards"
       )
-    own = {"image": row["image"], "caption": row["text"]}
+    item = {"image": row["image"], "caption": row["text"]}
     if row["image_id"] is not None:
-      own["image_id"] = row["image_id"]
-    before = self._start if self._empty else self._next
-    text = before + json.dumps(own | _along(row), ensure_ascii=False)
-    self._file.write(text.encode())
-    self._empty = False
+      item["image_id"] = row["image_id"]
+    line = json.dumps(item | _metadata(row), ensure_ascii=False)
+    prefix = self._start if self._is_empty else self._separator
+    self._file.write((prefix + line).encode())
+    self._is_empty = False
 
   def close(self) -> None:
     self._file.write(self._end.encode())
 
 
-class _Shards:
-  """Webdataset shards, of so many pairs each; the same bytes each time."""
+class _ShardWriter:
+  """Webdataset shards of `PAIRS_PER_SHARD`; equal pairs give equal bytes."""
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
-    self._number = 0
+    self._num_pairs = 0
+    self._shard = contextlib.ExitStack()
     self._tar: tarfile.TarFile | None = None
 
-  def add(self, row: dict[str, Any], image: Callable[[], Image]) -> None:
-    shard, place = divmod(self._number, PAIRS_A_SHARD)
-    if not place:
-      self.close()
-      path = self._folder / f"{shard:05d}.tar"
-      self._tar = tarfile.open(path, "w")  # noqa: SIM115
-    content, kind = _encoded(image())
-    own = _along(row) | {"image_id": row["image_id"], "image": row["image"]}
-    for suffix, part in (
-      (kind, content),
+  def add(self, row: dict[str, Any], read_image: Callable[[], Image]) -> None:
+    shard, index_in_shard = divmod(self._num_pairs, PAIRS_PER_SHARD)
+    if self._tar is None or not index_in_shard:
+      self._tar = self._open(shard)
+    image, suffix = _encoded(read_image())
+    metadata = _metadata(row) | {
+      "image_id": row["image_id"],
+      "image": row["image"],
+    }
+    for name, content in (
+      (suffix, image),
       ("txt", row["text"].encode()),
-      ("json", json.dumps(own).encode()),
+      ("json", json.dumps(metadata).encode()),
     ):
-      member = tarfile.TarInfo(f"{self._number:09d}.{suffix}")
-      member.size = len(part)
-      self._tar.addfile(member, io.BytesIO(part))
-    self._number += 1
+      member = tarfile.TarInfo(f"{self._num_pairs:09d}.{name}")
+      member.size = len(content)
+      self._tar.addfile(member, io.BytesIO(content))
+    self._num_pairs += 1
+
+  def _open(self, shard: int) -> tarfile.TarFile:
+    self._shard.close()
+    file = self._shard.enter_context(
+      files.open_atomic(self._folder / f"{shard:05d}.tar")
+    )
+    return self._shard.enter_context(tarfile.open(fileobj=file, mode="w"))
 
   def close(self) -> None:
-    if self._tar is not None:
-      self._tar.close()
-      self._tar = None
+    self._shard.close()
 
 
-def _along(row: dict[str, Any]) -> dict[str, Any]:
-  return {name: row[name] for name in _ALONG if row.get(name) is not None}
+def _metadata(row: dict[str, Any]) -> dict[str, Any]:
+  return {name: row[name] for name in _METADATA if row.get(name) is not None}
 
 
 def _encoded(image: Image) -> tuple[bytes, str]:
-  """The bytes of a picture as it is stored, and their kind."""
+  """Returns the stored bytes of an image, or a PNG of it, and a suffix."""
   if isinstance(image, str):
     try:
-      image = pathlib.Path(image).read_bytes()
+      image = files.read_bytes(image)
     except OSError as error:
       raise transforms.BadSample("missing", str(error)) from error
   if isinstance(image, bytes):
-    for magic, kind in _KINDS:
-      if image.startswith(magic):
-        return image, kind
+    for first_bytes, suffix in _FORMATS:
+      if image.startswith(first_bytes):
+        return image, suffix
   pixels = transforms.decode(image, transforms.MAX_PIXELS)
   file = io.BytesIO()
   PIL.Image.fromarray(np.asarray(pixels)).save(file, "png")

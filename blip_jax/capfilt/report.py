@@ -1,79 +1,89 @@
-"""What a job found, as one page to look at (`report.html`) and as JSON."""
+"""The results of a job as one page to look at (`report.html`) and as JSON."""
 
 import json
 import logging
 import pathlib
 
 import tqdm
-from ml_collections import ConfigDict
 
-from blip_jax.capfilt import (
-  findings,
-  html,
-  job,
-  ledger,
-  merge,
-  rows,
-  rules,
-)
-from blip_jax.runtime import (
-  files,
-)
+from blip_jax.capfilt import findings, html, job, merge, rows, rules
+from blip_jax.capfilt.ledger import Ledger
+from blip_jax.config import Config
+from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
 
-def report(config: ConfigDict, workdir: str) -> dict[str, int]:
-  """Writes `report.html` and `report.json` into the job's folder.
+def report(config: Config, workdir: str) -> dict[str, int]:
+  """Writes `report.html` and `report.json` into the folder of a job.
 
-  The page has everything in it, thumbnails too, and loads nothing. What is kept
-  is what `config.merge` would keep of the units that are done.
+  The page contains its thumbnails and loads nothing. It shows what
+  `config.merge` would keep of the work units that are done so far.
+
+  Args:
+    config: from `defaults.capfilt`.
+    workdir: folder of the job if `config.out` is empty.
+
+  Returns:
+    `<source>/<outcome>`: the number of web and synthetic texts that are kept,
+    or dropped for each reason.
 
   Raises:
-    ValueError: no unit is done.
+    ValueError: no work unit is done.
   """
-  book = ledger.Ledger(config.out or workdir)
-  todo = [u for u in job.units_of(book.settings) if book.done(u) is not None]
-  if not todo:
-    raise ValueError(
-      f"{book.folder}: no unit is done, so there is nothing to "
-      "show; start the job with config.job=capfilt"
-    )
-  selection = rules.Selection(rule := merge.rules_of(config))
-  found = findings.Findings(rule.threshold)
-  for number, unit in enumerate(tqdm.tqdm(todo, unit="unit")):
-    own = rows.read(book.rows_path(unit))
-    found.add(number, own, selection.reasons(own), book.done(unit))
-  told = found.as_json() | {
-    "job": book.settings,
-    "rules": vars(rule),
-    "throughput": _throughput(book.folder),
+  ledger = Ledger(config.out or workdir)
+  done_files = {
+    work_unit: done
+    for work_unit in job.find_work_units(ledger.settings)
+    if (done := ledger.done(work_unit)) is not None
   }
+  if not done_files:
+    raise ValueError(
+      f"{ledger.folder}: no work unit is done, so there is nothing to show; "
+      "start the job with config.job=capfilt"
+    )
+  active_rules = merge.rules_of(config)
+  selection = rules.Selection(active_rules)
+  found = findings.Findings(active_rules.threshold)
+  for number, (work_unit, done) in enumerate(
+    tqdm.tqdm(done_files.items(), unit="work unit")
+  ):
+    text_rows = rows.read(ledger.rows_path(work_unit))
+    found.add(number, text_rows, selection.reasons(text_rows), done)
+  content = found.as_json() | {
+    "job": ledger.settings,
+    "rules": vars(active_rules),
+    "throughput": _throughput(ledger.folder / "log"),
+  }
+  work_units = [*done_files]
   galleries = {
-    title: [html.card(shown, todo) for shown in gallery]
+    title: [html.card(item, work_units) for item in gallery]
     for title, gallery in found.galleries().items()
   }
-  files.write_json(book.folder / "report.json", told)
-  path = book.folder / "report.html"
-  files.write_text(path, html.render(told, galleries))
-  log.info("%s shows what was kept and why", path)
+  files.write_json(ledger.folder / "report.json", content)
+  path = ledger.folder / "report.html"
+  files.write_text(path, html.render(content, galleries))
+  log.info("%s shows what is kept and why", path)
   return {
-    f"{source}/{fate}": number
-    for source, fates in told["texts"].items()
-    for fate, number in fates.items()
+    f"{source}/{outcome}": number
+    for source, outcomes in content["texts"].items()
+    for outcome, number in outcomes.items()
   }
 
 
-def _throughput(folder: pathlib.Path) -> dict[str, dict[str, float | int]]:
-  """Of each process that took part: pictures, seconds, and their ratio."""
-  found = {}
-  for path in sorted((folder / "log").glob("*.jsonl")):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    number = sum(line["pictures"] for line in lines)
+def _throughput(log_folder: pathlib.Path) -> dict[str, dict[str, float | int]]:
+  """Process -> the number of its images, its seconds, and their ratio."""
+  throughput = {}
+  for name in files.list_folder(log_folder):
+    if not name.endswith(".jsonl"):
+      continue
+    # A running process may be writing its last line.
+    lines = [*map(json.loads, files.complete_lines(log_folder / name))]
+    num_images = sum(line["images"] for line in lines)
     seconds = sum(line["seconds"] for line in lines)
-    found[path.stem] = {
-      "pictures": number,
+    throughput[name.removesuffix(".jsonl")] = {
+      "images": num_images,
       "seconds": round(seconds, 1),
-      "pictures_per_second": round(number / max(seconds, 1e-3), 2),
+      "images_per_second": round(num_images / max(seconds, 1e-3), 2),
     }
-  return found
+  return throughput

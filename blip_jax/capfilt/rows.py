@@ -1,21 +1,21 @@
-"""The rows of a unit, one a text, as Parquet; and their counts."""
+"""Parquet rows of a work unit, one per text, and their counts."""
 
 import collections
 import io
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from blip_jax.capfilt import label
+from blip_jax.runtime import files
 
 KEPT, BELOW = "", "below_threshold"
-# Names and Arrow's types.
+# Names and Arrow types.
 COLUMNS = {
-  "key": "string",  # of the picture
-  "row": "int64",  # of the picture in its unit
-  "image": "string",  # its path, if it is a file of its own
+  "key": "string",  # id of the image
+  "row": "int64",  # index of the image in the source of its work unit
+  "image": "string",  # path of the image, if it is a file of its own
   "image_id": "string",
   "text": "string",
   "source": "string",  # web | synthetic
@@ -24,30 +24,32 @@ COLUMNS = {
   "log_prob": "float32",
   "kept": "bool",
   "reason": "string",  # why it was not kept
-  "captioner": "string",  # the weights' hash
+  "captioner": "string",  # hash of the weights
   "filter": "string",
   "seed": "int64",
 }
+_OUTCOMES = ("in", "kept", "dropped", "bad")
 
 
-def of_picture(
-  picture: label.Labelled, threshold: float, constant: dict[str, Any]
+def of_image(
+  image: label.LabelledImage, threshold: float, constants: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-  """A row for each text of a picture.
+  """Yields a row for each text of an image.
 
   Args:
-    threshold: of `itm_prob`, from which on a text is kept.
-    constant: what is the same in all rows: captioner, filter, seed.
+    image: with its scores.
+    threshold: the least `itm_prob` of a text that is kept.
+    constants: columns that are equal in all rows: captioner, filter, seed.
   """
-  for text in picture.texts:
+  for text in image.texts:
     reason = text.bad
     if not reason and np.float32(text.itm_prob) < threshold:
       reason = BELOW
     yield {
-      "key": picture.key,
-      "row": picture.row,
-      "image": picture.image or None,
-      "image_id": picture.image_id,
+      "key": image.key,
+      "row": image.row,
+      "image": image.path or None,
+      "image_id": image.image_id,
       "text": text.text,
       "source": text.source,
       "itm_prob": text.itm_prob,
@@ -55,12 +57,12 @@ def of_picture(
       "log_prob": text.log_prob,
       "kept": reason == KEPT,
       "reason": reason or None,
-      **constant,
+      **constants,
     }
 
 
 def to_parquet(rows: list[dict[str, Any]]) -> bytes:
-  """The same bytes for the same rows."""
+  """Returns a Parquet file; equal rows give equal bytes."""
   arrow, schema = arrow_and_schema()
   file = io.BytesIO()
   table = arrow.Table.from_pylist(rows, schema)
@@ -68,60 +70,75 @@ def to_parquet(rows: list[dict[str, Any]]) -> bytes:
   return file.getvalue()
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
+def read(path: files.Path) -> list[dict[str, Any]]:
+  """Reads the rows of a work unit."""
   arrow, schema = arrow_and_schema()
-  return arrow.parquet.read_table(path, schema=schema).to_pylist()
+  with files.open_read(path) as file:
+    return arrow.parquet.read_table(file, schema=schema).to_pylist()
 
 
 def arrow_and_schema() -> tuple[Any, Any]:
-  """The library, which is an extra of the package, and the schema of rows."""
+  """Returns pyarrow, an optional dependency, and the schema of the rows.
+
+  Raises:
+    ValueError: pyarrow is not installed.
+  """
   try:
     import pyarrow
     import pyarrow.parquet
   except ImportError as error:
     raise ValueError(
-      "CapFilt keeps its rows in Parquet, for which pyarrow is not installed: "
-      "pip install 'blip_jax[parquet]'"
+      "CapFilt stores its rows in Parquet files, but pyarrow is not installed; "
+      "run pip install 'blip_jax[parquet]'"
     ) from error
   types = {name: pyarrow.type_for_alias(kind) for name, kind in COLUMNS.items()}
   return pyarrow, pyarrow.schema(types.items())
 
 
 class Counts:
-  """What went into a unit, and what became of it: in = kept + dropped + bad."""
+  """Counts of a work unit by outcome, where in = kept + dropped + bad.
+
+  Args:
+    damage: what is damaged in the input, so that images are missing.
+  """
 
   def __init__(self, damage: list[str]):
     self.damage = damage
-    self.pictures = collections.Counter()
+    self.images = collections.Counter()
     self.texts = {
       source: collections.Counter() for source in (label.WEB, label.SYNTHETIC)
     }
     self.bad: dict[str, str] = {}
 
-  def add(self, picture: label.Labelled, rows: Iterable[dict]) -> None:
-    kept = False
+  def add(
+    self, image: label.LabelledImage, rows: Iterable[dict[str, Any]]
+  ) -> None:
+    """Counts an image and its rows."""
+    any_kept = False
     for row in rows:
-      fate = _fate(row)
-      self.texts[row["source"]].update(["in", fate])
-      kept |= fate == "kept"
-    if picture.bad:
-      self.bad[picture.key] = picture.bad
-    fate = "bad" if picture.bad else "kept" if kept else "dropped"
-    self.pictures.update(["in", fate])
+      outcome = _outcome(row)
+      self.texts[row["source"]].update(["in", outcome])
+      any_kept |= outcome == "kept"
+    if image.bad:
+      self.bad[image.key] = image.bad
+    outcome = "bad" if image.bad else "kept" if any_kept else "dropped"
+    self.images.update(["in", outcome])
 
   def as_json(self) -> dict[str, Any]:
-    fates = ("in", "kept", "dropped", "bad")
-    full = lambda counter: {fate: counter[fate] for fate in fates}
+    """Returns the counts as the done-file has them."""
+    by_outcome = lambda counts: {name: counts[name] for name in _OUTCOMES}
     return {
-      "pictures": full(self.pictures),
-      "texts": {source: full(found) for source, found in self.texts.items()},
+      "images": by_outcome(self.images),
+      "texts": {
+        source: by_outcome(counts) for source, counts in self.texts.items()
+      },
       "bad": self.bad,
       "damage": self.damage,
     }
 
 
-def _fate(row: dict[str, Any]) -> str:
-  """Of a text; one that the filter could not look at is bad."""
+def _outcome(row: dict[str, Any]) -> str:
+  """A text that the filter could not score is bad."""
   if row["kept"]:
     return "kept"
   return "dropped" if row["reason"] == BELOW else "bad"

@@ -1,4 +1,4 @@
-"""Which texts of a picture go into the new training set."""
+"""Which texts of an image go into the new training set."""
 
 import collections
 import dataclasses
@@ -10,27 +10,31 @@ from typing import Any
 
 from blip_jax.data import transforms
 
-# As a web page has them; a text with a few angle brackets is none.
+# Remains of a web page. A few angle brackets in a text are not markup.
 _MARKUP = re.compile(r"<[a-zA-Z/!][^<>]*>|&[a-zA-Z]{2,8};|https?://|\{\{|\[\[")
-_MANY_WORDS = 10_000
+_MAX_WORDS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """What a text must be to be kept; `reasons` says why the others are not.
+  """Conditions for keeping a text.
 
   Attributes:
-    threshold: of `itm_prob`; 0 keeps what the filter would not.
-    sources: that may be kept.
+    threshold: the least `itm_prob`; 0 ignores the filter.
+    sources: that may be kept, of "web" and "synthetic".
     min_words: of a text.
-    max_words: of a text; 0: any number.
-    max_repeats: how often one word may follow itself, or a pair of words come;
-      0: any number.
-    markup: whether tags, entities and addresses may be in a text.
-    near_duplicates: share of pairs of words, of which two texts of a picture
-      may not have more in common; 1: they may not be equal; 0: they may.
-    max_per_image: texts of a picture; 0: any number. The likeliest by
-      `itm_prob` are kept.
+    max_words: of a text; 0: no limit.
+    max_repeats: how often a word may be repeated in a row, or a pair of words
+      may occur; 0: no limit.
+    markup: whether a text may have tags, entities or URLs.
+    near_duplicates: a text is dropped if the Jaccard similarity of its word
+      pairs to those of a better text of the same image is at least this; 1
+      drops equal texts only, 0 drops none.
+    max_per_image: texts of an image, those of the highest `itm_prob`; 0: no
+      limit.
+
+  Raises:
+    ValueError: a value is out of range.
   """
 
   threshold: float = 0.5
@@ -46,10 +50,10 @@ class Rules:
     for name, low, high in (
       ("threshold", 0.0, 1.0),
       ("near_duplicates", 0.0, 1.0),
-      ("min_words", 0, _MANY_WORDS),
-      ("max_words", 0, _MANY_WORDS),
-      ("max_repeats", 0, _MANY_WORDS),
-      ("max_per_image", 0, _MANY_WORDS),
+      ("min_words", 0, _MAX_WORDS),
+      ("max_words", 0, _MAX_WORDS),
+      ("max_repeats", 0, _MAX_WORDS),
+      ("max_per_image", 0, _MAX_WORDS),
     ):
       value = getattr(self, name)
       if not low <= value <= high:
@@ -64,29 +68,30 @@ class Rules:
       )
 
   def reasons(self, texts: Sequence[dict[str, Any]]) -> list[str]:
-    """Why each text of one picture is left out; "" for those that are kept.
+    """Returns why each text of one image is dropped; "" if it is kept.
 
     Args:
-      texts: rows of `capfilt.rows`.
+      texts: rows of `capfilt.rows`, all of the same image.
     """
-    reasons = [self._of_one(text) for text in texts]
+    reasons = [self._reason(text) for text in texts]
     best_first = sorted(
-      (place for place, reason in enumerate(reasons) if not reason),
-      # Of equal ones the first, which is from the web.
-      key=lambda place: (-texts[place]["itm_prob"], place),
+      (index for index, reason in enumerate(reasons) if not reason),
+      # The first of equally probable texts, which is a web text if any is.
+      key=lambda index: (-texts[index]["itm_prob"], index),
     )
     kept = []
-    for place in best_first:
-      words = words_of(texts[place]["text"])
-      if any(self._is_near(words, other) for other in kept):
-        reasons[place] = "near_duplicate"
+    for index in best_first:
+      words = words_of(texts[index]["text"])
+      if any(self._is_near_duplicate(words, other) for other in kept):
+        reasons[index] = "near_duplicate"
       elif self.max_per_image and len(kept) >= self.max_per_image:
-        reasons[place] = "too_many"
+        reasons[index] = "too_many"
       else:
         kept.append(words)
     return reasons
 
-  def _of_one(self, text: dict[str, Any]) -> str:
+  def _reason(self, text: dict[str, Any]) -> str:
+    """Why a text is dropped, whatever the other texts of its image are."""
     if text["itm_prob"] is None:
       return text["reason"]
     if text["source"] not in self.sources:
@@ -100,70 +105,75 @@ class Rules:
       return "too_short"
     if self.max_words and len(words) > self.max_words:
       return "too_long"
-    if self.max_repeats and _repeats(words) > self.max_repeats:
+    if self.max_repeats and _num_repeats(words) > self.max_repeats:
       return "repetition"
     return ""
 
-  def _is_near(self, words: Sequence[str], other: Sequence[str]) -> bool:
+  def _is_near_duplicate(
+    self, words: Sequence[str], other_words: Sequence[str]
+  ) -> bool:
     if not self.near_duplicates:
       return False
-    one, two = map(_pairs, (words, other))
-    return len(one & two) >= self.near_duplicates * len(one | two)
+    pairs, other_pairs = _word_pairs(words), _word_pairs(other_words)
+    union = len(pairs | other_pairs)
+    return len(pairs & other_pairs) >= self.near_duplicates * union
 
 
 def words_of(text: str) -> list[str]:
-  """As training reads them."""
-  return transforms.pre_caption(text, _MANY_WORDS).split()
+  """Splits a text into words, after the preprocessing of training."""
+  return transforms.pre_caption(text, _MAX_WORDS).split()
 
 
-def _pairs(words: Sequence[str]) -> set[tuple[str, ...]]:
-  # With the ends, so that one word has some, and its place matters.
-  ends = ["", *words, ""]
-  return set(itertools.pairwise(ends))
+def _word_pairs(words: Sequence[str]) -> set[tuple[str, ...]]:
+  # With both ends of the text: a single word has pairs, too, and the first and
+  # last words count by their position.
+  return set(itertools.pairwise(["", *words, ""]))
 
 
-def _repeats(words: Sequence[str]) -> int:
-  """How often a word follows itself, or a pair of words comes, at most."""
+def _num_repeats(words: Sequence[str]) -> int:
+  """Longest run of one word, or occurrences of a pair of words if more."""
   longest = run = 1
-  for word, after in itertools.pairwise(words):
-    run = run + 1 if word == after else 1
+  for word, next_word in itertools.pairwise(words):
+    run = run + 1 if word == next_word else 1
     longest = max(longest, run)
-  pairs = collections.Counter(itertools.pairwise(words))
-  return max(longest, *pairs.values(), 1)
+  pair_counts = collections.Counter(itertools.pairwise(words))
+  return max(longest, *pair_counts.values(), 1)
 
 
 class Selection:
-  """Rules, applied to one unit after the other.
+  """Applies rules to one work unit after the other.
 
-  A picture that is a file may be in many rows of many units (lists from the web
-  have had one with millions of texts); it is one picture all the same.
+  An image file may occur in several rows of several work units: lists from the
+  web had one with millions of texts. All its rows count as one image.
   """
 
   def __init__(self, rules: Rules):
     self._rules = rules
+    # Image file -> hashes of the texts that are kept.
     self._kept: dict[str, set[int]] = collections.defaultdict(set)
 
   def reasons(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Why each row of a unit is left out; "" for those that are kept."""
-    pictures = collections.defaultdict(list)
-    for place, row in enumerate(rows):
-      pictures[row["image"] or row["key"]].append(place)
+    """Returns why each row of a work unit is dropped; "" if it is kept."""
+    indices_by_image = collections.defaultdict(list)
+    for index, row in enumerate(rows):
+      indices_by_image[row["image"] or row["key"]].append(index)
     reasons = [""] * len(rows)
-    for picture, places in pictures.items():
-      found = self._rules.reasons([rows[place] for place in places])
-      for place, reason in zip(places, found, strict=True):
-        if not reason and rows[place]["image"]:
-          reason = self._seen(picture, rows[place]["text"])
-        reasons[place] = reason
+    for image, indices in indices_by_image.items():
+      image_reasons = self._rules.reasons([rows[index] for index in indices])
+      for index, reason in zip(indices, image_reasons, strict=True):
+        if not reason and rows[index]["image"]:
+          reason = self._reason_among_kept(image, rows[index]["text"])
+        reasons[index] = reason
     return reasons
 
-  def _seen(self, picture: str, text: str) -> str:
-    most, kept = self._rules.max_per_image, self._kept[picture]
-    # Of millions of texts, a number each.
-    text = zlib.crc32(" ".join(words_of(text)).encode())
-    if self._rules.near_duplicates and text in kept:
+  def _reason_among_kept(self, image: str, text: str) -> str:
+    """Compares a text with those that earlier rows of its image file have."""
+    max_texts, kept = self._rules.max_per_image, self._kept[image]
+    # A number for each text, as there may be millions.
+    text_hash = zlib.crc32(" ".join(words_of(text)).encode())
+    if self._rules.near_duplicates and text_hash in kept:
       return "near_duplicate"
-    if most and len(kept) >= most:
+    if max_texts and len(kept) >= max_texts:
       return "too_many"
-    kept.add(text)
+    kept.add(text_hash)
     return ""

@@ -1,12 +1,11 @@
-"""The units of a job: pieces of a collection, finished one at a time.
+"""Work units: the parts of a collection that processes label one at a time.
 
-A tar shard or a Parquet file is a unit. What has no files of its own for its
-pictures (annotations, folders, TFDS) is cut every so many rows.
+Each tar shard or Parquet file is a work unit. Sources without shards
+(annotations, folders, TFDS) are cut into ranges of rows.
 """
 
 import collections
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -15,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from blip_jax.data import datasets, folders, sources
+from blip_jax.runtime import files
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkUnit:
-  """A piece of a collection.
+  """A part of a collection.
 
   Attributes:
-    name: of its files in the job's folder; a function of the input alone.
-    spec: of the source that it is part of.
-    image_root: what relative paths in it start from.
-    with_texts: whether to look for texts.
+    name: of its output files; depends on the input alone.
+    spec: the source that it is part of.
+    image_root: folder that relative image paths start from.
+    with_texts: whether to read web texts.
     rows: of the source, [start, end); None: all.
   """
 
@@ -36,120 +36,127 @@ class WorkUnit:
   rows: tuple[int, int] | None = None
 
   def open(self) -> tuple[sources.Rows, list[str]]:
-    """Its records, and what is damaged in it.
+    """Opens its records, and lists what is damaged in its input.
 
-    Records are as `datasets.open_source` gives them, with a list of texts under
-    `caption`; where there should be one and is none, `no_text` says why.
+    Returns:
+      Records of `datasets.open_source`, but with a list of texts under
+      `caption`, and `no_text`, the reason, where the text is missing or
+      unusable; and the damage.
     """
-    nothing = sources.Rows((), np.arange(0))
+    no_rows = sources.Rows((), np.arange(0))
     try:
-      source = _Texts(self.spec, self.image_root, self.with_texts)
+      source = _ImagesWithTexts(self.spec, self.image_root, self.with_texts)
     except ValueError as error:
-      # Annotations were open when their units were found.
-      return nothing, [str(error)]
+      # A damaged shard. `find` would have failed on damaged annotations.
+      return no_rows, [str(error)]
     rows = np.arange(*(self.rows or (0, len(source))))
     return sources.Rows(source, rows), source.problems
 
   def fingerprint(self) -> dict[str, Any]:
-    """What tells the input from another: of a file, its content; the pictures
-    that annotations point to are not looked at."""
-    found = {"source": self.spec, "rows": self.rows and list(self.rows)}
+    """Identifies the input: spec, rows, and the hash if it is one file.
+
+    Image files that annotations refer to are not hashed.
+    """
+    fingerprint = {"source": self.spec, "rows": self.rows and list(self.rows)}
     path = datasets.path_of(self.spec)
-    if os.path.isfile(path):
-      with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-      return found | {"bytes": os.path.getsize(path), "sha256": sha256}
-    return found
+    if files.is_file(path):
+      fingerprint |= {"bytes": files.size(path), "sha256": files.sha256(path)}
+    return fingerprint
 
   def unchanged(self, fingerprint: dict[str, Any], since: float) -> bool:
-    """Whether that is still the fingerprint.
+    """Whether the input still has this fingerprint.
 
     Args:
-      since: when it was taken, in seconds since the epoch; what is older is not
-        read again.
+      fingerprint: of an earlier time.
+      since: when it was taken, in seconds since the epoch; an older file is
+        not read again.
     """
     path = datasets.path_of(self.spec)
-    size = os.path.getsize(path) if os.path.isfile(path) else None
+    stat = files.stat(path) if files.is_file(path) else None
+    size = stat and stat.size
     rows = self.rows and list(self.rows)
     if (fingerprint["rows"], fingerprint.get("bytes")) != (rows, size):
       return False
     return (
-      size is None
-      or os.path.getmtime(path) < since
-      or fingerprint == self.fingerprint()
+      stat is None or stat.modified < since or fingerprint == self.fingerprint()
     )
 
 
 def find(
   specs: Sequence[str], image_root: str, with_texts: bool, work_unit_rows: int
 ) -> list[WorkUnit]:
-  """The units of all sources, in order.
+  """Returns the work units of all sources, in order.
 
   Args:
-    specs: sources; see README, "Data".
-    image_root: what relative paths of pictures in annotations start from.
-    with_texts: whether to look for texts.
-    work_unit_rows: where to cut what is not made of shards.
+    specs: sources; see docs/data.md.
+    image_root: folder that relative image paths in annotations start from.
+    with_texts: whether to read web texts.
+    work_unit_rows: rows of a work unit, for sources without shards.
 
   Raises:
-    ValueError: a source cannot be read, or two units would have the same name.
+    ValueError: there is no source, one cannot be read, or two work units would
+      have the same name.
   """
-  units = []
+  work_units = []
   for spec in filter(None, specs):
     shards = datasets.shard_specs(spec)
     for shard in shards:
       name = os.path.splitext(os.path.basename(datasets.path_of(shard)))[0]
-      units.append(WorkUnit(name, shard, image_root, with_texts))
+      work_units.append(WorkUnit(name, shard, image_root, with_texts))
     if not shards:
-      number = len(_Texts(spec, image_root, with_texts))
+      num_rows = len(_ImagesWithTexts(spec, image_root, with_texts))
       stem = os.path.basename(os.path.normpath(datasets.path_of(spec)))
       stem = re.sub(r"[^\w.-]+", "-", stem)
-      for start in range(0, number, work_unit_rows):
+      for start in range(0, num_rows, work_unit_rows):
         name = f"{stem}-{start // work_unit_rows:05d}"
-        rows = start, min(start + work_unit_rows, number)
-        units.append(WorkUnit(name, spec, image_root, with_texts, rows))
-  if not units:
+        rows = start, min(start + work_unit_rows, num_rows)
+        work_units.append(WorkUnit(name, spec, image_root, with_texts, rows))
+  if not work_units:
     raise ValueError(
-      "config.source: nothing to clean; for example "
+      "config.source: there is nothing to label; for example "
       "--config.source='shards/*.tar'"
     )
-  names = collections.Counter(unit.name for unit in units)
-  name, number = names.most_common(1)[0]
-  if number > 1:
-    same = [unit.spec for unit in units if unit.name == name]
+  _refuse_equal_names(work_units)
+  return work_units
+
+
+def _refuse_equal_names(work_units: Sequence[WorkUnit]) -> None:
+  counts = collections.Counter(unit.name for unit in work_units)
+  name, count = counts.most_common(1)[0]
+  if count > 1:
+    specs = [unit.spec for unit in work_units if unit.name == name]
     raise ValueError(
-      f"config.source: {number} shards have the name {name!r}, so that their "
-      f"pictures could not be told apart: {same[:3]}; rename them, or give "
-      "each folder a job of its own and merge both with config.merge.jobs"
+      f"config.source: {count} shards are named {name!r}, so that their "
+      f"outputs would overwrite each other: {specs[:3]}; rename them, or run "
+      "one job per folder and merge the jobs with config.merge.jobs"
     )
-  return units
 
 
-class _Texts:
-  """All pictures of a source with their texts, of which there may be none."""
+class _ImagesWithTexts:
+  """All images of a source, each with a list of its texts, maybe empty."""
 
   def __init__(self, spec: str, image_root: str, with_texts: bool):
-    self._described = None
+    self._captioned = None
     if with_texts:
-      self._described = datasets.open_source(spec, image_root)
-    if isinstance(self._described, folders.CaptionedImages):
-      self._pictures = self._described.without_captions()
+      self._captioned = datasets.open_source(spec, image_root)
+    if isinstance(self._captioned, folders.CaptionedImages):
+      self._images = self._captioned.without_captions()
     else:
-      self._pictures = datasets.open_images(spec, image_root)
+      self._images = datasets.open_images(spec, image_root)
 
   def __len__(self) -> int:
-    return len(self._pictures)
+    return len(self._images)
 
   @property
   def problems(self) -> list[str]:
     """What is damaged, so that rows are missing."""
-    return getattr(self._pictures, "problems", [])
+    return getattr(self._images, "problems", [])
 
   def __getitem__(self, row: int) -> sources.Record:
-    if self._described is None:
-      return self._pictures[row] | {"caption": []}
+    if self._captioned is None:
+      return self._images[row] | {"caption": []}
     try:
-      record = self._described[row]
+      record = self._captioned[row]
     except sources.BadRow as bad:
-      return self._pictures[row] | {"caption": [], "no_text": bad.reason}
+      return self._images[row] | {"caption": [], "no_text": bad.reason}
     return record | {"caption": sources.captions(record)}

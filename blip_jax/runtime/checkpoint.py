@@ -125,7 +125,10 @@ class Checkpoints:
 class Item(typing.Protocol):
   """Arrays by path, which can be loaded one by one."""
 
-  stored: Mapping[str, jax.ShapeDtypeStruct]
+  @property
+  def stored(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes, by path."""
+    ...
 
   def load(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The arrays of some paths, with the shardings that are asked for."""
@@ -138,7 +141,8 @@ class Weights(Item, typing.Protocol):
   `str()` of it names their origin, for the log.
   """
 
-  momentum: Item | None
+  @property
+  def momentum(self) -> Item | None: ...
 
 
 def initialise(

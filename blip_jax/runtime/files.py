@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, BinaryIO, NamedTuple
@@ -249,6 +250,13 @@ def touch(path: Path, create: bool = True) -> None:
 def make_folder(path: Path) -> None:
   """Creates a folder and those above it; it may exist."""
   os.makedirs(path, exist_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[pathlib.Path]:
+  """A folder on the local disk that is deleted at the end."""
+  with tempfile.TemporaryDirectory() as folder:
+    yield pathlib.Path(folder)
 
 
 def remove(path: Path) -> None:

@@ -1,13 +1,13 @@
-"""Measures what CapFilt costs beside its models and its decoding.
+"""Measures the overhead of CapFilt over its models.
 
-  python tools/bench/capfilt.py --variant base --image-size 384 --shards 3 \
-    --pictures 16 --out bench.json
+  python -m blip_jax.tools.bench.capfilt --variant base --image-size 384 \
+    --shards 3 --images 16 --out bench.json
 
-Writes tar shards of pictures as cameras make them, and a captioner and a filter
-of random weights.  Then, with all programs compiled, pictures per second of
-(1) the models alone, on pictures that are in memory; (2) reading alone: the
-shards, decoding, resizing; (3) the whole job, to the files of its last shard.
-The job should reach 90 % of the lesser of the first two.
+Writes tar shards of images as large as photographs, and makes a captioner and a
+filter with random weights.  Then, with all programs compiled, measures images
+per second of (1) the models alone, on images in memory; (2) reading alone: the
+shards, decoding, resizing; (3) the whole job, up to the files of its last
+shard.  The job should reach 90 % of the slower of the first two.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import os
 import pathlib
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 
@@ -24,39 +23,40 @@ import cv2
 import jax
 import numpy as np
 
-from blip_jax.capfilt import (
-  job,
-  label,
-  ledger,
-  work_units,
-)
+from blip_jax.capfilt import job, label, ledger, work_units
 from blip_jax.data import scenes
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, families
 from blip_jax.models import config as model_config
-from blip_jax.runtime import (
-  files,
-  host,
-  sharding,
-)
+from blip_jax.runtime import files, host, sharding
 
-# Of the generator; captions of random weights never end by themselves.
-WRITES = {"sample": True, "top_p": 0.9, "max_length": 20, "min_length": 5}
+# With random weights every caption gets to the maximal length.
+GENERATION = {"sample": True, "top_p": 0.9, "max_length": 20, "min_length": 5}
 
 
 def write_shards(
-  folder: pathlib.Path, shards: int, pictures: int, side: int
+  folder: pathlib.Path, num_shards: int, num_images: int, side: int
 ) -> None:
-  """Noise smooth enough to be as large a JPEG as a photograph is."""
+  """Writes shards of noise, smooth enough for the JPEG size of a photograph.
+
+  Args:
+    folder: where to write.
+    num_shards: how many.
+    num_images: per shard.
+    side: height of an image in pixels; the width is 4/3 of it.
+  """
   rng, captions = np.random.default_rng(0), scenes.Scenes("train")
-  for shard in range(shards):
-    with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-      for number in range(pictures):
+  for shard in range(num_shards):
+    with (
+      files.open_atomic(folder / f"{shard:05d}.tar") as file,
+      tarfile.open(fileobj=file, mode="w") as tar,
+    ):
+      for number in range(num_images):
         coarse = rng.integers(0, 256, (side // 4, side // 3, 3), np.uint8)
         pixels = cv2.resize(coarse, (side * 4 // 3, side))
         _, encoded = cv2.imencode(".jpg", pixels)
-        caption = captions[shard * pictures + number]["caption"]
+        caption = captions[shard * num_images + number]["caption"]
         for suffix, content in (
           ("jpg", encoded.tobytes()),
           ("txt", caption.encode()),
@@ -78,22 +78,22 @@ def make_model(
     tokens=model_config.SpecialTokens(**words.special_ids),
     dtype=model_lib.quick_dtype(),
   )
-  # On the host: a GPU's compiler takes a minute for draws that are made once.
+  # On the host: a GPU takes a minute to compile what runs only once.
   with jax.default_device(jax.devices("cpu")[0]):
     params = jax.jit(lambda key: families.init(family, sizes, key))(
       jax.random.key(0)
     )
   params = jax.device_put(params, sharding.replicated(mesh))
   module = families.build(family, sizes)
-  described = card.Card(family, sizes, "a picture of ", {})
-  return model_lib.Model(described, module, params, words, mesh)
+  model_card = card.Card(family, sizes, "a picture of ", {})
+  return model_lib.Model(model_card, module, params, words, mesh)
 
 
-def rate(do: Callable[[], int]) -> float:
-  """Pictures per second of what returns their number."""
+def rate(function: Callable[[], int]) -> float:
+  """Images per second of a function that returns their number."""
   begin = time.monotonic()
-  number = do()
-  return number / (time.monotonic() - begin)
+  num_images = function()
+  return num_images / (time.monotonic() - begin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,11 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--variant", default="base")
   parser.add_argument("--image-size", type=int, default=384)
   parser.add_argument("--shards", type=int, default=3)
-  parser.add_argument("--pictures", type=int, default=16, help="of a shard")
-  parser.add_argument("--side", type=int, default=480, help="of a picture")
-  parser.add_argument(
-    "--per-device-batch-size", type=int, default=8, help="of a device"
-  )
+  parser.add_argument("--images", type=int, default=16, help="per shard")
+  parser.add_argument("--side", type=int, default=480, help="height in pixels")
+  parser.add_argument("--per-device-batch-size", type=int, default=8)
   parser.add_argument("--threads", type=int, default=os.cpu_count())
   parser.add_argument("--out", type=pathlib.Path)
   args = parser.parse_args(argv)
@@ -120,42 +118,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     make("itm"),
     seed=0,
     per_device_batch_size=args.per_device_batch_size,
-    generation=WRITES,
+    generation=GENERATION,
     num_threads=args.threads,
   )
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
-    write_shards(folder, args.shards, args.pictures, args.side)
-    todo = work_units.find([str(folder / "*.tar")], "", True, 1)
-    read = lambda: [b for unit in todo for b in labeller.read(unit.open()[0])]
+  with files.temporary_folder() as folder:
+    write_shards(folder, args.shards, args.images, args.side)
+    shards = work_units.find([str(folder / "*.tar")], "", True, 1)
+    read = lambda: [
+      batch for shard in shards for batch in labeller.read(shard.open()[0])
+    ]
     batches = read()
-    models = lambda: sum(len(found) for found in labeller.label(batches))
-    models()  # compiles
+    label_all = lambda: sum(len(images) for images in labeller.label(batches))
+    label_all()  # compiles
 
-    def everything() -> int:
-      book = ledger.Ledger(folder / f"out{time.monotonic_ns()}")
-      book.folder.mkdir()
-      book.begin({}, force=False)
-      constant = {"captioner": "random", "filter": "random", "seed": 0}
-      with job.Progress(len(todo), book.folder) as progress:
-        for unit, number_done in book.claims(todo):
-          progress.done(number_done)
-          job.do(unit, labeller, book, 0.5, constant, progress)
-      return args.shards * args.pictures
+    def run_job() -> int:
+      job_ledger = ledger.Ledger(folder / f"out{time.monotonic_ns()}")
+      files.make_folder(job_ledger.folder)
+      job_ledger.begin({}, force=False)
+      constants = {"captioner": "random", "filter": "random", "seed": 0}
+      with job.Progress(len(shards), job_ledger.folder) as progress:
+        for shard, num_done in job_ledger.claims(shards):
+          progress.set_done(num_done)
+          job.process(shard, labeller, job_ledger, 0.5, constants, progress)
+      return args.shards * args.images
 
-    found = {
-      "models": rate(models),
-      "reading": rate(lambda: sum(len(b.pictures) for b in read())),
-      "job": rate(everything),
+    results = {
+      "models": rate(label_all),
+      "reading": rate(lambda: sum(len(batch.images) for batch in read())),
+      "job": rate(run_job),
     }
-  found["share"] = found["job"] / min(found["models"], found["reading"])
-  found["device"] = jax.devices()[0].device_kind
-  found |= {k: v for k, v in vars(args).items() if k != "out"}
-  for name, value in found.items():
+  results["share"] = results["job"] / min(results["models"], results["reading"])
+  results["device"] = jax.devices()[0].device_kind
+  results |= {name: v for name, v in vars(args).items() if name != "out"}
+  for name, value in results.items():
     value = f"{value:.3f}" if isinstance(value, float) else value
     print(f"{name:12} {value}")
   if args.out:
-    files.write_json(args.out, found)
+    files.write_json(args.out, results)
   return 0
 
 

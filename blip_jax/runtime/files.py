@@ -149,6 +149,11 @@ def open_append(path: Path) -> IO[str]:
   return open(path, "a", encoding="utf-8")
 
 
+def open_append_bytes(path: Path) -> BinaryIO:
+  """A binary file to write behind its end; created if it does not exist."""
+  return open(path, "ab")
+
+
 def append_line(path: Path, line: str) -> None:
   with open_append(path) as file:
     file.write(line + "\n")
@@ -245,6 +250,11 @@ def touch(path: Path, create: bool = True) -> None:
     pathlib.Path(path).touch()
   else:
     os.utime(path)
+
+
+def free_bytes(folder: Path) -> int:
+  """Free space of the disk that a folder is on."""
+  return shutil.disk_usage(folder).free
 
 
 def make_folder(path: Path) -> None:

@@ -32,7 +32,7 @@ def test_op_equals_the_original(name, golden, facts):
     np.testing.assert_array_equal(found, golden[entry["key"]], entry["key"])
 
 
-def test_every_golden_op_is_here(facts):
+def test_every_golden_op_is_implemented(facts):
   assert {entry["op"] for entry in facts["ops"]} == set(randaugment.OPS)
 
 
@@ -45,7 +45,8 @@ def test_strength_equals_the_original(facts):
     strength = np.abs(entry["args"]).tolist()
     assert list(op.strength(entry["level"])) == strength, entry["key"]
     if op.signed:
-      # Drawn below 0.5 the angle is negative, and above it the others are.
+      # Below 0.5 the angle of a rotation is negative; other strengths are
+      # negative above it.
       below = entry["random"] < 0.5
       negative = below if entry["op"] == "Rotate" else not below
       assert np.signbit(entry["args"][0]) == negative, entry["key"]
@@ -67,7 +68,7 @@ def test_pipeline_equals_the_original(golden, facts):
 
 
 @pytest.mark.parametrize("name", ["Identity", "Brightness", "Sharpness"])
-def test_no_op_at_the_magnitude_of_blip(name, golden):
+def test_some_ops_change_nothing_at_the_magnitude_of_blip(name, golden):
   strength = randaugment.OPS[name].strength(5)
   image = golden["image"]
   np.testing.assert_array_equal(apply(image, name, *strength), image)
@@ -78,12 +79,12 @@ def test_auto_contrast_stretches_only_channels_that_reach_black():
   image[0, 0] = [0, 20, 40]
   image[1, 1] = 51
   found = randaugment.auto_contrast(image)
-  # Red runs from 0 to 51 (times 5), the others do not reach 0.
+  # Red ranges from 0 to 51 (times 5); the minimum of the others is above 0.
   np.testing.assert_array_equal(found[..., 0], [[0, 200], [200, 255]])
   assert (found[..., 1:] == 255).all()
 
 
-def test_translation_uncovers_grey_and_moves_pixels(golden):
+def test_translation_moves_pixels_and_fills_with_grey(golden):
   """As in PIL, a positive shift moves the content to the left or upwards."""
   image = golden["image"]
   found = randaugment.translate_x(image, 5.0)
@@ -94,22 +95,22 @@ def test_translation_uncovers_grey_and_moves_pixels(golden):
   assert (found[:5] == randaugment.FILL).all()
 
 
-def test_draws_are_as_likely_as_they_should_be():
+def test_ops_and_signs_are_sampled_uniformly():
   augment = randaugment.RandAugment()
   rng = np.random.default_rng(0)
-  draws = [augment.draw(rng) for _ in range(8000)]
-  lengths = np.bincount([len(drawn) for drawn in draws]) / len(draws)
+  samples = [augment.sample(rng) for _ in range(8000)]
+  lengths = np.bincount([len(sample) for sample in samples]) / len(samples)
   np.testing.assert_allclose(lengths, [0.25, 0.5, 0.25], atol=0.02)
-  counts = collections.Counter(name for drawn in draws for name, _ in drawn)
+  counts = collections.Counter(name for sample in samples for name, _ in sample)
   assert set(counts) == set(randaugment.BLIP_OPS)
   shares = np.array(list(counts.values())) / counts.total()
   np.testing.assert_allclose(shares, 0.1, atol=0.02)
-  angles = [s for drawn in draws for name, s in drawn if name == "Rotate"]
+  angles = [s for sample in samples for name, s in sample if name == "Rotate"]
   assert set(angles) == {(15.0,), (-15.0,)}
   assert abs(np.mean(angles)) < 2
 
 
-def test_same_generator_same_image(golden):
+def test_the_image_depends_only_on_the_generator(golden):
   augment = randaugment.RandAugment(num_ops=4, prob=1.0)
   first = augment(golden["image"], np.random.default_rng(3))
   again = augment(golden["image"], np.random.default_rng(3))
@@ -117,7 +118,7 @@ def test_same_generator_same_image(golden):
   assert first.dtype == np.uint8 and first.shape == golden["image"].shape
 
 
-def test_input_is_left_alone(golden):
+def test_ops_do_not_modify_their_input(golden):
   image = golden["image"].copy()
   image.setflags(write=False)
   for op in randaugment.OPS.values():

@@ -1,4 +1,4 @@
-"""Images against the original's pipeline, texts against its functions."""
+"""Images and texts against those of the original's preprocessing."""
 
 import io
 import itertools
@@ -34,14 +34,14 @@ def files(golden_facts):
 
 @pytest.fixture(scope="module")
 def photo():
-  """Smooth colours: nothing that a JPEG would change much."""
+  """Smooth colours, which JPEG compression hardly changes."""
   y, x = np.mgrid[0:48, 0:64]
   return np.stack([3 * x, 4 * y, 2 * (x + y)], -1).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def noise():
-  """Does not compress: every byte of the file is needed."""
+  """Does not compress, so that every byte of a file is needed."""
   return np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
 
@@ -94,7 +94,9 @@ def test_cmyk_jpeg_keeps_its_colours(photo):
 
 
 @pytest.mark.parametrize("transparency", [0, bytes(range(256))])
-def test_transparent_palettes_are_converted_in_silence(photo, transparency):
+def test_transparent_palettes_are_converted_without_warnings(
+  photo, transparency
+):
   image = PIL.Image.fromarray(photo).quantize(16)
   raw = encode(image, "PNG", transparency=transparency)
   with warnings.catch_warnings():
@@ -113,14 +115,14 @@ def test_16_bit_grey_keeps_its_upper_bits(format):
 
 def test_16_bit_colour_keeps_its_upper_bits():
   deep = np.random.default_rng(0).integers(0, 0x10000, (5, 6, 3), np.uint16)
-  written, png = cv2.imencode(".png", deep[..., ::-1])
-  assert written
+  encoded, png = cv2.imencode(".png", deep[..., ::-1])
+  assert encoded
   found = transforms.decode(png.tobytes(), MAX_PIXELS)
   np.testing.assert_array_equal(found, deep >> 8)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
-def test_first_frame_of_an_animation(format):
+def test_an_animation_gives_its_first_frame(format):
   colors = ["red", "lime", "blue"]
   frames = [PIL.Image.new("RGB", (8, 6), color) for color in colors]
   options = {"lossless": True} if format == "WEBP" else {}
@@ -168,12 +170,11 @@ def test_arrays_are_converted(channels, photo):
     ("nul\x00byte.jpg", "unreadable"),
   ],
 )
-def test_what_cannot_be_used_is_refused(image, reason):
+def test_unusable_images_are_refused(image, reason):
   assert bad(image).reason == reason
 
 
-def test_mislabelled_files_are_told_apart(tmp_path, photo):
-  """The name does not matter, the content does."""
+def test_the_content_of_a_file_decides_not_its_name(tmp_path, photo):
   path = tmp_path / "photo.jpg"
   path.write_text("<html>not found</html>")
   error = bad(path)
@@ -202,8 +203,8 @@ def test_truncated_files_are_refused(format, reasons, noise):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_any_damage_is_a_bad_sample_or_an_image(photo):
-  """Whatever PIL raises on broken bytes, nothing else comes out."""
+def test_damaged_files_give_a_bad_sample_or_an_image(photo):
+  """Whatever PIL raises on damaged bytes becomes a `BadSample`."""
   rng = np.random.default_rng(0)
   reasons = set()
   for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000"):
@@ -221,7 +222,7 @@ def test_any_damage_is_a_bad_sample_or_an_image(photo):
 
 
 def png_claiming(width, height):
-  """A file of less than 100 bytes that says it is of this size."""
+  """A file of less than 100 bytes whose header claims this size."""
 
   def chunk(kind, body):
     checksum = struct.pack(">I", zlib.crc32(kind + body))
@@ -236,7 +237,7 @@ def test_a_tiny_file_that_claims_gigabytes_is_refused():
   error = bad(png_claiming(9000, 9000))
   assert error.reason == "too_large"
   assert "9000 x 9000" in error.detail and str(MAX_PIXELS) in error.detail
-  # Here PIL's own guard speaks first, which must stay on.
+  # Here PIL's own guard raises first; it must stay enabled.
   assert bad(png_claiming(60_000, 60_000), 10**12).reason == "too_large"
   assert PIL.Image.MAX_IMAGE_PIXELS
 
@@ -253,7 +254,7 @@ def test_formats_that_start_programs_are_refused():
   assert bad(eps).reason == "not_an_image"
 
 
-def test_bad_samples_travel_between_processes():
+def test_bad_samples_can_be_pickled():
   error = pickle.loads(pickle.dumps(transforms.BadSample("empty", "0 bytes")))
   assert (error.reason, error.detail) == ("empty", "0 bytes")
   assert str(error) == "empty: 0 bytes"
@@ -277,7 +278,7 @@ def test_resized_crop_equals_the_original(key, box, flip, golden, golden_dir):
   np.testing.assert_array_equal(found, golden[key])
 
 
-def test_sizes_may_be_oblong(photo):
+def test_sizes_can_be_rectangular(photo):
   expected = PIL.Image.fromarray(photo).resize((20, 10), PIL.Image.BICUBIC)
   found = transforms.EvalImage((10, 20))(photo)
   np.testing.assert_array_equal(found, np.asarray(expected))
@@ -285,7 +286,7 @@ def test_sizes_may_be_oblong(photo):
   assert train(photo, np.random.default_rng(0)).shape == (10, 20, 3)
 
 
-def test_crops_are_drawn_from_the_stated_ranges():
+def test_crops_are_sampled_uniformly_from_their_ranges():
   height, width, scale, ratio = 300, 400, (0.2, 1.0), (3 / 4, 4 / 3)
   rng = np.random.default_rng(0)
   boxes = np.array(
@@ -300,7 +301,7 @@ def test_crops_are_drawn_from_the_stated_ranges():
   area, shape = h * w / (height * width), w / h
   assert 0.19 < area.min() < 0.21 and area.max() > 0.95
   assert shape.min() > 0.74 and shape.max() < 1.35
-  # Where all shapes fit, log(shape) is uniform and so is the area.
+  # For areas where every ratio fits, log(ratio) and the area are uniform.
   small = area < 0.5
   np.testing.assert_allclose(np.log(shape[small]).mean(), 0, atol=0.02)
   spread = math.log(16 / 9) / math.sqrt(12)
@@ -320,14 +321,14 @@ def test_crops_are_drawn_from_the_stated_ranges():
   ],
 )
 def test_panoramas_fall_back_to_a_central_crop(height, width, box):
-  """Worked by hand: 10 * 4/3 rounds to 13, 9 / (3/4) is 12."""
+  """Calculated by hand: 10 * 4/3 rounds to 13, 9 / (3/4) is 12."""
   rng = np.random.default_rng(0)
   full = (1.0, 1.0)
   ratio = (3 / 4, 4 / 3)
   assert transforms.sample_crop(height, width, full, ratio, rng) == box
 
 
-def test_train_image_is_a_function_of_the_generator(photo):
+def test_train_image_depends_only_on_the_generator(photo):
   train = transforms.TrainImage(24, 0.2, randaugment.RandAugment())
   images = [train(photo, np.random.default_rng(seed)) for seed in (1, 1, 2)]
   np.testing.assert_array_equal(images[0], images[1])
@@ -335,20 +336,22 @@ def test_train_image_is_a_function_of_the_generator(photo):
   assert images[0].shape == (24, 24, 3) and images[0].dtype == np.uint8
 
 
-def test_half_of_the_images_are_mirrored(photo):
+def test_half_of_the_images_are_flipped(photo):
   train = transforms.TrainImage(8, 1.0, None, ratio=(4 / 3, 4 / 3))
   plain = transforms.EvalImage(8)(photo)
-  mirrored = 0
+  num_flipped = 0
   for seed in range(400):
     image = train(photo, np.random.default_rng(seed))
     flipped = (image != plain).any()
     np.testing.assert_array_equal(image, plain[:, ::-1] if flipped else plain)
-    mirrored += flipped
-  assert 160 < mirrored < 240
+    num_flipped += flipped
+  assert 160 < num_flipped < 240
 
 
 def test_impossible_scale_is_refused():
-  with pytest.raises(ValueError, match=r"min_scale: expected .* found 1\.5"):
+  with pytest.raises(
+    ValueError, match=r"config\.data\.min_scale\): expected .* found 1\.5"
+  ):
     transforms.TrainImage(24, 1.5, None)
 
 
@@ -382,7 +385,7 @@ def test_texts_equal_the_original(golden_dir):
     ('.!"()*#:;~', "", ""),
   ],
 )
-def test_texts_worked_by_hand(text, caption, question):
+def test_texts_equal_those_written_by_hand(text, caption, question):
   assert transforms.pre_caption(text, 3) == " ".join(caption.split(" ")[:3])
   assert transforms.pre_question(text, 3) == " ".join(question.split(" ")[:3])
 
@@ -398,7 +401,7 @@ def test_texts_worked_by_hand(text, caption, question):
     ("x" * transforms.MAX_TEXT_BYTES, "x" * transforms.MAX_TEXT_BYTES),
   ],
 )
-def test_clean_text(text, cleaned):
+def test_control_characters_are_removed(text, cleaned):
   assert transforms.clean_text(text) == cleaned
 
 
@@ -417,14 +420,13 @@ def test_clean_text(text, cleaned):
     ("half a pair \ud83d", "invalid_utf8"),
   ],
 )
-def test_texts_that_cannot_be_used(text, reason):
+def test_unusable_texts_are_refused(text, reason):
   with pytest.raises(transforms.BadSample) as caught:
     transforms.clean_text(text)
   assert caught.value.reason == reason
   assert len(json.dumps(caught.value.detail)) < 500
 
 
-def test_usable_text_is_never_cleaned_to_nothing():
-  """What `clean_text` lets pass has a word for `pre_caption`."""
+def test_clean_texts_have_a_word_left_after_pre_caption():
   for text in ("?", ". a", "\xa0a", "~'~", "-"):
     assert transforms.pre_caption(transforms.clean_text(text), 30)

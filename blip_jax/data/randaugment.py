@@ -1,28 +1,28 @@
-"""RandAugment as BLIP runs it: OpenCV arithmetic on uint8 RGB arrays.
+"""RandAugment as in BLIP: OpenCV arithmetic on uint8 RGB arrays.
 
-`RandAugment` draws a few operations and applies them. `OPS` holds every
-operation, of which BLIP draws from ten (`BLIP_OPS`). Each equals the original
-bit for bit, oddities included: they are what the published models saw.
+`RandAugment` samples a few operations and applies them. `OPS` has every
+operation; BLIP samples from ten of them (`BLIP_OPS`). Each equals the original
+bit for bit, bugs included, because the published models were trained with it.
 
-At BLIP's magnitude 5 of 10, Identity, Brightness and Sharpness leave the image
-as it is, so seven operations are active.
+At BLIP's magnitude, 5 of 10, Identity, Brightness and Sharpness do not change
+the image, so seven operations are active.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Int16, UInt8, UInt16
 
 MAX_MAGNITUDE = 10
-# What a warp uncovers is grey.
+# Pixels that a warp takes from outside the image are grey.
 FILL = (128, 128, 128)
 
 Image = UInt8[np.ndarray, "H W 3"]
 
-# OpenCV is handed RGB where it expects BGR, so red and blue trade weights.
+# The original passes RGB where BGR is expected, so red and blue swap weights.
 _LUMA = np.array([0.114, 0.587, 0.299])
 
 
@@ -31,10 +31,10 @@ def identity(image: Image) -> Image:
 
 
 def auto_contrast(image: Image) -> Image:
-  """Stretch each channel to the full range, or paint it white.
+  """Stretches each channel to the full range, or makes it white.
 
   The original negates the minimum in 8 bits, which wraps around: a channel
-  that does not reach down to 0 comes out white everywhere. That is kept.
+  whose minimum is above 0 becomes white everywhere. This is kept.
   """
   tables = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
   for c in range(3):
@@ -47,7 +47,7 @@ def auto_contrast(image: Image) -> Image:
 
 
 def equalize(image: Image) -> Image:
-  """Equalise the histogram of each channel, with PIL's rounding."""
+  """Equalises the histogram of each channel, with PIL's rounding."""
   tables = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
   for c in range(3):
     counts = cv2.calcHist([image], [c], None, [256], [0, 256])
@@ -64,14 +64,14 @@ def solarize(image: Image, threshold: float) -> Image:
 
 
 def posterize(image: Image, bits: float) -> Image:
-  """Keep the upper bits of each value; none of them gives black."""
+  """Keeps the upper bits of each value; 0 bits give a black image."""
   return image & np.uint8(0xFF & (0xFF << (8 - int(bits))))
 
 
 def color(image: Image, factor: float) -> Image:
-  """Blend with the grey image (factor 0); 1 is the image itself."""
-  # In float32 and by one matrix: the result is truncated, so the last bit of
-  # every sum shows.
+  """Blends with the grey image (factor 0); factor 1 is the image itself."""
+  # In float32 and with one matrix, as in the original: the result is
+  # truncated, so the last bit of every sum matters.
   luma = _LUMA.astype(np.float32)[:, None]
   away = np.eye(3, dtype=np.float32) - luma
   blend = away * np.float32(factor) + luma
@@ -79,19 +79,20 @@ def color(image: Image, factor: float) -> Image:
 
 
 def contrast(image: Image, factor: float) -> Image:
-  """Blend with the mean grey value (factor 0); 1 is the image itself."""
+  """Blends with the mean grey value (factor 0); factor 1 is the image."""
   mean = np.sum(image.mean(axis=(0, 1)) * _LUMA)
   table = ((np.arange(256) - mean) * factor + mean).clip(0, 255)
   return cv2.LUT(image, table.astype(np.uint8))
 
 
 def brightness(image: Image, factor: float) -> Image:
+  """Blends with black (factor 0); factor 1 is the image itself."""
   table = (np.arange(256, dtype=np.float32) * np.float32(factor)).clip(0, 255)
   return cv2.LUT(image, table.astype(np.uint8))
 
 
 def sharpness(image: Image, factor: float) -> Image:
-  """Blend with a smoothed image (factor 0), but for the border pixels."""
+  """Blends with a smoothed image (factor 0), except for the border pixels."""
   if factor == 1:
     return image
   kernel = np.ones((3, 3), np.float32)
@@ -100,25 +101,25 @@ def sharpness(image: Image, factor: float) -> Image:
   out = image.astype(np.float32)
   inner = np.s_[1:-1, 1:-1]
   out[inner] = smooth[inner] + np.float32(factor) * (out[inner] - smooth[inner])
-  # The original does not clip, so overshoot wraps around. Through int32,
-  # because a direct cast of such floats differs between processors.
+  # The original does not clip, so values out of range wrap around. The cast
+  # goes through int32 because a direct one differs between processors.
   return out.astype(np.int32).astype(np.uint8)
 
 
 def shear_x(image: Image, factor: float) -> Image:
-  return _warp(image, np.float32([[1, factor, 0], [0, 1, 0]]))
+  return _warp(image, _affine([1, factor, 0], [0, 1, 0]))
 
 
 def shear_y(image: Image, factor: float) -> Image:
-  return _warp(image, np.float32([[1, 0, 0], [factor, 1, 0]]))
+  return _warp(image, _affine([1, 0, 0], [factor, 1, 0]))
 
 
 def translate_x(image: Image, pixels: float) -> Image:
-  return _warp(image, np.float32([[1, 0, -pixels], [0, 1, 0]]))
+  return _warp(image, _affine([1, 0, -pixels], [0, 1, 0]))
 
 
 def translate_y(image: Image, pixels: float) -> Image:
-  return _warp(image, np.float32([[1, 0, 0], [0, 1, -pixels]]))
+  return _warp(image, _affine([1, 0, 0], [0, 1, -pixels]))
 
 
 def rotate(image: Image, degrees: float) -> Image:
@@ -127,38 +128,52 @@ def rotate(image: Image, degrees: float) -> Image:
   return _warp(image, cv2.getRotationMatrix2D(center, degrees, 1))
 
 
+def _affine(
+  x: Sequence[float | int], y: Sequence[float | int]
+) -> Float[np.ndarray, "2 3"]:
+  # Rounded to float32, as in the original.
+  return np.array([x, y], np.float32)
+
+
 def _look_up(image: Image, tables: UInt8[np.ndarray, "3 256"]) -> Image:
   return cv2.LUT(image, np.ascontiguousarray(tables.T)[None])
 
 
 def _warp(image: Image, matrix: Float[np.ndarray, "2 3"]) -> Image:
-  """Warp bilinearly; `matrix` leads from input to output, (x, y, 1) -> (x, y).
+  """Warps bilinearly; `matrix` maps input (x, y, 1) to output (x, y).
 
-  `cv2.warpAffine` computes other sums since OpenCV 5 (several grey levels
-  apart), while `cv2.remap`, which is told where to read, is unchanged.
+  `cv2.remap` is used because `cv2.warpAffine` has different rounding since
+  OpenCV 5; results differ by several grey levels.
   """
   inverse = cv2.invertAffineTransform(matrix.astype(np.float64))
-  whole, fraction = _warp_maps(tuple(inverse.ravel()), *image.shape[:2])
+  height, width = image.shape[:2]
+  pixels, fractions = _warp_maps(tuple(inverse.ravel()), height, width)
   return cv2.remap(
     image,
-    whole,
-    fraction,
+    pixels,
+    fractions,
     cv2.INTER_LINEAR,
     borderMode=cv2.BORDER_CONSTANT,
     borderValue=FILL,
   )
 
 
-# A run has one image size and ten warps; to make the maps takes longer than to
-# use them.
+# A run has one image size and ten warps, and computing the maps takes longer
+# than applying them.
 @functools.lru_cache(maxsize=16)
 def _warp_maps(
   inverse: tuple[float, ...], height: int, width: int
 ) -> tuple[Int16[np.ndarray, "H W 2"], UInt16[np.ndarray, "H W"]]:
-  """Return where each pixel is read, in whole pixels and in 1/32 of them.
+  """Returns where `cv2.remap` reads each pixel: integer and fractional part.
 
-  The rounding is that of `cv2.warpAffine` in OpenCV 4: products with 10
-  fractional bits, their sum with 5.
+  The fractional parts of y and x are in 1/32 pixel, 5 bits each. The rounding
+  is that of `cv2.warpAffine` in OpenCV 4: products have 10 fractional bits,
+  and their sum has 5.
+
+  Args:
+    inverse: affine map from output to input, [2, 3] flattened.
+    height: of the image.
+    width: of the image.
   """
   x, y = np.arange(width), np.arange(height)[:, None]
 
@@ -168,9 +183,9 @@ def _warp_maps(
     return (along + across + 16) >> 5
 
   x_source, y_source = source(*inverse[:3]), source(*inverse[3:])
-  whole = np.stack([x_source >> 5, y_source >> 5], axis=-1)
-  fraction = (y_source & 31) * 32 + (x_source & 31)
-  return whole.astype(np.int16), fraction.astype(np.uint16)
+  pixels = np.stack([x_source >> 5, y_source >> 5], axis=-1)
+  fractions = (y_source & 31) * 32 + (x_source & 31)
+  return pixels.astype(np.int16), fractions.astype(np.uint16)
 
 
 def _no_strength(magnitude: int) -> tuple[()]:
@@ -208,9 +223,9 @@ class Op:
   """An operation: what it does and how strongly.
 
   Attributes:
-    apply: from an image and the strength (if it has one) to an image.
-    strength: from a magnitude in 0..10 to the arguments of `apply`.
-    signed: whether the strength is negated for one draw in two.
+    apply: from an image and the strength, if there is one, to an image.
+    strength: from a magnitude in 0..10 to the further arguments of `apply`.
+    signed: whether the strength is negated with probability 1/2.
   """
 
   apply: Callable[..., Image]
@@ -251,13 +266,13 @@ BLIP_OPS = (
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-  """Apply a few randomly drawn operations, one after the other.
+  """Applies a few randomly sampled operations, one after the other.
 
   Attributes:
-    num_ops: operations drawn per image, with replacement.
-    magnitude: strength of all of them, from 0 to 10.
-    prob: probability with which each one drawn is applied.
-    ops: what is drawn from, names of `OPS`.
+    num_ops: operations sampled per image, with replacement.
+    magnitude: strength of all operations, from 0 to 10.
+    prob: probability with which a sampled operation is applied.
+    ops: names in `OPS` of the operations to sample from.
   """
 
   num_ops: int = 2
@@ -281,11 +296,11 @@ class RandAugment:
         f"RandAugment.prob: expected a probability, found {self.prob}"
       )
 
-  def draw(
+  def sample(
     self, rng: np.random.Generator
   ) -> list[tuple[str, tuple[float, ...]]]:
-    """Return what is to be applied: (name, arguments) in order."""
-    drawn = []
+    """Returns the operations to apply, in order, as (name, arguments)."""
+    sampled = []
     for _ in range(self.num_ops):
       name = self.ops[rng.integers(len(self.ops))]
       applied, negated = rng.random() < self.prob, rng.random() < 0.5
@@ -293,10 +308,10 @@ class RandAugment:
       if OPS[name].signed and negated:
         strength = tuple(-value for value in strength)
       if applied:
-        drawn.append((name, strength))
-    return drawn
+        sampled.append((name, strength))
+    return sampled
 
   def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-    for name, strength in self.draw(rng):
+    for name, strength in self.sample(rng):
       image = OPS[name].apply(image, *strength)
     return image

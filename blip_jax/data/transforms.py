@@ -1,8 +1,8 @@
-"""From a record's raw image and text to what the model reads.
+"""From the stored image and text of a record to the model's input.
 
-Everything stays uint8 here: a quarter of the bytes to move, and the device
-normalises. Decoding and resizing are PIL's, because the published models were
-trained and measured with it; OpenCV's bicubic does not antialias.
+Images stay uint8, a quarter of the bytes to move; they are normalised on the
+device. PIL decodes and resizes, because the published models were trained and
+evaluated with it; OpenCV's bicubic filter does not antialias.
 """
 
 import dataclasses
@@ -10,33 +10,34 @@ import io
 import math
 import os
 import re
+from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
 from blip_jax.data import randaugment
+from blip_jax.runtime import files
 
-# PIL knows many more, but some start a program (EPS: Ghostscript), which
-# nobody wants to do with a file from the web.
+# PIL reads more formats, but some run an external program (EPS: Ghostscript),
+# which is unsafe for files from the web.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-# What files of these formats are called.
+# File name extensions of these formats.
 ENDINGS = (
   *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
   *(".ppm", ".pgm", ".jp2"),
 )
-# How PIL opens grey images of more than 8 bits.
+# PIL's modes for grey images of more than 8 bits.
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
-# Pixels that decoding may produce: beyond this an image is an attack or a scan,
-# and would take gigabytes in every worker.
+# Larger images are attacks or scans, and would take gigabytes in every worker.
 MAX_PIXELS = 80_000_000
 MAX_TEXT_BYTES = 100_000
-# C0, DEL and C1 without tab and line ends, which separate words.
+# C0, DEL and C1, without tabs and line ends, which separate words.
 _CONTROLS = dict.fromkeys(
   c for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\t\n\r"
 )
-# What BLIP takes out of captions and questions.
+# Removed from captions and questions, as in BLIP.
 _PUNCTUATION = '.!"()*#:;~'
 _TO_SPACE = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
 _TO_NOTHING = str.maketrans("", "", _PUNCTUATION)
@@ -48,17 +49,18 @@ Size = int | tuple[int, int]
 
 
 class BadSample(Exception):
-  """A sample that cannot be used; the loader counts it and goes on.
+  """A sample that cannot be used; the loader counts and skips it.
 
   Attributes:
-    reason: one of a few words, to count by. Images: missing, unreadable,
-      empty, not_an_image, too_large, truncated, corrupt, bad_array. Texts:
-      invalid_utf8, empty_caption, too_long.
-    detail: what was found, for the report.
+    reason: a short code, by which samples are counted. Images: missing,
+      unreadable, empty, not_an_image, too_large, truncated, corrupt,
+      bad_array. Texts: invalid_utf8, empty_caption, too_long.
+    detail: what exactly is wrong, for the report.
   """
 
   def __init__(self, reason: str, detail: str):
-    # Both go to `Exception` so that it survives pickling between processes.
+    # `Exception` gets both arguments so that the error can be pickled, to be
+    # passed between processes.
     super().__init__(reason, detail)
     self.reason = reason
     self.detail = detail
@@ -70,21 +72,20 @@ class BadSample(Exception):
 def decode(
   image: bytes | str | os.PathLike | np.ndarray, max_pixels: int
 ) -> Image:
-  """Return an image as RGB, whatever it is stored as.
+  """Returns an image as RGB, uint8 [H, W, 3].
 
-  Transparency is dropped, of an animation the first frame is taken, and the
-  EXIF orientation is ignored, all as the original does. Unlike the original,
-  which cuts off all values above 255, 16-bit grey keeps its upper 8 bits (as
-  16-bit colour does in both).
+  As in the original, transparency is dropped, an animation gives its first
+  frame, and the EXIF orientation is ignored. 16-bit grey keeps its upper 8
+  bits, as 16-bit colour does; the original clips it at 255.
 
   Args:
     image: the encoded bytes, the path of a file, or uint8 pixels [H, W],
       [H, W, 1], [H, W, 3] or [H, W, 4].
-    max_pixels: larger images are refused by their header, before any pixel is
-      decoded: a file of some hundred bytes may claim gigabytes.
+    max_pixels: larger images are refused. The header is checked before any
+      pixel is decoded: a file of some hundred bytes may claim gigabytes.
 
   Raises:
-    BadSample: if it cannot be used.
+    BadSample: the image cannot be used.
   """
   if isinstance(image, np.ndarray):
     return _to_rgb(_from_array(image), max_pixels)
@@ -98,11 +99,13 @@ def decode(
     return _read(stream, max_pixels)
 
 
-def _open(image: bytes | str | os.PathLike) -> io.BufferedIOBase:
-  return io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb")
+def _open(image: bytes | str | os.PathLike) -> io.BytesIO | BinaryIO:
+  if isinstance(image, bytes):
+    return io.BytesIO(image)
+  return files.open_read(image)
 
 
-def _read(stream: io.BufferedIOBase, max_pixels: int) -> Image:
+def _read(stream: io.BytesIO | BinaryIO, max_pixels: int) -> Image:
   try:
     if not stream.read(1):
       raise BadSample("empty", "zero bytes")
@@ -116,7 +119,7 @@ def _read(stream: io.BufferedIOBase, max_pixels: int) -> Image:
     raise BadSample("not_an_image", detail) from error
   except PIL.Image.DecompressionBombError as error:
     raise BadSample("too_large", str(error)) from error
-  # PIL's readers raise nearly anything on damaged files.
+  # PIL's readers raise almost any exception on damaged files.
   except Exception as error:
     reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
     detail = f"{type(error).__name__}: {error}"
@@ -128,8 +131,8 @@ def _from_array(image: np.ndarray) -> PIL.Image.Image:
   if image.dtype != np.uint8 or not (
     grey or (image.ndim == 3 and image.shape[2] in (3, 4))
   ):
-    found = f"expected uint8 [H, W, 3], found {image.dtype} {image.shape}"
-    raise BadSample("bad_array", found)
+    detail = f"expected uint8 [H, W, 3], found {image.dtype} {image.shape}"
+    raise BadSample("bad_array", detail)
   if image.size == 0:
     raise BadSample("empty", f"an array of shape {image.shape}")
   return PIL.Image.fromarray(image.reshape(image.shape[:2]) if grey else image)
@@ -138,12 +141,12 @@ def _from_array(image: np.ndarray) -> PIL.Image.Image:
 def _to_rgb(image: PIL.Image.Image, max_pixels: int) -> Image:
   width, height = image.size
   if width * height > max_pixels:
-    detail = f"{width} x {height} pixels, allowed {max_pixels} in all"
+    detail = f"{width} x {height} pixels; at most {max_pixels} are allowed"
     raise BadSample("too_large", detail)
   if image.mode in _DEEP_GREY:
     deep = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
     image = PIL.Image.fromarray((deep >> 8).astype(np.uint8))
-  # It has no effect on the colours, but PIL would warn at each such palette.
+  # It does not change the colours, but PIL would warn about each such palette.
   image.info.pop("transparency", None)
   return np.array(image.convert("RGB"))
 
@@ -157,7 +160,17 @@ def resized_crop(
   size: Size,
   flip: bool,
 ) -> Resized:
-  """Cut out a box, resize it (bicubic, antialiased), and mirror it or not."""
+  """Crops a box, resizes it to `size` (bicubic, antialiased), and flips it.
+
+  Args:
+    image: what the box is cut from.
+    top: first row of the box, in pixels.
+    left: first column of the box.
+    height: of the box.
+    width: of the box.
+    size: of the result, square or (height, width).
+    flip: whether to flip the result horizontally.
+  """
   crop = image[top : top + height, left : left + width]
   resized = _resize(crop, size)
   return np.ascontiguousarray(resized[:, ::-1]) if flip else resized
@@ -176,11 +189,12 @@ def sample_crop(
   ratio: tuple[float, float],
   rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-  """Draw a box (top, left, height, width) as torchvision's crop does.
+  """Samples a box (top, left, height, width) as torchvision's crop does.
 
-  The share of the area is uniform in `scale` and width / height log-uniform in
-  `ratio`. If ten boxes do not fit (a panorama), the largest centred box whose
-  shape is nearest to the image's is taken, whatever its area.
+  The area is a share of the image, uniform in `scale`; width / height is
+  log-uniform in `ratio`. If ten sampled boxes do not fit into the image, the
+  result is the largest centred box with the allowed ratio that is nearest to
+  the image's own, whatever its area.
   """
   for _ in range(10):
     area = height * width * rng.uniform(*scale)
@@ -200,13 +214,13 @@ def sample_crop(
 
 @dataclasses.dataclass(frozen=True)
 class TrainImage:
-  """Random crop, random mirroring and RandAugment, to a fixed size.
+  """Random crop to a fixed size, random horizontal flip and RandAugment.
 
   Attributes:
     size: of the result, square or (height, width).
-    min_scale: smallest share of the area that a crop takes. BLIP pre-trains
-      with 0.2 and fine-tunes with 0.5.
-    randaugment: None for none.
+    min_scale: smallest area of a crop, as a share of the image. BLIP
+      pre-trains with 0.2 and fine-tunes with 0.5.
+    randaugment: None applies none.
     ratio: range of width / height of a crop.
   """
 
@@ -218,15 +232,16 @@ class TrainImage:
   def __post_init__(self):
     if not 0 < self.min_scale <= 1:
       raise ValueError(
-        f"TrainImage.min_scale: expected a share in (0, 1], found "
-        f"{self.min_scale}"
+        "TrainImage.min_scale (config.data.min_scale): expected a share in "
+        f"(0, 1], found {self.min_scale}"
       )
 
   def __call__(self, image: Image, rng: np.random.Generator) -> Resized:
     scale = (self.min_scale, 1.0)
-    box = sample_crop(*image.shape[:2], scale, self.ratio, rng)
+    height, width = image.shape[:2]
+    box = sample_crop(height, width, scale, self.ratio, rng)
     flip = bool(rng.random() < 0.5)
-    image = resized_crop(image, *box, self.size, flip)
+    image = resized_crop(image, *box, size=self.size, flip=flip)
     if self.randaugment is not None:
       image = self.randaugment(image, rng)
     return image
@@ -234,7 +249,7 @@ class TrainImage:
 
 @dataclasses.dataclass(frozen=True)
 class EvalImage:
-  """Resize to a fixed size without keeping the aspect ratio.
+  """Resizing to a fixed size, without keeping the aspect ratio.
 
   Attributes:
     size: of the result, square or (height, width).
@@ -247,17 +262,20 @@ class EvalImage:
 
 
 def clean_text(text: str | bytes) -> str:
-  """Return a text without control characters (tab and line ends stay).
+  """Returns a text without control characters (tabs and line ends stay).
 
   Raises:
-    BadSample: if it is no UTF-8, longer than `MAX_TEXT_BYTES`, or
-      nothing but white space and what `pre_caption` takes out ("...").
+    BadSample: the text is not UTF-8, is longer than `MAX_TEXT_BYTES`, or has
+      only white space and the punctuation that `pre_caption` removes ("...").
   """
   try:
-    # A str can fail too: JSON may hold half of a surrogate pair.
+    # A str can fail too: JSON can contain half of a surrogate pair.
     raw = text.encode() if isinstance(text, str) else text
     if len(raw) > MAX_TEXT_BYTES:
-      detail = f"{len(raw)} bytes, allowed {MAX_TEXT_BYTES}: {raw[:60]!r}..."
+      detail = (
+        f"{len(raw)} bytes; at most {MAX_TEXT_BYTES} are allowed: "
+        f"{raw[:60]!r}..."
+      )
       raise BadSample("too_long", detail)
     text = raw.decode()
   except UnicodeError as error:
@@ -269,21 +287,21 @@ def clean_text(text: str | bytes) -> str:
 
 
 def pre_caption(text: str, max_words: int) -> str:
-  """Normalise a caption as BLIP does.
+  """Normalises a caption as BLIP does.
 
-  Lower case; each of `.!"()*#:;~` becomes a space; runs of white space become
-  one space. Words are what stands between single spaces: the first
-  `max_words` are kept.
+  The result is in lower case; each of `.!"()*#:;~` becomes a space; runs of
+  white space become one space; the first `max_words` words, separated by
+  single spaces, are kept.
   """
   text = re.sub(r"\s{2,}", " ", text.lower().translate(_TO_SPACE))
   return _first_words(text.rstrip("\n").strip(" "), max_words)
 
 
 def pre_question(text: str, max_words: int = 50) -> str:
-  """Normalise a question as BLIP does.
+  """Normalises a question as BLIP does.
 
-  Lower case; each of `.!"()*#:;~` is deleted, leaving no space; spaces at the
-  end go. The first `max_words` words are kept.
+  The result is in lower case; each of `.!"()*#:;~` is deleted without leaving
+  a space; spaces at the end are removed; the first `max_words` words are kept.
   """
   text = text.lower().translate(_TO_NOTHING)
   return _first_words(text.rstrip(" "), max_words)

@@ -1,4 +1,4 @@
-"""Checkpoints found on disk, on the hub, and behind a bad server."""
+"""Checkpoints on disk, on the hub, and behind an unreliable server."""
 
 import fnmatch
 import hashlib
@@ -20,15 +20,15 @@ NAME = "model_of_a_test"
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Serves `content` at every address, as badly as its attributes say.
+  """Serves `content` at every address, with the faults of its attributes.
 
   Attributes:
-    cuts: for each of the next answers, the bytes after which it is cut.
-    statuses: of the next answers, instead of 200.
-    ranges: whether Range is understood.
-    if_range: whether If-Range is.
+    cuts: bytes after which each of the next responses is interrupted.
+    statuses: of the next responses, instead of 200.
+    ranges: whether Range is supported.
+    if_range: whether If-Range is supported.
     shift: bytes by which a range starts too early.
-    asked: the Range of each request so far, or None.
+    requested: the Range of each request so far, or None.
     sent: bytes of content sent so far.
   """
 
@@ -40,7 +40,7 @@ class Server(http.server.ThreadingHTTPServer):
     self.cuts, self.statuses = [], []
     self.ranges = self.if_range = True
     self.shift = 0
-    self.asked, self.sent = [], 0
+    self.requested, self.sent = [], 0
 
   @property
   def url(self):
@@ -49,14 +49,14 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
-    server, wanted = self.server, self.headers["Range"]
-    server.asked.append(wanted)
+    server, requested = self.server, self.headers["Range"]
+    server.requested.append(requested)
     if server.statuses:
       return self.send_error(server.statuses.pop(0))
     start = 0
     same = self.headers["If-Range"] == server.etag or not server.if_range
-    if wanted and server.ranges and same:
-      start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+    if requested and server.ranges and same:
+      start = int(requested.removeprefix("bytes=").removesuffix("-"))
       start -= server.shift
     if start >= len(server.content):
       return self.send_error(416)
@@ -90,7 +90,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def server(monkeypatch):
   with Server() as server:
-    # At every address, as a released checkpoint, and as any other.
+    # As a released checkpoint, and under any other URL.
     row = registry.Released(NAME, server.url, "caption", "base", 384)
     monkeypatch.setitem(registry.RELEASED, NAME, row)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -100,11 +100,13 @@ def server(monkeypatch):
     thread.join()
 
 
-def _cut_once(server, at=1_000_000):
+def _interrupt_once(server, at=1_000_000):
   server.cuts = [at, 0, 0]
-  with pytest.raises(ValueError, match=f"cut after {at} of 3000000 bytes"):
+  with pytest.raises(
+    ValueError, match=f"interrupted after {at} of 3000000 bytes"
+  ):
     hub.fetch(NAME)
-  server.asked.clear()
+  server.requested.clear()
   server.sent = 0
 
 
@@ -114,7 +116,9 @@ def _only(cache, *names):
   )
 
 
-def test_what_is_here_is_returned_as_it_is(tmp_path, monkeypatch):
+def test_local_files_and_folders_are_returned_as_they_are(
+  tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "model_vqa").write_bytes(b"mine")
   (tmp_path / "Salesforce" / "blip-vqa-base").mkdir(parents=True)
@@ -129,65 +133,65 @@ def test_a_file_is_downloaded_once(server, cache, caplog, monkeypatch):
   assert path == cache / f"{NAME}.pth" and path.read_bytes() == CONTENT
   assert _only(cache, path.name)
   assert hashlib.sha256(CONTENT).hexdigest() in caplog.text
-  # Somebody else's cache, to read from.
+  # A cache that this user may only read.
   monkeypatch.setattr(os, "access", lambda *_: False)
   assert hub.fetch(f"{NAME}.pth") == path
-  assert server.asked == [None]
+  assert server.requested == [None]
 
 
-def test_a_cut_download_goes_on_in_the_same_call(server):
+def test_an_interrupted_download_resumes_in_the_same_call(server):
   server.cuts = [1_000_000, 500_000]
   assert hub.fetch(NAME).read_bytes() == CONTENT
-  assert server.asked == [None, "bytes=1000000-", "bytes=1500000-"]
+  assert server.requested == [None, "bytes=1000000-", "bytes=1500000-"]
   assert server.sent == len(CONTENT)
 
 
-def test_a_line_may_fail_often_if_it_gets_on(server):
+def test_retries_are_unlimited_while_there_is_progress(server):
   server.cuts = [300_000] * 9
   assert hub.fetch(NAME).read_bytes() == CONTENT
 
 
-def test_a_cut_download_goes_on_in_a_later_call(server, cache):
-  _cut_once(server)
+def test_an_interrupted_download_resumes_in_a_later_call(server, cache):
+  _interrupt_once(server)
   assert _only(cache, f"{NAME}.pth.part", f"{NAME}.pth.part.etag")
   assert hub.fetch(NAME).read_bytes() == CONTENT
-  assert server.asked == ["bytes=1000000-"]
+  assert server.requested == ["bytes=1000000-"]
   assert server.sent == len(CONTENT) - 1_000_000
   assert _only(cache, f"{NAME}.pth")
 
 
 @pytest.mark.parametrize("if_range", [True, False])
 @pytest.mark.parametrize("etag", ['"two"', 'W/"one"', ""])
-def test_a_changed_file_is_not_spliced(server, etag, if_range):
-  _cut_once(server)
+def test_a_changed_file_is_downloaded_from_the_start(server, etag, if_range):
+  _interrupt_once(server)
   server.content, server.etag = CONTENT[::-1], etag
   server.if_range = if_range
   assert hub.fetch(NAME).read_bytes() == CONTENT[::-1]
 
 
 @pytest.mark.parametrize("etag", ['W/"one"', ""])
-def test_what_has_no_strong_tag_is_not_continued(server, etag):
+def test_a_file_without_a_strong_etag_is_not_resumed(server, etag):
   server.etag = etag
   server.cuts = [1_000_000]
   assert hub.fetch(NAME).read_bytes() == CONTENT
-  assert server.asked == [None, None]
+  assert server.requested == [None, None]
 
 
-def test_a_server_without_ranges_sends_all_again(server):
+def test_a_server_without_ranges_sends_the_complete_file_again(server):
   server.ranges = False
   server.cuts = [1_000_000]
   assert hub.fetch(NAME).read_bytes() == CONTENT
-  assert server.asked == [None, "bytes=1000000-"]
+  assert server.requested == [None, "bytes=1000000-"]
 
 
-def test_a_rest_from_elsewhere_is_not_spliced(server):
-  _cut_once(server)
+def test_a_range_with_another_start_is_not_appended(server):
+  _interrupt_once(server)
   server.shift = 7
   assert hub.fetch(NAME).read_bytes() == CONTENT
 
 
-def test_a_file_that_shrank_is_loaded_anew(server):
-  _cut_once(server)
+def test_a_file_that_shrank_is_downloaded_again(server):
+  _interrupt_once(server)
   server.content, server.if_range = b"short", False
   assert hub.fetch(NAME).read_bytes() == b"short"
 
@@ -207,7 +211,7 @@ def test_a_wrong_checksum_is_refused(server, cache, monkeypatch, sha256):
   )
   monkeypatch.setitem(registry.RELEASED, NAME, row)
   assert hub.fetch(NAME).read_bytes() == CONTENT
-  assert server.asked == [None, None]
+  assert server.requested == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -217,10 +221,10 @@ def test_a_wrong_checksum_is_refused(server, cache, monkeypatch, sha256):
     (b"\n<!DOCTYPE html><p>log in, please", "application/octet-stream"),
   ],
 )
-def test_a_web_page_is_refused_and_what_is_here_kept(
+def test_a_web_page_is_refused_and_received_bytes_are_kept(
   server, content, content_type
 ):
-  _cut_once(server)
+  _interrupt_once(server)
   right = server.content, server.content_type, server.etag
   server.content, server.content_type, server.etag = content, content_type, ""
   with pytest.raises(ValueError, match="found a web page"):
@@ -231,25 +235,27 @@ def test_a_web_page_is_refused_and_what_is_here_kept(
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_missing_file_is_not_asked_for_again(server, cache, status):
+def test_a_missing_file_is_not_requested_again(server, cache, status):
   server.statuses = [status]
   with pytest.raises(ValueError, match=f"answered {status} .*check the addr"):
     hub.fetch(NAME)
-  assert server.asked == [None] and _only(cache)
+  assert server.requested == [None] and _only(cache)
 
 
-def test_a_busy_server_is_asked_again(server, caplog):
+def test_a_busy_server_is_retried(server, caplog):
   server.statuses = [500, 503]
   assert hub.fetch(NAME).read_bytes() == CONTENT
-  assert "500 Internal Server Error. Trying again" in caplog.text
+  assert "500 Internal Server Error. Retrying" in caplog.text
   server.statuses = [503] * 3
   with pytest.raises(ValueError, match="503 Service Unavailable"):
     hub.fetch(server.url)
   assert not server.statuses
 
 
-def test_without_network_it_says_what_to_put_where(server, cache, monkeypatch):
-  _cut_once(server)
+def test_without_a_network_the_error_says_where_to_put_the_file(
+  server, cache, monkeypatch
+):
+  _interrupt_once(server)
   with socket.create_server(("127.0.0.1", 0)) as closed:
     port = closed.getsockname()[1]
   url = f"http://127.0.0.1:{port}/{NAME}.pth"
@@ -260,10 +266,11 @@ def test_without_network_it_says_what_to_put_where(server, cache, monkeypatch):
   message = str(error.value)
   assert f"{url} cannot be downloaded: no connection (" in message
   assert f"put it at {cache / NAME}.pth, or pass the path" in message
-  assert f"1000000 bytes) is kept in {cache / NAME}.pth.part" in message
+  kept = f"1000000 bytes received so far are kept in {cache / NAME}.pth.part"
+  assert kept in message
 
 
-def test_a_full_disk_is_noticed_before(server, cache, monkeypatch):
+def test_a_full_disk_is_noticed_before_the_download(server, cache, monkeypatch):
   usage = shutil.disk_usage(cache.parent)._replace(free=2_000_000)
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
   with pytest.raises(ValueError, match=r"0\.0 GB free.*set BLIP_JAX_CACHE"):
@@ -271,32 +278,32 @@ def test_a_full_disk_is_noticed_before(server, cache, monkeypatch):
   assert _only(cache)
 
 
-def test_a_rest_that_fits_the_disk_is_loaded(server, cache, monkeypatch):
-  _cut_once(server)
+def test_only_the_missing_bytes_must_fit_the_disk(server, cache, monkeypatch):
+  _interrupt_once(server)
   usage = shutil.disk_usage(cache)._replace(free=2_000_000)
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
   assert hub.fetch(NAME).read_bytes() == CONTENT
 
 
-def test_a_cache_that_cannot_be_made_is_named(server, cache):
+def test_an_unusable_cache_folder_is_named(server, cache):
   cache.write_bytes(b"a file")
-  with pytest.raises(ValueError, match=f"{cache} cannot be written.*set BLIP_"):
+  with pytest.raises(
+    ValueError, match=f"{cache}, the folder .* cannot be written; set BLIP_"
+  ):
     hub.fetch(NAME)
-  assert server.asked == []
+  assert server.requested == []
 
 
-def test_two_at_once_download_once(server):
-  found = []
-  threads = [
-    threading.Thread(target=lambda: found.append(hub.fetch(NAME).read_bytes()))
-    for _ in range(4)
-  ]
+def test_concurrent_calls_download_once(server):
+  contents = []
+  download = lambda: contents.append(hub.fetch(NAME).read_bytes())
+  threads = [threading.Thread(target=download) for _ in range(4)]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  assert found == [CONTENT] * 4
-  assert server.asked == [None]
+  assert contents == [CONTENT] * 4
+  assert server.requested == [None]
 
 
 @pytest.mark.parametrize(
@@ -310,16 +317,16 @@ def test_two_at_once_download_once(server):
     ("/a/", ""),
   ],
 )
-def test_a_url_cannot_choose_where_its_file_lies(server, cache, path, name):
+def test_a_url_cannot_choose_the_folder_of_its_file(server, cache, path, name):
   base = server.url.removesuffix(f"/{NAME}.pth")
-  found = hub.fetch(base + path)
-  assert found.parent == cache and found.read_bytes() == CONTENT
-  assert found.name[9:] == name
-  # Files of one name from two places are two files.
-  assert hub.fetch(f"{base}/other{path}") != found
+  file = hub.fetch(base + path)
+  assert file.parent == cache and file.read_bytes() == CONTENT
+  assert file.name[9:] == name
+  # Files with the same name from two URLs are two files.
+  assert hub.fetch(f"{base}/other{path}") != file
 
 
-def test_the_cache_is_where_it_is_expected(monkeypatch, cache):
+def test_the_cache_folder_follows_the_environment(monkeypatch, cache):
   assert hub.cache_dir() == cache
   monkeypatch.delenv("BLIP_JAX_CACHE")
   monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
@@ -333,14 +340,19 @@ def test_the_cache_is_where_it_is_expected(monkeypatch, cache):
   "name, message",
   [
     ("model_large_captoin", r"\. Did you mean model_large_caption "),
-    ("weights/model_vqq.pth", r"here, nor the name .* Did you mean model_vqa"),
+    (
+      "weights/model_vqq.pth",
+      r"folder, nor the name .* Did you mean model_vqa",
+    ),
     ("ftp://127.0.0.1/model.pth", r"nor an http\(s\) URL"),
     ("file:///etc/passwd", r"nor an http\(s\) URL"),
-    ("", "is neither a file or folder here"),
+    ("", "is neither a local file or folder"),
     ("a/b/c", r"nor a repository .* \(Owner/name\)$"),
   ],
 )
-def test_an_unknown_name_says_what_was_tried(name, message, monkeypatch):
+def test_the_error_for_an_unknown_name_says_what_was_tried(
+  name, message, monkeypatch
+):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
   with pytest.raises(ValueError, match=message) as error:
     hub.fetch(name)
@@ -349,7 +361,7 @@ def test_an_unknown_name_says_what_was_tried(name, message, monkeypatch):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-  """The hub as one repository, a set of names; returns them and the folder."""
+  """A hub with one repository: its file names, and the local snapshot."""
   files, folder = set(), tmp_path / "snapshot"
 
   def download(name, allow_patterns):
@@ -377,7 +389,9 @@ SMALL = {"config.json", "vocab.txt", "tokenizer_config.json"}
     ({"pytorch_model.bin"}, {"tf_model.h5", "README.md"}),
   ],
 )
-def test_one_format_of_a_repository_is_fetched(repository, weights, unwanted):
+def test_one_format_of_the_weights_of_a_repository_is_fetched(
+  repository, weights, unwanted
+):
   files, folder = repository
   files |= SMALL | weights | unwanted
   assert hub.fetch("Salesforce/blip-vqa-base") == folder
@@ -391,7 +405,7 @@ def test_a_repository_without_weights_is_refused(repository):
     hub.fetch("somebody/blip")
 
 
-def test_without_network_a_repository_is_found_in_the_cache_only(
+def test_without_a_network_a_repository_is_found_in_the_cache_only(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -416,6 +430,6 @@ def test_without_network_a_repository_is_found_in_the_cache_only(
   assert hub.fetch("Salesforce/blip-vqa-base") == snapshot
 
 
-def test_what_can_be_no_repository_says_so():
-  with pytest.raises(ValueError, match="nor a repository that the Hugging"):
+def test_an_invalid_repository_name_is_refused():
+  with pytest.raises(ValueError, match="nor a visible repository on "):
     hub.fetch("some--body/blip..base")

@@ -1,16 +1,17 @@
 """Finds a checkpoint's files: on disk, on the Hugging Face hub, or by URL.
 
-A download that is cut goes on where it stopped, now or in a later run, and a
-file gets its name only when it is whole: what lies in the cache is complete.
+An interrupted download resumes where it stopped, in the same run or a later
+one. A file gets its name once it is complete and its checksum, if known, is
+right: every file in the cache is complete.
 """
 
+import fnmatch
 import hashlib
 import http.client
 import logging
 import os
 import pathlib
 import re
-import shutil
 import time
 import urllib.error
 import urllib.parse
@@ -20,15 +21,16 @@ import filelock
 import tqdm
 
 from blip_jax.convert import registry
+from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
-# Seconds before each further try, once a line fails without any progress.
+# Seconds to wait before each retry. Progress starts them over.
 _WAITS = (1, 2, 4)
-_TIMEOUT = 30  # seconds in which nothing arrives
+_TIMEOUT = 30  # seconds without any data
 _CHUNK = 1 << 18  # bytes
 
-# Answers after which a server may well give the file a little later.
+# Responses after which a retry may succeed.
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 _HUB_FILES = (
@@ -39,7 +41,7 @@ _HUB_FILES = (
   "tokenizer*.json",
   "special_tokens_map.json",
 )
-# Many repositories have both, which are gigabytes of the same numbers.
+# In order of preference: many repositories have the same weights in both.
 _HUB_WEIGHTS = (
   ("model.safetensors*", "model-*.safetensors"),
   ("pytorch_model.bin*", "pytorch_model-*.bin"),
@@ -49,30 +51,30 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHT_FILE = re.compile(r".*\.(pth?|bin|ckpt|safetensors)")
 
 
-class _LineError(Exception):
-  """What was asked for did not arrive (whole); another try may help."""
+class _TransferError(Exception):
+  """The response did not arrive, or not completely; a retry may help."""
 
 
 def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
-  """Finds a checkpoint, and downloads it if it is not here.
+  """Finds a checkpoint, and downloads it if it is not local.
 
   Args:
-    name_or_path: in the order in which it is tried:
+    name_or_path: the first of these that applies:
       a file or folder, which is returned as it is;
       a name in `registry.RELEASED` or an http(s) URL, which is downloaded to
       `cache_dir()` once;
-      a repository on the Hugging Face hub ("Owner/name"), of which the configs,
-      the vocabulary and one format of the weights go to the hub's own cache.
+      a repository on the Hugging Face hub ("Owner/name"): configs, vocabulary
+      and one format of the weights are downloaded to the hub's own cache.
 
   Returns:
-    A file, or for a repository a folder.
+    The path of a file, or of a folder for a repository.
 
   Raises:
-    ValueError: there is no such checkpoint, or it cannot be downloaded; says
-      what to do without network.
+    ValueError: there is no such checkpoint, it cannot be downloaded, or its
+      SHA-256 is not the registry's; says what to do without a network.
   """
   name = os.fspath(name_or_path)
-  if os.path.exists(name):
+  if files.exists(name):
     return pathlib.Path(name)
   released = registry.find(name)
   source = released.source if released else name
@@ -81,7 +83,7 @@ def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
   if _HUB_NAME.fullmatch(source) and not _WEIGHT_FILE.fullmatch(source):
     return _from_hub(source)
   raise ValueError(
-    f"{name!r} is neither a file or folder here, nor the name of a released "
+    f"{name!r} is neither a local file or folder, nor the name of a released "
     "checkpoint (blip_jax/convert/registry.py lists them), nor an http(s) URL, "
     "nor a repository on the Hugging Face hub (Owner/name)"
     + _suggestion(source)
@@ -89,7 +91,7 @@ def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
 
 
 def cache_dir() -> pathlib.Path:
-  """Where downloaded files are kept.
+  """The folder of downloaded files.
 
   `$BLIP_JAX_CACHE`, else `$XDG_CACHE_HOME/blip_jax`, else `~/.cache/blip_jax`.
   """
@@ -105,7 +107,7 @@ def _suggestion(name: str) -> str:
 
 
 def _from_hub(name: str) -> pathlib.Path:
-  # It takes a second to import, and files on disk can do without.
+  # The import takes a second, and local files do not need it.
   import huggingface_hub
   from huggingface_hub import errors
 
@@ -115,45 +117,46 @@ def _from_hub(name: str) -> pathlib.Path:
         name, allow_patterns=[*_HUB_FILES, *weights]
       )
       folder = pathlib.Path(folder)
-      if [file for pattern in weights for file in folder.glob(pattern)]:
+      names = files.list_folder(folder)
+      if any(fnmatch.filter(names, pattern) for pattern in weights):
         return folder
   except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
     raise ValueError(
-      f"{name!r} is neither a file or folder here nor a repository that the "
-      f"Hugging Face hub shows ({_reason(error)})" + _suggestion(name)
+      f"{name!r} is neither a local file or folder nor a visible repository on "
+      f"the Hugging Face hub ({_reason(error)})" + _suggestion(name)
     ) from error
-  # Nothing else is common to the errors of the hub and of its HTTP client.
+  # The hub's and its HTTP client's errors have no narrower common class.
   except Exception as error:
     cache = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE)
     cache /= f"models--{name.replace('/', '--')}"
     raise ValueError(
-      f"{name!r} is no file or folder here, and cannot be fetched from the "
-      f"Hugging Face hub ({_reason(error)}). Without network: run `hf download "
-      f"{name} --local-dir FOLDER` on another machine, copy FOLDER here and "
-      f"pass its path; or copy that machine's {cache.name} to {cache}"
+      f"{name!r} is not a local file or folder, and cannot be fetched from the "
+      f"Hugging Face hub ({_reason(error)}). Without a network: run `hf "
+      f"download {name} --local-dir FOLDER` on another machine, copy FOLDER "
+      f"here and pass its path; or copy that machine's {cache.name} to {cache}"
       + _suggestion(name)
     ) from error
   patterns = ", ".join(pattern for row in _HUB_WEIGHTS for pattern in row)
   raise ValueError(
     f"{name}: no weights in this repository: expected one of {patterns}, found "
-    f"only {sorted(file.name for file in folder.glob('*'))}"
+    f"only {files.list_folder(folder)}"
   )
 
 
 def _from_url(url: str, released: registry.Released | None) -> pathlib.Path:
   target = cache_dir() / _file_name(url, released)
-  if target.exists():
+  if files.exists(target):
     return target
   _make_writable(target.parent)
   with filelock.FileLock(f"{target}.lock"):
-    # Another process may have had the lock for as long as the download took.
-    if not target.exists():
+    # Another process may have downloaded it while this one waited.
+    if not files.exists(target):
       _download(url, released, target)
   return target
 
 
 def _file_name(url: str, released: registry.Released | None) -> str:
-  """A name that no server can choose to lie elsewhere or replace another's."""
+  """A file name that stays in the cache and replaces no other URL's file."""
   path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
   name = re.sub(r"[^\w.-]", "_", path.rsplit("/", 1)[-1], flags=re.ASCII)[-100:]
   if released:
@@ -163,14 +166,14 @@ def _file_name(url: str, released: registry.Released | None) -> str:
 
 def _make_writable(folder: pathlib.Path) -> None:
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    writable = os.access(folder, os.W_OK)
+    files.make_folder(folder)
+    writable = files.is_writable(folder)
   except OSError:
     writable = False
   if not writable:
     raise ValueError(
-      f"{folder} cannot be written, and downloads are kept there; set "
-      "BLIP_JAX_CACHE to a folder that can"
+      f"{folder}, the folder of downloads, cannot be written; set "
+      "BLIP_JAX_CACHE to one that can"
     )
 
 
@@ -179,108 +182,114 @@ def _download(
 ) -> None:
   part = target.with_name(f"{target.name}.part")
   log.info("Downloading %s to %s", url, target)
-  most, waits = _size(part), iter(_WAITS)
+  progress, waits = _size(part), iter(_WAITS)
   while True:
     try:
       _transfer(url, part)
       break
-    except _LineError as error:
-      if _size(part) > most:
-        most, waits = _size(part), iter(_WAITS)
+    except _TransferError as error:
+      if _size(part) > progress:
+        progress, waits = _size(part), iter(_WAITS)
       wait = next(waits, None)
       if wait is None:
         raise ValueError(
-          f"{url} cannot be downloaded: {error}. Without network: download it "
-          f"on another machine and put it at {target}, or pass the path of the "
-          f"copy." + _kept(part)
+          f"{url} cannot be downloaded: {error}. Without a network: download "
+          f"it on another machine and put it at {target}, or pass the path of "
+          f"the copy." + _kept(part)
         ) from error
-      log.warning("%s: %s. Trying again in %s s.", url, error, wait)
+      log.warning("%s: %s. Retrying in %s s.", url, error, wait)
       time.sleep(wait)
-  with open(part, "rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  digest = files.sha256(part)
   if released and not released.has_digest(digest):
-    part.unlink()
+    files.remove(part)
     expected = "...".join(filter(None, released.sha256))
     raise ValueError(
       f"{url}: expected SHA-256 {expected}, found {digest}. The download was "
-      "removed; try again, or, if you trust the file, get it yourself and pass "
-      "its path"
+      "deleted; try again or, if you trust the file, download it yourself and "
+      "pass its path"
     )
   log.info("%s: %d bytes, SHA-256 %s", target, _size(part), digest)
-  os.replace(part, target)
-  _tag_file(part).unlink()
+  files.rename(part, target)
+  files.remove(_tag_file(part))
 
 
 def _kept(part: pathlib.Path) -> str:
   if not _size(part) or not _size(_tag_file(part)):
     return ""
   return (
-    f" What has arrived ({_size(part)} bytes) is kept in {part} and continued "
-    "next time."
+    f" The {_size(part)} bytes received so far are kept in {part}; the next "
+    "attempt resumes there."
   )
 
 
 def _transfer(url: str, part: pathlib.Path) -> None:
-  """Appends to `part` what it lacks, or writes it anew if the file changed."""
+  """Downloads the rest of `part`, or all of it if the file has changed."""
   tag = _tag_file(part)
-  etag = tag.read_text() if tag.exists() else ""
-  done = _size(part) if etag else 0
-  with _ask(url, done, etag) or _ask(url, 0, "") as response:
+  etag = files.read_text(tag) if files.exists(tag) else ""
+  start = _size(part) if etag else 0
+  response = _request(url, start, etag) or _request(url, 0, "")
+  assert response is not None, "only a range can be refused"
+  with response:
     _receive(response, part)
 
 
-def _ask(url: str, done: int, etag: str) -> http.client.HTTPResponse | None:
-  """Asks for all bytes from `done`; None if the answer does not fit there.
+def _request(
+  url: str, start: int, etag: str
+) -> http.client.HTTPResponse | None:
+  """Requests the bytes from `start`, or all if the file is not `etag`'s.
 
-  A file that is no longer the one of `etag` is answered as a whole.
+  Returns:
+    The response; None if it does not continue at `start`.
   """
-  headers = {"Range": f"bytes={done}-", "If-Range": etag} if done else {}
+  headers = {"Range": f"bytes={start}-", "If-Range": etag} if start else {}
   request = urllib.request.Request(url, headers=headers)
   try:
     response = urllib.request.urlopen(request, timeout=_TIMEOUT)
   except urllib.error.HTTPError as error:
     with error:
-      if error.code == 416 and done:
+      if error.code == 416 and start:
         return None
-      answer = f"the server answered {error.code} {error.reason}"
+      status = f"the server answered {error.code} {error.reason}"
       if error.code in _TRANSIENT:
-        raise _LineError(answer) from error
+        raise _TransferError(status) from error
       raise ValueError(
-        f"{url}: {answer}; check the address, or pass the path of a copy"
+        f"{url}: {status}; check the address, or pass the path of a copy"
       ) from error
   except (OSError, http.client.HTTPException) as error:
-    raise _LineError(f"no connection ({_reason(error)})") from error
+    raise _TransferError(f"no connection ({_reason(error)})") from error
   if response.status == 200:
     return response
-  # Not every server knows If-Range: it may send the rest of another file.
-  start = response.headers.get("Content-Range", "")
+  # Some servers ignore If-Range, and may send the rest of a changed file.
+  content_range = response.headers.get("Content-Range", "")
   if (
     response.status == 206
     and _etag(response) == etag
-    and start.startswith(f"bytes {done}-")
+    and content_range.startswith(f"bytes {start}-")
   ):
     return response
   response.close()
-  if done:
+  if start:
     return None
-  raise _LineError(f"the server answered {response.status}, expected 200")
+  raise _TransferError(f"the server answered {response.status}, expected 200")
 
 
 def _receive(response: http.client.HTTPResponse, part: pathlib.Path) -> None:
-  done = _size(part) if response.status == 206 else 0
-  total = None if response.length is None else done + response.length
+  start = _size(part) if response.status == 206 else 0
+  total = None if response.length is None else start + response.length
   chunk = _read(response)
-  # Before anything is written: what is here must survive a login page.
+  # Before anything is written: a login page must not replace received bytes.
   _refuse_web_page(response, chunk)
   if total is not None:
     _check_space(part, total)
-  with open(part, "ab" if done else "wb") as file:
-    # Second to the truncation, or a new tag could stand beside old bytes.
-    _tag_file(part).write_text(_etag(response))
+  if not start:
+    files.remove(part)
+  with files.open_append_bytes(part) as file:
+    # After the old bytes are gone, or the new tag could be theirs.
+    files.write_text(_tag_file(part), _etag(response))
     with tqdm.tqdm(
       desc=part.stem,
       total=total,
-      initial=done,
+      initial=start,
       unit="B",
       unit_scale=True,
       disable=None,  # shown on a terminal only
@@ -290,14 +299,14 @@ def _receive(response: http.client.HTTPResponse, part: pathlib.Path) -> None:
         bar.update(len(chunk))
         chunk = _read(response)
   if total is not None and _size(part) != total:
-    raise _LineError(f"cut after {_size(part)} of {total} bytes")
+    raise _TransferError(f"interrupted after {_size(part)} of {total} bytes")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
   try:
     return response.read(_CHUNK)
   except (OSError, http.client.HTTPException) as error:
-    raise _LineError(f"connection lost ({_reason(error)})") from error
+    raise _TransferError(f"connection lost ({_reason(error)})") from error
 
 
 def _refuse_web_page(response: http.client.HTTPResponse, head: bytes) -> None:
@@ -307,26 +316,25 @@ def _refuse_web_page(response: http.client.HTTPResponse, head: bytes) -> None:
   ):
     raise ValueError(
       f"{response.url}: expected a file of weights, found a web page. Open the "
-      "address in a browser: the network may want a log-in, or the file may be "
-      "offered behind another link"
+      "address in a browser: the network may require a login, or the page may "
+      "link to the file"
     )
 
 
 def _check_space(part: pathlib.Path, total: int) -> None:
-  lacking = total - _size(part)
-  free = shutil.disk_usage(part.parent).free
-  if lacking > free:
+  missing = total - _size(part)
+  free = files.free_bytes(part.parent)
+  if missing > free:
     raise ValueError(
       f"{part.parent} has {free / 1e9:.1f} GB free, and {part.stem} needs "
-      f"{lacking / 1e9:.1f} GB there; set BLIP_JAX_CACHE to a folder on a "
-      "larger disk"
+      f"{missing / 1e9:.1f} GB; set BLIP_JAX_CACHE to a folder on a larger disk"
     )
 
 
 def _etag(response: http.client.HTTPResponse) -> str:
-  """What tells this file from a later one; "" if nothing does.
+  """A value that changes with the bytes of the file; "" if there is none.
 
-  A weak tag may stay the same when bytes change, so it does not.
+  A weak entity tag may stay the same when bytes change, so it is not used.
   """
   etag = response.headers.get("ETag", "W/")
   if not etag.startswith("W/"):
@@ -339,7 +347,7 @@ def _tag_file(part: pathlib.Path) -> pathlib.Path:
 
 
 def _size(path: pathlib.Path) -> int:
-  return path.stat().st_size if path.exists() else 0
+  return files.size(path) if files.exists(path) else 0
 
 
 def _reason(error: Exception) -> str:

@@ -109,7 +109,7 @@ SHRINK = (
 PRINTED = {
   "num_beams=3, max_length=20": {r"\(log-probability -": 2},
   "num_return_sequences=5, seed=1": {r"\[\('": 5},
-  "match.rank_score": {r"match probability \[\[0\.\d+ .* rank by \[\[": 1},
+  "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},
   "pairwise=True": {r"pairs \[": 1, r"hidden states \(2, \d+, \d+\) \(2,": 1},
   'method="match"': {r"cosine \[\[.*\]\] no match, match": 1},
   "--digest": {r"^params [0-9a-f]{64}$": 1},

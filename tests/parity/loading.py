@@ -10,7 +10,7 @@ import numpy as np
 from blip_jax.convert import adapt, opening, weights
 from blip_jax.models import families
 from blip_jax.tasks import vqa as vqa_lib
-from tests.parity import models, replay, writing
+from tests.parity import models, replay, generated
 from tests.parity.goldens import Golden
 
 DEEP_CONFIG = "configs/med_config_nlvr_deep.json"
@@ -30,7 +30,7 @@ def loading(golden: Golden) -> None:
   )
   golden.compare({"decoder.loss": loss}, replay.MODEL)
   states = functools.partial(models.encode_image, opened.model, opened.params)
-  writing.compare_written(golden, opened, states, image, {"": prompt})
+  generated.compare_written(golden, opened, states, image, {"": prompt})
 
   opened = load("itm", "itm")
   ids, mask = opened.checkpoint.tokenizer.encode(texts, models.TEXT_LENGTH)

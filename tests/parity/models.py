@@ -17,7 +17,7 @@ from blip_jax.tasks import align, losses
 from blip_jax.tasks import caption as caption_lib
 from blip_jax.tasks import nlvr as nlvr_lib
 from blip_jax.tasks import vqa as vqa_lib
-from tests.parity import replay, verdicts, writing
+from tests.parity import replay, verdicts, generated
 from tests.parity.goldens import Golden
 
 # The original's, for texts of which the goldens did not keep the ids.
@@ -81,11 +81,11 @@ def retrieval_eval(golden: Golden) -> None:
   embeds, image_feat = scorer.image_features(opened.params, image)
   text_feat = scorer.text_feat(opened.params, *map(jnp.asarray, texts))
   sim = np.asarray(image_feat @ text_feat.T)
-  lists = ranking.ShortLists.of(sim, golden.config["k_test"])
-  wanted = [np.flatnonzero(row) for row in lists.wanted]
+  lists = ranking.ShortLists.nearest(sim, golden.config["k_test"])
+  candidates = [np.flatnonzero(row) for row in lists.pairs]
   scores = sim.copy()
-  logits = scorer.itm_logits(opened.params, embeds, texts, wanted)
-  for row, own, logit in zip(scores, wanted, logits, strict=True):
+  logits = scorer.itm_logits(opened.params, embeds, texts, candidates)
+  for row, own, logit in zip(scores, candidates, logits, strict=True):
     row[own] += logit[:, 1]
   i2t, t2i = lists.ranked(scores)
   golden.compare(
@@ -156,7 +156,7 @@ def blip_decoder(golden: Golden) -> None:
       length = len(tokenizer.prompt_ids(prompts["gen.noprompt"]))
       golden.compare_fact("gen.noprompt.prompt_length", length)
     states = functools.partial(encode_image, opened.model, opened.params)
-    written = writing.compare_written(
+    written = generated.compare_written(
       golden, opened, states, golden.image("gen_image"), {"": prompt, **prompts}
     )
     sep = opened.model.config.med.tokens.sep
@@ -203,7 +203,7 @@ def blip_vqa(golden: Golden) -> None:
   # Without the mask of the questions, which theirs does not use here.
   if "generate.sequences" in golden:
     states = lambda image: read(opened.model, opened.params, image, *question)
-    writing.compare_written(
+    generated.compare_written(
       golden, opened, states, golden.image("image"), {"": ""}
     )
 
@@ -268,14 +268,14 @@ def _hf_written(golden: Golden, opened: replay.Opened) -> None:
   dec = opened.model.config.med.tokens.dec
   prompt = [dec, *golden.input("prompt_ids")[1:-1].tolist()]
   for match in golden.matches(r"gen\.(noprompt_)?.+"):
-    settings = writing.settings_of(golden, match[0], writing.HF_DEFAULTS)
+    settings = generated.settings_of(golden, match[0], generated.HF_DEFAULTS)
     start = [dec] if match[1] else prompt
-    found = writing.write(opened, states, start, settings)
+    found = generated.write(opened, states, start, settings)
     theirs = golden.input(match[0])
     # Theirs fills beams up with [SEP] where [PAD] is 0.
     ends = opened.model.config.med.tokens.sep == theirs
     behind = np.cumsum(ends, axis=1) - ends > 0
-    ours = writing.like(found.ids[:, 0], theirs)
+    ours = generated.like(found.ids[:, 0], theirs)
     ours = np.where(behind & ends, theirs, ours)
     golden.compare({match[0]: ours}, replay.EXACT)
 

@@ -77,7 +77,7 @@ def _start(golden: Golden, kind: type[align.Align]) -> _Start:
   task = kind(
     opened.model,
     queue_size=golden.config["queue_size"],
-    momentum=golden.config["momentum"],
+    ema_decay=golden.config["momentum"],
     alpha=1.0,
     alpha_ramp_steps=_ALPHA_STEPS,
     groups=len(ranks),

@@ -194,9 +194,7 @@ def process(
 def _penalise_repetition(scores, ids, position, penalty):
   rows = jnp.arange(len(ids))[:, None]
   penalised = jnp.take_along_axis(scores, ids, axis=-1)
-  penalised = jnp.where(
-    penalised < 0, penalised * penalty, penalised / penalty
-  )
+  penalised = jnp.where(penalised < 0, penalised * penalty, penalised / penalty)
   # Positions after the text point at a column that does not exist, which
   # `mode="drop"` ignores.
   in_text = jnp.arange(ids.shape[1])[None] < position

@@ -1,15 +1,15 @@
-"""Writing text with a decoder: token by token, or by beams.
+"""Text generation with a decoder: greedy, by sampling, or by beam search.
 
-A program is compiled once for all steps, and stops early when every text has
-ended.  What the decoder looks at is projected once, before the first step, and
-never copied: the beams or samples of an image are rows that share its keys.
+All steps run in one compiled loop, which stops when every text has ended.
+Cross-attention keys and values are computed once, before the first step, and
+never copied: all beams or samples of an image use the same ones.
 
-As in transformers 4.15, which the original used, processors act on
-log-probabilities in beam search and on raw scores elsewhere; `decoding.py` has
-what they do.
+As in transformers 4.15, which the original used, score processing (see
+`decoding.py`) is applied to log-probabilities in beam search, and to logits in
+greedy decoding and sampling.
 
-Dimensions: I images, m texts of each, B = I * m of them, P prompt length,
-L room for a text, V vocabulary, k beams, c of a second axis.
+Dimensions: I images, m texts of each, B = I * m texts, P prompt length, L
+positions of a text, V vocabulary, k beams, N image tokens, E image width.
 """
 
 import functools
@@ -23,22 +23,25 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from blip_jax.models import decoding, med
 
+# (next tokens, cache) -> (logits of the token after them, cache).
 Extend = Callable[
   [Int[Array, "B n"], med.Cache], tuple[Float[Array, "B V"], med.Cache]
 ]
-# Tokens from processed scores, for the place of the text they are written to.
+# (processed scores, position) -> tokens at that position.
 Pick = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
 
 
 class Generated(NamedTuple):
-  """The texts of each image, the best first.
+  """Texts of each image, sorted by score in descending order.
 
   Attributes:
-    ids: prompt, text, [SEP] unless it was cut, and padding.
-    token_log_probs: of each token after those before it, as the model alone
-      sees it; 0 on prompt and padding.
-    scores: what they are ranked by, log-probability per token; with a penalty
-      or a minimal length, of what these made of it.
+    ids: prompt, text, [SEP] unless `max_length` truncated the text, and
+      padding.
+    token_log_probs: log-probability of each token given the preceding ones,
+      according to the model, before any score processing; 0 on prompt and
+      padding.
+    scores: log-probability per token. Beam search uses the processed scores,
+      that is, with repetition penalty and minimum length applied.
   """
 
   ids: Int[Array, "I m L"]
@@ -52,27 +55,32 @@ def generate(
   states: Float[Array, "I N E"],
   prompt: Int[Array, " P"],
   settings: decoding.Decoding,
-  room: int,
+  num_positions: int,
   keys: Key[Array, " I"] | None = None,
   encoder_mask: Int[Array, "I N"] | None = None,
   pick: Pick | None = None,
 ) -> Generated:
-  """Texts about images, or answers to questions.
+  """Generates captions of images, or answers to questions.
 
   Args:
-    model: with a text decoder, as `blip.Blip`.
-    params: its own; those of pre-training tied.
-    states: what the decoder looks at.
-    prompt: what every text starts with, [DEC] first.
-    room: L, no less than `max_length`.
-    keys: one for each image, if texts are drawn; a draw depends on nothing
-      but its image's key, so not on the images beside it.
-    encoder_mask: which of `states` there are, if not all.
-    pick: draws in another way.
+    model: a model with a text decoder, such as `blip.Blip`.
+    params: its parameters; those of pre-training must be tied (`med.tie`).
+    states: image tokens, or hidden states of questions, to attend to.
+    prompt: the prefix of every text, starting with [DEC].
+    settings: see `decoding.make`.
+    num_positions: L, at least `settings.max_length`.
+    keys: one key per image; needed only if `settings.sample`. The samples of
+      an image depend on its key alone, not on the rest of the batch.
+    encoder_mask: 1 on the states to attend to; all of them by default.
+    pick: chooses tokens in greedy decoding or sampling, instead of `settings`.
+
+  Raises:
+    ValueError: the settings ask for samples, but there are no keys.
   """
-  apply = functools.partial(model.apply, {"params": params})
-  # In the order in which the products of a step read them; a CPU would put all
-  # of them into it at every step. The barrier keeps XLA from undoing that.
+  apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+  # Stored in the memory order that the matrix products of a step need.
+  # Otherwise XLA on a CPU transposes all of them again at every step; the
+  # barrier keeps it from undoing this.
   stored = jax.lax.optimization_barrier(
     jax.tree.map(
       lambda x: x.transpose(0, 2, 3, 1),
@@ -80,28 +88,30 @@ def generate(
     )
   )
 
-  def extend(ids, cache):
+  def extend(ids, cache) -> Any:
     encoder_kv = jax.tree.map(lambda x: x.transpose(0, 3, 1, 2), stored)
     return apply(ids, cache, encoder_kv, encoder_mask, method="extend")
 
   num_images, tokens = len(states), model.config.med.tokens
-  many = max(settings.num_beams, settings.num_return_sequences)
-  # All texts of an image have the prompt in common.
-  cache = apply(num_images, room, many, method="init_cache")
+  texts_per_image = max(settings.num_beams, settings.num_return_sequences)
+  cache = apply(num_images, num_positions, texts_per_image, method="init_cache")
+  # The texts of an image share the prompt, which is decoded once.
   prompts = jnp.broadcast_to(prompt[None], (num_images, len(prompt)))
   logits, cache = extend(prompts, cache)
-  search = _Search(extend, settings, len(prompt), tokens.sep, tokens.pad)
-  ids = jnp.full((num_images, room), tokens.pad, jnp.int32)
+  generator = _Generator(extend, settings, len(prompt), tokens.sep, tokens.pad)
+  ids = jnp.full((num_images, num_positions), tokens.pad, jnp.int32)
   ids = ids.at[:, : len(prompt)].set(prompts)
   if settings.num_beams > 1:
-    return search.beams(ids, logits, cache)
+    return generator.beam_search(ids, logits, cache)
   if pick is None and settings.sample:
-    pick = _drawing(keys, settings)
-  return search.walk(ids, logits, cache, pick or _likeliest)
+    if keys is None:
+      raise ValueError("sampling needs `keys`, one for each image")
+    pick = _sampler(keys, settings)
+  return generator.token_by_token(ids, logits, cache, pick or _most_likely)
 
 
-class _Search(NamedTuple):
-  """What both ways of searching have in common."""
+class _Generator(NamedTuple):
+  """What the two decoding loops share."""
 
   extend: Extend
   settings: decoding.Decoding
@@ -109,23 +119,30 @@ class _Search(NamedTuple):
   sep_id: int
   pad_id: int
 
-  def walk(self, ids, logits, cache, pick: Pick) -> Generated:
-    """One text at a time: each token is picked for good."""
-    d, number = self.settings, self.settings.num_return_sequences
-    ids, logits = _repeat((ids, logits), number)
+  def token_by_token(self, ids, logits, cache, pick: Pick) -> Generated:
+    """Greedy decoding or sampling, of all texts in parallel.
+
+    Args:
+      ids: the prompt of each image, and padding; [I, L].
+      logits: of the first token after the prompt; [I, V].
+      cache: with the prompt.
+      pick: chooses the tokens of a step.
+    """
+    d, num_texts = self.settings, self.settings.num_return_sequences
+    ids, logits = _repeat((ids, logits), num_texts)
     position = jnp.int32(self.prompt_length)
     log_probs = jnp.zeros(ids.shape, jnp.float32)
     done = jnp.zeros(len(ids), bool)
     length = jnp.full(len(ids), self.prompt_length)
 
-    def write(text, logits):
-      ids, log_probs, done, length, position = text
+    def append_token(texts, logits):
+      ids, log_probs, done, length, position = texts
       processed = decoding.process(logits, ids, position, d, self.sep_id)
       token = jnp.where(done, self.pad_id, pick(processed, position))
-      found = _of_tokens(jax.nn.log_softmax(logits), token)
+      log_prob = _take_tokens(jax.nn.log_softmax(logits), token)
       return (
-        _put(ids, token.astype(jnp.int32), position),
-        _put(log_probs, jnp.where(done, 0.0, found), position),
+        _set_position(ids, token.astype(jnp.int32), position),
+        _set_position(log_probs, jnp.where(done, 0.0, log_prob), position),
         done | (token == self.sep_id),
         length + ~done,
         position + 1,
@@ -136,40 +153,47 @@ class _Search(NamedTuple):
       return (position < d.max_length) & ~done.all()
 
     def step(carry):
-      text, cache = carry
-      ids, *_, position = text
-      logits, cache = self.extend(_last(ids, position), cache)
-      return write(text, logits), cache
+      texts, cache = carry
+      ids, *_, position = texts
+      logits, cache = self.extend(_last_token(ids, position), cache)
+      return append_token(texts, logits), cache
 
-    start = write((ids, log_probs, done, length, position), logits), cache
-    text, _ = jax.lax.while_loop(unfinished, step, start)
-    ids, log_probs, done, length, _ = text
-    # As for beams: all but [SEP], or what was generated.
+    texts = ids, log_probs, done, length, position
+    start = append_token(texts, logits), cache
+    texts, _ = jax.lax.while_loop(unfinished, step, start)
+    ids, log_probs, done, length, _ = texts
+    # The same norms as in beam search; `done` is 1 if there is a [SEP].
     full = d.length_norm == "full"
     length = length - (done if full else self.prompt_length)
     scores = log_probs.sum(axis=-1) / length
-    fold = lambda x: x.reshape(-1, number, *x.shape[1:])
+    fold = lambda x: x.reshape(-1, num_texts, *x.shape[1:])
     ids, log_probs, scores = map(fold, (ids, log_probs, scores))
-    best = jnp.argsort(-scores, axis=-1, stable=True)
-    return Generated(*(_select(x, best) for x in (ids, log_probs, scores)))
+    order = jnp.argsort(-scores, axis=-1, stable=True)
+    return Generated(*(_select(x, order) for x in (ids, log_probs, scores)))
 
-  def beams(self, ids, logits, cache) -> Generated:
-    """The best k texts so far go on, side by side, until none can win."""
+  def beam_search(self, ids, logits, cache) -> Generated:
+    """Extends the k best open texts until none of them can be among the best.
+
+    Args:
+      ids: the prompt of each image, and padding; [I, L].
+      logits: of the first token after the prompt; [I, V].
+      cache: with the prompt.
+    """
     d, k = self.settings, self.settings.num_beams
-    num_images, room = ids.shape
+    num_images, num_positions = ids.shape
     ids, logits = _repeat((ids, logits), k)
-    ids = ids.reshape(num_images, k, room)
-    # All beams start as the same text, which must not be found k times.
+    ids = ids.reshape(num_images, k, num_positions)
+    # All beams start as the same text; without this they would stay equal.
     first = jnp.where(jnp.arange(k) == 0, 0.0, -1e9)
     texts = Generated(
       ids,
       jnp.zeros(ids.shape, jnp.float32),
       jnp.broadcast_to(first[None], ids.shape[:2]),
     )
-    nothing = texts._replace(scores=jnp.full(ids.shape[:2], -jnp.inf))
+    none_ended = texts._replace(scores=jnp.full(ids.shape[:2], -jnp.inf))
     start = _Beams(
       texts,
-      nothing,
+      none_ended,
       jnp.zeros(num_images, bool),
       jnp.int32(self.prompt_length),
     )
@@ -180,65 +204,80 @@ class _Search(NamedTuple):
 
     def step(carry):
       beams, cache = carry
-      last = _last(beams.open.ids.reshape(-1, room), beams.position)
-      logits, cache = self.extend(last, cache)
-      beams, came_from = self._next(beams, logits)
-      return beams, _go_on(cache, came_from)
+      ids = beams.open.ids.reshape(-1, num_positions)
+      logits, cache = self.extend(_last_token(ids, beams.position), cache)
+      beams, parents = self._next(beams, logits)
+      return beams, _reorder(cache, parents)
 
-    beams, came_from = self._next(start, logits)
-    start = beams, _go_on(cache, came_from)
+    beams, parents = self._next(start, logits)
+    start = beams, _reorder(cache, parents)
     beams, _ = jax.lax.while_loop(unfinished, step, start)
     best = slice(0, d.num_return_sequences)
     return Generated(*(x[:, best] for x in beams.ended))
 
   def _next(self, beams, logits):
-    """Lengthens the open texts by a token; which beams they came from."""
+    """Extends the open texts by one token.
+
+    Args:
+      beams: all texts.
+      logits: of the next token of the open ones; [I * k, V].
+
+    Returns:
+      All texts, and for each open one the index of the beam that it continues.
+    """
     d, k, position = self.settings, self.settings.num_beams, beams.position
     texts, ended, done = beams.open, beams.ended, beams.done
-    num_images, _, room = texts.ids.shape
+    num_images, _, num_positions = texts.ids.shape
     log_probs = jax.nn.log_softmax(logits)
     processed = decoding.process(
-      log_probs, texts.ids.reshape(-1, room), position, d, self.sep_id
+      log_probs, texts.ids.reshape(-1, num_positions), position, d, self.sep_id
     )
-    # [SEP] of at most k of them ends a text, so that k others can go on.
+    # Each beam has one [SEP], so at least k of the best 2k do not end a text.
     processed = processed.reshape(num_images, k, -1)
     total, beam, token = _best(processed + texts.scores[..., None], 2 * k)
-    found = log_probs.reshape(num_images, k, -1)[
+    log_prob = log_probs.reshape(num_images, k, -1)[
       jnp.arange(num_images)[:, None], beam, token
     ]
     texts = Generated(
-      _put(_select(texts.ids, beam), token, position),
-      _put(_select(texts.token_log_probs, beam), found, position),
+      _set_position(_select(texts.ids, beam), token, position),
+      _set_position(_select(texts.token_log_probs, beam), log_prob, position),
       total,
     )
     is_sep = token == self.sep_id
-    going_on = jnp.argsort(is_sep, axis=-1, stable=True)[:, :k]
-    open_texts = Generated(*(_select(x, going_on) for x in texts))
+    still_open = jnp.argsort(is_sep, axis=-1, stable=True)[:, :k]
+    open_texts = Generated(*(_select(x, still_open) for x in texts))
 
-    # Texts that have ended are ranked per token.
+    # Texts that have ended are ranked by log-probability per token.
     if d.length_norm == "full":
       length, open_length, best = position, position + 1, total[:, 0]
     else:
       length = open_length = position + 1 - self.prompt_length
       best = open_texts.scores[:, 0]
+    # As in transformers, a [SEP] counts only among the best k candidates.
     ends = is_sep & (jnp.arange(2 * k) < k)[None] & ~done[:, None]
     ended = _merge(ended, texts, ends, length)
     full = jnp.isfinite(ended.scores[:, -1])
     done = done | (full & (ended.scores[:, -1] >= best / length))
-    # What is open when there is no more room ends there.
-    cut = jnp.broadcast_to(
+    # Texts that are still open at `max_length` end there, without [SEP].
+    truncated = jnp.broadcast_to(
       ((position + 1 == d.max_length) & ~done)[:, None], (num_images, k)
     )
-    ended = _merge(ended, open_texts, cut, open_length)
+    ended = _merge(ended, open_texts, truncated, open_length)
     return (
       _Beams(open_texts, ended, done, position + 1),
-      _select(beam, going_on),
+      _select(beam, still_open),
     )
 
 
 class _Beams(NamedTuple):
-  """Texts under way with their sums of log-probabilities, and texts that have
-  ended with their ranks; `done` says whose open texts can no longer win."""
+  """The state of beam search.
+
+  Attributes:
+    open: unfinished texts; their scores are sums of log-probabilities.
+    ended: finished texts; their scores are divided by the length.
+    done: images whose open texts can no longer be among the best.
+    position: index of the next token.
+  """
 
   open: Generated
   ended: Generated
@@ -246,57 +285,62 @@ class _Beams(NamedTuple):
   position: Int[Array, ""]
 
 
-def _likeliest(scores, position):
+def _most_likely(scores, position):
   return jnp.argmax(scores, axis=-1)
 
 
-def _drawing(keys: Key[Array, " I"], settings: decoding.Decoding) -> Pick:
-  """Draws of every image's every text, each from a key of its own."""
+def _sampler(keys: Key[Array, " I"], settings: decoding.Decoding) -> Pick:
+  """Samples tokens, with a separate key for each image, text and position."""
   number = jnp.arange(settings.num_return_sequences)
   fold = jax.vmap(jax.random.fold_in, (None, 0))
-  of_text = jax.vmap(fold, (0, None))(keys, number).reshape(-1)
+  text_keys = jax.vmap(fold, (0, None))(keys, number).reshape(-1)
 
-  def draw(scores, position):
+  def sample(scores, position):
     scores, tokens = decoding.nucleus(scores, settings)
-    of_token = jax.vmap(jax.random.fold_in, (0, None))(of_text, position)
-    return _of_tokens(
-      tokens, jax.vmap(jax.random.categorical)(of_token, scores)
+    token_keys = jax.vmap(jax.random.fold_in, (0, None))(text_keys, position)
+    return _take_tokens(
+      tokens, jax.vmap(jax.random.categorical)(token_keys, scores)
     )
 
-  return draw
+  return sample
 
 
 def _best(scores, number):
-  """The best of all beams' next tokens: (scores, beams, tokens).
+  """The best next tokens of all beams: (scores, beams, tokens).
 
-  In two stages: selecting from few short rows is quicker than from a long one.
+  In two stages, because top-k of a few short rows is faster than of one long
+  row.
+
+  Args:
+    scores: [I, k, V].
+    number: how many for each image.
   """
-  of_beam, tokens = jax.lax.top_k(scores, number)
+  beam_scores, tokens = jax.lax.top_k(scores, number)
   flat = lambda x: x.reshape(len(x), -1)
-  total, place = jax.lax.top_k(flat(of_beam), number)
-  return total, place // number, _select(flat(tokens), place)
+  total, index = jax.lax.top_k(flat(beam_scores), number)
+  return total, index // number, _select(flat(tokens), index)
 
 
 def _merge(ended, texts, ends, length):
-  """The best k of texts that have ended and those that now do."""
+  """The best k of the ended texts and those of `texts` where `ends` is true."""
   scores = jnp.where(ends, texts.scores / length, -jnp.inf)
   both = jax.tree.map(
     lambda *x: jnp.concatenate(x, axis=1),
     ended,
     texts._replace(scores=scores),
   )
-  # The earlier wins a tie.
+  # In a tie, top_k prefers the text that ended earlier.
   _, best = jax.lax.top_k(both.scores, ended.scores.shape[1])
   return Generated(*(_select(x, best) for x in both))
 
 
-def _go_on(cache: med.Cache, came_from: Int[Array, "I k"]) -> med.Cache:
-  """The cache of texts that came from other beams of the same image."""
-  return cache._replace(ancestors=_select(cache.ancestors, came_from))
+def _reorder(cache: med.Cache, parents: Int[Array, "I k"]) -> med.Cache:
+  """The cache after each text has become a continuation of its parent beam."""
+  return cache._replace(ancestors=_select(cache.ancestors, parents))
 
 
 def _select(x: Array, index: Int[Array, "I c"]) -> Array:
-  """Rows of the second axis."""
+  """Selects entries of the second axis, for each image."""
   index = index.reshape(*index.shape, *(1,) * (x.ndim - 2))
   return jnp.take_along_axis(x, index, axis=1)
 
@@ -305,14 +349,16 @@ def _repeat(tree: Any, number: int) -> Any:
   return jax.tree.map(lambda x: jnp.repeat(x, number, axis=0), tree)
 
 
-def _put(x: Array, value: Array, position: Int[Array, ""]) -> Array:
-  """Writes at a place of the last axis."""
+def _set_position(x: Array, value: Array, position: Int[Array, ""]) -> Array:
+  """Sets one index of the last axis."""
   return jax.lax.dynamic_update_index_in_dim(x, value, position, axis=-1)
 
 
-def _last(ids: Int[Array, "B L"], position: Int[Array, ""]) -> Array:
+def _last_token(ids: Int[Array, "B L"], position: Int[Array, ""]) -> Array:
+  """The token before `position`, as [B, 1]."""
   return jax.lax.dynamic_slice_in_dim(ids, position - 1, 1, axis=1)
 
 
-def _of_tokens(x: Array, token: Int[Array, " B"]) -> Array:
+def _take_tokens(x: Array, token: Int[Array, " B"]) -> Array:
+  """The entry of each row of `x` [B, V] at its token."""
   return jnp.take_along_axis(x, token[:, None], axis=-1)[:, 0]

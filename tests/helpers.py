@@ -10,6 +10,7 @@ import types
 import flax
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 from PIL import Image
@@ -21,6 +22,7 @@ from blip_jax.data import scenes, tokenizer
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, config, families
 from blip_jax.runtime import checkpoint, sharding, snapshot, train_state
+from tests.parity import goldens, replay, verdicts
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -111,34 +113,26 @@ def image(array: jax.Array) -> jax.Array:
   return array.transpose(0, 2, 3, 1)
 
 
-def probe(x: np.ndarray) -> float:
-  """The goldens' fingerprint of an array, which a transpose would change."""
-  x = np.asarray(x, np.float64).ravel()
-  return float(x @ np.cos(0.37 * np.arange(x.size) + 0.1))
+# The fingerprint of an array in the goldens.
+probe = goldens.probe
 
 
-def assert_gradients_match(golden, grads, grad_names, skip=()):
-  """Every gradient against the goldens' norms and fingerprints.
+def assert_gradients_match(case: str, grads: dict, prefix: str = "") -> None:
+  """Checks gradients against all that a golden case has of them.
 
-  Tolerances are relative to the global norm: a key bias has no true gradient,
-  so a relative error of its own would compare rounding with rounding.
+  Args:
+    case: its name.
+    grads: a parameter tree of gradients; tied weights appear twice.
+    prefix: what the case's names lack.
   """
-  ours = to_original(grads)
-  total = np.sqrt(np.sum(np.asarray(golden["grad_norm"], np.float64) ** 2))
-  for i, name in enumerate(grad_names):
-    if name in skip:
-      continue
-    g = np.asarray(ours[name], np.float64)
-    tolerance = 1e-5 * total
-    error = abs(np.linalg.norm(g) - golden["grad_norm"][i])
-    assert error < tolerance, f"{name}: norm is off by {error:.2e}"
-    # The fingerprint sums n terms of size g, so it may move by sqrt(n) more.
-    error = abs(probe(g) - golden["grad_probe"][i])
-    assert error < tolerance * np.sqrt(g.size), f"{name}: probe {error:.2e}"
-    if f"grad.{name}" in golden:
-      np.testing.assert_allclose(
-        g, golden[f"grad.{name}"], atol=tolerance, rtol=1e-4, err_msg=name
-      )
+  golden = goldens.Folder(GOLDEN).golden(case)
+  external = {
+    name.removeprefix(prefix): x for name, x in to_original(grads).items()
+  }
+  replay.compare_gradients(golden, external)
+  assert golden.checks
+  failed = [check for check in golden.checks if check.verdict != verdicts.OK]
+  assert not failed, "\n".join(verdicts.table(failed))
 
 
 class StubTask:
@@ -454,3 +448,33 @@ def write_listed_capfilt_job(folder):
   }
   write_capfilt_job(settings.out, settings, texts)
   return settings
+
+
+# Dtypes of PyTorch and shapes, for files of tensors.
+TORCH_DTYPES = (
+  np.float64,
+  np.float32,
+  np.float16,
+  ml_dtypes.bfloat16,
+  np.int64,
+  np.int32,
+  np.uint8,
+  np.bool_,
+)
+ARRAY_SHAPES = ((), (0,), (0, 3), (7,), (2, 3, 4))
+
+
+def random_array(shape, dtype=np.float32, seed=0):
+  rng = np.random.default_rng(seed)
+  return np.asarray(rng.normal(size=shape) * 50).astype(dtype)
+
+
+def arrays_of_all_dtypes():
+  """Named arrays of every dtype and shape, two of them not contiguous."""
+  arrays = {
+    f"{np.dtype(dtype)}{shape}": random_array(shape, dtype)
+    for dtype in TORCH_DTYPES
+    for shape in ARRAY_SHAPES
+  }
+  transposed, sliced = random_array((3, 4)).T, random_array((9,))[2::3]
+  return arrays | {"transposed": transposed, "sliced": sliced}

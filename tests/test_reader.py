@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch and safetensors: read, written, and refused."""
+"""Checkpoints of PyTorch and safetensors: which are read, and which refused."""
 
 import itertools
 import json
@@ -6,8 +6,6 @@ import os
 import pickle
 import random
 import struct
-import time
-import weakref
 import zlib
 from typing import NamedTuple
 
@@ -17,33 +15,7 @@ import psutil
 import pytest
 
 from blip_jax.convert import reader, tensor_files
-from blip_jax.runtime import host
-
-DTYPES = (
-  np.float64,
-  np.float32,
-  np.float16,
-  ml_dtypes.bfloat16,
-  np.int64,
-  np.int32,
-  np.uint8,
-  np.bool_,
-)
-SHAPES = ((), (0,), (0, 3), (7,), (2, 3, 4))
-
-
-def _array(shape, dtype=np.float32, seed=0):
-  rng = np.random.default_rng(seed)
-  return np.asarray(rng.normal(size=shape) * 50).astype(dtype)
-
-
-def _all_kinds():
-  arrays = {
-    f"{np.dtype(dtype)}{shape}": _array(shape, dtype)
-    for dtype in DTYPES
-    for shape in SHAPES
-  }
-  return arrays | {"transposed": _array((3, 4)).T, "sliced": _array((9,))[2::3]}
+from tests import helpers
 
 
 def _assert_equal(found, expected):
@@ -55,8 +27,8 @@ def _assert_equal(found, expected):
     assert not found[name].flags.writeable, name
 
 
-# Files that no library would write are forged from here on. A pickle is one
-# for its own sake: `_op` is the part of it that pushes a plain value.
+# The functions below build files that no library would write. `_op` is the part
+# of a pickle that pushes a plain value.
 
 
 def _op(value):
@@ -99,9 +71,9 @@ def _deflate(content):
 
 
 class _Member(NamedTuple):
-  """A member of a zip as its table has it.
+  """A member of a zip file, as the directory at its end describes it.
 
-  The member's own header has the same, but for `local_name`, `local_method`.
+  The member's own header is the same, except for `local_*`.
   """
 
   name: str
@@ -141,7 +113,7 @@ FOUR = np.arange(4, dtype=np.float32)
 
 
 def _torch_file(path, content, *more):
-  """A file as of `torch.save`, with the pickle `content` and one storage."""
+  """A file like `torch.save`'s, with the pickle `content` and one storage."""
   members = [
     _Member("archive/data.pkl", _program(content)),
     _Member("archive/data/0", FOUR.tobytes()),
@@ -166,8 +138,8 @@ def _refused(path, message):
   assert len(str(error.value)) < 1000
 
 
-def test_what_is_written_is_read(tmp_path):
-  arrays = _all_kinds()
+def test_torch_file_round_trip(tmp_path):
+  arrays = helpers.arrays_of_all_dtypes()
   tensor_files.save_torch(tmp_path / "a.pth", arrays)
   tensors = reader.read(tmp_path / "a.pth")
   _assert_equal(tensors, arrays)
@@ -175,8 +147,8 @@ def test_what_is_written_is_read(tmp_path):
   assert tensors.ignored == []
 
 
-def test_a_forged_but_proper_file_is_read(tmp_path):
-  # Otherwise the refusals below would be for another reason.
+def test_a_handmade_valid_file_is_read(tmp_path):
+  # Otherwise the files below could be refused for another reason.
   content = _dict(
     a=_tensor(), b=_tensor((2, 2), (1, 2)), c=_tensor((3,), (1,), 1)
   )
@@ -185,8 +157,11 @@ def test_a_forged_but_proper_file_is_read(tmp_path):
   _assert_equal(tensors, expected)
 
 
-def test_tied_tensors_have_one_alias(tmp_path):
-  arrays = {"a": _array((3, 4)), "b": _array((3, 4))}
+def test_tied_tensors_have_the_same_alias(tmp_path):
+  arrays = {
+    "a": helpers.random_array((3, 4)),
+    "b": helpers.random_array((3, 4)),
+  }
   tensor_files.save_torch(tmp_path / "a.pth", arrays, {"c": "a"})
   tensors = reader.read(tmp_path / "a.pth")
   _assert_equal(tensors, arrays | {"c": arrays["a"]})
@@ -201,8 +176,8 @@ def test_tied_tensors_have_one_alias(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "I64", "I8"])
 def test_safetensors_are_read(tmp_path, dtype):
-  array = _array((2, 3), reader._SAFETENSORS_DTYPES[dtype])
-  scalar = _array((), np.bool_)
+  array = helpers.random_array((2, 3), reader._SAFETENSORS_DTYPES[dtype])
+  scalar = helpers.random_array((), np.bool_)
   end = array.nbytes
   entries = {
     "__metadata__": {"format": "pt"},
@@ -214,7 +189,7 @@ def test_safetensors_are_read(tmp_path, dtype):
   _assert_equal(tensors, {"a": array, "b": scalar})
 
 
-def test_opening_takes_no_memory_and_arrays_outlive_the_rest(tmp_path):
+def test_opening_takes_no_memory_and_arrays_outlive_the_reader(tmp_path):
   size = 75_000_000
   path = _safetensors(
     tmp_path / "a.safetensors", {"a": _entry("F32", (size,), (0, 4 * size))}
@@ -236,8 +211,8 @@ def _open_files(folder):
   return sum(name.startswith(str(folder)) for name in names)
 
 
-def test_deflated_storages_are_inflated_when_asked_for(tmp_path):
-  array = _array((1000,))
+def test_deflated_storages_are_inflated_on_access(tmp_path):
+  array = helpers.random_array((1000,))
   program = _program(_dict(a=_tensor((1000,), storage=_storage(count=1000))))
   data = _deflate(array.tobytes())
   path = _zip(
@@ -251,7 +226,7 @@ def test_deflated_storages_are_inflated_when_asked_for(tmp_path):
 @pytest.mark.parametrize(
   "stored", [b"\xff" * 100, _deflate(bytes(17)), _deflate(bytes(15))]
 )
-def test_a_damaged_deflated_storage_is_refused_when_asked_for(tmp_path, stored):
+def test_a_damaged_deflated_storage_is_refused_on_access(tmp_path, stored):
   content = _dict(a=_tensor(), b=_tensor(storage=_storage("1")))
   member = _Member("archive/data/1", stored, 16, method=8)
   tensors = reader.read(_torch_file(tmp_path / "a.pth", content, member))
@@ -268,7 +243,9 @@ def test_a_zip_bomb_is_refused(tmp_path):
   bomb = block * 1024 + _deflate(b"")
   member = _Member("archive/data/1", bomb, 1 << 30, method=8)
   path = _torch_file(tmp_path / "a.pth", _dict(a=_tensor()), member)
-  _refused(path, r"'archive/data/1' claims to become 1073741824 bytes")
+  _refused(
+    path, r"'archive/data/1' claims to inflate from .* to 1073741824 bytes"
+  )
 
 
 @pytest.mark.parametrize(
@@ -327,7 +304,7 @@ def test_the_state_dict_is_found(tmp_path, content, ignored):
     (b"}" + _op("n" * 5000) + b"Ns", "found 'nnn"),
   ],
 )
-def test_what_is_no_state_dict_is_refused(tmp_path, content, message):
+def test_files_without_a_state_dict_are_refused(tmp_path, content, message):
   _refused(_torch_file(tmp_path / "a.pth", content), message)
 
 
@@ -343,14 +320,16 @@ class _Evil:
   "function, name",
   [(os.system, "posix.system"), (eval, "__builtin__.eval")],
 )
-def test_a_pickle_that_calls_is_refused_and_not_run(tmp_path, function, name):
+def test_a_pickle_with_a_call_is_refused_and_not_executed(
+  tmp_path, function, name
+):
   trace = tmp_path / "trace"
   code = (
     f"touch {trace}" if function is os.system else f"open({str(trace)!r}, 'w')"
   )
   evil = _Evil(function, code)
   pickle.loads(pickle.dumps(evil, 2))
-  assert trace.exists(), "it does harm where it is run"
+  assert trace.exists(), "the pickle is harmful if executed"
   trace.unlink()
   message = (
     rf"asks for '{name}'.*nothing was executed.*torch\.save\(\{{\"model\""
@@ -379,26 +358,26 @@ def test_other_globals_are_refused(tmp_path, name):
   _refused(path, f"asks for '{name.replace(' ', '.', 1)[:10]}")
 
 
-def _many(count, what):
-  return what * count
+def _repeat(count, content):
+  return content * count
 
 
 PROGRAMS = {
-  # These end the process, or take all memory, where a pickle is executed.
-  "deep tuple as a key": b"})" + _many(200_000, b"\x85") + b"Ns",
+  # Executed, these would crash the process or take all memory.
+  "deep tuple as a key": b"})" + _repeat(200_000, b"\x85") + b"Ns",
   "deep tuple as a storage's key": b"("
   + _op("storage")
   + b"ctorch\nFloatStorage\n"
-  b")" + _many(200_000, b"\x85") + b"NK\1tQ",
+  b")" + _repeat(200_000, b"\x85") + b"NK\1tQ",
   "large bytearray": b"\x96" + struct.pack("<Q", 1 << 40),
   "large bytes": b"\x8e" + struct.pack("<Q", 1 << 62),
   "large string": b"X\xff\xff\xff\x7fa",
   "long integer": b"\x8b" + struct.pack("<i", 1000) + bytes(999) + b"\1",
   "integer of 72 bits": b"\x8a\x09" + bytes(8) + b"\1",
-  "bad float": b"F" + _many(5000, b"x") + b"\n",
-  "copies of a list": b"ctorch\nSize\n](" + _many(9, b"N") + b"e\x85R",
+  "bad float": b"F" + _repeat(5000, b"x") + b"\n",
+  "copies of a list": b"ctorch\nSize\n](" + _repeat(9, b"N") + b"e\x85R",
   "dict with arguments": b"ccollections\nOrderedDict\n" + _op(([],)) + b"R",
-  # No call, no state, and no items but where `torch.save` has them.
+  # Calls, states and items in places where `torch.save` has none.
   "call of a dtype": b"ctorch\nFloatStorage\n" + _op(("V9999999",)) + b"R",
   "call of a string": _op("eval") + _op(("1",)) + b"R",
   "call without a tuple": b"ctorch\nSize\n" + _op([()]) + b"R",
@@ -426,14 +405,14 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_that_are_not_of_torch_are_refused(tmp_path, name):
+def test_pickles_that_torch_does_not_write_are_refused(tmp_path, name):
   path = _torch_file(tmp_path / "a.pth", PROGRAMS[name])
-  _refused(path, r"damaged or was made to do harm|its pickle has the opcode")
+  _refused(path, r"damaged or malicious|its pickle has the opcode")
 
 
-def test_containers_within_themselves_do_no_harm(tmp_path):
+def test_recursive_containers_are_read_in_bounded_memory(tmp_path):
   layers = (
-    b"](" + _many(100, b"h" + bytes([i])) + b"eq" + bytes([i + 1])
+    b"](" + _repeat(100, b"h" + bytes([i])) + b"eq" + bytes([i + 1])
     for i in range(50)
   )
   laughs = b"](Nq\0" + b"".join(layers) + b"e"
@@ -482,9 +461,9 @@ def test_containers_within_themselves_do_no_harm(tmp_path):
     _tensor(rest=_tensor() + _tensor()),
   ],
 )
-def test_tensors_that_are_not_in_their_storage_are_refused(tmp_path, content):
+def test_tensors_outside_their_storage_are_refused(tmp_path, content):
   path = _torch_file(tmp_path / "a.pth", _dict(a=content))
-  _refused(path, "is damaged or was made to do harm")
+  _refused(path, "is damaged or malicious")
 
 
 GOOD = _program(_dict(a=_tensor()))
@@ -509,8 +488,14 @@ DATA = _Member("archive/data/0", FOUR.tobytes())
       (_Member("a", b"x" * 40), _Member("a", start=0)),
       "overlaps another",
     ),
-    ((PICKLE, _Member("archive/data/0", bytes(8), 16)), "claims to become 16"),
-    ((PICKLE, _Member("archive/data/0", bytes(16), method=12)), "unusual way"),
+    (
+      (PICKLE, _Member("archive/data/0", bytes(8), 16)),
+      "claims to inflate from 8 to 16",
+    ),
+    (
+      (PICKLE, _Member("archive/data/0", bytes(16), method=12)),
+      "other than deflate",
+    ),
     ((PICKLE, _Member("archive/data/0", bytes(16), flags=1)), "is encrypted"),
     ((PICKLE,), r"expected 4 elements of float32 in data/0, found 0 bytes"),
     ((DATA,), r"expected one member <name>/data\.pkl, found 0"),
@@ -530,7 +515,9 @@ DATA = _Member("archive/data/0", FOUR.tobytes())
     ),
   ],
 )
-def test_zips_that_are_not_of_torch_are_refused(tmp_path, members, message):
+def test_zip_files_that_torch_does_not_write_are_refused(
+  tmp_path, members, message
+):
   _refused(_zip(tmp_path / "a.pth", *members), message)
 
 
@@ -553,13 +540,13 @@ def test_zips_that_are_not_of_torch_are_refused(tmp_path, members, message):
     (b"PK", "damaged"),
   ],
 )
-def test_other_files_are_refused_by_their_content(tmp_path, content, message):
+def test_other_formats_are_recognised_by_content(tmp_path, content, message):
   path = tmp_path / "model.pth"
   path.write_bytes(content)
   _refused(path, message)
 
 
-def test_a_legacy_file_is_refused_with_the_command_that_saves_it_anew(tmp_path):
+def test_a_legacy_file_is_refused_with_a_command_that_converts_it(tmp_path):
   path = tmp_path / "a.pth"
   path.write_bytes(b"\x80\x02.")
   with pytest.raises(ValueError) as error:
@@ -582,12 +569,15 @@ def test_a_legacy_file_is_refused_with_the_command_that_saves_it_anew(tmp_path):
     ({}, "damaged"),
   ],
 )
-def test_safetensors_that_do_not_fit_are_refused(tmp_path, entries, message):
+def test_invalid_safetensors_are_refused(tmp_path, entries, message):
   _refused(_safetensors(tmp_path / "a", entries, FOUR.tobytes()), message)
 
 
 def _small(folder):
-  arrays = {"a": _array((2, 3)), "b.weight": _array((3,), ml_dtypes.bfloat16)}
+  arrays = {
+    "a": helpers.random_array((2, 3)),
+    "b.weight": helpers.random_array((3,), ml_dtypes.bfloat16),
+  }
   tensor_files.save_torch(folder / "a.pth", arrays, {"c": "a"})
   entries = {"a": _entry(), "b": _entry("I64", (2,), (16, 32))}
   _safetensors(folder / "a.safetensors", entries, FOUR.tobytes() * 2)
@@ -603,13 +593,13 @@ def test_a_truncated_file_is_refused(tmp_path, part):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_flipped_bytes_give_other_values_or_an_error(tmp_path, seed):
+def test_changed_bytes_give_other_values_or_an_error(tmp_path, seed):
   rng = random.Random(seed)
   errors = 0
   for path in _small(tmp_path):
-    whole = path.read_bytes()
+    original = path.read_bytes()
     for _ in range(250):
-      content = bytearray(whole)
+      content = bytearray(original)
       for _ in range(rng.choice((1, 1, 2, 8))):
         content[rng.randrange(len(content))] = rng.choice(
           (0, 1, 255, rng.randrange(256))
@@ -622,15 +612,15 @@ def test_flipped_bytes_give_other_values_or_an_error(tmp_path, seed):
           assert len(array.tobytes()) == array.size * array.dtype.itemsize
       except ValueError:
         errors += 1
-  assert 100 < errors < 500, "some of either"
+  assert 100 < errors < 500, "both outcomes occur"
 
 
-def test_forms_of_a_directory(tmp_path):
+def test_files_of_a_folder_are_tried_in_order_of_preference(tmp_path):
   with pytest.raises(ValueError, match="holds no checkpoint: expected one of"):
     reader.read(tmp_path)
   with pytest.raises(ValueError, match="no such file or directory"):
     reader.read(tmp_path / "a.pth")
-  # Each is preferred to those before it.
+  # Each is preferred to the previous ones.
   for name in ("model.pth", "pytorch_model.bin"):
     tensor_files.save_torch(tmp_path / name, {name: FOUR})
     assert list(reader.read(str(tmp_path))) == [name]
@@ -644,7 +634,7 @@ def _index(folder, weight_map, name="model.safetensors.index.json"):
   return folder / name
 
 
-def test_shards_are_read_as_one(tmp_path):
+def test_shards_are_read_as_one_checkpoint(tmp_path):
   shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
   for i, shard in enumerate(shards):
     data = (FOUR + i).tobytes()
@@ -673,16 +663,16 @@ def test_shards_are_read_as_one(tmp_path):
     None,
   ],
 )
-def test_an_index_does_not_lead_out_of_its_directory(tmp_path, shard):
+def test_an_index_cannot_name_files_outside_its_folder(tmp_path, shard):
   (tmp_path / "b").mkdir()
   for folder in (tmp_path, tmp_path / "b"):
     tensor_files.save_torch(folder / "a.bin", {"a": FOUR})
   path = _index(tmp_path / "b", {"a": shard})
-  _refused(path, "expected the plain name of a file beside it")
+  _refused(path, "expected the plain name of a file in the same folder")
 
 
 def test_an_index_without_its_shards_is_refused(tmp_path):
-  _refused(_index(tmp_path, {"a": "a.bin"}), r"needs a\.bin beside it")
+  _refused(_index(tmp_path, {"a": "a.bin"}), r"needs a\.bin in the same folder")
   tensor_files.save_torch(tmp_path / "a.bin", {"a": FOUR})
   _refused(_index(tmp_path, {"b": "a.bin"}), r"1 of 1 tensors are not in")
   _refused(_index(tmp_path, {}), r"0 of 0 tensors")
@@ -693,79 +683,8 @@ def test_an_index_without_its_shards_is_refused(tmp_path):
     )
 
 
-def test_the_writer_holds_two_arrays_at_a_time(tmp_path):
-  """The next is asked for while one is written."""
-  made = []
-
-  def make():
-    # That of the round before last is let go of meanwhile.
-    alive = [before for before in made if before() is not None]
-    deadline = time.monotonic() + 5
-    while len(alive) > 1 and time.monotonic() < deadline:
-      alive = [before for before in alive if before() is not None]
-    assert len(alive) <= 1
-    array = np.zeros(10, np.float32)
-    made.append(weakref.ref(array))
-    return array
-
-  tensor_files.save_torch(tmp_path / "a.pth", {str(i): make for i in range(6)})
-  assert len(reader.read(tmp_path / "a.pth")) == 6
-
-
-def test_a_file_is_brought_to_disk_in_portions(tmp_path, monkeypatch):
-  synced, sync = [], os.fsync
-  monkeypatch.setattr(host, "_PORTION", 1000)
-  monkeypatch.setattr(os, "fsync", lambda file: synced.append(sync(file)))
-  arrays = {str(n): np.full(2000, n, np.float32) for n in range(4)}
-  tensor_files.save_torch(tmp_path / "a.pth", arrays)
-  assert len(synced) >= 4
-  for name, array in reader.read(tmp_path / "a.pth").items():
-    np.testing.assert_array_equal(array, arrays[name])
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-  path = tmp_path / "a.pth"
-  tensor_files.save_torch(path, {"a": FOUR})
-  before = path.read_bytes()
-
-  def fail():
-    raise RuntimeError("no such weights")
-
-  with pytest.raises(RuntimeError, match="no such weights"):
-    tensor_files.save_torch(path, {"a": FOUR, "b": fail})
-  with pytest.raises(
-    ValueError, match=r"b: expected one of float64.*complex64"
-  ):
-    tensor_files.save_torch(path, {"a": FOUR, "b": FOUR.astype(np.complex64)})
-  for ties in ({"b": "c"}, {"a": "a"}):
-    with pytest.raises(ValueError, match="ties: expected a new name"):
-      tensor_files.save_torch(path, {"a": FOUR}, ties)
-  assert os.listdir(tmp_path) == ["a.pth"]
-  assert path.read_bytes() == before
-
-
 @pytest.mark.parity
-@pytest.mark.parametrize("mmap", [False, True])
-def test_torch_loads_what_is_written(tmp_path, mmap):
-  torch = pytest.importorskip("torch", reason="needs the extra [parity]")
-  arrays = _all_kinds()
-  tensor_files.save_torch(tmp_path / "a.pth", arrays, {"tied": "transposed"})
-  saved = torch.load(tmp_path / "a.pth", weights_only=True, mmap=mmap)
-  assert list(saved) == ["model"]
-  loaded = saved["model"]
-  assert list(loaded) == [*arrays, "tied"]
-  assert loaded["tied"].data_ptr() == loaded["transposed"].data_ptr()
-  for name, array in arrays.items():
-    tensor = loaded[name]
-    assert tensor.shape == array.shape
-    assert str(tensor.dtype) == f"torch.{array.dtype}"
-    assert tensor.is_contiguous() and tensor.data_ptr() % 64 == 0
-    raw = tensor.reshape(-1).view(torch.uint8).numpy()
-    assert raw.tobytes() == array.tobytes(), name
-
-
-@pytest.mark.parity
-def test_what_torch_writes_is_read(tmp_path):
+def test_files_written_by_torch_are_read(tmp_path):
   torch = pytest.importorskip("torch", reason="needs the extra [parity]")
   base = torch.arange(24.0)
   model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
@@ -782,20 +701,20 @@ def test_what_torch_writes_is_read(tmp_path):
     "expanded": torch.ones(1).expand(1, 1),
     "parameter": torch.nn.Parameter(torch.ones(2)),
   }
-  for dtype in DTYPES:
-    for shape in SHAPES:
+  for dtype in helpers.TORCH_DTYPES:
+    for shape in helpers.ARRAY_SHAPES:
       tensor = torch.ones(shape).to(getattr(torch, str(np.dtype(dtype))))
       views[f"{np.dtype(dtype)}{shape}"] = tensor
   state_dict = model.state_dict()
   state_dict.update(views)
   path = tmp_path / "a.pth"
-  whole = {
+  saved = {
     "model": state_dict,
     "optimizer": optimizer.state_dict(),
     "config": {"lr": 1e-5, "sizes": [1, 2], "name": None, "big": 1 << 40},
     "epoch": 3,
   }
-  torch.save(whole, path)
+  torch.save(saved, path)
   tensors = reader.read(path)
   assert tensors.ignored == ["optimizer", "config", "epoch"]
   assert list(tensors) == list(state_dict)
@@ -808,7 +727,7 @@ def test_what_torch_writes_is_read(tmp_path):
   assert tensors.alias("base") == tensors.alias("same")
   assert tensors.alias("base") != tensors.alias("matrix")
   assert tensors.alias("matrix") != tensors.alias("transposed")
-  # A legacy file, and a whole module.
+  # A legacy file, and a module instead of a state dict.
   torch.save(state_dict, path, _use_new_zipfile_serialization=False)
   _refused(path, "as PyTorch wrote before 1.6")
   torch.save(model, path)
@@ -816,7 +735,7 @@ def test_what_torch_writes_is_read(tmp_path):
 
 
 @pytest.mark.parity
-def test_golden_checkpoints_are_as_torch_loads_them(shared_dir):
+def test_golden_checkpoints_are_read_as_by_torch(shared_dir):
   torch = pytest.importorskip("torch", reason="needs the extra [parity]")
   folder = shared_dir / "goldens" / "ckpt"
   paths = sorted(folder.glob("*.pth"))

@@ -1,9 +1,9 @@
-"""What `torch.save` says in its pickles, understood without executing them.
+"""Interprets the pickles of `torch.save` without executing them.
 
-The few opcodes that describe a state dict are interpreted here, and all they
-can build are containers, numbers, strings and descriptions of tensors. A
-`pickle.Unpickler` with a strict `find_class` is not enough for files from
-anywhere: a deep tuple as a key crashes it, and one large memo index takes all
+Only the few opcodes that describe a state dict are supported. All they can
+build are containers, numbers, strings and descriptions of tensors. For
+untrusted files a `pickle.Unpickler` with a strict `find_class` is not enough:
+a deeply nested tuple as a key crashes it, and one large memo index takes all
 memory.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 _MAX_DIMS = 64  # as NumPy
 _MAX_ELEMENTS = 1 << 48  # what fits an address, and int64 as a byte offset
 
-# For names in messages: they may be forged, and as long as the file.
+# Shortens names in messages: forged names may be as long as the file.
 BRIEF = reprlib.Repr()
 BRIEF.maxstring = 120
 
@@ -28,19 +28,26 @@ RESAVE = 'torch.save({"model": model.state_dict()}, path)'
 
 
 class Refusal(ValueError):
-  """What is wrong and what to do about it; the file's name is added later."""
+  """Says what is wrong and what helps; the reader adds the file's name."""
 
 
 @runtime_checkable
 class Storage(Protocol):
   """Bytes of a file, of which tensors are views."""
 
-  size: int
+  @property
+  def size(self) -> int:
+    """In bytes."""
+    ...
+
+  def buffer(self) -> memoryview | bytes:
+    """Reads the bytes."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Elements:
-  """A storage that a pickle gave a dtype and a length."""
+  """A storage with the dtype and number of elements that a pickle gives it."""
 
   storage: Storage
   dtype: np.dtype
@@ -59,7 +66,7 @@ class Tensor:
 
 
 class _OrderedDict(dict):
-  """Set apart from `dict` because it alone may be given a state."""
+  """The only container that may be given a state (by BUILD)."""
 
 
 def _ordered_dict():
@@ -67,9 +74,9 @@ def _ordered_dict():
 
 
 def _size(values):
-  # Only a tuple is passed on as it is; copies would multiply a small file.
+  # Copying a list here would let a small file take a lot of memory.
   if type(values) is not tuple:
-    raise ValueError("torch.Size of something else than a tuple")
+    raise ValueError("torch.Size of something other than a tuple")
   return values
 
 
@@ -85,8 +92,8 @@ def _rebuild_parameter(tensor, requires_grad, hooks):
   return tensor
 
 
-# All that a pickle may name, and so all that it may call (no dtype can be). The
-# functions take whatever arguments a forged file gives them.
+# All globals that a pickle may name, and so all functions that it may call
+# (dtypes are not callable). A forged file may pass any arguments to them.
 _GLOBALS = {
   "collections OrderedDict": _ordered_dict,
   "torch Size": _size,
@@ -117,10 +124,19 @@ _CONSTANTS = {
 
 
 def interpret(program: bytes, storages: Mapping[str, Storage]) -> Any:
-  """Returns what a pickle of protocol 2 describes, calling `_GLOBALS` only.
+  """Builds the value that a pickle of protocol 2 describes.
 
-  Time and memory are bounded by the length of the program: nothing that is
-  built is copied, hashed (but for scalars) or walked through.
+  Only functions of `_GLOBALS` are called. Time and memory are bounded by the
+  length of the program: no value is copied, traversed or, except for scalars,
+  hashed.
+
+  Args:
+    program: the pickle.
+    storages: of the file, by the keys that the pickle uses.
+
+  Raises:
+    Refusal: the pickle needs an opcode or a global that weights do not.
+    Exception: of any type, if the pickle is damaged.
   """
   stack, below_marks, memo = [], [], {}
   for opcode, arg, _ in pickletools.genops(program):
@@ -130,6 +146,7 @@ def interpret(program: bytes, storages: Mapping[str, Storage]) -> Any:
       case name if name in _CONSTANTS:
         stack.append(_CONSTANTS[name]())
       case "BININT" | "BININT1" | "BININT2" | "LONG1":
+        assert isinstance(arg, int)
         if abs(arg) >> 64:
           raise ValueError("an integer of more than 64 bits")
         stack.append(arg)
@@ -168,7 +185,7 @@ def interpret(program: bytes, storages: Mapping[str, Storage]) -> Any:
           raise ValueError(f"a call of a {type(function).__name__}")
         stack.append(function(*args))
       case "BUILD":
-        # The versions of modules, which `state_dict` hangs on its OrderedDict.
+        # `state_dict` attaches module versions to its OrderedDict; ignored.
         del stack[-1]
         if not isinstance(stack[-1], _OrderedDict):
           raise ValueError(f"a state for a {type(stack[-1]).__name__}")
@@ -198,7 +215,7 @@ def _update(target, items):
   if not isinstance(target, dict):
     raise ValueError(f"items for a {type(target).__name__}")
   for key, value in zip(items[::2], items[1::2], strict=True):
-    # To hash a deep tuple would overflow the stack.
+    # Hashing a deeply nested tuple would overflow the stack.
     if not isinstance(key, str | int | float | None):
       raise ValueError(f"a {type(key).__name__} as a key")
     target[key] = value
@@ -212,7 +229,7 @@ def _elements(reference, storages):
     and isinstance(key, str)
     and type(count) is int
   ):
-    raise ValueError("a persistent id that is no storage")
+    raise ValueError("a persistent id that is not a storage")
   size = storages[key].size if key in storages else 0
   if count * dtype.itemsize > size:
     raise ValueError(
@@ -223,7 +240,17 @@ def _elements(reference, storages):
 
 
 def tensor(elements, offset, shape, strides):
-  """A view of elements, in which offset and strides count elements."""
+  """Describes a view of a storage, after checking that it fits.
+
+  Args:
+    elements: the storage; this and all else may be forged.
+    offset: in elements.
+    shape: of the view.
+    strides: in elements.
+
+  Raises:
+    ValueError: the view does not fit its storage, or has no valid shape.
+  """
   if not isinstance(elements, Elements) or not (
     type(shape) is type(strides) is tuple
     and len(shape) == len(strides) <= _MAX_DIMS
@@ -237,7 +264,7 @@ def tensor(elements, offset, shape, strides):
   size = math.prod(shape)
   steps = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
   end = offset + steps + 1 if size else offset
-  # Strides of zero make a large tensor of a small storage.
+  # With strides of zero a small storage would give a large tensor.
   if max(end, size) > elements.count:
     raise ValueError(
       f"a tensor of shape {shape}, strides {strides} and offset {offset} does "

@@ -1,6 +1,6 @@
 """A safe reader of PyTorch and safetensors checkpoints, without torch.
 
-No pickle is ever executed (`pickles.py`).
+Pickles are interpreted, never executed (`pickles.py`).
 """
 
 import dataclasses
@@ -22,8 +22,9 @@ import safetensors
 
 from blip_jax.convert import pickles
 from blip_jax.convert.pickles import BRIEF, RESAVE, Refusal, Tensor
+from blip_jax.runtime import files
 
-# In the order of preference; an index names the files of a sharded one.
+# In order of preference; an index names the files of a sharded checkpoint.
 _IN_DIRECTORY = (
   "model.safetensors",
   "model.safetensors.index.json",
@@ -33,13 +34,13 @@ _IN_DIRECTORY = (
 )
 _SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin|pth|pt)")
 
-_MAX_PICKLE_BYTES = 4 << 20  # of BLIP ViT-L and its optimizer: below 1 MiB
-# Weights hardly compress; deflate reaches 1000.
+_MAX_PICKLE_BYTES = 4 << 20  # BLIP ViT-L with its optimizer needs below 1 MiB
+# Weights hardly compress; deflate can reach a factor of 1000.
 _MAX_INFLATION = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 100}
 _FETCH_AGAIN = "compare its size with the one at its source, and fetch it again"
 _OTHER_FORMATS = {
   b"\x80": (
-    "a bare pickle, as PyTorch wrote before 1.6; save it anew: python -c "
+    "a bare pickle, as PyTorch wrote before 1.6; save it again: python -c "
     "\"import torch; torch.save(torch.load('{path}', map_location='cpu', "
     "weights_only=True), 'NEW')\""
   ),
@@ -83,8 +84,8 @@ class _Storage:
   def buffer(self) -> memoryview | bytes:
     if not self.stored:
       return b""
-    # Mapped alone, and so out of memory again when its array is: a whole model
-    # is read without ever being here twice.
+    # Each storage has its own mapping, which is released with its array: a
+    # model is read without ever being in memory twice.
     before = self.start % mmap.ALLOCATIONGRANULARITY
     mapped = mmap.mmap(
       self.file.fileno(),
@@ -97,7 +98,7 @@ class _Storage:
       return stored
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-      # One byte more than declared, so that too much is noticed.
+      # One byte more than declared, to notice a larger content.
       content = inflater.decompress(stored, self.size + 1)
     except zlib.error as error:
       raise _damaged(self.path, f"{self.name}: {error}") from error
@@ -107,15 +108,15 @@ class _Storage:
 
 
 class Tensors(Mapping[str, np.ndarray]):
-  """The named tensors of a checkpoint, each read when it is asked for.
+  """The named tensors of a checkpoint, each read when it is accessed.
 
-  `tensors[name]` is a read-only array; unless the file is compressed it is a
-  view of the file, which takes no memory and must not change meanwhile. Files
-  are closed when neither this nor an array of it is left.
+  `tensors[name]` is a read-only array. Unless the file is compressed, it is a
+  view of the file, which takes no memory; the file must not change meanwhile.
+  Files are closed when neither this object nor any of its arrays is left.
 
   Attributes:
-    path: the file (of a sharded checkpoint: the index).
-    ignored: what else the file holds at its top level ("optimizer", "epoch").
+    path: the file; of a sharded checkpoint, the index.
+    ignored: other top-level keys of the file ("optimizer", "epoch").
   """
 
   def __init__(
@@ -151,26 +152,26 @@ class Tensors(Mapping[str, np.ndarray]):
     return self._tensors[name].dtype
 
   def alias(self, name: str) -> Hashable:
-    """A key that is equal for tied tensors: those that are the same memory."""
+    """A key that is equal for tied tensors, which share their memory."""
     return self._tensors[name]
 
 
 def read(path: str | os.PathLike) -> Tensors:
-  """Opens a checkpoint; reads names, shapes and dtypes only.
+  """Opens a checkpoint; reads only names, shapes and dtypes.
 
   Args:
-    path: a file of `torch.save` (PyTorch 1.6 or later) or of safetensors,
-      whatever its suffix; the index of a sharded one; or a directory with
+    path: a file of `torch.save` (PyTorch 1.6 or later) or of safetensors, with
+      any suffix; the index of a sharded checkpoint; or a folder with
       model.safetensors, pytorch_model.bin, an index of either, or model.pth.
 
   Raises:
-    ValueError: there is none, or it is damaged, hostile or no checkpoint of
+    ValueError: there is no checkpoint, or it is damaged, hostile or holds no
       weights; says what was found and what to do.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
+  if files.is_folder(path):
     path = _in_directory(path)
-  elif not path.is_file():
+  elif not files.is_file(path):
     raise ValueError(f"{path}: no such file or directory; check the path")
   if path.name.endswith(".index.json"):
     return Tensors(path, _read_shards(path), [])
@@ -179,7 +180,7 @@ def read(path: str | os.PathLike) -> Tensors:
 
 def _in_directory(directory: pathlib.Path) -> pathlib.Path:
   for name in _IN_DIRECTORY:
-    if (directory / name).is_file():
+    if files.is_file(directory / name):
       return directory / name
   raise ValueError(
     f"{directory} holds no checkpoint: expected one of "
@@ -189,7 +190,7 @@ def _in_directory(directory: pathlib.Path) -> pathlib.Path:
 
 def _read_shards(index: pathlib.Path) -> dict[str, Tensor]:
   try:
-    shard_of = dict(json.loads(index.read_bytes())["weight_map"])
+    shard_of = dict(json.loads(files.read_bytes(index))["weight_map"])
   except (ValueError, LookupError, TypeError, RecursionError) as error:
     raise ValueError(
       f'{index}: expected JSON with "weight_map", an object from names to '
@@ -197,44 +198,46 @@ def _read_shards(index: pathlib.Path) -> dict[str, Tensor]:
     ) from error
   shards = {}
   for shard in shard_of.values():
-    # An index must not lead out of its directory.
+    # An index must not lead out of its folder.
     if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
       raise ValueError(
-        f"{index}: expected the plain name of a file beside it, such as "
-        f"model-00001-of-00002.safetensors, found {BRIEF.repr(shard)}; do "
+        f"{index}: expected the plain name of a file in the same folder, such "
+        f"as model-00001-of-00002.safetensors, found {BRIEF.repr(shard)}; do "
         "not use this checkpoint unless you know why"
       )
-    if not (index.parent / shard).is_file():
-      raise ValueError(f"{index} needs {shard} beside it; fetch that file too")
+    if not files.is_file(index.parent / shard):
+      raise ValueError(
+        f"{index} needs {shard} in the same folder; fetch that file too"
+      )
     if shard not in shards:
       shards[shard], _ = _read_file(index.parent / shard)
   missing = [n for n, shard in shard_of.items() if n not in shards[shard]]
   if missing or not shard_of:
     raise ValueError(
       f"{index}: {len(missing)} of {len(shard_of)} tensors are not in their "
-      f"files ({BRIEF.repr(missing)}); fetch index and files again, together"
+      f"files ({BRIEF.repr(missing)}); fetch the index and its files again"
     )
   return {name: shards[shard][name] for name, shard in shard_of.items()}
 
 
 def _read_file(path: pathlib.Path) -> tuple[dict[str, Tensor], list[str]]:
-  """Returns the tensors of one file, and the names of what else is there."""
-  with path.open("rb") as file:
+  """Returns the tensors of one file, and its other top-level keys."""
+  with files.open_read(path) as file:
     try:
       return _parse(path, file)
     except Refusal as refusal:
       raise ValueError(f"{path}: {refusal}") from None
     except ValueError as error:
       raise _damaged(path, str(error)) from error
-    # What is cut, flipped or forged makes parsers raise anything: IndexError,
-    # struct.error, BadZipFile, RecursionError, MemoryError, SafetensorError...
+    # Truncated, damaged or forged files make parsers raise anything:
+    # IndexError, struct.error, BadZipFile, RecursionError, MemoryError, ...
     except Exception as error:
       raise _damaged(path, repr(error)) from error
 
 
 def _damaged(path: pathlib.Path, why: str) -> ValueError:
   return ValueError(
-    f"{path} is damaged or was made to do harm: {why:.300} "
+    f"{path} is damaged or malicious: {why:.300} "
     f"(nothing in it was executed); {_FETCH_AGAIN}"
   )
 
@@ -247,7 +250,7 @@ def _parse(
     raise Refusal(f"expected a checkpoint, found 0 bytes; {_FETCH_AGAIN}")
   if head.startswith(b"PK"):
     return _parse_torch(path, file)
-  # The length of the header, then its JSON.
+  # safetensors: the length of the header, then its JSON.
   if head[4:9] == b"\0\0\0\0{":
     return _parse_safetensors(path, file), []
   for magic, what in _OTHER_FORMATS.items():
@@ -292,7 +295,8 @@ def _parse_torch(path, file):
   members = _members(path, file)
   if any(re.search(r"(^|/)(code/|constants\.pkl$)", name) for name in members):
     raise Refusal(
-      "a TorchScript program, expected weights alone; save them: torch.save("
+      "expected weights, found a TorchScript program; save its weights: "
+      "torch.save("
       f'{{"model": torch.jit.load("{path}").state_dict()}}, "NEW")'
     )
   roots = [
@@ -308,14 +312,14 @@ def _parse_torch(path, file):
   order = members.get(f"{root}byteorder")
   if order and (order.size != 6 or bytes(order.buffer()) != b"little"):
     raise Refusal(
-      f"numbers are big-endian, expected little-endian; load it and {RESAVE} "
-      "on an x86 or ARM machine"
+      f"expected little-endian numbers, found big-endian ones; load it and "
+      f"{RESAVE} on an x86 or ARM machine"
     )
   program = members[f"{root}data.pkl"]
   if program.size > _MAX_PICKLE_BYTES:
     raise Refusal(
       f"data.pkl has {program.size} bytes, expected at most "
-      f"{_MAX_PICKLE_BYTES} of a state dict; save the weights alone: {RESAVE}"
+      f"{_MAX_PICKLE_BYTES} for a state dict; save the weights only: {RESAVE}"
     )
   prefix = f"{root}data/"
   storages = {
@@ -327,15 +331,15 @@ def _parse_torch(path, file):
 
 
 def _reopen(file: BinaryIO) -> BinaryIO:
-  """The same file, open for as long as somebody has tensors of it."""
+  """The same file, which stays open as long as tensors refer to it."""
   return os.fdopen(os.dup(file.fileno()), "rb")
 
 
 def _members(path, file) -> dict[str, _Storage]:
-  """Where the members of a zip file lie, by name.
+  """Positions of the members of a zip file, by name.
 
-  The table at the file's end and the header before each member both say so;
-  whoever forges a file makes them differ, or makes members overlap.
+  The directory at the end of the file and the header of each member must
+  agree, and members must not overlap: forged files violate either.
   """
   with zipfile.ZipFile(file) as archive:
     infos = archive.infolist()
@@ -360,13 +364,13 @@ def _members(path, file) -> dict[str, _Storage]:
       raise ValueError(f"there are two members {brief}")
     if info.flag_bits & 1 or method not in _MAX_INFLATION:
       raise Refusal(
-        f"member {brief} is encrypted or compressed in an unusual way; load "
-        f"it with torch, if you can, and {RESAVE}"
+        f"member {brief} is encrypted, or compressed by a method other than "
+        f"deflate; load it with torch, if you can, and {RESAVE}"
       )
     if info.file_size > _MAX_INFLATION[method] * info.compress_size:
       raise ValueError(
-        f"member {brief} claims to become {info.file_size} bytes, of "
-        f"{info.compress_size} in the file"
+        f"member {brief} claims to inflate from {info.compress_size} to "
+        f"{info.file_size} bytes"
       )
     deflated = method == zipfile.ZIP_DEFLATED
     members[name] = _Storage(
@@ -376,7 +380,7 @@ def _members(path, file) -> dict[str, _Storage]:
 
 
 def _state_dict(saved) -> tuple[dict[str, Tensor], list[str]]:
-  """Finds the state dict in what was saved; names what else is there."""
+  """Finds the state dict in a saved value; returns the other keys too."""
   if not isinstance(saved, dict):
     raise Refusal(
       f"expected a state dict, found a {_kind(saved)}; save one: {RESAVE}"

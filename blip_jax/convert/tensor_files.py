@@ -1,4 +1,4 @@
-"""Writes what `torch.load` reads, without torch."""
+"""Writes files that `torch.load` and safetensors read, without torch."""
 
 import json
 import math
@@ -9,12 +9,12 @@ import struct
 import types
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from blip_jax.runtime import ahead, host
+from blip_jax.runtime import ahead, files, host
 
 _STORAGES = {
   np.dtype(np.float64): "DoubleStorage",
@@ -27,7 +27,8 @@ _STORAGES = {
   np.dtype(np.bool_): "BoolStorage",
 }
 
-# Large and small arrays take turns; with one ahead, the small ones would wait.
+# Arrays read ahead. Large and small ones alternate; with only one ahead, small
+# ones would wait for large ones.
 _AHEAD = 4
 _ROOT = "archive"
 _ALIGNMENT = 64  # of storages, as in PyTorch's own files
@@ -50,17 +51,18 @@ def save_torch(
 ) -> None:
   """Writes `{"model": state_dict}` as `torch.save` does.
 
-  The file appears under its name when it is whole.
+  The file gets its name once it is complete.
 
   Args:
-    path: the file; one that is there is replaced.
-    tensors: arrays, or functions that return one; the next `_AHEAD` are asked
-      for while one is written, and no more.
-    ties: further names, each for the tensor of `tensors` whose memory it
-      shares. They come last in the state dict.
+    path: the file; an existing one is replaced.
+    tensors: arrays, or functions that return one. While one is written, at
+      most the next `_AHEAD` are read.
+    ties: further names -> names in `tensors`, whose memory they share. They
+      come last in the state dict.
 
   Raises:
-    ValueError: an array's dtype is not PyTorch's, or a tie leads nowhere.
+    ValueError: PyTorch does not have the dtype of an array, or a tie names no
+      tensor.
   """
   for name, target in ties.items():
     if name in tensors or target not in tensors:
@@ -76,31 +78,37 @@ def save_torch(
       zipfile.ZipFile(file, "w") as archive,
     ):
       _write(archive, tensors, ties)
-    os.replace(unfinished, path)
+    files.rename(unfinished, path)
   finally:
-    unfinished.unlink(missing_ok=True)
+    files.remove(unfinished)
 
 
-def _write(archive, tensors, ties):
-  # Bringing an array into the order of the file is part of reading it, and
-  # takes about as long as to sum and write it.
+def _write(
+  archive: zipfile.ZipFile,
+  tensors: Mapping[str, np.ndarray | Callable[[], np.ndarray]],
+  ties: Mapping[str, str],
+) -> None:
+  # Reading includes making the array contiguous, which takes about as long as
+  # computing its checksum and writing it.
   read = lambda value: np.asarray(
     value() if callable(value) else value, order="C"
   )
   arrays = ahead.map_ahead(read, tensors.values(), _AHEAD)
-  # Not by `zip`, which would keep an array longer.
+  # `zip` would keep each array in memory longer.
   stored = {
     name: _store(archive, str(number), name, next(arrays))
     for number, name in enumerate(tensors)
   }
   stored |= {name: stored[target] for name, target in ties.items()}
-  # Readers find members by name, so what is known last can come last.
+  # Readers find members by name, so the pickle may follow the tensors.
   _member(archive, "data.pkl", _pickle(stored))
   _member(archive, "byteorder", b"little")
   _member(archive, "version", b"3\n")
 
 
-def _store(archive, key, name, array) -> _Stored:
+def _store(
+  archive: zipfile.ZipFile, key: str, name: str, array: np.ndarray
+) -> _Stored:
   if array.dtype not in _STORAGES:
     raise ValueError(
       f"{name}: expected one of {', '.join(map(str, _STORAGES))}, found "
@@ -108,12 +116,15 @@ def _store(archive, key, name, array) -> _Stored:
     )
   # As bytes, since not every dtype (bfloat16) can be a buffer.
   content = array.reshape(-1).view(np.uint8)
-  _member(archive, f"data/{key}", content)
+  _member(archive, f"data/{key}", content.data)
   return _Stored(key, _STORAGES[array.dtype], array.shape)
 
 
-def _member(archive, name, content):
+def _member(
+  archive: zipfile.ZipFile, name: str, content: bytes | memoryview
+) -> None:
   """Writes a member whose bytes start at a multiple of `_ALIGNMENT`."""
+  assert archive.fp is not None
   info = zipfile.ZipInfo(f"{_ROOT}/{name}")
   start = archive.fp.tell() + _LOCAL_HEADER + len(info.filename) + _ZIP64_FIELD
   # A field of the header: the tag, its length, padding.
@@ -195,14 +206,15 @@ def save_safetensors(
 ) -> None:
   """Writes a safetensors file of float32 arrays, a few in memory at a time.
 
-  The library's own writer wants all of them at once.
+  The library's own writer needs all of them at once.
 
   Args:
-    path: the file; one that is there is replaced.
-    tensors: functions that return an array.
-    shapes: of the arrays.
+    path: the file; an existing one is replaced.
+    tensors: functions that return an array, by name.
+    shapes: of the arrays, by name.
   """
-  header, end = {"__metadata__": {"format": "pt"}}, 0
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  end = 0
   for name, shape in shapes.items():
     begin, end = end, end + 4 * math.prod(shape)
     header[name] = {

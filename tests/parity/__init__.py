@@ -13,8 +13,8 @@ from tests.parity import (
   goldens,
   loading,
   models,
-  towers,
   momentum,
+  towers,
   verdicts,
 )
 from tests.parity.goldens import Golden

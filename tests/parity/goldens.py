@@ -285,7 +285,7 @@ class Golden:
       for name, error in errors.items():
         self.judge(name, {name: error}, tolerance)
 
-  def compare_prints(
+  def compare_fingerprints(
     self,
     prefix: str,
     names: Iterable[str | None],
@@ -304,7 +304,7 @@ class Golden:
       scale: of an array of ours.
       label: is added to the quantity.
     """
-    for kind, function in (("norm", np.linalg.norm), ("probe", _probe)):
+    for kind, function in (("norm", np.linalg.norm), ("probe", probe)):
       array = f"{prefix}_{kind}"
       if array not in self:
         continue
@@ -363,9 +363,10 @@ class Golden:
     ]
 
 
-def _probe(x: np.ndarray) -> float:
-  """Their fingerprint of an array, which a transpose would change."""
-  return x @ np.cos(0.37 * np.arange(x.size) + 0.1)
+def probe(x: np.ndarray) -> float:
+  """The fingerprint of an array in the goldens: a transpose changes it."""
+  x = np.asarray(x, np.float64).ravel()
+  return float(x @ np.cos(0.37 * np.arange(x.size) + 0.1))
 
 
 def _hashable(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from blip_jax.convert import adapt, opening, weights
 from blip_jax.models import families
 from blip_jax.tasks import vqa as vqa_lib
-from tests.parity import models, replay, generated
+from tests.parity import generated, models, replay
 from tests.parity.goldens import Golden
 
 DEEP_CONFIG = "configs/med_config_nlvr_deep.json"
@@ -109,7 +109,9 @@ def _load(
   golden.compare(layers, replay.EXACT, f"{name}.layer*")
   if f"{name}.loaded_norm" in golden:
     names, size = golden.fact(f"{name}.loaded_names"), lambda x: np.sqrt(x.size)
-    golden.compare_prints(f"{name}.loaded", names, state, replay.ROUNDING, size)
+    golden.compare_fingerprints(
+      f"{name}.loaded", names, state, replay.ROUNDING, size
+    )
   return replay.Opened.of(dataclasses.replace(checkpoint, leaves=leaves))
 
 

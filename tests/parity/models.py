@@ -17,7 +17,7 @@ from blip_jax.tasks import align, losses
 from blip_jax.tasks import caption as caption_lib
 from blip_jax.tasks import nlvr as nlvr_lib
 from blip_jax.tasks import vqa as vqa_lib
-from tests.parity import replay, verdicts, generated
+from tests.parity import generated, replay, verdicts
 from tests.parity.goldens import Golden
 
 # The original's, for texts of which the goldens did not keep the ids.

@@ -285,7 +285,7 @@ def _compare_state(
     keep = lambda name, noise=noise: noise_of.get(name, False) == noise
     names = [n if keep(n) else None for n in golden.fact(f"{prefix}_names")]
     if any(names):
-      golden.compare_prints(prefix, names, ours, tolerance, size, label)
+      golden.compare_fingerprints(prefix, names, ours, tolerance, size, label)
     errors = {
       f"{prefix}.{name}": _mean_error(x, golden.input(f"{prefix}.{name}"))
       for name, x in ours.items()

@@ -143,3 +143,47 @@ def test_a_missing_annotation_file_is_reported(tmp_path):
 def test_annotations_pickle(annotations):
   source = annotations([{"image": "a.jpg", "caption": "one"}] * 3)
   assert pickle.loads(pickle.dumps(source))[2] == source[2]
+
+
+def test_further_columns_can_be_kept(annotations):
+  rows = [
+    {"image": "a.jpg", "caption": "one", "question": "what?", "answer": ["b"]},
+    {"image": "b.jpg", "caption": "two", "answer": {"no": 0.5}},
+  ]
+  source = annotations(rows, keep=("answer",))
+  source = pickle.loads(pickle.dumps(source))
+  assert [record["answer"] for record in source] == [["b"], {"no": 0.5}]
+  assert "question" not in source[0]
+  source = annotations(rows, keep=("question", "answer"), with_captions=False)
+  assert source[0] == {
+    "image": "a.jpg",
+    "question": "what?",
+    "answer": ["b"],
+    "id": f"{annotations.name}:0",
+  }
+  with pytest.raises(sources.BadRow, match="'question'") as bad:
+    source[1]
+  assert bad.value.reason == "missing_column"
+
+
+def test_a_column_that_no_row_has_cannot_be_kept(annotations, monkeypatch):
+  rows = [{"image": "a.jpg", "caption": "one"}] * 3
+  rows += [{"image": "a.jpg", "caption": "one", "answer": None}]
+  with pytest.raises(
+    ValueError,
+    match=r"rows 0 to 3: .*\['question'\] that 'keep' .*"
+    r"\['image', 'caption', 'answer'\]",
+  ) as error:
+    annotations(rows, keep=("answer", "question"))
+  assert annotations.name in str(error.value)
+  assert len(annotations(rows, keep=("answer",))) == 4
+  monkeypatch.setattr(sources, "_SCHEMA_ROWS", 3)
+  with pytest.raises(ValueError, match=r"rows 0 to 2: .*\['answer'\]"):
+    annotations(rows, keep=("answer",))
+
+
+def test_the_search_for_columns_to_keep_skips_broken_rows(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"image\n{"image": "a.jpg", "text": "t", "answer": "b"}\n')
+  source = annotations_lib.Annotations(path, keep=("answer",))
+  assert source[1]["answer"] == "b"

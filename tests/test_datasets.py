@@ -222,3 +222,108 @@ def test_rotating_splits_take_options(tmp_path):
     (tmp_path / f"{name}.csv").write_text(f"image,title\n{name},one\n")
   splits = datasets.open_rotation(f"{tmp_path}/*.csv?caption=title")
   assert [split[0]["image"] for split in splits] == ["split_0", "split_1"]
+
+
+OPEN_ROWS = [datasets.open_source, datasets.open_images]
+ROW = {"image": "a.jpg", "caption": "c", "question": "q?", "answer": "b"}
+
+
+@pytest.fixture(params=["json", "jsonl", "csv", "parquet", "folder", "tar"])
+def spec_with_columns(request, tmp_path):
+  """Makes a source of one row with a question and an answer."""
+  row = ROW | {"image": f"{tmp_path}/a.jpg"}
+  header = ",".join(row)
+  fields = ",".join(row.values())
+  path = tmp_path / f"a.{request.param}"
+  match request.param:
+    case "json":
+      path.write_text(json.dumps([row]))
+    case "jsonl":
+      path.write_text(json.dumps(row))
+    case "csv":
+      path.write_text(f"{header}\n{fields}\n")
+    case "parquet":
+      _write_parquet(path, [row])
+    case "folder":
+      _make_images(path, ["a.jpg", "not in the table.jpg"])
+      (path / "metadata.csv").write_text(f"{header}\n{fields}\n")
+    case "tar":
+      (tmp_path / "row.json").write_text(json.dumps(row))
+      with tarfile.open(path, "w") as tar:
+        tar.add(tmp_path / "row.json", "a.jpg")
+        tar.add(tmp_path / "row.json", "a.json")
+  return str(path)
+
+
+@pytest.mark.parametrize("open_rows", OPEN_ROWS)
+def test_columns_to_keep_are_an_option_and_an_argument(
+  spec_with_columns, open_rows
+):
+  texts = {"image", "id"}
+  if open_rows is datasets.open_source:
+    texts.add("caption")
+  for query, keep, kept in (
+    ("?keep=question,answer", (), {"question", "answer"}),
+    ("", ("answer", "question"), {"question", "answer"}),
+    ("?keep=question", ["answer", "question"], {"question", "answer"}),
+    ("?keep=answer", (), {"answer"}),
+    ("", [], set()),
+  ):
+    record = open_rows(spec_with_columns + query, keep=keep)[0]
+    assert set(record) == texts | kept
+    assert all(record[name] == ROW[name] for name in kept)
+
+
+@pytest.mark.parametrize("open_rows", OPEN_ROWS)
+def test_unknown_columns_cannot_be_kept(spec_with_columns, open_rows):
+  for query, keep in (("?keep=question,title", ()), ("", ("title",))):
+    with pytest.raises(ValueError, match=r"\['title'\].*'question', 'answer'"):
+      open_rows(spec_with_columns + query, keep=keep)
+  with pytest.raises(ValueError, match=r"keep=.*'caption'. cannot be kept"):
+    open_rows(spec_with_columns + "?keep=caption")
+
+
+def test_files_without_a_table_have_no_columns(tmp_path):
+  _make_images(tmp_path / "photos", ["a.jpg"])
+  (tmp_path / "photos" / "a.txt").write_text("one")
+  folder = str(tmp_path / "photos")
+  message = r"keep \['title'\], found only files.*metadata\.csv"
+  for open_rows in (datasets.open_source, datasets.open_images):
+    with pytest.raises(ValueError, match=message):
+      open_rows(folder, keep=("title",))
+    with pytest.raises(ValueError, match=message):
+      open_rows(f"{folder}?keep=title")
+  with pytest.raises(ValueError, match=message):
+    datasets.open_images(f"{folder}/*.jpg", keep=("title",))
+  with pytest.raises(ValueError, match=message):
+    datasets.open_videos(folder, keep=("title",))
+
+
+def test_scenes_keep_what_they_have():
+  spec = "scenes:val?num=2&noise=0.5"
+  expected = datasets.open_source(spec)
+  source = datasets.open_source(f"{spec}&keep=noise", keep=("references",))
+  for index in range(2):
+    assert source[index].keys() == expected[index].keys()
+    assert source[index]["references"] == expected[index]["references"]
+  with pytest.raises(ValueError, match=r"\['title'\].*'references'"):
+    datasets.open_source(spec, keep=("title",))
+
+
+def test_rotating_splits_keep_columns(tmp_path):
+  for name in ("split_1", "split_0"):
+    (tmp_path / f"{name}.csv").write_text(f"image,text,size\n{name},one,3\n")
+  splits = datasets.open_rotation(f"{tmp_path}/*.csv", keep=("size",))
+  assert [split[0]["size"] for split in splits] == ["3", "3"]
+
+
+def test_tfds_gets_the_columns_to_keep(monkeypatch):
+  calls = []
+
+  def tfds_source(name, split, with_captions, keep=()):
+    calls.append((name, split, with_captions, keep))
+    return calls
+
+  monkeypatch.setattr(tfds, "Tfds", tfds_source)
+  datasets.open_images("tfds:coco:train?keep=objects", keep=("answer",))
+  assert calls == [("coco", "train", False, ("answer", "objects"))]

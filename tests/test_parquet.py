@@ -254,3 +254,58 @@ def test_the_error_without_pyarrow_names_the_extra(monkeypatch):
   monkeypatch.delitem(sys.modules, "blip_jax.data.parquet")
   with pytest.raises(ImportError, match=r"pip install 'blip_jax\[parquet\]'"):
     import blip_jax.data.parquet  # noqa: F401
+
+
+def test_further_columns_can_be_kept(table):
+  columns = {
+    "image": ["a.jpg", "b.jpg", "c.jpg"],
+    "caption": ["one", "two", "three"],
+    "answers": [[{"text": "yes", "weight": 0.5}], [], None],
+    "size": [1, 2, 3],
+    "other": ["x", "y", "z"],
+    "category": pyarrow.array(["p", "q", "p"]).dictionary_encode(),
+  }
+  keep = ("answers", "size", "category")
+  source = table(columns, keep=keep)
+  source = pickle.loads(pickle.dumps(source))
+  assert source[0] == {
+    "image": "a.jpg",
+    "caption": "one",
+    "answers": [{"text": "yes", "weight": 0.5}],
+    "size": 1,
+    "category": "p",
+    "id": "a.parquet:0",
+  }
+  assert source[1]["answers"] == []
+  with pytest.raises(sources.BadRow, match=r"row 2: .*'answers'") as bad:
+    source[2]
+  assert bad.value.reason == "missing_column"
+  source = table(columns, keep=("size",), with_captions=False)
+  assert source[2] == {"image": "c.jpg", "size": 3, "id": "a.parquet:2"}
+  with pytest.raises(
+    ValueError, match=r"a\.parquet: .*\['title'\].*'category'"
+  ):
+    table(columns, keep=("size", "title"))
+
+
+@pytest.mark.parametrize("image", ["a.jpg", b"encoded"])
+def test_images_may_be_kept_and_are_not_unpacked(table, tmp_path, image):
+  other = [{"bytes": b"other", "path": "other.jpg"}]
+  columns = {"image": [image], "text": ["one"], "image2": other, "mask": [b"m"]}
+  (record,) = table(columns, keep=("image2", "mask"))
+  assert record == {
+    "image": image,
+    "caption": "one",
+    "image2": {"bytes": b"other", "path": "other.jpg"},
+    "mask": b"m",
+    "id": "a.parquet:0",
+  }
+  for unpacked in tmp_path.glob(".a.parquet.columns-*.arrow"):
+    assert b"other" not in unpacked.read_bytes()
+
+
+def test_columns_that_are_not_needed_are_not_read(tmp_path, monkeypatch):
+  path = _damage(tmp_path / "a.parquet", row_group=1, column=1)
+  assert len(parquet.Parquet([path], with_captions=False)) == 4
+  with pytest.raises(ValueError, match=f"{path}: "):
+    parquet.Parquet([path], with_captions=False, keep=("text",))

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from blip_jax.data import shards, sources
+from blip_jax.data import offsets, shards, sources
 
 
 def _tar(path, members):
@@ -115,3 +115,99 @@ def test_a_damaged_shard_is_reported_and_its_intact_samples_are_read(tmp_path):
   assert [source[i]["id"] for i in range(2)] == ids[:2]
   (problem,) = source.problems
   assert "0.tar: b.jpg: truncated" in problem
+
+
+KEPT = {
+  "a.question.txt": b"not an ending",
+  "a.jpg": b"j0",
+  "a.json": b'{"caption": "t0", "answer": ["b"], "size": 0, "url": "u"}',
+  "a.question": "w\u00e4s?".encode(),
+  "b.png": b"j1",
+  "b.txt": b"t1",
+  "b.Question": b"why?",
+  "b.answer": b"c",
+  "b.json": b'{"answer": "not this", "size": null, "url": "v"}',
+}
+
+
+def test_further_values_can_be_kept(tmp_path):
+  path = _tar(tmp_path / "s.tar", KEPT)
+  source = shards.TarShards([path], keep=("question", "answer"))
+  source = pickle.loads(pickle.dumps(source))
+  assert [source[i] for i in range(2)] == [
+    {
+      "image": b"j0",
+      "caption": "t0",
+      "question": "w\u00e4s?",
+      "answer": ["b"],
+      "id": "s.tar:a",
+    },
+    {
+      "image": b"j1",
+      "caption": b"t1",
+      "question": "why?",
+      "answer": "c",
+      "id": "s.tar:b",
+    },
+  ]
+  source = shards.TarShards([path], keep=("url", "answer"))
+  assert [source[i]["url"] for i in range(2)] == ["u", "v"]
+  assert source[1]["answer"] == "c", "a member takes precedence"
+  source = shards.TarShards([path], False, keep=("size", "txt"))
+  with pytest.raises(sources.BadRow, match="'txt'") as bad:
+    source[0]
+  assert (bad.value.id, bad.value.reason) == ("s.tar:a", "missing_column")
+  with pytest.raises(sources.BadRow, match="'size'") as bad:
+    source[1]
+  assert bad.value.reason == "missing_column"
+  source = shards.TarShards([path], False, keep=("size", "question.txt"))
+  assert source[0] == {
+    "image": b"j0",
+    "size": 0,
+    "question.txt": "not an ending",
+    "id": "s.tar:a",
+  }
+
+
+def test_a_value_that_no_sample_has_cannot_be_kept(tmp_path):
+  path = _tar(tmp_path / "s.tar", KEPT)
+  with pytest.raises(
+    ValueError,
+    match=r"s\.tar: .*\['title'\].*\['caption', 'answer', 'size', 'url', "
+    r"'question.txt', 'jpg', 'json', 'question', 'png', ",
+  ):
+    shards.TarShards([path], keep=("question", "answer", "title"))
+
+
+def test_only_one_of_the_shards_needs_a_value_to_keep(tmp_path):
+  members = {"a.jpg": b"j", "a.txt": b"t"}
+  paths = [_tar(tmp_path / "0.tar", members)]
+  paths.append(_tar(tmp_path / "1.tar", members | {"a.answer": b"yes"}))
+  source = shards.TarShards(paths, keep=("answer",))
+  assert source[1]["answer"] == "yes"
+  with pytest.raises(sources.BadRow, match="missing_column"):
+    source[0]
+
+
+def test_kept_text_must_be_utf8(tmp_path):
+  members = {"a.jpg": b"j", "a.txt": b"t", "a.answer": b"\xff"}
+  path = _tar(tmp_path / "s.tar", members)
+  source = shards.TarShards([path], keep=("answer",))
+  with pytest.raises(sources.BadRow, match=r"answer: .*utf-8") as bad:
+    source[0]
+  assert bad.value.reason == "broken_row"
+
+
+def test_kept_members_change_no_rows(tmp_path, monkeypatch):
+  """Neither their number nor their order; each choice has a cache."""
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  members = {"b.answer": b"1", "x.answer": b"2", "a.jpg": b"j", "a.txt": b"t"}
+  members |= {"b.jpg": b"k", "b.txt": b"u"}
+  path = _tar(tmp_path / "s.tar", members)
+  for _ in range(2):
+    plain = shards.TarShards([path])
+    kept = shards.TarShards([path], keep=("answer",))
+    assert [plain[i]["id"] for i in range(2)] == ["s.tar:a", "s.tar:b"]
+    assert len(plain) == len(kept) == 2
+    assert kept[1] == {**plain[1], "answer": "1"}
+  assert len(os.listdir(tmp_path)) == 3

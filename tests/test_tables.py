@@ -194,6 +194,26 @@ def test_columns_can_be_named(table):
   assert (record["image"], record["caption"]) == ("b.jpg", ["two"])
 
 
+def test_further_columns_can_be_kept(table):
+  content = "image,caption,question,answer\na.jpg,one,what?,7\nb.jpg,two,,8\n"
+  source = table(content, keep=("question", "answer"))
+  assert source[0] == {
+    "image": "a.jpg",
+    "caption": "one",
+    "question": "what?",
+    "answer": "7",
+    "id": "a.csv:0",
+  }
+  assert source[1]["question"] == "", "an empty field is an empty text"
+  assert source[1] == pickle.loads(pickle.dumps(source))[1]
+  (record, _) = table(content, keep=("answer",), with_captions=False)
+  assert record == {"image": "a.jpg", "answer": "7", "id": "a.csv:0"}
+  with pytest.raises(
+    ValueError, match=r"a\.csv: header: .*\['title'\].*'question', 'answer'\]"
+  ):
+    table(content, keep=("answer", "title"))
+
+
 @pytest.mark.parametrize(
   "content, message",
   [

@@ -37,6 +37,7 @@ def builder_dir(tmp_path_factory):
             "image": features.Image(),
             "caption": features.Text(),
             "multiple": features.Sequence(features.Text()),
+            "caption2": features.Text(),
             "nested": features.Sequence({"text": features.Text()}),
             "image/id": np.int64,
           }
@@ -55,6 +56,7 @@ def builder_dir(tmp_path_factory):
             "image": _image(number),
             "caption": f"caption {number}",
             "multiple": texts,
+            "caption2": "another",
             "nested": [{"text": text} for text in texts],
             "image/id": number,
           },
@@ -111,3 +113,20 @@ def test_a_missing_feature_is_reported_with_those_found(builder_dir):
     tfds_lib.Tfds(builder_dir, "train", caption="title")
   with pytest.raises(ValueError, match="train"):
     tfds_lib.Tfds(builder_dir, "nope")
+
+
+def test_further_features_can_be_kept(builder_dir):
+  source = tfds_lib.Tfds(builder_dir, "train", keep=("multiple", "image/id"))
+  source = pickle.loads(pickle.dumps(source))
+  for record in source:
+    number = record["image/id"]
+    assert record["image_id"] == number
+    texts = [b"text %d %d" % (number, i) for i in range(number)]
+    assert list(record["multiple"]) == texts
+    assert "nested" not in record
+  source = tfds_lib.Tfds(builder_dir, "train", False, keep=("caption2",))
+  assert sorted(source[0]) == ["caption2", "id", "image", "image_id"]
+  with pytest.raises(ValueError, match=r"\['title'\] .*'caption', 'caption2'"):
+    tfds_lib.Tfds(builder_dir, "train", keep=("title",))
+  with pytest.raises(ValueError, match=r"'image_id'. cannot be kept"):
+    tfds_lib.Tfds(builder_dir, "train", keep=("image_id",))

@@ -1,4 +1,4 @@
-"""The tokenizer against ids of the original's transformers 4.15."""
+"""The tokenizer against the ids of the original, from transformers 4.15."""
 
 import concurrent.futures
 import json
@@ -71,8 +71,8 @@ def test_bert_ids_equal_the_original(length, bert, bert_golden):
 
 
 @pytest.mark.parametrize("text", ["pre_caption", "caption"])
-def test_bert_whole_texts_equal_the_original(text, bert, bert_golden):
-  """Uncleaned captions too: "[SEP]" in one is a token, as in the original."""
+def test_bert_long_texts_equal_the_original(text, bert, bert_golden):
+  """Raw captions too: "[SEP]" in one is a special token, as in the original."""
   for row in bert_golden["captions"]:
     expected = row["ids" if text == "pre_caption" else "raw_ids"]
     ids, mask = bert.encode([row[text]], 512)
@@ -90,7 +90,6 @@ def test_bert_batches_and_prompt_equal_the_original(bert, bert_golden):
 
 
 def test_bert_decoded_texts_equal_the_original(bert, bert_golden):
-  """Without specials: where a caption spells "[SEP]" the original goes on."""
   for row in bert_golden["captions"]:
     assert row["ids_40"].count(bert.sep_id) == 1
     (text,) = bert.decode([row["ids_40"]])
@@ -99,18 +98,20 @@ def test_bert_decoded_texts_equal_the_original(bert, bert_golden):
     assert text == row["decoded"], row["caption"]
 
 
-def test_pre_caption_feeds_the_tokenizer(bert, bert_golden):
+def test_captions_after_pre_caption_have_the_ids_of_the_original(
+  bert, bert_golden
+):
   for row in bert_golden["captions"]:
     text = transforms.pre_caption(row["caption"], 50)
     assert bert.encode([text], 40)[0][0].tolist() == row["ids_40"]
 
 
-def test_long_texts_keep_sep(tiny, captions):
+def test_truncated_texts_end_in_sep(tiny, captions):
   ids, mask = tiny.encode([" ".join(captions)], 12)
   assert ids[0, 0] == tiny.cls_id and ids[0, -1] == tiny.sep_id
   assert mask.all()
-  whole, _ = tiny.encode([" ".join(captions)], 400)
-  np.testing.assert_array_equal(ids[0, :-1], whole[0, :11])
+  untruncated, _ = tiny.encode([" ".join(captions)], 400)
+  np.testing.assert_array_equal(ids[0, :-1], untruncated[0, :11])
 
 
 def test_decode_stops_at_sep(tiny):
@@ -127,19 +128,26 @@ def test_decode_stops_at_sep(tiny):
   assert tiny.decode(np.array(rows[:2])) == ["two dogs", "two dogs"]
 
 
-def test_prompts_are_written_and_left_out(tiny):
+def test_prompts_are_encoded_and_removed_from_decoded_texts(tiny):
   prompt = "a picture of "
   ids = tiny.prompt_ids(prompt)
   assert ids[0] == tiny.dec_id and tiny.sep_id not in ids
-  (whole,), _ = tiny.encode([prompt + "two dogs"], 10)
-  assert whole[1 : len(ids)].tolist() == ids[1:]
-  rows = [[*ids, *whole[len(ids) :].tolist()]]
+  (text_ids,), _ = tiny.encode([prompt + "two dogs"], 10)
+  assert text_ids[1 : len(ids)].tolist() == ids[1:]
+  rows = [[*ids, *text_ids[len(ids) :].tolist()]]
   assert tiny.decode(rows) == ["a picture of two dogs"]
   assert tiny.decode(rows, prompt) == ["two dogs"]
   assert tiny.prompt_ids("") == [tiny.dec_id]
 
 
-def test_no_texts(tiny):
+def test_pieces_are_tokens_of_the_vocabulary(tiny):
+  (ids,) = tiny.encode(["two dogs"], 6)[0]
+  pieces = tiny.pieces(ids.tolist())
+  assert pieces == ["[CLS]", "two", "dog", "##s", "[SEP]", "[PAD]"]
+  assert tiny.pieces([tiny.enc_id, tiny.vocab_size]) == ["[ENC]", ""]
+
+
+def test_an_empty_list_of_texts_can_be_encoded(tiny):
   ids, mask = tiny.encode([], 5)
   assert ids.shape == mask.shape == (0, 5)
 
@@ -150,17 +158,17 @@ def test_max_length_must_hold_cls_and_sep(tiny):
 
 
 def test_threads_share_one_tokenizer(tiny, captions):
-  """Different lengths at the same time, as train and eval loaders do."""
+  """Threads use different lengths, as train and eval loaders do."""
   lengths = [5, 12, 30, 60] * 50
   expected = {n: tiny.encode(captions, n)[0] for n in set(lengths)}
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    found = list(pool.map(lambda n: tiny.encode(captions, n)[0], lengths))
-  for n, ids in zip(lengths, found, strict=True):
+    encoded = list(pool.map(lambda n: tiny.encode(captions, n)[0], lengths))
+  for n, ids in zip(lengths, encoded, strict=True):
     np.testing.assert_array_equal(ids, expected[n])
 
 
 def test_pickled_tokenizer_needs_no_transformers(tiny, captions, tmp_path):
-  """Worker processes start in a fraction of the second that it takes."""
+  """Worker processes start faster without this import."""
   path = tmp_path / "tokenizer.pickle"
   path.write_bytes(pickle.dumps((tiny, captions)))
   code = (
@@ -214,8 +222,10 @@ def test_vocab_txt_alone_is_enough(tmp_path):
 
 
 def test_directory_without_vocabulary_is_refused(tmp_path):
-  """transformers itself returns a tokenizer of five tokens."""
-  with pytest.raises(ValueError, match=r"no vocab\.txt in it .*; pass"):
+  """transformers itself would return a tokenizer of five tokens."""
+  with pytest.raises(
+    ValueError, match=r"no vocab\.txt in it .*Set config\.tokenizer"
+  ):
     tokenizer.Tokenizer.load(tmp_path)
 
 
@@ -224,29 +234,31 @@ def test_vocabulary_as_transformers_5_writes_it(tmp_path, golden_dir):
   import transformers
 
   tiny = golden_dir / "tokenizer" / "tiny"
-  theirs = transformers.BertTokenizerFast.from_pretrained(tiny)
-  theirs.add_special_tokens({"bos_token": "[DEC]"})
-  theirs.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-  theirs.save_pretrained(tmp_path)
+  external = transformers.BertTokenizer.from_pretrained(tiny)
+  external.add_special_tokens({"bos_token": "[DEC]"})
+  external.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+  external.save_pretrained(tmp_path)
   (tmp_path / "vocab.txt").unlink(missing_ok=True)
-  ours, expected = (tokenizer.Tokenizer.load(d) for d in (tmp_path, tiny))
-  assert ours.special_ids == expected.special_ids
-  assert ours.vocab_size == expected.vocab_size
+  loaded, expected = (tokenizer.Tokenizer.load(d) for d in (tmp_path, tiny))
+  assert loaded.special_ids == expected.special_ids
+  assert loaded.vocab_size == expected.vocab_size
   texts = ["A dog's red ball", "zyzzyva"]
   np.testing.assert_array_equal(
-    ours.encode(texts, 12)[0], expected.encode(texts, 12)[0]
+    loaded.encode(texts, 12)[0], expected.encode(texts, 12)[0]
   )
 
 
 def test_the_file_instead_of_its_directory_is_refused(tmp_path):
   write_vocab(tmp_path, [*SPECIAL, "dog"])
-  with pytest.raises(ValueError, match=r"no vocab\.txt in it .*; pass"):
+  with pytest.raises(
+    ValueError, match=r"no vocab\.txt in it .*Set config\.tokenizer"
+  ):
     tokenizer.Tokenizer.load(tmp_path / "vocab.txt")
 
 
 @pytest.mark.parametrize("name", ["/no/such/directory", "no-such-user/name"])
-def test_unreachable_name_says_what_to_pass(name, monkeypatch):
-  """A closed port stands for the hub, so that no network is needed."""
+def test_the_error_for_an_unreachable_name_says_what_to_set(name, monkeypatch):
+  """A closed port replaces the hub, so that no network is needed."""
   import huggingface_hub
 
   def closed(*args, **kwargs):
@@ -254,7 +266,7 @@ def test_unreachable_name_says_what_to_pass(name, monkeypatch):
 
   download = huggingface_hub.snapshot_download
   monkeypatch.setattr(huggingface_hub, "snapshot_download", closed)
-  with pytest.raises(ValueError, match=r"pass .* a directory that holds"):
+  with pytest.raises(ValueError, match=r"set config\.tokenizer to a directory"):
     tokenizer.Tokenizer.load(name)
 
 
@@ -264,7 +276,7 @@ def test_missing_special_tokens_are_named(tmp_path):
     tokenizer.Tokenizer.load(write_vocab(tmp_path, tokens))
 
 
-def test_vocabulary_that_knows_no_word_is_refused(tmp_path):
+def test_vocabulary_that_recognises_no_word_is_refused(tmp_path):
   """Lower-casing a vocabulary of capitals would make every word [UNK]."""
   tokens = [*SPECIAL, "DOG", "CAT"]
   with pytest.raises(ValueError, match="none of the words"):

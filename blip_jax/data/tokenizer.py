@@ -1,8 +1,10 @@
-"""BERT's WordPiece with BLIP's two extra tokens.
+"""BERT's WordPiece tokenizer with BLIP's two extra tokens, [DEC] and [ENC].
 
-A text is [CLS] words [SEP]; what stands first is replaced on the device by
-[DEC] (language modelling) or [ENC] (multimodal encoding), the two tokens that
-are added here behind the vocabulary.
+A text is [CLS] words [SEP]. On the device, its first token is replaced by
+[DEC] (language modelling) or [ENC] (multimodal encoding). These two tokens are
+added here at the end of the vocabulary.
+
+Dimensions: B texts, L text length.
 """
 
 import json
@@ -14,50 +16,58 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int, Int32
 
+from blip_jax.runtime import files as files_lib
+
 _VOCAB_FILES = ("vocab.txt", "tokenizer_config.json")
-# Either has the words; transformers 5 writes the second.
+# Either of these contains the words; transformers 5 writes tokenizer.json.
 _WORDS_FILES = ("vocab.txt", "tokenizer.json")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenizer:
-  """Texts to token ids and back.
+  """Converts texts to token ids and back.
 
-  Encoding changes nothing in here, so threads may share one; it can be
-  pickled, and its processes do not import transformers.
+  A tokenizer is stateless, so threads can share it. It can be pickled, and
+  processes that unpickle it do not import transformers.
 
   Attributes:
-    vocab_size: with [DEC] and [ENC], which are the last two ids.
+    vocab_size: number of tokens; [DEC] and [ENC] have the last two ids.
+    pad_id: id of [PAD].
+    cls_id: id of [CLS].
+    sep_id: id of [SEP].
+    dec_id: id of [DEC].
+    enc_id: id of [ENC].
   """
 
   def __init__(self, backend: tokenizers.Tokenizer):
+    """`backend` has all special tokens; use `load` instead."""
     self._backend = backend
     self.vocab_size = backend.get_vocab_size()
-    self.pad_id = backend.token_to_id("[PAD]")
-    self.cls_id = backend.token_to_id("[CLS]")
-    self.sep_id = backend.token_to_id("[SEP]")
-    self.dec_id = backend.token_to_id("[DEC]")
-    self.enc_id = backend.token_to_id("[ENC]")
+    self.pad_id = _special_id(backend, "[PAD]")
+    self.cls_id = _special_id(backend, "[CLS]")
+    self.sep_id = _special_id(backend, "[SEP]")
+    self.dec_id = _special_id(backend, "[DEC]")
+    self.enc_id = _special_id(backend, "[ENC]")
 
   @classmethod
   def load(cls, name_or_dir: str | os.PathLike) -> "Tokenizer":
-    """Return the tokenizer of a vocabulary.
+    """Returns the tokenizer of a vocabulary.
 
     Args:
-      name_or_dir: a directory with vocab.txt (one token per line) and, if the
-        text is not to be lower-cased, a tokenizer_config.json; or the name of
-        a repository on the Hugging Face hub, such as "bert-base-uncased".
+      name_or_dir: a directory with vocab.txt (one token per line) and, if
+        texts should not be lower-cased, a tokenizer_config.json; or the name
+        of a repository on the Hugging Face hub, such as "bert-base-uncased".
 
     Raises:
-      ValueError: if there is no such vocabulary, or it cannot be used.
+      ValueError: there is no such vocabulary, or it cannot be used.
     """
     directory = _directory(name_or_dir)
-    # It takes a second to import, and workers that only encode can do without.
+    # The import takes a second, and workers that only encode do not need it.
     import transformers
 
-    # Not `BertTokenizerFast(vocab_file=...)`: transformers 5 ignores the
-    # argument and makes every word [UNK].
-    bert = transformers.BertTokenizerFast.from_pretrained(directory)
+    # Not `BertTokenizer(vocab_file=...)`: transformers 5 ignores the argument
+    # and makes every word [UNK].
+    bert = transformers.BertTokenizer.from_pretrained(directory)
     vocab = bert.backend_tokenizer.get_vocab(with_added_tokens=False)
     missing = [token for token in _SPECIAL if token not in vocab]
     if missing:
@@ -65,7 +75,7 @@ class Tokenizer:
         f"{directory}: the vocabulary lacks {', '.join(missing)}; each must be "
         f"a line of vocab.txt ({len(vocab)} tokens were found there)"
       )
-    # One call each: the order of the two ids is part of every checkpoint.
+    # In separate calls, because checkpoints rely on the order of the two ids.
     bert.add_special_tokens({"bos_token": "[DEC]"})
     bert.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     _check_words(bert.backend_tokenizer, vocab, directory)
@@ -73,7 +83,7 @@ class Tokenizer:
 
   @property
   def special_ids(self) -> dict[str, int]:
-    """The ids that a model itself writes, by their short names."""
+    """Short name -> id of the tokens that a model itself inserts."""
     return {
       "pad": self.pad_id,
       "cls": self.cls_id,
@@ -85,9 +95,15 @@ class Tokenizer:
   def encode(
     self, texts: Sequence[str], max_length: int
   ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
-    """Return ids and mask (1 on tokens), cut or padded to `max_length`.
+    """Returns ids and attention mask (1 on tokens, 0 on padding).
 
-    The last token of a text is always [SEP].
+    Args:
+      texts: B texts, without special tokens.
+      max_length: L, special tokens included. Longer texts are truncated and
+        shorter ones padded; the last token of a text is always [SEP].
+
+    Raises:
+      ValueError: `max_length` is below 2.
     """
     if max_length < 2:
       raise ValueError(
@@ -95,8 +111,8 @@ class Tokenizer:
       )
     ids = np.full((len(texts), max_length), self.pad_id, np.int32)
     mask = np.zeros_like(ids)
-    # Cut and padded here: the backend's own settings for that are shared by
-    # all threads.
+    # Truncated and padded here, because the backend's own settings for these
+    # are shared by all threads.
     for i, encoding in enumerate(self._backend.encode_batch(list(texts))):
       row = encoding.ids
       if len(row) > max_length:
@@ -106,7 +122,7 @@ class Tokenizer:
     return ids, mask
 
   def prompt_ids(self, prompt: str) -> list[int]:
-    """Return what a text behind a prompt starts with: [DEC] and its words."""
+    """Returns the first ids of a text with a prompt: [DEC], then the prompt."""
     words = self._backend.encode(prompt, add_special_tokens=False).ids
     return [self.dec_id, *words]
 
@@ -115,14 +131,15 @@ class Tokenizer:
     ids: Iterable[Sequence[int]] | Int[np.ndarray, "B L"],
     prompt: str = "",
   ) -> list[str]:
-    """Return the texts of rows of ids, each up to its first [SEP].
+    """Returns the text of each row of ids, up to its first [SEP].
 
-    Special tokens are left out and word pieces joined.
+    Special tokens are left out and word pieces are joined.
 
     Args:
-      prompt: that all of them start with, and that is left out. As in the
-        original it is cut off the text: were the next token a piece of its
-        last word, that would lose a letter.
+      ids: B rows of token ids; their lengths may differ.
+      prompt: prefix of all texts, which is removed. As in the original, its
+        characters are cut off the text: if the next token were a piece of the
+        prompt's last word, the text would lose its first letter.
     """
     prompt = self._decode_row(self.prompt_ids(prompt))
     start = len(prompt) + 1 if prompt else 0
@@ -131,24 +148,24 @@ class Tokenizer:
   def _decode_row(self, row: list[int]) -> str:
     end = row.index(self.sep_id) if self.sep_id in row else len(row)
     text = self._backend.decode(row[:end], skip_special_tokens=True)
-    # As the transformers of the original did; newer ones leave "dog ' s".
+    # As in the original's transformers 4.15; later versions leave "dog ' s".
     return text.replace(" ' ", "'")
 
   def pieces(self, ids: Sequence[int]) -> list[str]:
-    """Return the token of each id, as the vocabulary has it."""
-    return [self._backend.id_to_token(int(id)) for id in ids]
+    """Returns the vocabulary's token of each id; "" for ids without one."""
+    return [self._backend.id_to_token(int(id)) or "" for id in ids]
 
   def save(self, directory: str | os.PathLike) -> None:
-    """Write a vocabulary directory from which `load` makes this tokenizer."""
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    """Writes a vocabulary directory from which `load` makes this tokenizer."""
+    files_lib.make_folder(directory)
     for name, text in self.files().items():
-      (directory / name).write_text(text, encoding="utf-8")
+      files_lib.write_text(pathlib.Path(directory) / name, text)
 
   def files(self) -> dict[str, str]:
-    """The files of a vocabulary directory, name -> text."""
+    """Returns the files of a vocabulary directory: name -> text."""
     vocab = self._backend.get_vocab(with_added_tokens=False)
-    lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
+    tokens = sorted(vocab, key=lambda token: vocab[token])
+    lines = "".join(f"{token}\n" for token in tokens)
     normalizer = self._backend.normalizer
     config = {
       "do_lower_case": normalizer.lowercase,
@@ -163,23 +180,29 @@ class Tokenizer:
     }
 
 
+def _special_id(backend: tokenizers.Tokenizer, token: str) -> int:
+  id = backend.token_to_id(token)
+  assert id is not None, f"the tokenizer has no token {token}"
+  return id
+
+
 def has_vocabulary(directory: str | os.PathLike) -> bool:
   """Whether `Tokenizer.load` finds a vocabulary in a directory."""
   directory = pathlib.Path(directory)
-  return any((directory / name).is_file() for name in _WORDS_FILES)
+  return any(files_lib.is_file(directory / name) for name in _WORDS_FILES)
 
 
 def _directory(name_or_dir: str | os.PathLike) -> pathlib.Path:
-  """Return a directory with a vocabulary, fetched from the hub if need be."""
+  """Returns a directory with a vocabulary, downloaded if necessary."""
   directory = pathlib.Path(name_or_dir)
-  if not directory.exists():
+  if not files_lib.exists(directory):
     directory = _from_hub(str(name_or_dir))
-  # transformers would return a tokenizer without any words.
+  # Otherwise transformers would return a tokenizer without words.
   if not has_vocabulary(directory):
     raise ValueError(
-      f"{directory}: no vocab.txt in it (nor a tokenizer.json); pass "
-      "(config.tokenizer) the directory that holds the vocabulary, not the "
-      "file or its parent"
+      f"{directory}: there is no vocab.txt in it (nor a tokenizer.json). Set "
+      "config.tokenizer to the directory that contains the vocabulary, not to "
+      "the file or a parent directory"
     )
   return directory
 
@@ -189,25 +212,27 @@ def _from_hub(name: str) -> pathlib.Path:
 
   try:
     return pathlib.Path(
-      huggingface_hub.snapshot_download(name, allow_patterns=_VOCAB_FILES)
+      huggingface_hub.snapshot_download(name, allow_patterns=[*_VOCAB_FILES])
     )
-  # HFValidationError (no possible name) is a ValueError, the others OSErrors.
+  # HFValidationError (an invalid name) is a ValueError, the others are
+  # OSErrors.
   except (OSError, ValueError) as error:
     raise ValueError(
-      f"{name!r} is neither a directory here nor a vocabulary that can be "
-      "fetched from the Hugging Face hub. Without network, pass "
-      "(config.tokenizer) a directory that holds its vocab.txt."
+      f"{name!r} is neither a local directory nor a vocabulary that can be "
+      "downloaded from the Hugging Face hub. Without network, set "
+      "config.tokenizer to a directory that contains its vocab.txt."
     ) from error
 
 
 def _check_words(
   backend: tokenizers.Tokenizer, vocab: dict[str, int], directory: pathlib.Path
 ) -> None:
-  """Raise `ValueError` if words of the vocabulary are not recognised."""
+  """Raises `ValueError` if words of the vocabulary are not recognised."""
   words = [token for token in vocab if token.isalpha()][:100]
   unknown = vocab["[UNK]"]
   if not any(backend.encode(word).ids[1] != unknown for word in words):
     raise ValueError(
-      f"{directory}: none of the words in vocab.txt is recognised; is it a "
-      "WordPiece vocabulary of BERT, lower-cased if do_lower_case is set?"
+      f"{directory}: none of the words in vocab.txt is recognised; expected a "
+      "WordPiece vocabulary of BERT, lower-cased if do_lower_case is set in "
+      "tokenizer_config.json"
     )

@@ -106,3 +106,12 @@ def test_the_columns_to_keep_are_names_not_letters():
   assert sources.kept_names(["b", "a", "b"]) == ("b", "a")
   with pytest.raises(ValueError, match=r"keep: .* names, found 'question'"):
     sources.kept_names("question")
+
+
+def test_selected_and_noted_rows_are_the_records_of_the_source():
+  source = [{"id": f"x:{row}", "question": "why?"} for row in range(4)]
+  rows = sources.Rows(source, np.array([3, 1]))
+  noted = sources.Noted(rows, lambda index, record: (index, record["id"]))
+  assert len(noted) == 2
+  assert [noted[1], noted[0]] == [source[1], source[3]]
+  assert noted.notes == {1: (1, "x:1"), 0: (0, "x:3")}

@@ -83,8 +83,8 @@ def open_images(
   Args:
     spec: one of the forms of `UNDERSTOOD_IMAGES`.
     image_root: folder that relative image paths in annotations start from.
-    keep: as in `open_source`. A folder then has the rows of its table of
-      captions, for other images have no columns.
+    keep: as in `open_source`. If a folder is opened with it, the rows are
+      those of the folder's table, since other images have no columns.
 
   Raises:
     ValueError: as for `open_source`, or there are no images.
@@ -110,10 +110,11 @@ def open_images(
 def open_videos(
   spec: str, image_root: str = "", keep: Sequence[str] = ()
 ) -> Any:
-  """Returns a source whose images are paths of videos: those of a folder, or
-  of an annotation or a table; see `open_images`."""
-  if files.is_folder(spec):
-    _refuse_kept(spec, keep)
+  """Returns a source whose images are paths of videos; see `open_images`.
+
+  They are the videos of a folder, or those that annotations or a table name.
+  """
+  if files.is_folder(spec) and not keep:
     return folders.Images(spec, folders.listing(spec, folders.VIDEOS))
   return open_images(spec, image_root, keep)
 
@@ -121,7 +122,7 @@ def open_videos(
 def _open(
   spec: str, image_root: str, keep: Sequence[str], with_captions: bool
 ) -> Any:
-  """Opens what has rows of its own; None if `spec` describes no such thing."""
+  """Opens a source of records; None if `spec` does not describe one."""
   kind, _, rest = spec.partition(":")
   if kind == "scenes":
     return _open_scenes(rest, keep, with_captions)
@@ -175,7 +176,7 @@ def _open_scenes(
   kept = sources.kept_names(_all_kept(query, keep))
   options = _options(_without_keep(query), scenes.Scenes)
   source = scenes.Scenes(split, with_captions=with_captions, **options)
-  if kept:  # records have all that is known of a scene
+  if kept:  # records have these keys with and without `keep`
     sources.check_kept(kept, source[0].keys(), f"scenes:{split}")
   return source
 

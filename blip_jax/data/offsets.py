@@ -348,7 +348,8 @@ def _tar_members(path: str, damage: list[str]) -> Iterator[tarfile.TarInfo]:
       tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar,
     ):
       while member := tar.next():
-        # tarfile would keep an object for every member.
+        # tarfile keeps an object for every member here, which type stubs of
+        # it do not list.
         vars(tar)["members"].clear()
         _report_gap(path, end, member.offset, damage)
         end = tar.offset

@@ -48,8 +48,8 @@ class TarShards:
     self._with_captions = with_captions
     self._keep = sources.kept_names(keep)
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
-      index = functools.partial(_tar_index, keep=self._keep)
-      indexed = list(pool.map(index, self.paths))
+      build = functools.partial(_tar_index, keep=self._keep)
+      indexed = list(pool.map(build, self.paths))
     self._shards = [offsets.Mapped(index) for index, _ in indexed]
     self._ends = list(itertools.accumulate(len(index) for index, _ in indexed))
     self.problems = [line for _, damage in indexed for line in damage]

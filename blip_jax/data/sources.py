@@ -52,7 +52,11 @@ _COCO_NAME = re.compile(r"(?:.*[/:])?(?:COCO_[a-z]+\d{4}_)?(\d{12})(?:\.\w+)?")
 
 
 class BadRow(transforms.BadSample):
-  """A row that cannot be used, although other rows of its source can."""
+  """A row that cannot be used, although other rows of its source can.
+
+  Reasons in addition to those of `BadSample`: missing_image, missing_caption,
+  missing_column (of those to keep), broken_row.
+  """
 
   def __init__(self, id: str, reason: str, detail: str):
     super().__init__(reason, detail)
@@ -248,15 +252,14 @@ def kept_names(keep: Sequence[str]) -> tuple[str, ...]:
   Raises:
     ValueError: a key that records have anyway is among them.
   """
-  names = tuple(dict.fromkeys(keep))
   if isinstance(keep, str):
     raise ValueError(f"keep: expected a tuple of column names, found {keep!r}.")
+  names = tuple(dict.fromkeys(keep))
   reserved = [name for name in names if name in _RESERVED]
   if reserved:
     raise ValueError(
-      f"keep={list(names)}: {reserved} cannot be kept, for a record has keys "
-      "of these names already. ?image=COLUMN&caption=COLUMN chooses what "
-      "'image' and 'caption' are read from."
+      f"keep={list(names)}: {reserved} cannot be kept, because records have "
+      "these keys already. ?image=COLUMN&caption=COLUMN selects their columns."
     )
   return names
 
@@ -393,7 +396,6 @@ def shared_folder(paths: Sequence[str]) -> str:
 
   Paths relative to it are short and still unique.
   """
-  # Paths are cut as they are spelled: `commonpath` normalises them, which
-  # changes where a path leads if there is a link in it.
+  # `commonpath` would normalise the paths; with links they may lead elsewhere.
   start = os.path.commonprefix(list(paths))  # noqa: RUF071
   return start[: start.rfind("/") + 1]

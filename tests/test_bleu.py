@@ -1,4 +1,4 @@
-"""BLEU, by hand and by its properties."""
+"""BLEU: worked examples and properties."""
 
 import math
 
@@ -14,7 +14,7 @@ def one(candidate, *references):
   return each[0]
 
 
-def test_a_reference_word_for_word_scores_one():
+def test_an_exact_reference_scores_one():
   text = "two dogs run over wet sand"
   assert one(text, "a cat", text) == pytest.approx(np.ones(4), abs=1e-8)
 
@@ -30,7 +30,7 @@ def test_worked_example():
   assert np.all((scores[2:] > 0) & (scores[2:] < 1e-4))
 
 
-def test_a_word_counts_as_often_as_one_reference_has_it():
+def test_counts_are_clipped_to_those_of_one_reference():
   # "red" is in both, at most twice in one.
   scores = one("red red red red", "red on red grass", "a red ball here")
   assert scores[0] == pytest.approx(2 / 4)
@@ -48,13 +48,13 @@ def test_a_word_counts_as_often_as_one_reference_has_it():
     ([9, 2], 1),
   ],
 )
-def test_nearest_reference_decides_whether_it_is_too_short(lengths, brevity):
+def test_the_closest_reference_decides_the_brevity_penalty(lengths, brevity):
   references = [" ".join(["a"] * length) for length in lengths]
   right = min(4, max(lengths))
   assert one("a a a a", *references)[0] == pytest.approx(right / 4 * brevity)
 
 
-def test_all_together_are_no_mean():
+def test_the_corpus_score_is_not_the_mean():
   candidates = ["a b c d", "x"]
   references = [["a b c d"], ["y z"]]
   total, each = bleu_lib.bleu(candidates, references)
@@ -66,17 +66,17 @@ def test_all_together_are_no_mean():
 
 
 @pytest.mark.parametrize("references", [["a dog"], [""], ["", "a dog"]])
-def test_a_caption_without_words_scores_nothing(references):
+def test_an_empty_caption_scores_zero(references):
   assert one("", *references) == pytest.approx(np.zeros(4), abs=1e-6)
   total, _ = bleu_lib.bleu(["", "a dog"], [references, ["a dog"]])
   assert np.all(np.isfinite(total))
 
 
-def test_one_image_is_all_images():
+def test_the_corpus_score_of_one_image_is_its_score():
   total, each = bleu_lib.bleu(["a b a d e"], [["a b c d e f", "a d e"]])
   np.testing.assert_array_equal(total, each[0])
 
 
-def test_words_are_apart_at_any_blank():
+def test_words_are_split_at_any_space():
   # As in the official scorer: "1 1/2" is one token, but two words.
   assert one("1\xa01/2", "1 1/2")[1] == pytest.approx(1)

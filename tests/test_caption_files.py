@@ -1,4 +1,4 @@
-"""Files of captions, as they are and as they should not be."""
+"""Files of captions: accepted formats, and refusals."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_coco_annotations(write):
     ("12", 12),
   ],
 )
-def test_rows_in_karpathys_manner(write, file, image_id):
+def test_rows_of_a_karpathy_split(write, file, image_id):
   captions = ["a man", "one man"]
   path = write([{"image": file, "caption": captions}])
   assert caption_files.read_references(path) == {image_id: captions}
@@ -70,7 +70,7 @@ def test_rows_in_karpathys_manner(write, file, image_id):
   assert caption_files.read_references(path) == {image_id: captions}
 
 
-def test_id_of_a_row_wins_over_its_file(write):
+def test_an_image_id_wins_over_the_file_name(write):
   rows = [
     {"image": "a_1.jpg", "image_id": 5, "caption": "a"},
     {"image": "b_1.jpg", "image_id": "x1", "caption": ["b"]},
@@ -78,7 +78,7 @@ def test_id_of_a_row_wins_over_its_file(write):
   assert caption_files.read_references(write(rows)) == {5: ["a"], "x1": ["b"]}
 
 
-def test_byte_order_mark_is_no_part(write):
+def test_a_byte_order_mark_is_skipped(write):
   text = json.dumps([{"image_id": 1, "caption": "é"}])
   path = write(text.encode("utf-8-sig"))
   assert caption_files.read_results(path) == {1: "é"}
@@ -90,8 +90,11 @@ ROW = {"image_id": 1, "caption": "a dog"}
 @pytest.mark.parametrize(
   "content, message",
   [
-    ([], "the list is empty; expected a caption"),
-    ([ROW, {**ROW, "image_id": "1"}], "rows 0 and 1 are both of image 1;"),
+    ([], "the list is empty; expected at least one"),
+    (
+      [ROW, {**ROW, "image_id": "1"}],
+      "rows 0 and 1 are both captions of",
+    ),
     ({"a": 1}, r"expected a list of objects .*, found .* the keys \['a'\]"),
     ("7", "expected a list of objects .*, found int 7"),
     ([ROW, "a dog"], "row 1: expected an object .*, found str 'a dog'"),
@@ -99,19 +102,22 @@ ROW = {"image_id": 1, "caption": "a dog"}
     ([{**ROW, "image_id": 1.5}], "row 0: expected a number .* float 1.5"),
     ([{**ROW, "image_id": True}], "row 0: expected a number .* bool True"),
     ([{**ROW, "image_id": None}], "row 0: expected a number .* NoneType None"),
-    ([{"image_id": 1}], "row 0: expected text under 'caption', found NoneType"),
-    ([{**ROW, "caption": ["a"]}], r"row 0: expected text .* list \['a'\]"),
+    (
+      [{"image_id": 1}],
+      "expected a string under 'caption', found NoneType",
+    ),
+    ([{**ROW, "caption": ["a"]}], r"row 0: expected a string .* list \['a'\]"),
     ("", "expected one JSON list or object: Expecting value: line 1 column 1"),
     (
       '[{"image_id": 1',
-      "expected one JSON .*line 1 column 16.*Is the file who",
+      "expected one JSON .*line 1 column 16.*Is the file compl",
     ),
     ("<html>", "expected one JSON list or object: Expecting value"),
     ("[" * 100_000, "expected one JSON list or object: .*recursion"),
     (b"[\xff]", r"not UTF-8 \(byte 1\)"),
   ],
 )
-def test_results_that_are_none(write, content, message):
+def test_malformed_results_are_refused(write, content, message):
   path = write(content)
   with pytest.raises(ValueError, match=message) as error:
     caption_files.read_results(path)
@@ -129,14 +135,14 @@ def test_results_that_are_none(write, content, message):
       "no number at the end of 'dog.j",
     ),
     ([{"image": 5, "caption": ["a"]}], "row 0: expected 'image_id', or a file"),
-    ([{**ROW, "caption": ["a", 5]}], "row 0: expected text .* int 5"),
+    ([{**ROW, "caption": ["a", 5]}], "row 0: expected a string .* int 5"),
     (
       [{"image": f"{x}_0.png", "caption": "a"} for x in "ab"],
       "row 1: 'b_0.png' ends with the same number as 'a_0.png'; .*'image_id'",
     ),
   ],
 )
-def test_references_that_are_none(write, content, message):
+def test_malformed_references_are_refused(write, content, message):
   path = write(content)
   with pytest.raises(ValueError, match=message) as error:
     caption_files.read_references(path)
@@ -146,7 +152,7 @@ def test_references_that_are_none(write, content, message):
 @pytest.mark.parametrize(
   "read", [caption_files.read_results, caption_files.read_references]
 )
-def test_missing_file(tmp_path, read):
+def test_a_missing_file_is_named(tmp_path, read):
   for path in (tmp_path / "none.json", tmp_path):
     with pytest.raises(ValueError, match=f"{path}: (No such|Is a dir)"):
       read(path)

@@ -1,4 +1,4 @@
-"""CIDEr-D, by hand and against an explanation in matrices."""
+"""CIDEr-D: worked examples, and a plain implementation with matrices."""
 
 import math
 import random
@@ -55,7 +55,7 @@ def test_worked_example():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_equals_the_explanation_in_matrices(seed):
+def test_scores_equal_the_matrix_implementation(seed):
   rng = random.Random(seed)
   words = "abcdefgh"[: rng.randint(1, 8)]
 
@@ -71,13 +71,13 @@ def test_equals_the_explanation_in_matrices(seed):
   assert total == pytest.approx(each.mean())
 
 
-def test_ten_is_the_most():
+def test_the_maximum_is_ten():
   texts = ["two dogs run home", "a cat sat over there", "we ate one red plum"]
   _, each = cider.cider_d(texts, [[text] for text in texts])
   assert each == pytest.approx([10, 10, 10])
 
 
-def test_saying_it_again_gains_nothing():
+def test_repetition_gains_nothing():
   references = [["a red ball", "one red ball"], ["two cats"]]
   scores = [
     cider.cider_d([text, "two cats"], references)[1][0]
@@ -86,7 +86,7 @@ def test_saying_it_again_gains_nothing():
   assert scores[1] < scores[0]
 
 
-def test_lengths_differ_at_a_price():
+def test_a_difference_in_length_is_penalised():
   # One word is right; the second candidate is longer by 6.
   references = [["red"], ["blue"]]
   short, long = (
@@ -98,22 +98,22 @@ def test_lengths_differ_at_a_price():
   assert long == pytest.approx(10 / 4 / 7 * math.exp(-1 / 2))
 
 
-def test_what_all_images_share_weighs_nothing():
+def test_ngrams_of_all_images_have_no_weight():
   _, each = cider.cider_d(["a", "b"], [["a", "b"], ["b a", "a b"]])
   assert each == pytest.approx([0, 0])
 
 
-def test_one_image_alone_scores_nothing():
+def test_a_single_image_scores_zero():
   assert cider.cider_d(["a dog"], [["a dog"]])[0] == 0
 
 
-def test_a_caption_without_words_scores_nothing():
+def test_an_empty_caption_scores_zero():
   total, each = cider.cider_d(["", "a b"], [["a dog"], ["", "a b"]])
   assert each[0] == 0 and each[1] > 0 and total == each[1] / 2
   assert cider.cider_d(["", ""], [[""], [""]])[0] == 0
 
 
-def test_order_of_images_and_references_is_no_matter():
+def test_order_of_images_and_references_does_not_matter():
   candidates = ["a dog runs", "one cat sat", "two red balls"]
   references = [["a dog", "dogs run"], ["a cat sat here"], ["red balls", "a"]]
   total, each = cider.cider_d(candidates, references)

@@ -1,4 +1,4 @@
-"""METEOR and SPICE: refusals, how they are called, and live where they are."""
+"""METEOR and SPICE: refusals, how they are called, and live if installed."""
 
 import importlib
 import importlib.util
@@ -11,7 +11,7 @@ import urllib.error
 import numpy as np
 import pytest
 
-from blip_jax.evaluators.scores import caption_metrics, java, ptb
+from blip_jax.evaluators.scores import caption_metrics, java
 
 RESULTS = {"b": "a dog", "a": "two cats"}
 REFERENCES = {"a": ["cats", "some cats"], "b": ["the dog"]}
@@ -19,7 +19,7 @@ REFERENCES = {"a": ["cats", "some cats"], "b": ["the dog"]}
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-  """Stands for pycocoevalcap: its interface without its programs."""
+  """A fake pycocoevalcap: its interface without its programs."""
   folder = tmp_path / "pycocoevalcap"
   for name, scorer in {
     "meteor": "0.5, [float(len(refs)) for refs in gts.values()]",
@@ -47,7 +47,7 @@ def which(found):
   return lambda name: found if name == "java" else None
 
 
-def test_scores_go_to_their_images(package, monkeypatch):
+def test_scores_are_assigned_to_their_images(package, monkeypatch):
   monkeypatch.setattr(shutil, "which", which("/bin/java"))
   scores = caption_metrics.score(RESULTS, REFERENCES, ["METEOR", "SPICE"])
   assert list(scores.total) == [
@@ -60,7 +60,7 @@ def test_scores_go_to_their_images(package, monkeypatch):
   assert (each["b"]["SPICE"], each["a"]["SPICE"]) == (5, 8)
 
 
-def test_download_that_fails_is_explained(package, monkeypatch):
+def test_a_failed_download_is_explained(package, monkeypatch):
   def fail(*_):
     raise urllib.error.URLError("no route")
 
@@ -69,13 +69,13 @@ def test_download_that_fails_is_explained(package, monkeypatch):
     java.spice(["a"], [["a"]])
 
 
-def test_nothing_is_needed_unless_asked_for(monkeypatch):
+def test_java_is_needed_only_for_java_metrics(monkeypatch):
   monkeypatch.setattr(shutil, "which", which(None))
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   assert "METEOR" not in caption_metrics.score(RESULTS, REFERENCES).total
 
 
-def test_without_java_it_says_so(package, monkeypatch):
+def test_missing_java_is_named(package, monkeypatch):
   monkeypatch.setattr(shutil, "which", which(None))
   with pytest.raises(
     ValueError, match=r"SPICE needs Java, .* no `java` on the"
@@ -83,14 +83,16 @@ def test_without_java_it_says_so(package, monkeypatch):
     caption_metrics.score(RESULTS, REFERENCES, ["SPICE"])
 
 
-def test_without_the_package_it_says_so(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"METEOR needs .*'blip_jax\[coco\]'"):
     java.check(["METEOR"])
 
 
-def test_other_names_are_refused():
-  with pytest.raises(ValueError, match=r"'BLEU' is no .*'METEOR', 'SPICE'"):
+def test_unknown_metrics_are_refused():
+  with pytest.raises(
+    ValueError, match=r"'BLEU': expected one of .*'METEOR', 'SPICE'"
+  ):
     java.check(["BLEU"])
 
 
@@ -107,7 +109,7 @@ def installed():
   java.check(["METEOR"])
 
 
-def test_meteor_live_is_the_oracles(installed, shared_dir):
+def test_live_meteor_equals_the_official_scores(installed, shared_dir):
   folder = shared_dir / "data" / "coco_eval"
   case = "fakecap_in_val2017"
   ids, expected = json.loads(
@@ -122,21 +124,6 @@ def test_meteor_live_is_the_oracles(installed, shared_dir):
   assert total == pytest.approx(0.20508447515305, abs=1e-9)
 
 
-def test_meteor_live_takes_captions_without_words(installed):
+def test_live_meteor_accepts_empty_captions(installed):
   _, each = java.meteor(["", "a dog"], [["a dog"], ["", "a dog"]])
   assert each[0] == 0 and each[1] > 0 and all(map(math.isfinite, each))
-
-
-def test_tokenizer_live_is_the_official_one(installed):
-  from pycocoevalcap.tokenizer import ptbtokenizer
-
-  from tests.test_ptb import CASES
-
-  # Blank captions are lost there at the end of a file.
-  captions = [*filter(str.strip, CASES), "the end"]
-  official = ptbtokenizer.PTBTokenizer().tokenize(
-    {i: [{"caption": text}] for i, text in enumerate(captions)}
-  )
-  assert ptb.tokenize_lines(captions) == [
-    words for (words,) in official.values()
-  ]

@@ -1,4 +1,4 @@
-"""Matching and embedding through the user's door."""
+"""Matching and embedding through `blip_jax.load(...)`."""
 
 import dataclasses
 import json
@@ -22,22 +22,22 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
   return [scenes.Scenes("val")[i]["image"] for i in range(5)]
 
 
-def normalised(model, picture):
+def normalised(model, image):
   mean, std = (
     np.array(x, np.float32) for x in (config.IMAGE_MEAN, config.IMAGE_STD)
   )
-  return ((model.image(picture)[None] / np.float32(255)) - mean) / std
+  return ((model.image(image)[None] / np.float32(255)) - mean) / std
 
 
-def by_hand(model, picture, text, legacy_cls=False):
-  """Of one pair: cosine, probability and rank score."""
+def by_hand(model, image, text, legacy_cls=False):
+  """Cosine, probability and rank score of one pair."""
   ids, mask = model.tokenizer.encode([text], 35)
   embeds, image_feat = model.apply(
-    normalised(model, picture), method="image_features"
+    normalised(model, image), method="image_features"
   )
   kv = model.apply(embeds, method="image_kv")
   (logits,) = model.apply(ids, mask, kv, method="match", legacy_cls=legacy_cls)
@@ -46,55 +46,55 @@ def by_hand(model, picture, text, legacy_cls=False):
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])
-def test_all_with_all(model, pictures, batch_size):
-  found = model.match(pictures, WORDS, batch_size=batch_size)
-  assert all(field.shape == (5, 3) for field in found)
-  for i, picture in enumerate(pictures):
+def test_every_text_is_compared_with_every_image(model, images, batch_size):
+  match = model.match(images, WORDS, batch_size=batch_size)
+  assert all(field.shape == (5, 3) for field in match)
+  for i, image in enumerate(images):
     for j, text in enumerate(WORDS):
-      expected = by_hand(model, picture, text)
-      ours = [field[i, j] for field in found]
-      np.testing.assert_allclose(ours, expected, atol=1e-5, err_msg=(i, j))
-  assert (found.itm_prob > 0).all() and (found.itm_prob < 1).all()
+      expected = by_hand(model, image, text)
+      scores = [field[i, j] for field in match]
+      np.testing.assert_allclose(scores, expected, atol=1e-5, err_msg=(i, j))
+  assert (match.itm_prob > 0).all() and (match.itm_prob < 1).all()
 
 
-def test_pairs_are_the_diagonal(model, pictures):
-  everything = model.match(pictures[:3], WORDS)
+def test_pairwise_scores_are_the_diagonal(model, images):
+  everything = model.match(images[:3], WORDS)
   for batch_size in (2, 8):
-    found = model.match(
-      iter(pictures[:3]), WORDS, pairwise=True, batch_size=batch_size
+    pairs = model.match(
+      iter(images[:3]), WORDS, pairwise=True, batch_size=batch_size
     )
-    for ours, whole in zip(found, everything, strict=True):
-      np.testing.assert_allclose(ours, np.diag(whole), atol=1e-5)
-  assert model.match(pictures[0], WORDS[0]).itm_prob.shape == (1, 1)
+    for scores, matrix in zip(pairs, everything, strict=True):
+      np.testing.assert_allclose(scores, np.diag(matrix), atol=1e-5)
+  assert model.match(images[0], WORDS[0]).itm_prob.shape == (1, 1)
 
 
-def test_a_few_pictures_are_a_small_batch(model, pictures):
-  """And the last of many is no program of its own."""
+def test_a_few_images_make_a_small_batch(model, images):
+  """And the last batch of many needs no program of its own."""
   program = model.matcher._scorer.image_features
   before = program._cache_size()
   for number, batch_size in ((1, 32), (3, 64), (4, 128)):
-    model.embed_images(pictures[:number], batch_size=batch_size)
+    model.embed_images(images[:number], batch_size=batch_size)
   assert program._cache_size() <= before + 2  # of 1 and 4
-  many = model.embed_images(pictures, batch_size=4)
+  many = model.embed_images(images, batch_size=4)
   assert program._cache_size() <= before + 2
   np.testing.assert_allclose(
-    many, model.embed_images(pictures, batch_size=8), atol=1e-5
+    many, model.embed_images(images, batch_size=8), atol=1e-5
   )
 
 
-def test_a_text_is_read_as_in_training_and_as_it_is_for_legacy(model, pictures):
-  """The demo tokenises the text alone, and leaves [CLS] before it."""
+def test_texts_are_cleaned_as_in_training_unless_legacy(model, images):
+  """The demo only tokenises the text, and leaves [CLS] in front of it."""
   text, read = "A red circle!", "a red circle"
-  found = model.match(pictures[0], text)
-  expected = by_hand(model, pictures[0], read)
+  found = model.match(images[0], text)
+  expected = by_hand(model, images[0], read)
   np.testing.assert_allclose(np.ravel(found), expected, atol=1e-5)
-  legacy = model.match(pictures[0], text, legacy_cls=True)
-  expected = by_hand(model, pictures[0], text, legacy_cls=True)
+  legacy = model.match(images[0], text, legacy_cls=True)
+  expected = by_hand(model, images[0], text, legacy_cls=True)
   np.testing.assert_allclose(np.ravel(legacy), expected, atol=1e-5)
   assert abs(legacy.itm_prob - found.itm_prob) > 1e-4
 
 
-def test_a_mesh_matches_the_same(model, pictures):
+def test_a_mesh_gives_the_same_scores(model, images):
   mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
   sharded = dataclasses.replace(
     model,
@@ -103,23 +103,26 @@ def test_a_mesh_matches_the_same(model, pictures):
       model.params, sharding.state_shardings(model.params, mesh)
     ),
   )
-  alone, spread = (m.match(pictures, WORDS) for m in (model, sharded))
-  for one, other in zip(alone, spread, strict=True):
-    np.testing.assert_allclose(one, other, atol=1e-5)
+  alone, on_mesh = (m.match(images, WORDS) for m in (model, sharded))
+  for expected, scores in zip(alone, on_mesh, strict=True):
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_embeddings_are_unit_vectors_that_match_compares(model, pictures):
-  images, texts = model.embed_images(pictures), model.embed_texts(WORDS)
-  np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-5)
-  np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, rtol=1e-5)
-  found = model.match(pictures, WORDS, batch_size=2)
-  np.testing.assert_allclose(images @ texts.T, found.itc_cosine, atol=1e-5)
+def test_embeddings_are_unit_vectors_with_the_cosines_of_match(model, images):
+  image_feat = model.embed_images(images)
+  text_feat = model.embed_texts(WORDS)
+  np.testing.assert_allclose(np.linalg.norm(image_feat, axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(text_feat, axis=1), 1, rtol=1e-5)
+  found = model.match(images, WORDS, batch_size=2)
+  np.testing.assert_allclose(
+    image_feat @ text_feat.T, found.itc_cosine, atol=1e-5
+  )
   one = model.embed_texts(WORDS[1], batch_size=1)
-  np.testing.assert_allclose(one, texts[1:2], atol=1e-5)
+  np.testing.assert_allclose(one, text_feat[1:2], atol=1e-5)
 
 
-def test_features_of_texts_are_the_original_extractors():
-  """`BLIP_Base` took each alone; here they are a batch, with padding."""
+def test_text_features_equal_the_originals():
+  """`BLIP_Base` took each text alone; here they are a batch, with padding."""
   golden = helpers.arrays("blip_base")
   manifest = json.loads((helpers.GOLDEN / "manifest.json").read_text())
   (case,) = (c for c in manifest["cases"] if c["name"] == "blip_base")
@@ -138,69 +141,72 @@ def test_features_of_texts_are_the_original_extractors():
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])
-def test_features_of_pictures_and_of_both(model, pictures, batch_size):
-  found = model.features(pictures[:3], WORDS, batch_size=batch_size)
-  images = model.features(pictures[:3], batch_size=batch_size)
-  assert images.mask.all()
-  for i, (picture, text) in enumerate(zip(pictures, WORDS, strict=False)):
-    embeds = model.apply(normalised(model, picture), method="encode_image")
-    np.testing.assert_allclose(images.states[i], embeds[0], atol=1e-5)
+def test_features_of_images_and_of_pairs(model, images, batch_size):
+  pairs = model.features(images[:3], WORDS, batch_size=batch_size)
+  alone = model.features(images[:3], batch_size=batch_size)
+  assert alone.mask.all()
+  for i, (image, text) in enumerate(zip(images, WORDS, strict=False)):
+    embeds = model.apply(normalised(model, image), method="encode_image")
+    np.testing.assert_allclose(alone.states[i], embeds[0], atol=1e-5)
     ids, mask = model.tokenizer.encode([text], 35)
     kv = model.apply(embeds, method="image_kv")
     fused = model.apply(ids, mask, kv, method="fuse")
     length = mask.sum()
-    assert found.mask[i].sum() == length
+    assert pairs.mask[i].sum() == length
     np.testing.assert_allclose(
-      found.states[i, :length], fused[0, :length], atol=1e-5
+      pairs.states[i, :length], fused[0, :length], atol=1e-5
     )
 
 
-def test_what_cannot_be(model, pictures):
-  few = pictures[:2]
+def test_impossible_inputs_are_refused(model, images):
+  few = images[:2]
   with pytest.raises(ValueError, match=r"pairs: .*found 2 and 3"):
     model.match(few, WORDS, pairwise=True)
   with pytest.raises(ValueError, match=r"pairs: .*found 2 and 3"):
     model.features(few, WORDS)
   for images, texts in (([], WORDS), (few, [])):
-    with pytest.raises(ValueError, match="there are none"):
+    with pytest.raises(ValueError, match="expected at least one"):
       model.match(images, texts)
   for empty in ("", "  ", "...!"):
     with pytest.raises(ValueError, match="text 1: empty_caption"):
       model.match(few, ["a circle", empty])
     with pytest.raises(ValueError, match="text 0: empty_caption"):
       model.embed_texts(empty)
-  with pytest.raises(ValueError, match=r"picture 1: missing.*nowhere"):
-    model.embed_images([pictures[0], "nowhere.png"])
+  with pytest.raises(ValueError, match=r"image 1: missing.*nowhere"):
+    model.embed_images([images[0], "nowhere.png"])
   with pytest.raises(ValueError, match="give images=, texts= or both"):
     model.features()
 
 
-def test_weights_that_are_damaged_score_nothing(model, pictures):
+def test_damaged_weights_score_nothing(model, images):
   broken = lambda params: dataclasses.replace(model, params=params)
-  nowhere = broken(jax.tree.map(lambda x: x * np.nan, model.params))
-  for ask in (
-    lambda: nowhere.embed_images(pictures),
-    lambda: nowhere.embed_texts(WORDS),
-    lambda: nowhere.features(pictures),
+  damaged = broken(jax.tree.map(lambda x: x * np.nan, model.params))
+  for call in (
+    lambda: damaged.embed_images(images),
+    lambda: damaged.embed_texts(WORDS),
+    lambda: damaged.features(images),
   ):
     with pytest.raises(ValueError, match="gives NaN; its weights are damaged"):
-      ask()
+      call()
   head = jax.tree.map(lambda x: x * np.nan, model.params["itm_head"])
   with pytest.raises(ValueError, match="gives NaN"):
-    broken(model.params | {"itm_head": head}).match(pictures, WORDS)
+    broken(model.params | {"itm_head": head}).match(images, WORDS)
 
 
-def test_models_that_cannot_match_say_which_can(pictures):
+def test_models_without_itm_name_models_that_have_it(images):
   captioner = helpers.make_model("caption")
-  for ask in (
-    lambda: captioner.match(pictures, WORDS),
-    lambda: captioner.embed_images(pictures),
+  for call in (
+    lambda: captioner.match(images, WORDS),
+    lambda: captioner.embed_images(images),
     lambda: captioner.embed_texts(WORDS),
     lambda: captioner.features(texts=WORDS),
   ):
     with pytest.raises(ValueError, match=r"'caption'.*model_base_retrieval"):
-      ask()
-  assert captioner.features(images=pictures).states.shape[:2] == (5, 5)
+      call()
+  assert captioner.features(images=images).states.shape[:2] == (5, 5)
+  nlvr = helpers.make_model("nlvr")
+  with pytest.raises(ValueError, match=r"'nlvr', which cannot encode"):
+    nlvr.features(images=images)
   wordless = helpers.make_model("itm", tokenizer=None)
   with pytest.raises(ValueError, match="no vocabulary"):
-    wordless.match(pictures, WORDS)
+    wordless.match(images, WORDS)

@@ -1,9 +1,10 @@
-"""The tokenizer: what the official one was seen to do, and its very output."""
+"""The PTB tokenizer, compared with the output of the official one."""
 
 # ruff: noqa: RUF001 - look-alikes are part of what is tested
 
 import json
 import random
+import shutil
 import time
 
 import pytest
@@ -154,7 +155,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("caption", CASES)
-def test_words_are_the_official_ones(caption):
+def test_tokens_equal_the_official_ones(caption):
   assert ptb.tokenize(caption) == CASES[caption]
 
 
@@ -164,7 +165,7 @@ def test_example_in_the_docstring():
   assert words in ptb.tokenize.__doc__
 
 
-def test_next_caption_decides_on_the_period_after_a_letter():
+def test_the_next_caption_decides_on_a_period_after_a_letter():
   sign = "A sign that reads K."
   for following, last in {
     "A man rests": "k",
@@ -181,13 +182,13 @@ def test_next_caption_decides_on_the_period_after_a_letter():
 @pytest.mark.parametrize(
   "ending", ["\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028"]
 )
-def test_captions_keep_their_lines(ending):
+def test_each_caption_stays_on_its_line(ending):
   captions = [f"one{ending}two", "", f"three{ending}", "four"]
   assert ptb.tokenize_lines(captions) == ["one two", "", "three", "four"]
   assert ptb.tokenize_lines([]) == []
 
 
-def test_words_of_lower_case_stay_what_they_are():
+def test_lower_case_words_are_unchanged():
   rng = random.Random(0)
   captions = [
     " ".join(
@@ -199,7 +200,7 @@ def test_words_of_lower_case_stay_what_they_are():
   assert ptb.tokenize_lines(captions) == captions
 
 
-def test_any_text_has_one_line_of_words():
+def test_any_text_gives_one_line_of_tokens():
   rng = random.Random(0)
   signs = "ab AB.,'\"-/:;()[]<>&#@$%!?*_~^\\|0123½é’“…😀"
   signs += " \n\r\t\0\x85\xa0\xad\ud800"
@@ -211,7 +212,7 @@ def test_any_text_has_one_line_of_words():
     assert "\n" not in line and "  " not in line and line == line.strip(" ")
 
 
-def test_long_texts_without_a_blank_are_done_in_seconds():
+def test_long_texts_without_spaces_take_seconds():
   start = time.perf_counter()
   for text in ("a," * 4000, "<!" * 4000, "#." * 4000, "a'" * 4000, "1/" * 4000):
     ptb.tokenize(text)
@@ -252,7 +253,7 @@ def _raw_and_tokenized(folder, case):
     "abstract50s_candsB",
   ],
 )
-def test_no_caption_of_the_oracle_differs(shared_dir, case):
+def test_all_official_captions_are_tokenised_alike(shared_dir, case):
   folder = shared_dir / "data" / "coco_eval"
   captions, words = zip(*_raw_and_tokenized(folder, case), strict=True)
   found = ptb.tokenize_lines(captions)
@@ -263,3 +264,18 @@ def test_no_caption_of_the_oracle_differs(shared_dir, case):
     if got != expected
   ]
   assert not wrong
+
+
+def test_live_official_tokenizer_gives_the_same():
+  package = "pycocoevalcap.tokenizer.ptbtokenizer"
+  official = pytest.importorskip(package, reason="needs the extra [coco]")
+  if shutil.which("java") is None:
+    pytest.skip("needs Java")
+  # It loses blank captions at the end of a file.
+  captions = [*filter(str.strip, CASES), "the end"]
+  tokenised = official.PTBTokenizer().tokenize(
+    {i: [{"caption": text}] for i, text in enumerate(captions)}
+  )
+  assert ptb.tokenize_lines(captions) == [
+    words for (words,) in tokenised.values()
+  ]

@@ -1,4 +1,4 @@
-"""Tests of recall at k."""
+"""Recall@k: by hand, by sorting, with ties, and refusals."""
 
 import itertools
 
@@ -66,7 +66,7 @@ def test_worked_example_with_several_texts_per_image():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_sorting_on_random_matrices(seed):
+def test_recall_equals_sorting_on_random_matrices(seed):
   rng = np.random.default_rng(seed)
   images = int(rng.integers(1, 40))
   extra = rng.integers(0, images, int(rng.integers(0, 80)))
@@ -79,7 +79,7 @@ def test_equals_sorting_on_random_matrices(seed):
   )
 
 
-def test_ties_count_the_mean_over_all_their_orders():
+def test_ties_score_the_mean_over_all_their_orders():
   rng = np.random.default_rng(0)
   text_to_image = np.array([0, 1, 0, 2, 1, 2, 0])
   sim_i2t = rng.integers(0, 3, (3, 7)).astype(float)
@@ -97,7 +97,7 @@ def test_ties_count_the_mean_over_all_their_orders():
   )
 
 
-def test_indifference_scores_chance_wherever_the_answers_are():
+def test_constant_scores_give_chance_wherever_the_answers_are():
   for text_to_image in (np.arange(50), np.arange(50)[::-1].copy()):
     constant = np.full((50, 50), 0.25, np.float32)
     scores = recall_lib.recall(constant, constant, text_to_image)
@@ -106,7 +106,7 @@ def test_indifference_scores_chance_wherever_the_answers_are():
         assert scores[f"{direction}_r{k}"] == pytest.approx(100 * k / 50)
 
 
-def test_answers_outside_a_shortlist_are_not_found():
+def test_answers_outside_a_short_list_are_not_found():
   # Re-ranking leaves everything outside the shortlist at one low score.
   sim = np.full((30, 30), -100.0)
   for i in range(30):
@@ -119,7 +119,7 @@ def test_nan_is_refused():
   sim = np.eye(3)
   broken = sim.copy()
   broken[1] = np.nan
-  with pytest.raises(ValueError, match=r"sim_t2i holds NaN in 1 of 3.* row 1"):
+  with pytest.raises(ValueError, match=r"sim_t2i has NaN in 1 of 3.* row 1"):
     recall_lib.recall(sim, broken, np.arange(3))
 
 

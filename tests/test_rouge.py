@@ -1,4 +1,4 @@
-"""ROUGE-L, by hand and against the table of dynamic programming."""
+"""ROUGE-L: worked examples, and plain dynamic programming."""
 
 import random
 
@@ -39,27 +39,27 @@ def test_order_matters():
   assert one("a b c d", "d c b a") == pytest.approx(f_score(1 / 4, 1 / 4))
 
 
-def test_precision_and_recall_may_be_of_different_references():
+def test_precision_and_recall_may_come_from_different_references():
   score = one("a b c d", "a b c x y z", "d")
   assert score == pytest.approx(f_score(3 / 4, 1))
 
 
-def test_a_reference_word_for_word_scores_one():
+def test_an_exact_reference_scores_one():
   assert one("a b c", "x", "a b c") == pytest.approx(1)
   assert one("a", "a") == pytest.approx(1)
 
 
-def test_nothing_in_common_scores_nothing():
+def test_no_common_words_score_zero():
   assert one("a b", "c d", "e") == 0
   assert one("", "a b") == 0
   assert one("a b", "") == 0
 
 
-def test_no_words_where_none_are_right_scores_one_as_officially():
+def test_an_empty_caption_matches_an_empty_reference_as_officially():
   assert one("", "") == pytest.approx(1)
 
 
-def test_a_word_with_a_blank_inside_is_one():
+def test_a_no_break_space_does_not_split_a_word():
   assert one("1\xa01/2 cups", "1 1/2 cups") == pytest.approx(
     f_score(1 / 2, 1 / 3)
   )
@@ -72,7 +72,7 @@ def test_total_is_the_mean():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_common_subsequence_is_the_textbooks(seed):
+def test_the_common_subsequence_equals_the_textbook_algorithm(seed):
   rng = random.Random(seed)
   for _ in range(50):
     words, others = (

@@ -1,4 +1,4 @@
-"""The tool, from files to table and files."""
+"""The command-line tool that scores captions."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def files(tmp_path):
   ]
 
 
-def test_table_and_what_was_left_aside(tool, files, capsys):
+def test_the_table_and_the_number_of_images_not_scored(tool, files, capsys):
   assert tool.main(files) == 0
   head, *rows, scored, left = capsys.readouterr().out.splitlines()
   assert head.split() == ["metric", "score"]
@@ -45,7 +45,7 @@ def test_table_and_what_was_left_aside(tool, files, capsys):
   assert left.startswith("1 of the 3 images with references have no result")
 
 
-def test_files_hold_what_the_table_shows(tool, files, tmp_path, capsys):
+def test_the_files_have_the_scores_of_the_table(tool, files, tmp_path, capsys):
   out, each = tmp_path / "s.json", tmp_path / "p.json"
   assert tool.main([*files, "--out", f"{out}", "--per-image", f"{each}"]) == 0
   shown = [line.split() for line in capsys.readouterr().out.splitlines()[1:7]]
@@ -58,9 +58,7 @@ def test_files_hold_what_the_table_shows(tool, files, tmp_path, capsys):
   assert total["CIDEr"] == pytest.approx(mean)
 
 
-def test_nothing_is_said_of_images_if_all_were_scored(
-  tool, files, tmp_path, capsys
-):
+def test_no_note_if_all_images_were_scored(tool, files, tmp_path, capsys):
   path = tmp_path / "a.json"
   rows = json.loads(path.read_text())
   path.write_text(json.dumps([rows[0], rows[2]]))
@@ -68,7 +66,7 @@ def test_nothing_is_said_of_images_if_all_were_scored(
   assert capsys.readouterr().out.endswith("2 images were scored.\n")
 
 
-def test_mistakes_are_told_in_one_line(tool, files, tmp_path, capsys):
+def test_errors_are_one_line(tool, files, tmp_path, capsys):
   (tmp_path / "a.json").write_text("[]")
   assert tool.main([*files, "--out", f"{tmp_path}/s.json"]) == 1
   shown = capsys.readouterr()
@@ -83,7 +81,7 @@ def test_unknown_metrics_are_refused(tool, files, capsys):
   assert "METEOR" in capsys.readouterr().err
 
 
-def test_command_line(root, files):
+def test_the_script_runs(root, files):
   done = subprocess.run(
     [sys.executable, root / "tools" / "score_captions.py", *files],
     env={"PYTHONPATH": str(root)},

@@ -1,4 +1,4 @@
-"""Pairs of pictures and texts, beside the plain way of scoring each alone."""
+"""Scores of image-text pairs, compared with scoring each pair alone."""
 
 import functools
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.evaluators import ranking
 from blip_jax.inference import scoring
 from blip_jax.models import blip, config, families
 from blip_jax.runtime import sharding
@@ -26,7 +25,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def texts():
-  """Of 3 to 35 tokens."""
+  """Texts of 3 to 35 tokens."""
   rng = np.random.default_rng(1)
   lengths = rng.integers(3, LENGTH + 1, TEXTS)
   mask = (np.arange(LENGTH) < lengths[:, None]).astype(np.int32)
@@ -42,7 +41,7 @@ def image_embeds(params):
 
 @functools.partial(jax.jit, static_argnames="legacy_cls")
 def plain(params, image_embeds, ids, mask, legacy_cls=False):
-  """Each text with its own copy of the picture, projected for it alone."""
+  """Each text with its own copy of the image, projected for it alone."""
   call = functools.partial(MODEL.apply, {"params": params})
   kv = call(image_embeds, method="image_kv")
   return call(ids, mask, kv, legacy_cls=legacy_cls, method="match")
@@ -50,7 +49,7 @@ def plain(params, image_embeds, ids, mask, legacy_cls=False):
 
 @pytest.mark.parametrize("legacy_cls", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 2), (2, 2, 2)])
-def test_each_pair_has_the_score_that_it_has_alone(
+def test_scores_equal_those_of_each_pair_alone(
   params, texts, image_embeds, shape, legacy_cls
 ):
   mesh = sharding.make_mesh(
@@ -58,16 +57,18 @@ def test_each_pair_has_the_score_that_it_has_alone(
     jax.devices()[: np.prod(shape)],
   )
   rng = np.random.default_rng(3)
-  wanted = [
+  candidates = [
     rng.choice(TEXTS, n, replace=False) for n in (40, 0, 1, 17, 16, 3, 33, 2)
   ]
   scorer = scoring.Scorer(align.predict_fns(MODEL), mesh)
   placed = jax.device_put(params, sharding.state_shardings(params, mesh))
   batch = sharding.put_batch({"embeds": np.asarray(image_embeds)}, mesh)
-  found = scorer.itm_logits(placed, batch["embeds"], texts, wanted, legacy_cls)
-  assert [len(rows) for rows in found] == [len(rows) for rows in wanted]
-  image = np.repeat(np.arange(IMAGES), [len(rows) for rows in wanted])
-  rows = np.concatenate(wanted)
+  logits = scorer.itm_logits(
+    placed, batch["embeds"], texts, candidates, legacy_cls
+  )
+  assert [len(rows) for rows in logits] == [len(rows) for rows in candidates]
+  image = np.repeat(np.arange(IMAGES), [len(rows) for rows in candidates])
+  rows = np.concatenate(candidates)
   expected = plain(
     params,
     image_embeds[image],
@@ -75,24 +76,24 @@ def test_each_pair_has_the_score_that_it_has_alone(
     jnp.asarray(texts.attention_mask[rows]),
     legacy_cls,
   )
-  np.testing.assert_allclose(np.concatenate(found), expected, atol=2e-5)
+  np.testing.assert_allclose(np.concatenate(logits), expected, atol=2e-5)
 
 
 def test_few_programs_serve_all_blocks(params, texts, image_embeds):
-  """One for each length of texts, in eights, whatever is wanted."""
+  """One for each length of texts, in eights, whatever the candidates are."""
   scorer = scoring.Scorer(align.predict_fns(MODEL), sharding.one_device())
   rng = np.random.default_rng(4)
   for _ in range(4):
-    wanted = [
+    candidates = [
       rng.choice(TEXTS, rng.integers(9, TEXTS), replace=False)
       for _ in range(IMAGES)
     ]
-    scorer.itm_logits(params, image_embeds, texts, wanted)
-  assert scorer._look._cache_size() <= 5
+    scorer.itm_logits(params, image_embeds, texts, candidates)
+  assert scorer._match._cache_size() <= 5
   assert scorer._image_kv._cache_size() == 1
 
 
-def test_padding_that_nobody_needs_is_cut(texts):
+def test_texts_are_trimmed_to_the_longest(texts):
   short = scoring.Texts(texts.input_ids[:, :], texts.attention_mask * 0)
   short.attention_mask[:, :9] = 1
   assert scoring.trimmed(short).input_ids.shape == (TEXTS, 16)
@@ -100,7 +101,7 @@ def test_padding_that_nobody_needs_is_cut(texts):
 
 
 def full_width(variant, size, dtype):
-  """The widths of the paper's models, a layer deep where that is what fits."""
+  """A model of the paper's widths, one layer deep."""
   return config.variant(
     variant,
     image_size=size,
@@ -113,8 +114,8 @@ def full_width(variant, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_block_takes_no_more_than_was_planned(dtype):
-  """Beside what the compiler itself says that its programs need."""
+def test_a_block_needs_no_more_memory_than_planned(dtype):
+  """Compared with what the compiler says its programs need."""
   sizes = full_width("base", 384, dtype)
   fns = align.predict_fns(blip.Blip(sizes))
   params = families.abstract("itm", sizes)
@@ -124,7 +125,7 @@ def test_a_block_takes_no_more_than_was_planned(dtype):
   pixels = shape(images, 384, 384, 3, kind=np.uint8)
   embeds, _ = jax.eval_shape(fns["image_features"], params, pixels)
   image_kv = jax.eval_shape(fns["image_kv"], params, embeds)
-  kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(image_kv))
+  stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(image_kv))
   planned = images * scoring.image_bytes(sizes, LENGTH)
   for function, args in (
     (fns["image_features"], (params, pixels)),
@@ -134,13 +135,13 @@ def test_a_block_takes_no_more_than_was_planned(dtype):
     analysis = jax.jit(function).lower(*args).compile().memory_analysis()
     needs = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
     if function is not fns["image_kv"]:
-      needs += kept
+      needs += stored
     assert needs <= planned
-    # CPUs hold bfloat16 weights' copies in float32.
 
 
-def test_the_whole_of_coco_fits_in_4_gb():
-  """5,000 pictures and 25,000 texts: weights, twin, queues and a block."""
+def test_an_evaluation_on_coco_fits_in_4_gb():
+  """Weights, momentum encoder, queues and a block of images: 5,000 images and
+  25,000 texts need no more."""
   sizes = config.variant(
     "base",
     image_size=384,
@@ -152,16 +153,3 @@ def test_the_whole_of_coco_fits_in_4_gb():
   queues = 2 * 57600 * 256 * 4
   assert scoring.block_size(sizes, sharding.one_device(), LENGTH) >= 4
   assert 2 * size + queues + scoring.BLOCK_BYTES < 4 << 30
-
-
-def test_short_lists_by_hand():
-  sim = np.array([[0.9, 0.1, 0.5], [0.8, 0.7, 0.6]], np.float32)
-  lists = ranking.ShortLists.of(sim, 1)
-  np.testing.assert_array_equal(lists.i2t, [[1, 0, 0], [1, 0, 0]])
-  np.testing.assert_array_equal(lists.t2i, [[1, 0], [0, 1], [0, 1]])
-  np.testing.assert_array_equal(lists.wanted, [[1, 0, 0], [1, 1, 1]])
-  i2t, t2i = lists.ranked(sim)
-  np.testing.assert_array_equal(i2t[0], sim[0] * [1, 0, 0] - [0, 100, 100])
-  np.testing.assert_array_equal(t2i[1], [-100, np.float32(0.7)])
-  everything = ranking.ShortLists.of(sim, 256)
-  assert everything.i2t.all() and everything.t2i.all()

@@ -1,1 +1,1 @@
-"""How well a model does on held-out splits: one evaluator per question."""
+"""Evaluation on held-out splits: one evaluator per question."""

@@ -1,4 +1,4 @@
-"""What the loop knows of an evaluator, and what evaluators share."""
+"""The interface of evaluators, and what they share."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
 from blip_jax.config import Config
-from blip_jax.data import examples, loader, rejects
+from blip_jax.data import examples, loader, rejects, transforms
 from blip_jax.runtime import sharding, train_state
 from blip_jax.tasks import base as tasks
 
@@ -21,20 +21,21 @@ class Evaluator(Protocol):
   """Answers one question about a model, on one held-out split."""
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
-    """Yields (metric, value); the caller knows which split it is."""
+    """Yields (metric, value); the caller adds the name of the split."""
     ...
 
 
 @dataclasses.dataclass
 class Split:
-  """Held-out rows, and how to run a program over them on the mesh.
+  """Held-out rows, and a way to run a program over them on the mesh.
 
   Attributes:
     source: random access to records.
-    example: record to model inputs, without augmentation.
-    batch_size: rows per batch of all processes together.
+    example: record -> model inputs, without augmentation.
+    batch_size: rows per batch, of all processes together; rounded up to what
+      the mesh can divide.
     mesh: where programs run.
-    bad_samples: takes note of rows that cannot be read.
+    bad_samples: counts rows that cannot be read.
   """
 
   source: Any
@@ -44,14 +45,25 @@ class Split:
   bad_samples: rejects.BadSamples
 
   def __post_init__(self):
-    # Every shard gets the same number of rows; the padding is masked anyway.
+    # Every shard gets the same number of rows; padding is not valid.
     self.batch_size = sharding.padded_batch_size(self.batch_size, self.mesh)
+
+  def image_example(self, num_frames: int = 0) -> examples.ImageExample:
+    """The images of records alone; of videos, `num_frames` frames."""
+    image = self.example.image
+    assert isinstance(image, transforms.EvalImage)
+    return examples.ImageExample(image, num_frames=num_frames)
 
   def batches(
     self, example: examples.Example | None = None, source: Any = None
   ) -> Iterator[tuple[dict[str, jax.Array], list[str]]]:
-    """Batches on the mesh, and the ids of this process's rows."""
-    rows = loader.eval_loader(
+    """Yields batches on the mesh, and the ids of this process's rows.
+
+    Args:
+      example: record -> inputs; by default the split's.
+      source: of rows; by default the split's.
+    """
+    batches = loader.eval_loader(
       self.source if source is None else source,
       example or self.example,
       self.batch_size // jax.process_count(),
@@ -60,7 +72,7 @@ class Split:
       bad_samples=self.bad_samples,
     )
     with sharding.activate(self.mesh):
-      for arrays, ids in rows:
+      for arrays, ids in batches:
         yield sharding.put_batch(arrays, self.mesh), ids
 
   def map(
@@ -69,52 +81,53 @@ class Split:
     example: examples.Example | None = None,
     source: Any = None,
   ) -> tuple[Any, Bool[np.ndarray, " n"]]:
-    """All rows of `program`, in order and on every host.
+    """Runs a program over all rows; every process gets all results.
 
     Args:
-      program: a jitted function of a batch; its outputs have a row per row.
-      example: record to inputs, if not the split's.
-      source: rows, if not the split's.
+      program: a jitted function of a batch, whose outputs have one row for
+        each row of the batch.
+      example: record -> inputs; by default the split's.
+      source: of rows; by default the split's.
 
     Returns:
-      Arrays of as many rows as the source, and which of them are valid: a row
-      that could not be read is zeros.
+      The outputs, in order of the source's rows, and which rows are valid. The
+      output of a row that could not be read is meaningless.
     """
     chunks = []
     for batch, _ in self.batches(example, source):
       rows = program(batch), batch["valid"]
       chunks.append(multihost_utils.process_allgather(rows, tiled=True))
-    number = len(self.source if source is None else source)
-    join = lambda *parts: np.concatenate(parts)[:number]
+    num_rows = len(self.source if source is None else source)
+    join = lambda *parts: np.concatenate(parts)[:num_rows]
     return jax.tree.map(join, *chunks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What the evaluators of a split are built from.
+  """Everything that the evaluators of a split are built from.
 
   Attributes:
     name: of the split.
     settings: `config.evals.<name>`.
     config: of the run.
-    task: the task that is evaluated.
-    example: record to model inputs, without augmentation.
+    task: to evaluate.
+    example: record -> model inputs, without augmentation.
     mesh: where programs run.
-    bad_samples: takes note of rows that cannot be read.
-    workdir: where evaluators leave files.
+    bad_samples: counts rows that cannot be read.
+    workdir: where evaluators write files.
   """
 
   name: str
   settings: Config
   config: Config
   task: tasks.Task
-  example: examples.Example
+  example: examples.PairExample
   mesh: jax.sharding.Mesh
   bad_samples: rejects.BadSamples
   workdir: str
 
   def split(self, source: Any) -> Split:
-    """The rows of an open source as a split."""
+    """Returns the rows of an open source as a split."""
     return Split(
       source,
       self.example,
@@ -124,22 +137,22 @@ class Context:
     )
 
   def file(self, name: str) -> str:
-    """The path of a file in the workdir."""
+    """Returns the path of a file in the workdir."""
     return os.path.join(self.workdir, name)
 
 
 Build = Callable[[Context], list[Evaluator]]
-# Evaluators by the name of their split.
+# Evaluators, by the name of their split.
 Evaluators = dict[str, list[Evaluator]]
 
 
 def run(
   evaluators: Evaluators, state: train_state.TrainState
 ) -> dict[str, float]:
-  """All metrics, as `split/metric`."""
+  """Returns all metrics, as `split/metric`."""
   return {
     f"{split}/{metric}": float(value)
-    for split, of_split in evaluators.items()
-    for evaluator in of_split
+    for split, split_evaluators in evaluators.items()
+    for evaluator in split_evaluators
     for metric, value in evaluator.run(state)
   }

@@ -1,4 +1,4 @@
-"""Captions of a split: written, kept as COCO's server wants them, scored."""
+"""Generated captions of a split: scored, and saved in COCO's result format."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,48 +20,50 @@ from blip_jax.runtime import (
 from blip_jax.tasks import base as tasks
 
 
-def build(of: base.Context) -> list[base.Evaluator]:
-  """Generated captions with their scores, behind the losses of true ones."""
-  settings = of.settings
-  # NoCaps has images whose captions only its server knows.
+def build(context: base.Context) -> list[base.Evaluator]:
+  """Returns evaluators of the held-out loss and of generated captions."""
+  settings = context.settings
+  # The captions of NoCaps are secret: only its server can score.
   has_captions = settings.references != "none"
   open_rows = datasets.open_source if has_captions else datasets.open_images
-  split = of.split(open_rows(settings.source, settings.image_root))
+  split = context.split(open_rows(settings.source, settings.image_root))
   references = None
   if has_captions and settings.references:
     references = caption_files.read_references(settings.references)
   prompt_ids = split.example.tokenizer.prompt_ids(split.example.prompt)
   generated = Captions(
     split,
-    of.task,
+    context.task,
     decoding.make(
-      of.config.generation.to_dict(),
+      context.config.generation.to_dict(),
       len(prompt_ids),
-      of.task.model.config.med.max_positions,
+      context.task.model.config.med.max_positions,
     ),
     references,
-    of.file(f"{of.name}_captions.json"),
-    of.file("samples.png"),
+    context.file(f"{context.name}_captions.json"),
+    context.file("samples.png"),
     settings.samples,
   )
   if not has_captions:
     return [generated]
-  return [held_out_loss.HeldOutLoss(split, of.task), generated]
+  return [held_out_loss.HeldOutLoss(split, context.task), generated]
 
 
 class Captions:
-  """Writes a caption of every picture of a split.
+  """Generates a caption of every image of a split, and scores them.
 
-  A caption is exactly right if it is one of the record's `references` (all
-  that may truly be said of a rendered scene) or, without those, its captions.
+  `caption_exact` is the percentage of captions that are exactly right; see
+  `caption_generator.true_captions`.
 
   Args:
-    split: whose records have captions; without them nothing is scored.
+    split: images; nothing is scored if the records have no captions.
+    task: with the predict function `caption`.
     settings: how to decode.
-    references: captions of people by `image_id`, if not those of the records.
-    results: gets a list of {image_id, caption}, each picture once.
-    sheet: gets the first pictures with their captions, if any are to be shown.
-    number: of pictures shown.
+    references: human captions by `image_id`; by default those of the records.
+    results: path of the JSON file for the captions, a list of {image_id,
+      caption} with each image once.
+    sheet: path of the contact sheet.
+    num_shown: images on the contact sheet; 0 draws none.
   """
 
   def __init__(
@@ -72,24 +74,25 @@ class Captions:
     references: Mapping[Any, Sequence[str]] | None,
     results: str | os.PathLike,
     sheet: str | os.PathLike,
-    number: int,
+    num_shown: int,
   ):
     self._split = split
     self._references = references
     self._results = results
     self._sheet = sheet
-    self._number = number
-    self._write = caption_generator.CaptionGenerator(
+    self._num_shown = num_shown
+    self._generate = caption_generator.CaptionGenerator(
       split, task, settings, split.example.prompt
     )
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
-    texts, valid = self._write(state.params)
-    written = {row: texts[row] for row in np.flatnonzero(valid).tolist()}
+    texts, valid = self._generate(state.params)
+    rows = np.flatnonzero(valid).tolist()
     records = self._split.source
-    names = _names(map(records.__getitem__, written))
+    names = _image_names(records[row] for row in rows)
     captions, truths, right, cells = {}, {}, [], []
-    for (row, text), name in zip(written.items(), names, strict=True):
+    for row, name in zip(rows, names, strict=True):
+      text = texts[row]
       record = records[row]
       captions.setdefault(name, text)
       if "caption" not in record:
@@ -99,11 +102,11 @@ class Captions:
         record, self._split.example
       )
       right.append(is_right)
-      if len(cells) < self._number:
+      if len(cells) < self._num_shown:
         cells.append(self._cell(record, text, is_right))
     if jax.process_index() == 0:
-      rows = [{"image_id": k, "caption": v} for k, v in captions.items()]
-      files.write_json(self._results, rows)
+      results = [{"image_id": k, "caption": v} for k, v in captions.items()]
+      files.write_json(self._results, results)
       if cells:
         contact_sheet.contact_sheet(cells, self._sheet)
     references = self._references or truths
@@ -116,35 +119,35 @@ class Captions:
     self, record: sources.Record, text: str, is_right: bool
   ) -> contact_sheet.Cell:
     lines = (
-      contact_sheet.Line("true", sources.captions(record)[0]),
-      contact_sheet.Line("written", text, is_right),
+      contact_sheet.Line("true", caption_generator.first_caption(record)),
+      contact_sheet.Line("generated", text, is_right),
     )
-    picture = transforms.decode(record["image"], self._split.example.max_pixels)
-    return contact_sheet.Cell(picture, lines)
+    image = transforms.decode(record["image"], self._split.example.max_pixels)
+    return contact_sheet.Cell(image, lines)
 
 
-def _names(records: Iterable[sources.Record]) -> list[int | str]:
-  """What pictures are called in results: as their annotation says, else by
-  their files' names, where no two files have the same."""
-  known = [_Known.of(record) for record in records]
-  paths = {one.path for one in known}
-  short = len({os.path.basename(path) for path in paths}) == len(paths)
+def _image_names(records: Iterable[sources.Record]) -> list[int | str]:
+  """Names of images in the results: `image_id` if the record has one, else the
+  name of the file, or its path if two files have the same name."""
+  names = [_ImageName.from_record(record) for record in records]
+  paths = {name.path for name in names}
+  unique = len({os.path.basename(path) for path in paths}) == len(paths)
   return [
-    one.image_id
-    if one.image_id is not None
-    else (os.path.basename(one.path) if short else one.path)
-    for one in known
+    name.image_id
+    if name.image_id is not None
+    else (os.path.basename(name.path) if unique else name.path)
+    for name in names
   ]
 
 
-class _Known(NamedTuple):
-  """Of a record, without its picture."""
+class _ImageName(NamedTuple):
+  """What identifies an image; keeps no pixels in memory."""
 
   image_id: int | str | None
   path: str
 
   @classmethod
-  def of(cls, record: sources.Record) -> "_Known":
+  def from_record(cls, record: sources.Record) -> "_ImageName":
     image = record["image"]
     path = image if isinstance(image, str) else record["id"]
     return cls(sources.image_id(record), path)

@@ -1,4 +1,4 @@
-"""The training losses on held-out rows."""
+"""The training loss on held-out rows."""
 
 import collections
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from blip_jax.tasks import base as tasks
 
 
 class HeldOutLoss:
-  """What the task's loss reports, without dropout, averaged over batches.
+  """The losses that the task reports, without dropout, averaged over batches.
 
-  Only whole batches count: ITC and ITM draw on the other rows of a batch, and
-  a shorter one would be an easier one.
+  Only full batches count: ITC and ITM compare with the other rows of the batch,
+  so that a smaller batch would be easier.
   """
 
   def __init__(self, split: base.Split, task: tasks.Task):
@@ -43,5 +43,5 @@ class HeldOutLoss:
         for name, value in metrics.items():
           if "loss" in name or "nll" in name:
             values[name].append(float(value))
-    for name, numbers in values.items():
-      yield name, float(np.mean(numbers))
+    for name, batch_values in values.items():
+      yield name, float(np.mean(batch_values))

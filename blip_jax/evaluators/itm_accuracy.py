@@ -1,4 +1,4 @@
-"""Image-text matching on true pairs and on random ones."""
+"""Image-text matching on true pairs and on mismatched ones."""
 
 import logging
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class ItmAccuracy:
-  """Accuracy of the ITM head when half of the pairs are true.
+  """Accuracy of the ITM head, `itm_acc` in percent; half of the pairs are true.
 
-  The wrong text of a picture is that of the row half a batch away, for
-  neighbours in a file are often captions of one picture.
+  The wrong text of an image is that of the row half a batch away, because
+  neighbours in a file are often captions of the same image.
   """
 
   def __init__(self, split: base.Split, task: tasks.Task):
@@ -36,8 +36,8 @@ class ItmAccuracy:
       )
       ids, mask = both(batch["input_ids"]), both(batch["attention_mask"])
       image_kv = project(params, image_embeds)
-      says_match = jnp.argmax(match(params, ids, mask, image_kv), axis=-1)
-      right = says_match.reshape(-1, 2) == jnp.array([[1, 0]])
+      predicted = jnp.argmax(match(params, ids, mask, image_kv), axis=-1)
+      right = predicted.reshape(-1, 2) == jnp.array([[1, 0]])
       return right, (ids[0::2] != ids[1::2]).any(axis=-1)
 
     self._correct = correct
@@ -46,17 +46,17 @@ class ItmAccuracy:
     program = lambda batch: self._correct(state.params, batch)
     (right, differs), valid = self._split.map(program)
     true_pairs = right[valid, 0]
-    random_pairs = right[valid & differs, 1]
-    if not len(random_pairs):
-      # A run of days must not end over the split it is measured on.
-      log.warning("No two texts differ in a batch: itm_acc is left out.")
+    wrong_pairs = right[valid & differs, 1]
+    if not len(wrong_pairs):
+      # No error: a split like this must not end a training run of days.
+      log.warning("All texts of each batch are the same: itm_acc is left out.")
       return
-    yield "itm_acc", 50.0 * (true_pairs.mean() + random_pairs.mean())
+    yield "itm_acc", float(50.0 * (true_pairs.mean() + wrong_pairs.mean()))
 
 
 def _half_a_batch_away(valid: Bool[Array, " B"]) -> Int[Array, " B"]:
-  """The row to borrow from, counting valid rows only."""
-  number = jnp.maximum(valid.sum(), 1)
+  """For each row, the row half a batch away, counting valid rows only."""
+  num_valid = jnp.maximum(valid.sum(), 1)
   row_of_rank = jnp.argsort(~valid, stable=True)
   rank = jnp.cumsum(valid) - 1
-  return row_of_rank[(rank + jnp.maximum(number // 2, 1)) % number]
+  return row_of_rank[(rank + jnp.maximum(num_valid // 2, 1)) % num_valid]

@@ -1,17 +1,17 @@
-"""Image-text retrieval: ranking by cosine, and the best ranked anew by ITM.
+"""Image-text retrieval: ranking by cosine, and re-ranking by ITM.
 
-Dimensions: N pictures (or videos), M texts, L text length.
+Dimensions: N images (or videos), M texts, L text length.
 """
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from blip_jax.data import examples, sources
 from blip_jax.evaluators import base
@@ -20,18 +20,18 @@ from blip_jax.inference import scoring
 from blip_jax.runtime import train_state
 from blip_jax.tasks import base as tasks
 
-# What the original gives to candidates that are not on the short list.
+# The score that the original gives to candidates that are not re-ranked.
 NOT_LISTED = -100.0
 
 
 class Similarities(NamedTuple):
-  """Cosines of all pictures and texts that could be read.
+  """Cosines of all images and texts that could be read.
 
   Attributes:
-    sim: the cosines, without temperature.
-    image_of: the picture (row of `sim`) that each text belongs to.
-    rows: where the pictures are in the source.
-    text_rows: where the texts are in `Ranking.texts`.
+    sim: cosines, without the temperature.
+    image_of: for each text, the row of `sim` of the image that it belongs to.
+    rows: for each image, its row in the source.
+    text_rows: for each text, its position in `Ranking.texts`.
     tokens: of the texts.
   """
 
@@ -43,27 +43,28 @@ class Similarities(NamedTuple):
 
 
 class ShortLists(NamedTuple):
-  """Which candidates are ranked anew: texts of a picture, pictures of a text.
+  """The candidates to re-rank: texts for each image, images for each text.
 
-  A pair on both lists has one score and is looked at once.
+  A pair on both lists is scored once.
   """
 
   i2t: Bool[np.ndarray, "N M"]
   t2i: Bool[np.ndarray, "M N"]
 
   @classmethod
-  def of(cls, sim: Float[np.ndarray, "N M"], k: int) -> "ShortLists":
-    """The k most similar of each, or all that there are."""
+  def nearest(cls, sim: Float[np.ndarray, "N M"], k: int) -> "ShortLists":
+    """Lists the k most similar candidates, or all if there are fewer."""
     return cls(_best(sim, k), _best(sim.T, k))
 
   @property
-  def wanted(self) -> Bool[np.ndarray, "N M"]:
+  def pairs(self) -> Bool[np.ndarray, "N M"]:
+    """Pairs on either list."""
     return self.i2t | self.t2i.T
 
   def ranked(
     self, scores: Float[np.ndarray, "N M"]
   ) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "M N"]]:
-    """Scores of both directions, in which those on no list come last."""
+    """Scores of both directions; candidates that are not listed come last."""
     return (
       np.where(self.i2t, scores, NOT_LISTED),
       np.where(self.t2i, scores.T, NOT_LISTED),
@@ -79,18 +80,24 @@ def _best(sim: Float[np.ndarray, "N M"], k: int) -> Bool[np.ndarray, "N M"]:
 
 
 class Ranking:
-  """Recall at 1, 5 and 10 over a whole split, in both directions.
+  """Recall at 1, 5 and 10 over a split, in both directions.
 
-  All captions of a picture count, so a picture with five is found by any.
+  All captions of an image count: any of them finds it.
 
-  With `k_test`, candidates are ranked as in the paper (section 5.1): of the
-  `k_test` with the largest cosine ITM adds its logit, the others go behind
-  them. Recall by cosine alone is then called `itc_...`. Nothing of the size of
-  image tokens is kept for that: pictures are encoded once more, block by block,
-  which costs little beside the texts that look at them.
+  With `k_test`, the `k_test` candidates with the largest cosines are re-ranked
+  as in the paper (section 5.1): ITM adds its logit, and all others come after
+  them. Recall before ITM re-ranking is then reported as `itc_...`. Image tokens
+  of a whole split would not fit in memory, so images are encoded once more,
+  block by block; that costs little compared with the ITM of their texts.
 
-  With `num_frames`, pictures are videos (section 5.6): the feature of one is
-  the mean of its frames', and texts look at the tokens of all of them.
+  With `num_frames`, the images are videos (section 5.6): their feature is the
+  mean of those of the frames, and texts attend to the tokens of all frames.
+
+  Args:
+    split: held-out pairs; a row may have several captions.
+    task: with the predict functions of `tasks.align`.
+    k_test: candidates to re-rank; 0: none.
+    num_frames: sampled from each video; 0: the split has images.
   """
 
   def __init__(
@@ -105,24 +112,23 @@ class Ranking:
     self._num_frames = num_frames
     self._config = task.model.config
     self._scorer = scoring.Scorer(task.predict_fns, split.mesh)
-    self._picture = examples.ImageExample(
-      split.example.image, num_frames=num_frames
-    )
+    self._image_example = split.image_example(num_frames)
     self._recall = recall.video_recall if num_frames else recall.recall
-    self.texts, self._image_of = _texts(split.source)
+    self.texts, self._row_of_text = _texts(split.source)
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
-    seen = self.similarities(state.params)
-    by_itc = self._recall(seen.sim, seen.sim.T, seen.image_of)
+    similarities = self.similarities(state.params)
+    sim, image_of = similarities.sim, similarities.image_of
+    by_itc = self._recall(sim, sim.T, image_of)
     if not self._k_test:
       yield from by_itc.items()
       return
-    scores = self.rerank(state.params, seen)
-    yield from self._recall(*scores, seen.image_of).items()
+    scores = self.rerank(state.params, similarities)
+    yield from self._recall(*scores, image_of).items()
     yield from ((f"itc_{metric}", value) for metric, value in by_itc.items())
 
   def similarities(self, params: tasks.Params) -> Similarities:
-    """Ranks everything with everything."""
+    """Encodes all images and texts, and compares each with each."""
     example = self._split.example
 
     def image_feat(batch):
@@ -132,8 +138,8 @@ class Ranking:
       text = tasks.text(batch)
       return self._scorer.text_feat(params, *text), *text
 
-    image, readable = self._pictures(self._split.source).map(
-      image_feat, self._picture
+    image, readable = self._in_blocks(self._split.source).map(
+      image_feat, self._image_example
     )
     (text, *tokens), usable = self._split.map(
       text_feat,
@@ -142,49 +148,58 @@ class Ranking:
       ),
       self.texts,
     )
-    usable = usable & readable[self._image_of]
-    # A picture without a text has no right answer to be found.
+    # A text counts if its image can be read, and an image if it has a text.
+    usable = usable & readable[self._row_of_text]
     readable = readable & np.isin(
-      np.arange(len(readable)), self._image_of[usable]
+      np.arange(len(readable)), self._row_of_text[usable]
     )
     new_row = np.cumsum(readable) - 1
     return Similarities(
       sim=image[readable] @ text[usable].T,
-      image_of=new_row[self._image_of[usable]],
+      image_of=new_row[self._row_of_text[usable]],
       rows=np.flatnonzero(readable),
       text_rows=np.flatnonzero(usable),
       tokens=scoring.Texts(*(x[usable] for x in tokens)),
     )
 
   def rerank(
-    self, params: tasks.Params, seen: Similarities
+    self, params: tasks.Params, similarities: Similarities
   ) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "M N"]]:
-    """Scores of texts for each picture, and of pictures for each text."""
-    lists = ShortLists.of(seen.sim, self._k_test)
-    wanted, scores = lists.wanted, seen.sim.copy()
-    # Those with equally many texts side by side, so that none wait.
-    order = np.argsort(-wanted.sum(axis=1), kind="stable")
+    """Scores of texts for each image, and of images for each text."""
+    lists = ShortLists.nearest(similarities.sim, self._k_test)
+    pairs, scores = lists.pairs, similarities.sim.copy()
+    # Images with similar numbers of candidates share a block, so that few have
+    # to wait for the others.
+    order = np.argsort(-pairs.sum(axis=1), kind="stable")
     bar = tqdm.tqdm(
-      total=int(wanted.sum()), unit="pair", disable=jax.process_index() > 0
+      total=int(pairs.sum()), unit="pair", disable=jax.process_index() > 0
     )
     with bar:
-      for block, embeds in self._encoded(params, seen, order):
-        texts = [np.flatnonzero(wanted[row]) for row in block]
-        logits = self._logits(params, embeds, seen.tokens, texts)
-        for row, own, logit in zip(block, texts, logits, strict=True):
-          scores[row, own] += logit
-          bar.update(len(own))
+      for block, embeds in self._encoded(params, similarities, order):
+        candidates = [np.flatnonzero(pairs[row]) for row in block]
+        logits = self._match_logits(
+          params, embeds, similarities.tokens, candidates
+        )
+        for row, texts, logit in zip(block, candidates, logits, strict=True):
+          scores[row, texts] += logit
+          bar.update(len(texts))
     return lists.ranked(scores)
 
-  def _encoded(self, params, seen: Similarities, order):
-    """Pictures block by block: their rows, and their tokens on the mesh."""
-    split = self._pictures(sources.Rows(self._split.source, seen.rows[order]))
-    for number, (batch, _) in enumerate(split.batches(self._picture)):
+  def _encoded(
+    self,
+    params: tasks.Params,
+    similarities: Similarities,
+    order: Int[np.ndarray, " N"],
+  ) -> Iterator[tuple[Int[np.ndarray, " I"], Float[Array, "_ L D"]]]:
+    """Blocks of images: their rows of `sim`, and their tokens on the mesh."""
+    rows = similarities.rows[order]
+    split = self._in_blocks(sources.Rows(self._split.source, rows))
+    for number, (batch, _) in enumerate(split.batches(self._image_example)):
       embeds, _ = self._scorer.image_features(params, batch["image"])
       yield order[number * split.batch_size :][: split.batch_size], embeds
 
-  def _pictures(self, source) -> base.Split:
-    """A split of as many pictures at a time as there is room for."""
+  def _in_blocks(self, source: Any) -> base.Split:
+    """A split of images, in batches that fit in memory while re-ranked."""
     block = scoring.block_size(
       self._config,
       self._split.mesh,
@@ -194,31 +209,42 @@ class Ranking:
     size = min(block, self._split.batch_size)
     return dataclasses.replace(self._split, source=source, batch_size=size)
 
-  def _logits(self, params, embeds, tokens, texts) -> list[np.ndarray]:
-    """Of every process's pictures, on every process."""
-    # The last block is filled up with pictures that nothing looks at.
-    wanted = texts + [np.empty(0, int)] * (len(embeds) - len(texts))
-    own = len(wanted) // jax.process_count()
-    first = own * jax.process_index()
-    found = self._scorer.itm_logits(
-      params, embeds, tokens, wanted[first : first + own]
+  def _match_logits(
+    self,
+    params: tasks.Params,
+    embeds: Float[Array, "_ L D"],
+    tokens: scoring.Texts,
+    candidates: list[Int[np.ndarray, "_"]],
+  ) -> list[Float[np.ndarray, "_"]]:
+    """ITM logits of all processes' images with their candidates, on every
+    process."""
+    # The padding of the last block has no candidates.
+    padding = [np.empty(0, int)] * (len(embeds) - len(candidates))
+    padded = candidates + padding
+    num_local = len(padded) // jax.process_count()
+    first = num_local * jax.process_index()
+    local_logits = self._scorer.itm_logits(
+      params, embeds, tokens, padded[first : first + num_local]
     )
-    padded = np.zeros((own, max(map(len, texts))), np.float32)
-    for row, logits in zip(padded, found, strict=True):
-      row[: len(logits)] = logits[:, 1]
-    padded = multihost_utils.process_allgather(padded, tiled=True)
-    return [row[: len(of)] for row, of in zip(padded, texts, strict=False)]
+    # Processes exchange arrays of one shape.
+    logits = np.zeros((num_local, max(map(len, candidates))), np.float32)
+    for row, image_logits in zip(logits, local_logits, strict=True):
+      row[: len(image_logits)] = image_logits[:, 1]
+    logits = multihost_utils.process_allgather(logits, tiled=True)
+    return [
+      row[: len(texts)] for row, texts in zip(logits, candidates, strict=False)
+    ]
 
 
-def _texts(source) -> tuple[list[sources.Record], Int[np.ndarray, " M"]]:
-  """All captions of a source as records, and the row that each is of."""
-  texts, image_of = [], []
+def _texts(source: Any) -> tuple[list[sources.Record], Int[np.ndarray, " M"]]:
+  """All captions of a source as records, and the row that each belongs to."""
+  texts, row_of_text = [], []
   for row in range(len(source)):
     try:
       record = source[row]
     except sources.BadRow:
-      continue  # The pass over the pictures takes note of it.
+      continue  # The pass over the images counts it.
     for number, caption in enumerate(sources.captions(record)):
       texts.append({"caption": caption, "id": f"{record['id']}#{number}"})
-      image_of.append(row)
-  return texts, np.array(image_of)
+      row_of_text.append(row)
+  return texts, np.array(row_of_text)

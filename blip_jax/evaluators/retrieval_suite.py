@@ -1,4 +1,4 @@
-"""What measures retrieval and pre-training: ranking, matching, samples."""
+"""The evaluators of retrieval and pre-training: ranking, ITM, samples."""
 
 from blip_jax.data import datasets
 from blip_jax.evaluators import (
@@ -10,24 +10,30 @@ from blip_jax.evaluators import (
 )
 
 
-def build(of: base.Context) -> list[base.Evaluator]:
-  """Recall and ITM accuracy, and a contact sheet if samples are asked for."""
-  settings = of.settings
-  split = of.split(datasets.open_source(settings.source, settings.image_root))
-  ranker = ranking.Ranking(split, of.task, settings.k_test, settings.num_frames)
+def build(context: base.Context) -> list[base.Evaluator]:
+  """Returns evaluators of recall, ITM accuracy and, if set, samples."""
+  settings = context.settings
+  split = context.split(
+    datasets.open_source(settings.source, settings.image_root)
+  )
+  ranker = ranking.Ranking(
+    split, context.task, settings.k_test, settings.num_frames
+  )
   if settings.num_frames:
     return [ranker]
-  evaluators = [ranker, itm_accuracy.ItmAccuracy(split, of.task)]
+  evaluators = [ranker, itm_accuracy.ItmAccuracy(split, context.task)]
   if settings.samples:
-    sheet = of.file("samples.png")
+    sheet = context.file("samples.png")
     evaluators.append(
-      samples.Samples(split, of.task, ranker, settings.samples, sheet)
+      samples.Samples(split, context.task, ranker, settings.samples, sheet)
     )
   return evaluators
 
 
-def build_with_losses(of: base.Context) -> list[base.Evaluator]:
-  """The same, behind the losses on held-out rows."""
-  settings = of.settings
-  split = of.split(datasets.open_source(settings.source, settings.image_root))
-  return [held_out_loss.HeldOutLoss(split, of.task), *build(of)]
+def build_with_losses(context: base.Context) -> list[base.Evaluator]:
+  """Returns the same evaluators after that of the held-out loss."""
+  settings = context.settings
+  split = context.split(
+    datasets.open_source(settings.source, settings.image_root)
+  )
+  return [held_out_loss.HeldOutLoss(split, context.task), *build(context)]

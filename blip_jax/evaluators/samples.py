@@ -1,10 +1,11 @@
-"""What the model sees and says: a contact sheet, and captions to read."""
+"""Samples to look at: a contact sheet, and captions in the log."""
 
 import os
 from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from blip_jax.data import sources, transforms
 from blip_jax.evaluators import base, caption_generator, ranking
@@ -14,11 +15,18 @@ from blip_jax.tasks import base as tasks
 
 
 class Samples:
-  """Shows some of the first rows: what is true of a picture, which text it
-  ranks first and, if the task writes, a greedy caption.
+  """Shows the first images: a true caption, the text that the model ranks first
+  and, if the task generates captions, a greedy caption.
 
-  A caption is exactly right if it is one of the record's `references` (all
-  that may truly be said of a rendered scene) or, without those, its captions.
+  `caption_exact` is the percentage of captions that are exactly right; see
+  `caption_generator.true_captions`.
+
+  Args:
+    split: held-out pairs.
+    task: the task of the model.
+    ranking: the split's ranking.
+    num_shown: images on the contact sheet.
+    path: of the contact sheet.
   """
 
   def __init__(
@@ -26,67 +34,70 @@ class Samples:
     split: base.Split,
     task: tasks.Task,
     ranking: ranking.Ranking,
-    number: int,
+    num_shown: int,
     path: str | os.PathLike,
   ):
     self._split = split
     self._ranking = ranking
-    self._number = number
+    self._num_shown = num_shown
     self._path = path
-    self._write = None
+    self._generate = None
     if "caption" in task.predict_fns:
       settings = decoding.Decoding(
         split.example.max_length, min_length=0, num_beams=1
       )
-      # From [DEC] alone, as pre-training reads captions.
-      self._write = caption_generator.CaptionGenerator(
+      # Without a prompt, as in pre-training.
+      self._generate = caption_generator.CaptionGenerator(
         split, task, settings, prompt=""
       )
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
-    rows, ranked = self._ranked_first(state.params)
-    chosen = [self._split.source[int(row)] for row in rows]
-    cells = [self._cell(*row) for row in zip(chosen, *ranked, strict=True)]
-    if self._write is not None:
-      written, _ = self._write(state.params, chosen)
-      right = [
-        self._add_caption(*row)
-        for row in zip(cells, chosen, written, strict=True)
-      ]
-    if jax.process_index() == 0:
-      contact_sheet.contact_sheet(cells[: self._number], self._path)
-    if self._write is not None:
-      if jax.process_index() == 0:
-        for cell in cells[:5]:
-          true, _, caption = cell.lines
-          print(f"  true:    {true.text}\n  written: {caption.text}\n")
-      yield "caption_exact", 100.0 * np.mean(right)
-
-  def _ranked_first(self, params: tasks.Params):
-    """The first readable rows; the text that each picture ranks first, and
-    whether it is one of its own."""
-    seen = self._ranking.similarities(params)
-    number = min(self._split.batch_size, len(seen.rows))
-    first = seen.sim[:number].argmax(axis=1)
-    ranked = [self._ranking.texts[t]["caption"] for t in seen.text_rows[first]]
-    right = (seen.image_of[first] == np.arange(number)).tolist()
-    return seen.rows[:number], (ranked, right)
-
-  def _cell(
-    self, record: sources.Record, ranked: str, is_right: bool
-  ) -> contact_sheet.Cell:
+    rows, texts, is_right = self._top_ranked(state.params)
+    records = [self._split.source[int(row)] for row in rows]
     lines = [
-      contact_sheet.Line("true", sources.captions(record)[0]),
-      contact_sheet.Line("ranked first", ranked, is_right),
+      [
+        contact_sheet.Line("true", caption_generator.first_caption(record)),
+        contact_sheet.Line("top-ranked", text, right),
+      ]
+      for record, text, right in zip(records, texts, is_right, strict=True)
     ]
-    max_pixels = self._split.example.max_pixels
-    return contact_sheet.Cell(
-      transforms.decode(record["image"], max_pixels), lines
-    )
+    exact = []
+    if self._generate is not None:
+      captions, _ = self._generate(state.params, records)
+      for own_lines, record, caption in zip(
+        lines, records, captions, strict=True
+      ):
+        truths = caption_generator.true_captions(record, self._split.example)
+        exact.append(caption in truths)
+        own_lines.append(contact_sheet.Line("generated", caption, exact[-1]))
+    cells = [
+      contact_sheet.Cell(self._decode(record), own_lines)
+      for record, own_lines in zip(
+        records[: self._num_shown], lines, strict=False
+      )
+    ]
+    if jax.process_index() == 0:
+      contact_sheet.contact_sheet(cells, self._path)
+    if self._generate is not None:
+      if jax.process_index() == 0:
+        for true, _, caption in lines[:5]:
+          print(f"  true:      {true.text}\n  generated: {caption.text}\n")
+      yield "caption_exact", 100.0 * float(np.mean(exact))
 
-  def _add_caption(self, cell, record: sources.Record, written: str) -> bool:
-    right = written in caption_generator.true_captions(
-      record, self._split.example
-    )
-    cell.lines.append(contact_sheet.Line("written", written, right))
-    return right
+  def _top_ranked(
+    self, params: tasks.Params
+  ) -> tuple[Int[np.ndarray, " n"], list[str], list[bool]]:
+    """The first readable rows, the text that each image ranks first, and
+    whether it is one of the image's own."""
+    similarities = self._ranking.similarities(params)
+    num_rows = min(self._split.batch_size, len(similarities.rows))
+    best = similarities.sim[:num_rows].argmax(axis=1)
+    texts = [
+      self._ranking.texts[row]["caption"]
+      for row in similarities.text_rows[best]
+    ]
+    right = similarities.image_of[best] == np.arange(num_rows)
+    return similarities.rows[:num_rows], texts, right.tolist()
+
+  def _decode(self, record: sources.Record) -> transforms.Image:
+    return transforms.decode(record["image"], self._split.example.max_pixels)

@@ -1,55 +1,57 @@
-"""Captions of a folder, or of tar shards: one line of JSON for each picture."""
+"""Caption a folder of images, or tar shards (job `caption`).
 
-import glob
-import io
+A line of JSON per image is collected in `<out>.part<process>`, and the settings
+of the job are kept in `<out>.job.json`, so that a job that was stopped resumes.
+When all images have a line, `<out>` replaces these files.
+"""
+
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
+from jaxtyping import Int
 
+from blip_jax.config import Config
 from blip_jax.data import datasets, examples, loader, rejects, sources
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import (
-  files,
-  sharding,
-)
+from blip_jax.runtime import files, resumable, sharding, snapshot
 
 log = logging.getLogger(__name__)
 
 
-def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
-  """Captions every picture of `config.images` into `config.out`.
+def caption_images(config: Config, workdir: str) -> dict[str, int]:
+  """Captions every image of `config.images` into `config.out`.
 
   A line is {row, id, image_id?, caption, log_prob, score, others?}, or {row,
-  id, error} for a picture that cannot be read; rows are in order.  Lines are
-  collected beside the result, which appears when it is whole; a job that was
-  stopped goes on behind them.  Each process writes a part of its own.
+  id, error} for an image that cannot be read; rows are in order. The file
+  appears when it is complete. With several processes, each captions its share
+  of the images.
 
   Args:
-    config: from `config.caption_images`.
-    workdir: where `captions.jsonl` goes if the config does not say.
+    config: from `defaults.caption_images`.
+    workdir: where `captions.jsonl` goes by default.
+
+  Returns:
+    The number of images, and of those that could not be read.
 
   Raises:
-    ValueError: there are no pictures, the model cannot write, or an option
-      cannot be; says which.
+    ValueError: there are no images, the model does not generate captions, an
+      option is out of range, or the job was started with other settings; says
+      which.
   """
   source = datasets.open_images(_images(config), config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "captions.jsonl"))
-  out.parent.mkdir(parents=True, exist_ok=True)
-  if out.exists():
-    log.warning("%s is whole already; delete it to write it anew", out)
+  files.make_folder(out.parent)
+  if files.exists(out):
+    log.warning("%s is complete; delete it to caption the images again", out)
     return {"images": len(source)}
-  left = _rows_left(out, source)
-  todo = sources.Noted(sources.Rows(source, left), _note)
-  log.info("%d of %d pictures to caption", len(todo), len(source))
 
   mesh = sharding.make_mesh(config.mesh)
   model = model_lib.load(
@@ -60,9 +62,13 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
     tokenizer=config.tokenizer or None,
   )
   options = {k: v for k, v in config.generation.items() if v is not None}
-  write = model.captioner(config.prompt, **options)
+  generate = model.captioner(config.prompt, **options)
+  rows = _begin(out, _settings(config, model, source, options), source)
+  todo = sources.Noted(sources.Rows(source, rows), _note)
+  log.info("%d of %d images to caption", len(todo), len(source))
+
   batch_size = sharding.padded_batch_size(config.batch_size, mesh)
-  rows = loader.eval_loader(
+  batches = loader.eval_loader(
     todo,
     examples.ImageExample(model.image),
     batch_size // jax.process_count(),
@@ -77,17 +83,19 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
     unit="img",
     disable=jax.process_index() > 0,
   )
-  with bar, _open_part(out) as part:
-    for places, ids, arrays in _batches(rows):
-      captions = write(arrays["image"], config.seed)
-      for place, id, caption in zip(places, ids, captions, strict=True):
-        if not id:  # fills up the last batch
+  part_path = _part(out, jax.process_index())
+  files.drop_partial_line(part_path)
+  with bar, files.open_append(part_path) as part:
+    for positions, ids, arrays in _numbered(batches):
+      captions = generate(arrays["image"], config.seed)
+      for position, id, caption in zip(positions, ids, captions, strict=True):
+        if not id:  # padding of the last batch
           continue
-        line = {"row": int(left[place]), "id": id}
-        path, note = todo.notes.pop(place, ("", {}))
+        line = {"row": int(rows[position]), "id": id}
+        path, note = todo.notes.pop(position, ("", {}))
         line |= note
-        if (why := bad.of.pop(id, None)) is not None:
-          line |= {"error": why}
+        if (reason := bad.by_id.pop(id, None)) is not None:
+          line |= {"error": reason}
         else:
           line |= _as_json(caption)
           if config.sidecars:
@@ -95,15 +103,15 @@ def caption_images(config: ConfigDict, workdir: str) -> dict[str, int]:
         part.write(_as_line(line))
       part.flush()
       bar.update(min(len(ids) * jax.process_count(), bar.total - bar.n))
-  # All of them have written when each knows what the others found.
-  unreadable = multihost_utils.process_allgather(bad.reasons.total()).sum()
+  # A process gets the others' counts only when they have written their parts.
+  counts = multihost_utils.process_allgather(np.array(bad.reasons.total()))
   if jax.process_index() == 0:
     _join(out)
   log.info("Captions are in %s", out)
-  return {"images": len(source), "unreadable": int(unreadable)}
+  return {"images": len(source), "unreadable": int(counts.sum())}
 
 
-def _images(config: ConfigDict) -> str:
+def _images(config: Config) -> str:
   if not config.images:
     raise ValueError(
       "config.images: nothing to caption; for example --config.images=FOLDER"
@@ -111,22 +119,103 @@ def _images(config: ConfigDict) -> str:
   return config.images
 
 
-def _note(place: int, record: sources.Record) -> tuple[str, dict[str, Any]]:
-  """Where a picture lies, and its number if it has one."""
-  name = sources.image_id(record)
-  return sources.image_path(record), {} if name is None else {"image_id": name}
+def _settings(
+  config: Config,
+  model: model_lib.Model,
+  source: Any,
+  options: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Everything that changes the lines."""
+  prompt = model.card.prompt if config.prompt is None else config.prompt
+  generation = {**model.card.generation, **options}
+  params = model.params
+  if jax.process_count() > 1:
+    # No process holds all parts of all parameters.
+    params = multihost_utils.process_allgather(params, tiled=True)
+  return {
+    "weights": snapshot.digest(params),
+    "dtype": model.card.config.vit.dtype,
+    "image_size": list(model.card.config.vit.image_size),
+    "tokenizer": config.tokenizer,
+    "prompt": prompt,
+    "seed": config.seed,
+    **{f"generation.{key}": generation[key] for key in sorted(generation)},
+    "images": config.images,
+    "image_root": config.image_root,
+    "num_images": len(source),
+  }
 
 
-def _batches(rows: loader.EvalLoader) -> Iterator[tuple[range, list, dict]]:
-  """Batches of this process, with the places of their rows."""
-  for number, (arrays, ids) in enumerate(rows):
+def _begin(
+  out: pathlib.Path, settings: Mapping[str, Any], source: Any
+) -> Int[np.ndarray, " n"]:
+  """Starts a job, or resumes it; returns the rows that have no line yet.
+
+  Raises:
+    ValueError: the job was started with other settings or other images.
+  """
+  job, parts = _job(out), _parts(out)
+  begun = resumable.settings(job) is not None
+  if parts and not begun:
+    raise ValueError(
+      f"{parts[0]}: has captions of a job, but there is no {job.name} with its "
+      "settings; delete the file to start again"
+    )
+  hint = (
+    "Use the same settings, name another file with config.out, or delete "
+    f"{job} and {out}.part* to start again"
+  )
+  if begun:  # Every process compares, so that all of them stop.
+    resumable.begin(job, settings, hint)
+  rows = _rows_left(parts, source)
+  if jax.process_count() > 1:
+    # All processes have read before one of them writes.
+    multihost_utils.sync_global_devices("caption_images: parts are read")
+  if not begun and jax.process_index() == 0:
+    resumable.begin(job, settings, hint)
+  return rows
+
+
+def _rows_left(parts: list[pathlib.Path], source: Any) -> Int[np.ndarray, " n"]:
+  """Rows that have no line in the parts of any process.
+
+  Raises:
+    ValueError: the parts have captions of other images.
+  """
+  left = np.ones(len(source), bool)
+  for part in parts:
+    line = None
+    for line in _complete_lines(part):
+      if line["row"] < len(left):
+        left[line["row"]] = False
+    if line and sources.row_id(source, line["row"]) != line["id"]:
+      raise ValueError(
+        f"{part}: row {line['row']} is {line['id']!r}, but in config.images it "
+        f"is {sources.row_id(source, line['row'])!r}; give the same images as "
+        "before, or delete the file to start again"
+      )
+  return np.flatnonzero(left)
+
+
+def _note(position: int, record: sources.Record) -> tuple[str, dict[str, Any]]:
+  """The path of an image, and its `image_id` if it has one."""
+  image_id = sources.image_id(record)
+  note = {} if image_id is None else {"image_id": image_id}
+  return sources.image_path(record), note
+
+
+def _numbered(
+  batches: loader.EvalLoader,
+) -> Iterator[tuple[range, list[str], dict[str, np.ndarray]]]:
+  """This process's batches, with the positions of their rows in `todo`."""
+  for number, (arrays, ids) in enumerate(batches):
     block = number * jax.process_count() + jax.process_index()
     start = block * len(ids)
     yield range(start, start + len(ids)), ids, arrays
 
 
 def _as_json(caption: model_lib.Caption) -> dict[str, Any]:
-  line = {
+  line: dict[str, Any] = {
     "caption": caption.text,
     "log_prob": round(caption.log_prob, 4),
     "score": round(caption.score, 4),
@@ -136,79 +225,56 @@ def _as_json(caption: model_lib.Caption) -> dict[str, Any]:
   return line
 
 
-def _write_sidecar(picture: str, caption: model_lib.Caption) -> None:
-  """Captions in a text beside their picture. One that is there already, which
-  somebody may have written by hand, stays."""
-  if not picture:
+def _write_sidecar(image: str, caption: model_lib.Caption) -> None:
+  """Writes a text file next to an image, unless there is one: somebody may have
+  written it by hand."""
+  if not image:
     raise ValueError(
-      "config.sidecars: there are files to write beside pictures in a folder "
-      "only, and these lie in shards or tables; leave it out"
+      "config.sidecars: text files can be written next to images in a folder "
+      "only, and these images are in shards or tables; leave it out"
     )
-  path = pathlib.Path(picture).with_suffix(".txt")
-  if path.exists():
-    log.warning("%s is there already and was left as it is", path)
+  path = pathlib.Path(image).with_suffix(".txt")
+  if files.exists(path):
+    log.warning("%s exists and was left unchanged", path)
     return
   texts = [one.text for one in (caption, *caption.others)]
   files.write_text(path, "".join(f"{text}\n" for text in texts))
 
 
+def _job(out: pathlib.Path) -> pathlib.Path:
+  return out.with_name(f"{out.name}.job.json")
+
+
+def _part(out: pathlib.Path, process: int) -> pathlib.Path:
+  return out.with_name(f"{out.name}.part{process}")
+
+
 def _parts(out: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(out.parent.glob(f"{glob.escape(out.name)}.part*"))
+  return [
+    out.with_name(name)
+    for name in files.list_folder(out.parent)
+    if name.startswith(f"{out.name}.part")
+  ]
 
 
-def _rows_left(out: pathlib.Path, source: Any) -> np.ndarray:
-  """Rows that no part has a line of.
-
-  Raises:
-    ValueError: the parts are of other pictures.
-  """
-  left = np.ones(len(source), bool)
-  # Of every process, and all read them before any of them writes.
-  for part in _parts(out):
-    line = None
-    for line in _whole_lines(part):
-      if line["row"] < len(left):
-        left[line["row"]] = False
-    if line and sources.row_id(source, line["row"]) != line["id"]:
-      raise ValueError(
-        f"{part}: row {line['row']} is {line['id']!r}, which config.images "
-        "does not have there; give the same pictures as before, or delete the "
-        "file to begin anew"
-      )
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("parts read")
-  return np.flatnonzero(left)
-
-
-def _whole_lines(part: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """All but a last one that was cut in the middle."""
-  with open(part, "rb") as file:
-    for line in file:
-      if line.endswith(b"\n"):
-        yield json.loads(line)
-
-
-def _open_part(out: pathlib.Path) -> io.TextIOBase:
-  """The part of this process, to go on behind its last whole line."""
-  part = out.with_name(f"{out.name}.part{jax.process_index()}")
-  if part.exists():
-    with open(part, "rb") as file:
-      whole = sum(len(line) for line in file if line.endswith(b"\n"))
-    os.truncate(part, whole)
-  return open(part, "a", encoding="utf-8")
+def _complete_lines(part: pathlib.Path) -> Iterator[dict[str, Any]]:
+  return map(json.loads, files.complete_lines(part))
 
 
 def _join(out: pathlib.Path) -> None:
-  """Makes one file of all parts, row by row."""
+  """Makes one file of all parts, in order of the rows, and removes the rest."""
   first, *others = _parts(out)
   if others:
-    lines = [line for part in (first, *others) for line in _whole_lines(part)]
+    lines = [
+      line for part in (first, *others) for line in _complete_lines(part)
+    ]
     lines.sort(key=lambda line: line["row"])
     files.write_text(out, "".join(map(_as_line, lines)))
   else:
-    os.replace(first, out)
+    files.rename(first, out)
   for part in _parts(out):
-    part.unlink()
+    files.remove(part)
+  files.remove(_job(out))
 
 
 def _as_line(line: dict[str, Any]) -> str:

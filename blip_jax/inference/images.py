@@ -1,4 +1,4 @@
-"""Pictures as users have them: paths, URLs, bytes, arrays, PIL's."""
+"""Images as users have them: paths, URLs, bytes, arrays, PIL images."""
 
 import contextlib
 import dataclasses
@@ -15,39 +15,56 @@ from jaxtyping import UInt8
 from blip_jax.data import transforms
 from blip_jax.runtime import ahead, sharding
 
-# A path, a URL, encoded bytes, uint8 pixels, or one of PIL's.
+# A path, a URL, encoded bytes, uint8 pixels [H, W, 3], or a PIL image; where
+# videos are expected, the path of one.
 Image = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
-# Of a picture that a URL names.
+
 MAX_DOWNLOAD_BYTES = 64 << 20
 TIMEOUT_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
-  """From a picture, or a video's path, to pixels of one size.
+  """Reads an image, or frames of a video, as pixels of one size.
 
   Attributes:
-    size: brings a decoded picture to it.
-    urls: whether a picture may be an http(s) URL, which is then fetched.
-    num_frames: taken of each, which then is a video; 0: of pictures.
+    size: resizes a decoded image.
+    urls: whether an image may be an http(s) URL, which is then downloaded.
+    num_frames: frames sampled from each video; 0: the inputs are images.
   """
 
   size: transforms.EvalImage
   urls: bool = False
   num_frames: int = 0
 
-  def __call__(self, picture: Image) -> UInt8[np.ndarray, "..."]:
-    if self.num_frames:
-      # Needs an extra of the package.
-      from blip_jax.data import video
+  def __call__(self, image: Image) -> UInt8[np.ndarray, "..."]:
+    """Returns pixels [H, W, 3], or [F, H, W, 3] of a video.
 
-      return video.read(picture, self.num_frames, self.size.size)
-    return self.size(open_image(picture, self.urls))
+    Raises:
+      transforms.BadSample: the image or video cannot be read.
+      ValueError: it is a URL, and `urls` is not set.
+    """
+    if not self.num_frames:
+      return self.size(open_image(image, self.urls))
+    if not isinstance(image, str | os.PathLike):
+      raise ValueError(
+        f"expected the path of a video, found {type(image).__name__}; for "
+        "images leave out num_frames="
+      )
+    # Needs an extra of the package.
+    from blip_jax.data import video
+
+    return video.read(image, self.num_frames, self.size.size)
 
 
-def one_or_many(images: Image | Iterable[Image]) -> Iterable[Image]:
-  alone = isinstance(images, Image) and np.ndim(images) < 4
-  return [images] if alone else images
+def as_iterable(images: Image | Iterable[Image]) -> Iterable[Image]:
+  """A single image as a list of one; anything else as it is."""
+  # An array of four dimensions is a stack of images.
+  if isinstance(images, np.ndarray):
+    return [images] if images.ndim < 4 else images
+  if isinstance(images, Image):
+    return [images]
+  return images
 
 
 def batches(
@@ -56,60 +73,63 @@ def batches(
   batch_size: int,
   mesh: jax.sharding.Mesh,
 ) -> Iterator[tuple[UInt8[np.ndarray, "I ..."], int]]:
-  """Pictures in one size, and how many of a batch they are; the others are
-  black, so that one program serves all batches. A few pictures, which are no
-  whole batch, are one of a power of two.
+  """Reads images in threads and yields batches of their pixels.
+
+  The last batch is padded with black images, so that one program serves all
+  batches. If there are fewer images than `batch_size`, the only batch has the
+  next power of two.
+
+  Yields:
+    Pixels of a batch, and how many of its images are not padding.
 
   Raises:
-    ValueError: a picture cannot be read; says which.
+    ValueError: an image cannot be read; says which.
   """
 
-  def numbered(item: tuple[int, Image]):
-    number, picture = item
+  def read_one(item: tuple[int, Image]) -> np.ndarray:
+    number, image = item
     try:
-      return read(picture)
+      return read(image)
     except transforms.BadSample as error:
-      raise ValueError(f"picture {number}: {error}") from error
+      raise ValueError(f"image {number}: {error}") from error
 
   size = sharding.padded_batch_size(batch_size, mesh)
-  with contextlib.closing(
-    ahead.map_ahead(numbered, enumerate(one_or_many(images)), 2 * size)
-  ) as found:
-    batch = list(itertools.islice(found, size))
+  pixels = ahead.map_ahead(read_one, enumerate(as_iterable(images)), 2 * size)
+  with contextlib.closing(pixels):
+    batch = list(itertools.islice(pixels, size))
     power = 1 << max(len(batch) - 1, 0).bit_length()
     size = min(size, sharding.padded_batch_size(power, mesh))
     while batch:
-      blank = [np.zeros_like(batch[0])] * (size - len(batch))
-      yield np.stack([*batch, *blank]), len(batch)
-      batch = list(itertools.islice(found, size))
+      padding = [np.zeros_like(batch[0])] * (size - len(batch))
+      yield np.stack([*batch, *padding]), len(batch)
+      batch = list(itertools.islice(pixels, size))
 
 
-def open_image(picture: Image, urls: bool = False) -> transforms.Image:
-  """Pixels of a picture, however it is given.
+def open_image(image: Image, urls: bool = False) -> transforms.Image:
+  """Returns the RGB pixels [H, W, 3] of an image, however it is given.
 
   Raises:
     transforms.BadSample: it cannot be read.
     ValueError: it is a URL, and `urls` is not set.
   """
-  if isinstance(picture, PIL.Image.Image):
-    picture = np.asarray(picture.convert("RGB"))
-  if isinstance(picture, str) and picture.startswith(("http://", "https://")):
+  if isinstance(image, PIL.Image.Image):
+    image = np.asarray(image.convert("RGB"))
+  if isinstance(image, str) and image.startswith(("http://", "https://")):
     if not urls:
       raise ValueError(
-        f"{picture}: is a URL, and nothing is fetched unless asked for; set "
-        "urls=True"
+        f"{image}: URLs are downloaded only on request; set urls=True"
       )
-    picture = _fetch(picture)
-  return transforms.decode(picture, transforms.MAX_PIXELS)
+    image = _download(image)
+  return transforms.decode(image, transforms.MAX_PIXELS)
 
 
-def _fetch(url: str) -> bytes:
+def _download(url: str) -> bytes:
   try:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
       content = response.read(MAX_DOWNLOAD_BYTES + 1)
   except OSError as error:
     raise transforms.BadSample("missing", f"{url}: {error}") from error
   if len(content) > MAX_DOWNLOAD_BYTES:
-    found = f"{url}: more than {MAX_DOWNLOAD_BYTES} bytes"
-    raise transforms.BadSample("too_large", found)
+    detail = f"{url}: more than {MAX_DOWNLOAD_BYTES} bytes"
+    raise transforms.BadSample("too_large", detail)
   return content

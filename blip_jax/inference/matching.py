@@ -1,6 +1,6 @@
-"""Matching and embedding pictures and texts with a model that is finished.
+"""Image-text matching and embeddings with a trained model.
 
-Dimensions: I pictures, M texts, L text length, D width, C joint embedding.
+Dimensions: I images, M texts, L text length, D width, C joint embedding.
 """
 
 import functools
@@ -11,31 +11,34 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen import spmd
 from jaxtyping import Array, Float, Int, UInt8
 
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
 from blip_jax.inference import images as images_lib
 from blip_jax.inference import scoring
-from blip_jax.models import med
+from blip_jax.models import blip, med
 from blip_jax.runtime import sharding
 from blip_jax.tasks import align, base
 
-# Of a text, as retrieval was trained; tokens include the special ones.
+# Limits of a text, as in training; tokens include [ENC] and [SEP].
 MAX_WORDS = 30
 MAX_TOKENS = 35
 
 
 class Match(NamedTuple):
-  """How well pictures and texts go together: [I, M] for I pictures and M
-  texts, or [I] for pairs.
+  """How well images and texts match.
+
+  Each field has shape [I, M] for I images and M texts, or [I] for pairs.
 
   Attributes:
-    itc_cosine: of their unit vectors, -1 to 1; cheap, and good for finding
-      candidates. The temperature of training is not in it.
-    itm_prob: that they belong together, says the head for matching, which
-      looks at both; good for a yes or no.
-    rank_score: the head's logit plus the cosine, by which BLIP ranks.
+    itc_cosine: cosine of the unimodal embeddings (ITC), in [-1, 1], without
+      the temperature of training. Cheap: use it to find candidates.
+    itm_prob: probability that image and text match, from the ITM head, whose
+      encoder attends to the image. Use it for a yes or no.
+    rank_score: the ITM head's "match" logit plus the cosine, by which BLIP
+      re-ranks candidates (section 5.1).
   """
 
   itc_cosine: Float[np.ndarray, "..."]
@@ -44,11 +47,11 @@ class Match(NamedTuple):
 
 
 class HiddenStates(NamedTuple):
-  """What a tower gives for every token, not normalised.
+  """The output of an encoder for every token, not normalised.
 
   Attributes:
-    states: [n, L, D].
-    mask: 1 on tokens, 0 on padding.
+    states: [n, L, D] for n images, texts or pairs.
+    mask: [n, L], 1 on tokens and 0 on padding.
   """
 
   states: Float[np.ndarray, "n L D"]
@@ -56,11 +59,11 @@ class HiddenStates(NamedTuple):
 
 
 class Matcher:
-  """The programs of one model; `inference.Model` says what they are for."""
+  """The compiled programs of one model, for `inference.model.Model`."""
 
   def __init__(
     self,
-    module: nn.Module,
+    module: blip.Blip,
     params: med.Params,
     tokenizer: tokenizer_lib.Tokenizer | None,
     mesh: jax.sharding.Mesh,
@@ -80,32 +83,47 @@ class Matcher:
     legacy_cls: bool,
     batch_size: int,
   ) -> Match:
-    tokens = self.tokens(texts, as_they_are=legacy_cls)
+    """See `inference.model.Model.match`."""
+    tokens = self.tokens(texts, clean=not legacy_cls)
     if pairwise:
-      images = _as_many(images, tokens)
-    everything = np.arange(len(tokens.input_ids))
-    wanted = lambda row: everything[row : row + 1] if pairwise else everything
-    found = self.scored(images, tokens, wanted, read, legacy_cls, batch_size)
-    fields = (np.stack(field) for field in zip(*found, strict=True))
+      images = _paired(images, tokens)
+    all_texts = np.arange(len(tokens.input_ids))
+
+    def candidates(image: int) -> Int[np.ndarray, " n"]:
+      return all_texts[image : image + 1] if pairwise else all_texts
+
+    matches = self.match_candidates(
+      images, tokens, candidates, read, legacy_cls, batch_size
+    )
+    fields = (np.stack(field) for field in zip(*matches, strict=True))
     return Match(*(field[:, 0] if pairwise else field for field in fields))
 
-  def scored(
+  def match_candidates(
     self,
     images: images_lib.Image | Iterable[images_lib.Image],
     tokens: scoring.Texts,
-    wanted: Callable[[int], Int[np.ndarray, " n"]],
+    candidates: Callable[[int], Int[np.ndarray, " n"]],
     read: images_lib.ImageReader,
     legacy_cls: bool = False,
     batch_size: int = 8,
   ) -> Iterator[Match]:
-    """Picture by picture, with those texts that are wanted of its number."""
+    """Yields a `Match` of [n] for each image, with its n candidate texts.
+
+    Args:
+      images: as for `inference.model.Model.match`.
+      tokens: of all texts.
+      candidates: number of an image -> rows of `tokens` to score it with.
+      read: reads an image.
+      legacy_cls: see `models.blip.Blip.fuse`.
+      batch_size: images, and texts, per batch.
+    """
     text_feat = self.text_feat(tokens, batch_size)
-    for embeds, feat, rows in self._encoded(images, read, batch_size):
-      # The last batch is filled up with black pictures, which nothing looks at.
-      blank = [np.empty(0, int)] * (len(feat) - len(rows))
-      texts = [*map(wanted, rows), *blank]
-      looked = self._looked(embeds, feat, tokens, text_feat, texts, legacy_cls)
-      yield from itertools.islice(looked, len(rows))
+    for embeds, feat, numbers in self._encoded(images, read, batch_size):
+      # Padding images have no candidates.
+      padding = [np.empty(0, int)] * (len(feat) - len(numbers))
+      rows = [*map(candidates, numbers), *padding]
+      matches = self._matches(embeds, feat, tokens, text_feat, rows, legacy_cls)
+      yield from itertools.islice(matches, len(numbers))
 
   def score(
     self,
@@ -113,31 +131,43 @@ class Matcher:
     texts: Sequence[Sequence[str]],
     batch_size: int,
   ) -> list[Match]:
-    """How pictures of the model's size match texts of their own.
+    """Matches each image of a batch with its own texts.
 
     Args:
-      pixels: of as many pictures as a device batch has.
-      texts: of each picture, any number.
-      batch_size: texts that are encoded alone at a time.
-    """
-    numbers = np.cumsum([0, *map(len, texts)])
-    if not numbers[-1]:
-      return [Match(*np.empty((3, 0), np.float32))] * len(texts)
-    tokens = self.tokens([text for own in texts for text in own])
-    text_feat = self.text_feat(tokens, batch_size)
-    wanted = [np.arange(*ends) for ends in itertools.pairwise(numbers)]
-    embeds, feat = self._encode(pixels)
-    return [*self._looked(embeds, feat, tokens, text_feat, wanted)]
+      pixels: in the model's image size; a batch that the mesh can share out.
+      texts: the texts of each image, any number.
+      batch_size: texts per batch of the unimodal text encoder.
 
-  def _looked(
-    self, embeds, feat, tokens, text_feat, wanted, legacy_cls=False
+    Returns:
+      A `Match` of [n] for each image with n texts.
+    """
+    offsets = np.cumsum([0, *map(len, texts)])
+    if not offsets[-1]:
+      return [Match(*np.empty((3, 0), np.float32))] * len(texts)
+    tokens = self.tokens([text for per_image in texts for text in per_image])
+    text_feat = self.text_feat(tokens, batch_size)
+    rows = [np.arange(*ends) for ends in itertools.pairwise(offsets)]
+    embeds, feat = self._encode(pixels)
+    return [*self._matches(embeds, feat, tokens, text_feat, rows)]
+
+  def _matches(
+    self,
+    embeds: Float[Array, "I N D"],
+    feat: Float[np.ndarray, "i C"],
+    tokens: scoring.Texts,
+    text_feat: Float[np.ndarray, "M C"],
+    rows: Sequence[Int[np.ndarray, "_"]],
+    legacy_cls: bool = False,
   ) -> Iterator[Match]:
-    """What encoded pictures say of those texts that are wanted of each."""
+    """Matches encoded images, each with its own `rows` of the texts."""
     logits = self._scorer.itm_logits(
-      self._params, embeds, tokens, wanted, legacy_cls
+      self._params, embeds, tokens, rows, legacy_cls
     )
-    for own, of, logit in zip(feat, wanted, logits, strict=True):
-      cosine, (no, yes) = text_feat[of] @ own, refuse_nan(logit).T
+    for vector, image_rows, image_logits in zip(
+      feat, rows, logits, strict=True
+    ):
+      cosine = text_feat[image_rows] @ vector
+      no, yes = refuse_nan(image_logits).T
       yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
 
   def embed_images(
@@ -146,12 +176,16 @@ class Matcher:
     read: images_lib.ImageReader,
     batch_size: int,
   ) -> Float[np.ndarray, "I C"]:
+    """See `inference.model.Model.embed_images`."""
     encoded = self._encoded(images, read, batch_size)
-    return np.concatenate([feat[: len(rows)] for _, feat, rows in encoded])
+    return np.concatenate(
+      [feat[: len(numbers)] for _, feat, numbers in encoded]
+    )
 
   def embed_texts(
     self, texts: str | Sequence[str], batch_size: int
   ) -> Float[np.ndarray, "M C"]:
+    """See `inference.model.Model.embed_texts`."""
     return self.text_feat(self.tokens(texts), batch_size)
 
   def features(
@@ -161,28 +195,34 @@ class Matcher:
     read: images_lib.ImageReader,
     batch_size: int,
   ) -> HiddenStates:
-    tokens = None if texts is None else self.tokens(texts)
+    """See `inference.model.Model.features`."""
+    if texts is None:
+      assert images is not None
+      states = self._states(self._image_batches(images, read, batch_size))
+      return HiddenStates(states, np.ones(states.shape[:2], np.int32))
+    tokens = self.tokens(texts)
     if images is None:
       batches = self._text_batches(tokens, batch_size)
-    elif tokens is None:
-      batches = self._image_batches(images, read, batch_size)
     else:
-      images = _as_many(images, tokens)
-      batches = self._pair_batches(images, tokens, read, batch_size)
+      batches = self._pair_batches(
+        _paired(images, tokens), tokens, read, batch_size
+      )
+    return HiddenStates(self._states(batches), tokens.attention_mask)
+
+  def _states(
+    self, batches: Iterable[tuple[base.Batch, int]]
+  ) -> Float[np.ndarray, "n L D"]:
     states = []
-    for batch, number in batches:
+    for batch, num_rows in batches:
       with sharding.activate(self._mesh):
-        found = _hidden(self._module, self._params, batch)
-      states.append(refuse_nan(sharding.local_rows(found)[:number]))
-    states = np.concatenate(states)
-    if tokens is None:
-      return HiddenStates(states, np.ones(states.shape[:2], np.int32))
-    return HiddenStates(states, tokens.attention_mask)
+        hidden = _hidden(self._module, self._params, batch)
+      states.append(refuse_nan(sharding.local_rows(hidden)[:num_rows]))
+    return np.concatenate(states)
 
   def image_feat(
     self, pixels: UInt8[np.ndarray, "I ..."]
   ) -> Float[np.ndarray, "I C"]:
-    """Of pictures or videos that are in the model's size already."""
+    """Unit vectors of images or videos that have the model's size already."""
     return self._encode(pixels)[1]
 
   def _encode(
@@ -196,108 +236,150 @@ class Matcher:
   def text_feat(
     self, tokens: scoring.Texts, batch_size: int
   ) -> Float[np.ndarray, "M C"]:
-    found = []
-    for batch, number in self._text_batches(tokens, batch_size):
+    """Unit vectors of texts."""
+    vectors = []
+    for batch, num_rows in self._text_batches(tokens, batch_size):
       with sharding.activate(self._mesh):
         feat = self._scorer.text_feat(self._params, *base.text(batch))
-      found.append(refuse_nan(sharding.local_rows(feat)[:number]))
-    return np.concatenate(found)
+      vectors.append(refuse_nan(sharding.local_rows(feat)[:num_rows]))
+    return np.concatenate(vectors)
 
   def _encoded(
-    self, images, read: images_lib.ImageReader, batch_size: int
+    self,
+    images: images_lib.Image | Iterable[images_lib.Image],
+    read: images_lib.ImageReader,
+    batch_size: int,
   ) -> Iterator[tuple[Float[Array, "I N D"], Float[np.ndarray, "I C"], range]]:
-    """Tokens and unit vectors of a batch, and which pictures it has."""
+    """Batches: tokens, unit vectors, and the numbers of the images."""
     start = 0
-    for pixels, number in self._pixels(images, read, batch_size):
-      yield *self._encode(pixels), range(start, start + number)
-      start += number
+    for pixels, num_images in self._pixels(images, read, batch_size):
+      yield *self._encode(pixels), range(start, start + num_images)
+      start += num_images
 
   def _image_batches(
-    self, images, read: images_lib.ImageReader, batch_size: int
-  ):
-    for pixels, number in self._pixels(images, read, batch_size):
-      yield sharding.put_batch({"image": pixels}, self._mesh), number
+    self,
+    images: images_lib.Image | Iterable[images_lib.Image],
+    read: images_lib.ImageReader,
+    batch_size: int,
+  ) -> Iterator[tuple[base.Batch, int]]:
+    for pixels, num_images in self._pixels(images, read, batch_size):
+      yield sharding.put_batch({"image": pixels}, self._mesh), num_images
 
-  def _pixels(self, images, read: images_lib.ImageReader, batch_size: int):
-    number = 0
-    for pixels, number in images_lib.batches(
+  def _pixels(
+    self,
+    images: images_lib.Image | Iterable[images_lib.Image],
+    read: images_lib.ImageReader,
+    batch_size: int,
+  ) -> Iterator[tuple[UInt8[np.ndarray, "I ..."], int]]:
+    num_images = 0
+    for pixels, num_images in images_lib.batches(
       images, read, batch_size, self._mesh
     ):
-      yield pixels, number
-    if not number:
-      raise ValueError("images: there are none")
+      yield pixels, num_images
+    if not num_images:
+      raise ValueError("images: expected at least one, found none")
 
-  def _text_batches(self, tokens: scoring.Texts, batch_size: int):
+  def _text_batches(
+    self, tokens: scoring.Texts, batch_size: int
+  ) -> Iterator[tuple[base.Batch, int]]:
     batch_size = sharding.padded_batch_size(batch_size, self._mesh)
     for start in range(0, len(tokens.input_ids), batch_size):
-      number = min(batch_size, len(tokens.input_ids) - start)
-      yield self._texts(tokens, start, batch_size), number
+      num_texts = min(batch_size, len(tokens.input_ids) - start)
+      yield self._text_batch(tokens, start, batch_size), num_texts
 
-  def _pair_batches(self, images, tokens, read, batch_size: int):
+  def _pair_batches(
+    self,
+    images: Sequence[images_lib.Image],
+    tokens: scoring.Texts,
+    read: images_lib.ImageReader,
+    batch_size: int,
+  ) -> Iterator[tuple[base.Batch, int]]:
     start = 0
-    for batch, number in self._image_batches(images, read, batch_size):
+    for batch, num_pairs in self._image_batches(images, read, batch_size):
       size = len(batch["image"]) // sharding.num_processes(self._mesh)
-      yield batch | self._texts(tokens, start, size), number
-      start += number
+      texts = self._text_batch(tokens, start, size)
+      yield {**batch, **texts}, num_pairs
+      start += num_pairs
 
-  def _texts(self, tokens: scoring.Texts, start: int, size: int):
-    """So many texts; behind the last one it comes again."""
-    number, length = tokens.input_ids.shape
-    rows = np.minimum(np.arange(start, start + size), number - 1)
+  def _text_batch(
+    self, tokens: scoring.Texts, start: int, size: int
+  ) -> base.Batch:
+    """`size` texts from `start` on, padded by repeating the last text."""
+    num_texts, length = tokens.input_ids.shape
+    rows = np.minimum(np.arange(start, start + size), num_texts - 1)
     return sharding.put_batch(tokens.rows(rows, length), self._mesh)
 
   def tokens(
-    self, texts: str | Sequence[str], as_they_are: bool = False
+    self, texts: str | Sequence[str], clean: bool = True
   ) -> scoring.Texts:
-    """Raises `ValueError` for no texts, and for one without words."""
+    """Tokenises texts.
+
+    Args:
+      texts: one text, or any number of them.
+      clean: whether to clean texts as in training; otherwise they are
+        tokenised as they are.
+
+    Raises:
+      ValueError: the model has no vocabulary, there are no texts, or one has
+        no words.
+    """
     if self._tokenizer is None:
       raise ValueError(
-        "this model has no vocabulary, so it cannot read; load it with "
+        "this model has no vocabulary, so it cannot read text; load it with "
         "tokenizer=, a folder with its vocab.txt"
       )
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
-      raise ValueError("texts: there are none")
+      raise ValueError("texts: expected at least one, found none")
     cleaned = []
     for number, text in enumerate(texts):
       try:
-        clean = transforms.clean_text(text)
+        # Refuses unusable texts, also those that are taken as they are.
+        printable = transforms.clean_text(text)
       except transforms.BadSample as error:
         raise ValueError(f"text {number}: {error}") from error
       cleaned.append(
-        text if as_they_are else transforms.pre_caption(clean, MAX_WORDS)
+        transforms.pre_caption(printable, MAX_WORDS) if clean else text
       )
-    room = min(MAX_TOKENS, self._module.config.med.max_positions)
+    max_length = min(MAX_TOKENS, self._module.config.med.max_positions)
     return scoring.trimmed(
-      scoring.Texts(*self._tokenizer.encode(cleaned, room))
+      scoring.Texts(*self._tokenizer.encode(cleaned, max_length))
     )
 
 
 def refuse_nan(values: np.ndarray) -> np.ndarray:
-  """What a model gave, or `ValueError`: a NaN loses every comparison, and so
-  would pass for a score that is below, or not below, whatever asks."""
+  """Returns the outputs of a model, which must not be NaN.
+
+  Comparisons with NaN are false: a threshold would silently keep or drop it.
+
+  Raises:
+    ValueError: a value is NaN.
+  """
   if np.isnan(values).any():
     raise ValueError(
-      "the model gives NaN; its weights are damaged, or are of a run that has "
-      "diverged"
+      "the model gives NaN; its weights are damaged, or come from a training "
+      "run that diverged"
     )
   return values
 
 
-def _as_many(images, tokens: scoring.Texts) -> list[images_lib.Image]:
-  """The pictures, of which there must be one for each text."""
-  images, number = list(images_lib.one_or_many(images)), len(tokens.input_ids)
-  if len(images) != number:
+def _paired(
+  images: images_lib.Image | Iterable[images_lib.Image], tokens: scoring.Texts
+) -> list[images_lib.Image]:
+  """The images as a list, one for each text."""
+  images = list(images_lib.as_iterable(images))
+  num_texts = len(tokens.input_ids)
+  if len(images) != num_texts:
     raise ValueError(
-      f"pairs: expected as many pictures as texts, found {len(images)} and "
-      f"{number}"
+      f"pairs: expected as many images as texts, found {len(images)} and "
+      f"{num_texts}"
     )
   return images
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden(module: nn.Module, params: med.Params, batch: base.Batch):
-  """Hidden states of a batch's pictures, of its texts, or of both together."""
+  """Hidden states of a batch's images, of its texts, or of both fused."""
   apply = functools.partial(module.apply, {"params": params})
   if "image" not in batch:
     states = apply(*base.text(batch), method="encode_text")
@@ -306,4 +388,4 @@ def _hidden(module: nn.Module, params: med.Params, batch: base.Batch):
     if "input_ids" in batch:
       image_kv = apply(states, method="image_kv")
       states = apply(*base.text(batch), image_kv, method="fuse")
-  return nn.with_logical_constraint(states, ("batch", None, None))
+  return spmd.with_logical_constraint(states, ("batch", None, None))

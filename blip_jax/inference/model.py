@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import spmd
 from jaxtyping import Float, UInt8
 
 from blip_jax.convert import opening
@@ -19,8 +20,8 @@ from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
 from blip_jax.inference import images as images_lib
 from blip_jax.inference import matching
+from blip_jax.models import blip, decoding, families, generation, med
 from blip_jax.models import card as card_lib
-from blip_jax.models import decoding, families, generation, med
 from blip_jax.runtime import sharding
 from blip_jax.tasks import caption as caption_lib
 
@@ -31,16 +32,18 @@ Image = images_lib.Image
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-  """A text about a picture.
+  """A generated caption of an image, with its probabilities.
 
   Attributes:
-    text: without the prompt.
-    log_prob: natural logarithm of its probability, given picture and prompt,
-      [SEP] included unless the text was cut.
-    token_log_probs: of each of its tokens, which sum to `log_prob`.
-    tokens: their words or pieces of words.
-    score: what several of one picture are ranked by.
-    others: further captions of the same picture, the best first.
+    text: the caption, without the prompt.
+    log_prob: natural logarithm of the caption's probability, given image and
+      prompt. It includes [SEP], unless the caption stopped at the length limit.
+    token_log_probs: log-probability of each token; they sum to `log_prob`.
+    tokens: the tokens as strings, such as "play" and "##ing".
+    score: what captions of one image are ranked by, the higher the better: a
+      length-normalised log-probability with beam search.
+    others: further captions of the same image, best first; empty unless
+      `num_return_sequences` is above 1.
   """
 
   text: str
@@ -53,14 +56,33 @@ class Caption:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A model that is ready to be used.
+  """A pre-trained model, ready for inference; `blip_jax.load` returns one.
+
+  Which methods work depends on the model's family (`model.card.family`):
+
+    caption         `caption`: generates captions of images
+    itm, retrieval  `match`: scores image-text pairs; `embed_images` and
+                    `embed_texts`: unit vectors in a space shared by both
+    pretrain        all of these
+    any             `features`: hidden states, where the family has the encoder
+
+  A method that the family lacks raises `ValueError`. Images are given as paths,
+  encoded bytes, uint8 arrays or PIL images; resizing and normalisation are done
+  here.
+
+    model = blip_jax.load("Salesforce/blip-image-captioning-base")
+    print(model.caption("dog.jpg")[0].text)
+
+    model = blip_jax.load("Salesforce/blip-itm-base-coco")
+    match = model.match(["dog.jpg", "cat.jpg"], ["a dog", "a cat"])
+    print(match.itm_prob)  # [2, 2]: a row for each image
 
   Attributes:
-    card: its family and sizes, prompt and generation defaults.
-    module: the Flax module; its methods say what can be asked of it.
-    params: on the mesh, as the module takes them.
-    tokenizer: None where no vocabulary was found; `load` warns then.
-    mesh: where the parameters are.
+    card: the model's family, sizes, prompt and generation defaults.
+    module: the Flax module; `apply` calls its methods.
+    params: the parameters, on the mesh.
+    tokenizer: None if no vocabulary was found (`load` warns then).
+    mesh: the devices that hold the parameters.
   """
 
   card: card_lib.Card
@@ -70,9 +92,12 @@ class Model:
   mesh: jax.sharding.Mesh
 
   def apply(self, *args, method: str | None = None, **kwargs) -> Any:
-    """Calls a method of the module, without dropout, with these parameters.
+    """Calls a method of the Flax module with these parameters, no dropout.
 
-    Takes NumPy's arrays as well as JAX's.
+    Args:
+      args: arguments of the method, as JAX or NumPy arrays.
+      method: its name, such as "image_features"; `__call__` by default.
+      kwargs: keyword arguments of the method.
     """
     args, kwargs = jax.tree.map(
       lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
@@ -92,97 +117,119 @@ class Model:
     urls: bool = False,
     **options: Any,
   ) -> list[Caption]:
-    """Writes about pictures.
+    """Generates captions of images.
 
     Args:
-      images: one picture or any number, each a path, encoded bytes, a uint8
-        array [H, W, 3], or an image of PIL's.
-      prompt: what the captions go on from; the model's own by default.
-      batch_size: pictures at a time. The last batch is filled up, so that
-        nothing is compiled twice; a few pictures are a smaller one.
-      seed: of what is sampled. A sample depends on the seed and on its
-        picture, not on the pictures beside it.
-      urls: whether a picture may be an http(s) URL, which is then fetched.
+      images: one image or any number of them, each a path, encoded bytes, a
+        uint8 array [H, W, 3], or a PIL image.
+      prompt: the text that captions continue; the model's own by default.
+      batch_size: images per batch. The last batch is padded to the same size,
+        so that nothing is compiled twice; a few images make a smaller batch.
+      seed: of sampling. Samples depend on the seed and on the image, not on
+        the other images of the batch.
+      urls: whether an image may be an http(s) URL, which is then downloaded.
       options: num_beams, max_length, min_length, max_new_tokens,
         repetition_penalty, no_repeat_ngram_size, length_norm,
         num_return_sequences, sample, temperature, top_k, top_p: see
-        `decoding.Decoding`. Lengths are in tokens and count the prompt.
+        `blip_jax.models.decoding.Decoding`. Lengths are in tokens and include
+        the prompt. By default, the model's own.
 
     Returns:
-      One caption a picture, in order; of several each, the best, which has the
-      `others`.
+      One caption per image, in order. With `num_return_sequences`, it is the
+      best one, and the rest are its `others`.
 
     Raises:
-      ValueError: the model writes no captions, an option cannot be, or a
-        picture cannot be read; says which.
+      ValueError: the model does not generate captions, an option is unknown or
+        out of range, or an image cannot be read; says which.
     """
-    write = self.captioner(prompt, **options)
+    generate = self.captioner(prompt, **options)
     captions = []
     read = images_lib.ImageReader(self.image, urls)
-    for pixels, number in images_lib.batches(
+    for pixels, num_images in images_lib.batches(
       images, read, batch_size, self.mesh
     ):
-      captions += write(pixels, seed)[:number]
+      captions += generate(pixels, seed)[:num_images]
     return captions
 
   def captioner(
     self, prompt: str | None = None, **options: Any
   ) -> Callable[..., list[Caption]]:
-    """A function of pixels [I, H, W, 3] of the model's size, of a seed of
-    samples, and of a number below 2**32 for each picture, which its draws
-    depend on beside the seed; by default that is a matter of its pixels.
+    """Returns a function that generates captions of batches of pixels.
 
-    For whoever loads pictures by other means than `caption`; each number of
-    pictures is compiled once. The arguments are those of `caption`.
+    Use it to load images by other means than `caption` does. Each batch size
+    is compiled once.
+
+    Args:
+      prompt: as for `caption`.
+      options: as for `caption`.
+
+    Returns:
+      `generate(pixels, seed=0, image_seeds=None)`, where
+
+        pixels: uint8 [I, H, W, 3], in the model's image size (`model.image`
+          resizes to it).
+        seed: of sampling.
+        image_seeds: an integer below 2**32 for each image, which is combined
+          with `seed`, so that an image gets the same samples in any batch. By
+          default, a checksum of its pixels.
+
+    Raises:
+      ValueError: the model does not generate captions, or an option is unknown
+        or out of range.
     """
     if self.card.family not in ("caption", "pretrain"):
       raise ValueError(
         f"{self.card.source or 'this model'} is of the family "
-        f"{self.card.family!r}, which has no decoder that writes captions; "
+        f"{self.card.family!r}, which has no decoder that generates captions; "
         "load a captioner, such as 'model_base_caption_capfilt_large' or "
         "'Salesforce/blip-image-captioning-base'"
       )
-    if self.tokenizer is None:
+    tokenizer = self.tokenizer
+    if tokenizer is None:
       raise ValueError(
-        "this model has no vocabulary, so it cannot write; load it with "
-        "tokenizer=, a folder with its vocab.txt"
+        "this model has no vocabulary, so it cannot generate text; load it "
+        "with tokenizer=, a folder with its vocab.txt"
       )
     config = self.card.config
-    prompt = self.card.prompt if prompt is None else prompt
-    ids = self.tokenizer.prompt_ids(prompt)
+    text_prompt = self.card.prompt if prompt is None else prompt
+    prompt_ids = tokenizer.prompt_ids(text_prompt)
     settings = decoding.make(
-      self.card.generation, len(ids), config.med.max_positions, **options
+      self.card.generation, len(prompt_ids), config.med.max_positions, **options
     )
-    room = decoding.num_positions_for(
+    num_positions = decoding.num_positions_for(
       settings.max_length, config.med.max_positions
     )
 
-    def write(
+    def generate(
       pixels: UInt8[np.ndarray, "I H W 3"],
       seed: int = 0,
-      draws: Sequence[int] | None = None,
+      image_seeds: Sequence[int] | None = None,
     ) -> list[Caption]:
-      if draws is None:
-        draws = [zlib.crc32(image) for image in pixels]
-      batch = {"pixels": pixels, "draws": np.array(draws, np.uint32)}
+      if image_seeds is None:
+        image_seeds = [zlib.crc32(image) for image in pixels]
+      batch = {
+        "pixels": pixels,
+        "image_seeds": np.array(image_seeds, np.uint32),
+      }
       with sharding.activate(self.mesh):
-        found = _generate(
-          (self.module, room),
+        generated = _generate(
+          (self.module, num_positions),
           self.params,
           sharding.put_batch(batch, self.mesh),
-          np.array(ids, np.int32),
+          np.array(prompt_ids, np.int32),
           settings,
           seed,
         )
-      found = jax.tree.map(sharding.local_rows, found)
-      matching.refuse_nan(found.token_log_probs)
-      span = slice(len(ids), int(settings.max_length))
+      generated = jax.tree.map(sharding.local_rows, generated)
+      matching.refuse_nan(generated.token_log_probs)
+      # The positions of the words after the prompt.
+      span = slice(len(prompt_ids), int(settings.max_length))
       return [
-        self._caption(generation.Generated(*row), prompt, span)
-        for row in zip(*found, strict=True)
+        _caption(tokenizer, generation.Generated(*row), text_prompt, span)
+        for row in zip(*generated, strict=True)
       ]
 
-    return write
+    return generate
 
   def match(
     self,
@@ -195,28 +242,32 @@ class Model:
     urls: bool = False,
     num_frames: int = 0,
   ) -> matching.Match:
-    """Says how well pictures and texts go together.
+    """Scores how well images and texts match, by ITC and ITM (section 3.2).
 
     Args:
       images: as for `caption`.
-      texts: read as in training: lower case, most punctuation taken out, 30
-        words, 35 tokens.
-      pairwise: whether text i is of picture i alone; else all texts are
-        compared with all pictures.
-      legacy_cls: gives the numbers of the original's demo and of Hugging Face:
-        texts are read as they are, and look at the picture from [CLS] where
-        training had [ENC].
-      batch_size: pictures at a time. Each is encoded and projected once,
-        however many texts look at it.
-      urls: as for `caption`.
-      num_frames: taken of each video, whose path an image then is (section
-        5.6; the original takes 8); 0: they are pictures.
+      texts: one text or any number of them. They are read as in training:
+        lower case, most punctuation removed, at most 30 words and 35 tokens.
+      pairwise: whether text i is compared with image i only; by default every
+        text is compared with every image.
+      legacy_cls: reproduces the numbers of the original demo and of Hugging
+        Face: texts are not cleaned, and start with [CLS] where training had
+        [ENC].
+      batch_size: images per batch. Each image is encoded and projected once,
+        however many texts are compared with it.
+      urls: whether an image may be an http(s) URL, which is then downloaded.
+      num_frames: frames sampled from each video, if `images` are paths of
+        videos (section 5.6; the original takes 8). 0: they are images.
+
+    Returns:
+      Scores [I, M] for I images and M texts; [I] with `pairwise`.
 
     Raises:
-      ValueError: the model does not match, there is nothing to compare, a text
-        has no words, pairs are of unequal length, or a picture cannot be read.
+      ValueError: the model has no ITM head, there are no images or no texts, a
+        text has no words, `pairwise` got unequal numbers, or an image cannot
+        be read.
     """
-    self._needs("itm_head", "match pictures with texts")
+    self._require("itm_head", "match images with texts")
     read = images_lib.ImageReader(self.image, urls, num_frames)
     return self.matcher.match(
       images, texts, read, pairwise, legacy_cls, batch_size
@@ -230,26 +281,44 @@ class Model:
     urls: bool = False,
     num_frames: int = 0,
   ) -> Float[np.ndarray, "I C"]:
-    """Unit vectors in the space that pictures, or videos, share with texts.
+    """Embeds images, or videos, in the space that they share with texts.
+
+    Args:
+      images: as for `caption`.
+      batch_size: images per batch.
+      urls: whether an image may be an http(s) URL, which is then downloaded.
+      num_frames: frames sampled from each video; 0: `images` are images.
+
+    Returns:
+      Unit vectors, so that dot products with those of `embed_texts` are
+      cosines.
 
     Raises:
-      ValueError: the model has no such space, there are no pictures, or one
+      ValueError: the model has no such space, there are no images, or one
         cannot be read.
     """
-    self._needs("vision_proj", "embed pictures where texts are")
+    self._require("vision_proj", "embed images in a space shared with texts")
     read = images_lib.ImageReader(self.image, urls, num_frames)
     return self.matcher.embed_images(images, read, batch_size)
 
   def embed_texts(
     self, texts: str | Sequence[str], *, batch_size: int = 64
   ) -> Float[np.ndarray, "M C"]:
-    """Unit vectors in the space that texts share with pictures.
+    """Embeds texts in the space that they share with images.
+
+    Args:
+      texts: as for `match`.
+      batch_size: texts per batch.
+
+    Returns:
+      Unit vectors, so that dot products with those of `embed_images` are
+      cosines.
 
     Raises:
       ValueError: the model has no such space, there are no texts, or one has
         no words.
     """
-    self._needs("text_proj", "embed texts where pictures are")
+    self._require("text_proj", "embed texts in a space shared with images")
     return self.matcher.embed_texts(texts, batch_size)
 
   def features(
@@ -260,81 +329,119 @@ class Model:
     batch_size: int = 8,
     urls: bool = False,
   ) -> matching.HiddenStates:
-    """Hidden states of pictures, of texts, or, where both are given, of texts
-    that look at their picture: the original's feature extractor.
+    """Returns hidden states: the original's feature extractor.
 
-    The three live in different spaces, so that a cosine between them says
-    nothing; `embed_images` and `embed_texts` share one. The first token stands
-    for the whole.
+    Of images if only those are given, of texts if only those are given; with
+    both, of text i fused with image i by cross-attention. The first token
+    stands for the whole input.
+
+    The three kinds live in different spaces: a cosine between them means
+    nothing. `embed_images` and `embed_texts` share one space.
+
+    Args:
+      images: as for `caption`.
+      texts: as for `match`.
+      batch_size: images, texts or pairs per batch.
+      urls: whether an image may be an http(s) URL, which is then downloaded.
 
     Raises:
-      ValueError: the model lacks a tower for it, pairs are of unequal length,
-        or something cannot be read.
+      ValueError: neither is given, the model lacks the encoder, there are not
+        as many images as texts, or an input cannot be read.
     """
     if images is None and texts is None:
       raise ValueError("features: give images=, texts= or both")
     if texts is not None:
-      self._needs("text_encoder", "read texts")
+      self._require("text_encoder", "encode texts")
     read = images_lib.ImageReader(self.image, urls)
     return self.matcher.features(images, texts, read, batch_size)
 
-  def _needs(self, part: str, what: str) -> None:
-    if part not in self.params:
-      raise ValueError(
-        f"{self.card.source or 'this model'} is of the family "
-        f"{self.card.family!r}, which cannot {what}; load one that can, such "
-        "as 'model_base_retrieval_coco' or 'Salesforce/blip-itm-base-coco'"
-      )
-
   @functools.cached_property
   def matcher(self) -> matching.Matcher:
-    """For whoever has texts in tokens, or chooses the pairs to look at."""
+    """For callers that tokenise texts or choose the pairs themselves.
+
+    Raises:
+      ValueError: the family has no separate encoders (`nlvr`).
+    """
+    if not isinstance(self.module, blip.Blip):
+      raise self._lacks("encode images and texts")
     return matching.Matcher(self.module, self.params, self.tokenizer, self.mesh)
 
   @functools.cached_property
   def image(self) -> transforms.EvalImage:
-    """Brings a decoded picture to the model's size."""
+    """Resizes a decoded image to the model's image size."""
     return transforms.EvalImage(self.card.config.vit.image_size)
 
-  def _caption(self, found, prompt: str, span: slice) -> Caption:
-    """The best of one picture's texts, with the others; `span` is where the
-    words behind the prompt are."""
-    texts = self.tokenizer.decode(found.ids, prompt)
-    best, *others = [
-      self._one(text, ids[span].tolist(), log_probs[span].tolist(), score)
-      for text, ids, log_probs, score in zip(texts, *found, strict=True)
-    ]
-    return dataclasses.replace(best, others=tuple(others))
+  def _require(self, part: str, ability: str) -> None:
+    if part not in self.params:
+      raise self._lacks(ability)
 
-  def _one(self, text, ids, log_probs, score) -> Caption:
-    sep = self.tokenizer.sep_id
-    end = ids.index(sep) + 1 if sep in ids else len(ids)
-    return Caption(
-      text,
-      log_prob=sum(log_probs[:end]),
-      token_log_probs=tuple(log_probs[:end]),
-      tokens=tuple(self.tokenizer.pieces(ids[:end])),
-      score=float(score),
+  def _lacks(self, ability: str) -> ValueError:
+    return ValueError(
+      f"{self.card.source or 'this model'} is of the family "
+      f"{self.card.family!r}, which cannot {ability}; load one that can, such "
+      "as 'model_base_retrieval_coco' or 'Salesforce/blip-itm-base-coco'"
     )
 
 
+def _caption(
+  tokenizer: tokenizer_lib.Tokenizer,
+  generated: generation.Generated,
+  prompt: str,
+  span: slice,
+) -> Caption:
+  """The best caption of one image, with the others; `span` are the positions
+  after the prompt."""
+  texts = tokenizer.decode(generated.ids, prompt)
+  best, *others = [
+    _one_caption(
+      tokenizer,
+      text,
+      ids[span].tolist(),
+      log_probs[span].tolist(),
+      float(score),
+    )
+    for text, ids, log_probs, score in zip(texts, *generated, strict=True)
+  ]
+  return dataclasses.replace(best, others=tuple(others))
+
+
+def _one_caption(
+  tokenizer: tokenizer_lib.Tokenizer,
+  text: str,
+  ids: list[int],
+  log_probs: list[float],
+  score: float,
+) -> Caption:
+  sep = tokenizer.sep_id
+  end = ids.index(sep) + 1 if sep in ids else len(ids)
+  return Caption(
+    text,
+    log_prob=sum(log_probs[:end]),
+    token_log_probs=tuple(log_probs[:end]),
+    tokens=tuple(tokenizer.pieces(ids[:end])),
+    score=score,
+  )
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _generate(module_and_room, params, batch, prompt, settings, seed):
-  """Texts of pictures. The draws of a picture are a matter of what it shows."""
-  module, room = module_and_room
+def _generate(module_and_positions, params, batch, prompt, settings, seed):
+  """Generates captions; an image's samples depend on its own seed only."""
+  module, num_positions = module_and_positions
   fold = jax.vmap(jax.random.fold_in, (None, 0))
-  keys = fold(jax.random.key(seed), batch["draws"])
-  found = caption_lib.generate(
-    module, params, batch["pixels"], prompt, settings, room, keys
+  keys = fold(jax.random.key(seed), batch["image_seeds"])
+  generated = caption_lib.generate(
+    module, params, batch["pixels"], prompt, settings, num_positions, keys
   )
   return jax.tree.map(
-    lambda x: nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 1))),
-    found,
+    lambda x: spmd.with_logical_constraint(
+      x, ("batch", *[None] * (x.ndim - 1))
+    ),
+    generated,
   )
 
 
 def quick_dtype() -> str:
-  """Of activations, where numbers need not be compared with others'."""
+  """The dtype of activations that is fastest on the default device."""
   # CPUs that lack bfloat16 emulate it, many times slower.
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
@@ -350,25 +457,28 @@ def load(
   tokenizer: str | os.PathLike | None = None,
   drop: Sequence[str] = (),
 ) -> Model:
-  """Loads a released checkpoint, one of yours, or one of Hugging Face's.
+  """Loads a model: a released checkpoint, your own, or one of Hugging Face.
 
   Args:
-    name_or_path: "model_base_retrieval_coco", "Salesforce/blip-vqa-base", a
-      .pth or .safetensors file, a Hugging Face folder, or a workdir of a run.
-    task: as what, if not as what it was trained for: "feature", "caption",
-      "vqa", "itm", "retrieval", "nlvr" or "pretrain".
-    image_size: pixels a side, if not those that it was trained for.
+    name_or_path: the name of a released checkpoint
+      ("model_base_retrieval_coco"), a Hugging Face id
+      ("Salesforce/blip-vqa-base"), a .pth or .safetensors file, a Hugging Face
+      folder, or the workdir of a training run.
+    task: what to use it for, if not what it was trained for: "feature",
+      "caption", "vqa", "itm", "retrieval", "nlvr" or "pretrain".
+    image_size: side of the images in pixels, if not that of the checkpoint;
+      position embeddings are interpolated.
     dtype: of activations, "float32" or "bfloat16"; parameters stay float32.
-    mesh: where to put it, from `sharding.make_mesh`; each device reads its own
-      part. One device by default.
-    model_config: a config file, for weights of widths that BERT and ViT do not
-      have.
-    tokenizer: a folder with vocab.txt or a hub id, if none lies beside the
-      weights.
-    drop: regular expressions for names in the file that may be left out.
+    mesh: the devices to use, from `sharding.make_mesh`; each reads only its
+      own part of the parameters. One device by default.
+    model_config: a JSON file of the model's sizes, for weights whose widths
+      differ from those of BERT and ViT.
+    tokenizer: a folder with vocab.txt or a Hugging Face id, if there is no
+      vocabulary next to the weights.
+    drop: regular expressions of tensor names in the file that may be ignored.
 
   Raises:
-    ValueError: there is no such checkpoint, or it is damaged or does not fit;
+    ValueError: there is no such checkpoint, it is damaged, or it does not fit;
       says which argument helps.
   """
   checkpoint = opening.open_checkpoint(
@@ -391,6 +501,7 @@ def load(
     med=dataclasses.replace(card.config.med, dtype=dtype),
   )
   params = checkpoint.on_mesh("params", mesh)
+  assert params is not None, name_or_path
   if card.family == "pretrain":
     params = med.tie(params)
   return Model(

@@ -1,4 +1,4 @@
-"""Search a gallery of pictures, by texts or by pictures (job `search`)."""
+"""Search a gallery of images by texts or by images (job `search`)."""
 
 import collections
 import json
@@ -12,40 +12,39 @@ import jax
 import numpy as np
 import tqdm
 from jaxtyping import Float, Int
-from ml_collections import ConfigDict
 
+from blip_jax.config import Config
 from blip_jax.data import datasets, folders
 from blip_jax.inference import images
 from blip_jax.inference import index as index_lib
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import (
-  contact_sheet,
-  files,
-  sharding,
-)
+from blip_jax.runtime import contact_sheet, files, sharding
 
 log = logging.getLogger(__name__)
 
-# Of the contact sheet: the first queries, and the best pictures of each.
+# On the contact sheet: the first queries, and the best images of each.
 SHEET_ROWS, SHEET_COLUMNS = 12, 6
 
 
-def search(config: ConfigDict, workdir: str) -> dict[str, int]:
-  """Finds pictures of `config.images` for every query of `config.queries`.
+def search(config: Config, workdir: str) -> dict[str, int]:
+  """Finds images of `config.images` for every query of `config.queries`.
 
-  Embeds the pictures into `config.index` unless that is done, takes the
-  nearest to each query by cosine and, if the query is a text, ranks the best
-  `config.rerank` of them anew by ITM. Writes `config.out`, a list of {query,
-  found: [{row, id, image?, cosine, itm_prob?, rank_score?}, ...]}, the best
-  first, and beside it a contact sheet.
+  Embeds the images into `config.index` unless that is done, takes those nearest
+  to each query by cosine and, if the query is a text, re-ranks the best
+  `config.rerank` of them by ITM. Writes `config.out`, a list of {query, found:
+  [{row, id, image?, cosine, itm_prob?, rank_score?}, ...]}, best first, and a
+  contact sheet next to it.
 
   Args:
-    config: from `config.search`.
-    workdir: where index and result go if the config does not say.
+    config: from `defaults.search`.
+    workdir: where the index and the results go by default.
+
+  Returns:
+    The number of queries, of images, and of unreadable images.
 
   Raises:
-    ValueError: there are no pictures or no queries, the index was made by
-      other weights, or an option cannot be; says which.
+    ValueError: there are no images or no queries, the index was made with
+      other weights, or an option is out of range; says which.
   """
   if jax.process_count() > 1:
     raise ValueError("search runs as one process; leave out --distributed")
@@ -59,7 +58,7 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
   )
   source = open_gallery(config.images, config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "search.json"))
-  out.parent.mkdir(parents=True, exist_ok=True)
+  files.make_folder(out.parent)
   model = model_lib.load(
     config.model,
     task="itm",
@@ -67,7 +66,7 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
     mesh=sharding.make_mesh(config.mesh),
     tokenizer=config.tokenizer or None,
   )
-  # Before hours go into the index.
+  # Queries first: a mistake in them must not cost the hours of an index.
   texts = {n: q for n, q in enumerate(queries) if not folders.is_image(q)}
   vectors = _embed(model, queries, texts)
   index = index_lib.build(
@@ -80,24 +79,26 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
   )
   read = images.ImageReader(model.image, num_frames=config.num_frames)
   nearest = index.nearest(vectors, max(config.top, config.rerank), config.faiss)
-  ranked = _rerank(model, source, read, texts, nearest.rows[:, : config.rerank])
+  reranked = _rerank(
+    model, source, read, texts, nearest.rows[:, : config.rerank]
+  )
   answers = []
   for number, query in enumerate(queries):
-    found = [
+    results: list[dict[str, Any]] = [
       {"row": row, "id": index.ids[row], "cosine": float(cosine)}
-      | ranked.get((number, row), {})
+      | reranked.get((number, row), {})
       for row, cosine in zip(
         nearest.rows[number].tolist(), nearest.cosine[number], strict=True
       )
       if row != index_lib.NONE
     ]
-    # Those that were not ranked anew keep their order behind the others.
-    found.sort(key=lambda one: -one.get("rank_score", -np.inf))
-    best = [one | _path(source, one["row"]) for one in found[: config.top]]
+    # Images that were not re-ranked follow, still in order of their cosine.
+    results.sort(key=lambda result: -result.get("rank_score", -np.inf))
+    best = [r | _path(source, r["row"]) for r in results[: config.top]]
     answers.append({"query": query, "found": best})
   files.write_json(out, answers)
   _draw(answers, source, config.num_frames, out.with_suffix(".png"))
-  log.info("%s and %s say what was found", out, out.with_suffix(".png"))
+  log.info("Results are in %s and %s", out, out.with_suffix(".png"))
   return {
     "queries": len(queries),
     "images": len(index.ids),
@@ -106,20 +107,20 @@ def search(config: ConfigDict, workdir: str) -> dict[str, int]:
 
 
 def read_queries(spec: str) -> list[str]:
-  """Texts and paths of pictures, from what `config.queries` says.
+  """Returns the queries, texts or paths of images, of `config.queries`.
 
   Args:
-    spec: a text; a picture; or a file of either, a line each (.txt) or a list
-      of strings (.json).
+    spec: a text, the path of an image, or a file of either: one per line (.txt)
+      or a list of strings (.json).
 
   Raises:
-    ValueError: there is none, or a file is missing.
+    ValueError: there is no query, or a file is missing.
   """
   queries = [spec]
   ending = os.path.splitext(spec)[1].lower()
   if ending in (".txt", ".json"):
     try:
-      content = pathlib.Path(spec).read_text(encoding="utf-8")
+      content = files.read_text(spec)
       queries = (
         json.loads(content) if ending == ".json" else content.split("\n")
       )
@@ -132,27 +133,28 @@ def read_queries(spec: str) -> list[str]:
   queries = [query.strip() for query in queries if query.strip()]
   if not queries:
     raise ValueError(
-      "config.queries: nothing to look for; for example "
+      "config.queries: there is no query; for example "
       "--config.queries='a dog on a beach'"
     )
   for query in queries:
-    if folders.is_image(query) and not os.path.isfile(query):
-      raise ValueError(f"config.queries: {query}: no such picture")
+    if folders.is_image(query) and not files.is_file(query):
+      raise ValueError(f"config.queries: {query}: no such image")
   return queries
 
 
 def _embed(
   model: model_lib.Model, queries: Sequence[str], texts: Mapping[int, str]
 ) -> Float[np.ndarray, "Q C"]:
-  vectors = dict.fromkeys(range(len(queries)))
-  photos = [number for number in vectors if number not in texts]
+  """Unit vectors of all queries; `texts` are those that are no images."""
+  vectors = {}
   if texts:
     embedded = model.embed_texts(list(texts.values()))
     vectors |= zip(texts, embedded, strict=True)
+  photos = [number for number in range(len(queries)) if number not in texts]
   if photos:
     embedded = model.embed_images([queries[number] for number in photos])
     vectors |= zip(photos, embedded, strict=True)
-  return np.stack(list(vectors.values()))
+  return np.stack([vectors[number] for number in range(len(queries))])
 
 
 def _rerank(
@@ -162,31 +164,34 @@ def _rerank(
   texts: Mapping[int, str],
   nearest: Int[np.ndarray, "Q k"],
 ) -> dict[tuple[int, int], dict[str, float]]:
-  """What ITM says of (query, row) where the query is a text."""
+  """ITM scores by (query, row), of the queries that are texts."""
   if not texts or not nearest.size:
     return {}
-  queries, wanted = list(texts), collections.defaultdict(list)
-  for place, query in enumerate(queries):
+  queries, candidates = list(texts), collections.defaultdict(list)
+  for position, query in enumerate(queries):
     for row in set(nearest[query].tolist()) - {index_lib.NONE}:
-      wanted[row].append(place)
-  rows = list(wanted)
-  matches = model.matcher.scored(
+      candidates[row].append(position)
+  rows = list(candidates)
+  matches = model.matcher.match_candidates(
     (source[row]["image"] for row in rows),
     model.matcher.tokens(list(texts.values())),
-    lambda number: np.array(wanted[rows[number]]),
+    lambda number: np.array(candidates[rows[number]]),
     read,
   )
   return {
-    (queries[place], row): {"itm_prob": float(prob), "rank_score": float(score)}
+    (queries[position], row): {
+      "itm_prob": float(prob),
+      "rank_score": float(score),
+    }
     for row, match in zip(tqdm.tqdm(rows, unit="img"), matches, strict=True)
-    for place, prob, score in zip(
-      wanted[row], match.itm_prob, match.rank_score, strict=True
+    for position, prob, score in zip(
+      candidates[row], match.itm_prob, match.rank_score, strict=True
     )
   }
 
 
 def _path(source: Any, row: int) -> dict[str, str]:
-  """Where a picture lies, if it is a file of its own."""
+  """The path of an image that is a file of its own."""
   image = source[row]["image"]
   return {"image": image} if isinstance(image, str) else {}
 
@@ -194,23 +199,24 @@ def _path(source: Any, row: int) -> dict[str, str]:
 def _draw(
   answers: Sequence[dict], source: Any, num_frames: int, path: pathlib.Path
 ) -> None:
-  """A contact sheet, a row of pictures a query; of a video, its first."""
+  """Draws a contact sheet, a row per query; of a video, its first frame."""
   cells = []
   for answer in answers[:SHEET_ROWS]:
-    for rank, one in enumerate(answer["found"][:SHEET_COLUMNS], 1):
-      says = f"cosine {one['cosine']:.2f}"
-      if "itm_prob" in one:
-        says += f", match {one['itm_prob']:.0%}"
+    for rank, result in enumerate(answer["found"][:SHEET_COLUMNS], 1):
+      scores = f"cosine {result['cosine']:.2f}"
+      if "itm_prob" in result:
+        scores += f", match {result['itm_prob']:.0%}"
+      name = os.path.basename(result.get("image", result["id"]))
       lines = (
         contact_sheet.Line(f"{rank}. of", answer["query"]),
-        contact_sheet.Line(says, os.path.basename(one.get("image", one["id"]))),
+        contact_sheet.Line(scores, name),
       )
-      picture = source[one["row"]]["image"]
+      image = source[result["row"]]["image"]
       if num_frames:
         from blip_jax.data import video
 
-        (picture,) = video.read(picture, 1, contact_sheet.PICTURE)
-      picture = images.open_image(picture)
-      cells.append(contact_sheet.Cell(picture, lines))
+        (image,) = video.read(image, 1, contact_sheet.IMAGE)
+      pixels = images.open_image(image)
+      cells.append(contact_sheet.Cell(pixels, lines))
   columns = max(len(answer["found"]) for answer in answers)
   contact_sheet.contact_sheet(cells, path, columns=min(columns, SHEET_COLUMNS))

@@ -1,7 +1,8 @@
-"""Contact sheets: pictures with what is true and what a model said."""
+"""Contact sheets: images with reference texts and what a model generated."""
 
 import bisect
 import dataclasses
+import io
 import math
 import os
 import pathlib
@@ -13,12 +14,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-PICTURE = 192  # box of a picture, pixels: 32, 64 and 96 grow evenly into it
+from blip_jax.runtime import files
+
+IMAGE = 192  # side of an image's box in pixels, a multiple of 32, 64 and 96
 GAP = 16
 PADDING = 12
 FONT_SIZE = 15
 LINE_HEIGHT = 20
-MAX_LINES = 4  # of one text; a caption of a megabyte must not make the sheet
+MAX_LINES = 4  # per text: a caption of a megabyte must not fill the sheet
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 INK = (32, 33, 36)
 FAINT = (110, 115, 122)
@@ -29,7 +34,7 @@ CARD = (255, 255, 255)
 
 
 class Line(NamedTuple):
-  """A labelled text under a picture; `right` colours it and says so."""
+  """A labelled text below an image; `right` adds a colour and a word."""
 
   label: str
   text: str
@@ -38,7 +43,7 @@ class Line(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A picture and the lines below it."""
+  """An image and the lines below it."""
 
   image: UInt8[np.ndarray, "H W 3"]
   lines: Sequence[Line]
@@ -52,12 +57,18 @@ def contact_sheet(
 ) -> None:
   """Writes a PNG that shows every cell, row by row.
 
-  Pictures keep their proportions: small ones grow by a whole factor, pixel by
-  pixel, so that one sees what the model sees; others are resampled. The file
-  appears under `path` complete or not at all.
+  Images keep their aspect ratio. Small ones are enlarged by an integer factor,
+  so that their pixels stay visible; others are resampled. The file appears
+  complete or not at all.
+
+  Args:
+    cells: in reading order.
+    path: of the PNG.
+    title: at the top; "" for none.
+    columns: cells per row, at most.
 
   Raises:
-    ValueError: if there is no cell.
+    ValueError: there is no cell.
   """
   if not cells:
     raise ValueError(f"A contact sheet needs at least one cell: {path}")
@@ -67,13 +78,13 @@ def contact_sheet(
   rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
   heights = [max(_text_height(cell, font) for cell in row) for row in rows]
 
-  card_width = PICTURE + 2 * PADDING
+  card_width = IMAGE + 2 * PADDING
   head = GAP + (FONT_SIZE + GAP if title else 0)
   sheet = Image.new(
     "RGB",
     (
       GAP + columns * (card_width + GAP),
-      head + sum(PICTURE + height + 2 * PADDING + GAP for height in heights),
+      head + sum(IMAGE + height + 2 * PADDING + GAP for height in heights),
     ),
     PAGE,
   )
@@ -83,31 +94,34 @@ def contact_sheet(
     draw.text((GAP, GAP), title, INK, font)
   top = head
   for row, height in zip(rows, heights, strict=True):
-    bottom = top + PICTURE + height + 2 * PADDING
+    bottom = top + IMAGE + height + 2 * PADDING
     for column, cell in enumerate(row):
       left = GAP + column * (card_width + GAP)
       draw.rounded_rectangle(
         (left, top, left + card_width, bottom), radius=8, fill=CARD
       )
-      picture = _fit(cell.image)
+      image = _fit(cell.image)
       sheet.paste(
-        picture,
+        image,
         (
-          left + PADDING + (PICTURE - picture.width) // 2,
-          top + PADDING + (PICTURE - picture.height) // 2,
+          left + PADDING + (IMAGE - image.width) // 2,
+          top + PADDING + (IMAGE - image.height) // 2,
         ),
       )
       _draw_lines(
-        draw, (left + PADDING, top + PADDING + PICTURE), cell, font, small
+        draw, (left + PADDING, top + PADDING + IMAGE), cell, font, small
       )
     top = bottom + GAP
-  _save(sheet, pathlib.Path(path))
+  content = io.BytesIO()
+  sheet.save(content, "PNG")
+  files.make_folder(pathlib.Path(path).parent)
+  files.write_bytes(path, content.getvalue())
 
 
 def _fit(image: UInt8[np.ndarray, "H W 3"]) -> Image.Image:
-  """Scales a picture into the box."""
+  """Scales an image to the box."""
   height, width, _ = image.shape
-  factor = PICTURE / max(height, width)
+  factor = IMAGE / max(height, width)
   resample = Image.Resampling.LANCZOS
   if factor >= 2:
     factor, resample = math.floor(factor), Image.Resampling.NEAREST
@@ -115,7 +129,7 @@ def _fit(image: UInt8[np.ndarray, "H W 3"]) -> Image.Image:
   return Image.fromarray(image).resize(size, resample)
 
 
-def _text_height(cell: Cell, font: ImageFont.FreeTypeFont) -> int:
+def _text_height(cell: Cell, font: Font) -> int:
   texts = [_wrap(line.text, font) for line in cell.lines]
   return sum(PADDING + LINE_HEIGHT * (1 + len(text)) for text in texts)
 
@@ -124,15 +138,15 @@ def _draw_lines(
   draw: ImageDraw.ImageDraw,
   corner: tuple[int, int],
   cell: Cell,
-  font: ImageFont.FreeTypeFont,
-  small: ImageFont.FreeTypeFont,
+  font: Font,
+  small: Font,
 ) -> None:
   x, y = corner
   for line in cell.lines:
     y += PADDING
     label, ink = line.label, INK
     if line.right is not None:
-      # In words too: a tenth of the readers cannot tell red from green.
+      # In words too, for readers who cannot tell red from green.
       label += ": right" if line.right else ": wrong"
       ink = GREEN if line.right else RED
     draw.text((x, y), label, FAINT if line.right is None else ink, small)
@@ -144,13 +158,12 @@ def _draw_lines(
 
 def _wrap(
   text: str,
-  font: ImageFont.FreeTypeFont,
-  width: int = PICTURE,
+  font: Font,
+  width: int = IMAGE,
   max_lines: int = MAX_LINES,
 ) -> list[str]:
-  """Breaks `text` into lines of at most `width` pixels, "..." where cut off."""
-  # No line holds more characters than pixels: the rest of a megabyte is not
-  # worth measuring.
+  """Breaks a text into lines of at most `width` pixels, "..." if truncated."""
+  # No line has more characters than pixels, so the rest is not measured.
   text = _plain(text[: width * (max_lines + 1)])
   words = text.split()
   lines = [""]
@@ -163,7 +176,7 @@ def _wrap(
       lines.append("")
       words.insert(0, word)
     else:
-      # A file name or a URL wider than the line breaks where it must.
+      # A word wider than a line, such as a URL, is broken anywhere.
       fits = bisect.bisect_right(
         range(len(word)), width, key=lambda n: font.getlength(word[:n])
       )
@@ -178,15 +191,7 @@ def _wrap(
 
 
 def _plain(text: str) -> str:
-  """Folds `text` to what the font of PIL can draw, which is ASCII."""
+  """Reduces a text to ASCII, which PIL's built-in font can draw."""
   letters = unicodedata.normalize("NFKD", text)
   bare = "".join(c for c in letters if not unicodedata.combining(c))
   return bare.encode("ascii", "replace").decode()
-
-
-def _save(sheet: Image.Image, path: pathlib.Path) -> None:
-  """Writes a PNG so that a reader never meets half of it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(path.name + ".tmp")
-  sheet.save(unfinished, "PNG")
-  os.replace(unfinished, path)

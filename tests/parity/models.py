@@ -1,5 +1,5 @@
-"""Cases of whole models without a twin, and of Hugging Face's, which have [CLS]
-where training had [ENC].
+"""Cases of complete models without momentum encoders, and those of Hugging
+Face, whose models get [CLS] where training had [ENC].
 """
 
 import functools
@@ -20,7 +20,7 @@ from blip_jax.tasks import vqa as vqa_lib
 from tests.parity import generated, replay, verdicts
 from tests.parity.goldens import Golden
 
-# The original's, for texts of which the goldens did not keep the ids.
+# The original's lengths, for texts without ids in the goldens.
 CAPTION_LENGTH = 40
 TEXT_LENGTH = 35
 
@@ -30,9 +30,9 @@ def blip_base(golden: Golden) -> None:
   image = golden.image("image")
   for i, text in enumerate(golden.fact("captions")):
     inputs = image[i : i + 1], *golden.tokens(f"caption{i}", [text])
-    found = _features(opened.model, opened.params, *inputs)
+    outputs = _features(opened.model, opened.params, *inputs)
     golden.compare(
-      {f"{name}{i}": x for name, x in found.items()}, replay.MODULE
+      {f"{name}{i}": x for name, x in outputs.items()}, replay.MODULE
     )
 
 
@@ -53,14 +53,14 @@ def blip_itm(golden: Golden) -> None:
   for suffix in ("", "_one"):
     if f"image{suffix}" in golden:
       image = golden.image(f"image{suffix}")
-      found = match(opened.model, opened.params, image, *text)
-      ours = {f"{name}{suffix}": found[name] for name in ("itm", "itc")}
-      golden.compare(ours, replay.MODEL)
+      outputs = match(opened.model, opened.params, image, *text)
+      actual = {f"{name}{suffix}": outputs[name] for name in ("itm", "itc")}
+      golden.compare(actual, replay.MODEL)
 
 
 @replay.jit_of_model
 def match(model, params, image, ids, mask):
-  """Both scores of the original's demo, and what they are made of."""
+  """Both scores of the original's demo, and the features they come from."""
   call = replay.bound(model, params)
   image_embeds, image_feat = call("image_features", image)
   kv = call("image_kv", image_embeds)
@@ -73,7 +73,7 @@ def match(model, params, image, ids, mask):
 
 
 def retrieval_eval(golden: Golden) -> None:
-  """Short lists by cosine, scores by ITM, and the recall of them."""
+  """Short lists by ITC, their ITM scores, and recall."""
   opened, mesh = replay.open_case(golden), sharding.one_device()
   texts = scoring.Texts(*golden.tokens("caption", golden.fact("captions")))
   scorer = scoring.Scorer(align.predict_fns(opened.model), mesh)
@@ -85,8 +85,8 @@ def retrieval_eval(golden: Golden) -> None:
   candidates = [np.flatnonzero(row) for row in lists.pairs]
   scores = sim.copy()
   logits = scorer.itm_logits(opened.params, embeds, texts, candidates)
-  for row, own, logit in zip(scores, candidates, logits, strict=True):
-    row[own] += logit[:, 1]
+  for row, columns, logit in zip(scores, candidates, logits, strict=True):
+    row[columns] += logit[:, 1]
   i2t, t2i = lists.ranked(scores)
   golden.compare(
     {"score_i2t": i2t, "score_t2i": t2i},
@@ -106,17 +106,17 @@ def retrieval_eval(golden: Golden) -> None:
 
 
 def _compare_recall(golden, name, i2t, t2i, image_of) -> None:
-  # By the original's places: its argsort decides between equals, which we let
-  # count by chance.
-  places = (np.argsort(np.argsort(x)).astype(np.float32) for x in (i2t, t2i))
+  # The original's argsort breaks ties; the package scores their expected
+  # value, so it gets the ranks.
+  ranks = (np.argsort(np.argsort(x)).astype(np.float32) for x in (i2t, t2i))
   text_to_image = np.array([image_of[text] for text in range(len(t2i))])
-  ours = recall.recall(*places, text_to_image)
-  theirs = golden.fact(name)
+  actual = recall.recall(*ranks, text_to_image)
+  expected = golden.fact(name)
   errors = {
-    key: verdicts.difference(ours.get(key, np.nan), theirs.get(key, np.nan))
-    for key in ours.keys() | theirs.keys()
+    key: verdicts.difference(actual.get(key, np.nan), expected.get(key, np.nan))
+    for key in actual.keys() | expected.keys()
   }
-  golden.judge(f"fact {name}", errors, replay.FLOAT64)
+  golden.add_check(f"fact {name}", errors, replay.FLOAT64)
 
 
 def blip_decoder(golden: Golden) -> None:
@@ -156,19 +156,19 @@ def blip_decoder(golden: Golden) -> None:
       length = len(tokenizer.prompt_ids(prompts["gen.noprompt"]))
       golden.compare_fact("gen.noprompt.prompt_length", length)
     states = functools.partial(encode_image, opened.model, opened.params)
-    written = generated.compare_written(
+    texts_of = generated.compare_generated(
       golden, opened, states, golden.image("gen_image"), {"": prompt, **prompts}
     )
     sep = opened.model.config.med.tokens.sep
-    # Of those that it names.
+    # Only of the names that the fact lists.
     names = [name for name, _ in golden.fact("eos_positions", [])]
-    ends = [[x, _first(written[f"gen.{x}"] == sep)] for x in names]
+    ends = [[x, _first(texts_of[f"gen.{x}"] == sep)] for x in names]
     golden.compare_fact("eos_positions", ends)
 
 
-def _first(found: np.ndarray) -> list[int]:
-  """Where the first is in each row; -1 if there is none."""
-  return np.where(found.any(1), found.argmax(1), -1).tolist()
+def _first(mask: np.ndarray) -> list[int]:
+  """Index of the first True in each row; -1 if there is none."""
+  return np.where(mask.any(1), mask.argmax(1), -1).tolist()
 
 
 @replay.jit_of_model
@@ -200,24 +200,24 @@ def blip_vqa(golden: Golden) -> None:
     head,
   )
   golden.compare({"answer_logits": seen[head][0]}, replay.MODEL)
-  # Without the mask of the questions, which theirs does not use here.
+  # The original ignores the mask of the questions here.
   if "generate.sequences" in golden:
     states = lambda image: read(opened.model, opened.params, image, *question)
-    generated.compare_written(
+    generated.compare_generated(
       golden, opened, states, golden.image("image"), {"": ""}
     )
 
 
 @replay.jit_of_model
 def read(model, params, image, ids, mask):
-  """States of questions that have looked at their images."""
+  """Hidden states of questions with cross-attention to their images."""
   call = replay.bound(model, params)
   kv = call("image_kv", call("encode_image", image))
   return call("fuse", ids, mask, kv)
 
 
 def answers(question, answer, numbers, weight) -> dict[str, np.ndarray]:
-  """Some answers to each question, as the task takes them."""
+  """A batch of questions with `numbers[i]` answers to question i."""
   return {
     "question_ids": question[0],
     "question_mask": question[1],
@@ -254,15 +254,15 @@ def hf_caption(golden: Golden) -> None:
   opened = replay.Opened.of(golden.open(*golden.checkpoints))
   names = "input_ids", "attention_mask"
   inputs = golden.image("pixel_values"), *map(golden.input, names)
-  found = _hf_decode(opened.model, opened.params, *inputs)
-  golden.compare(found, replay.MODEL)
-  golden.compare({"loss": _hf_loss(golden, found["logits"])}, replay.MODEL)
+  outputs = _hf_decode(opened.model, opened.params, *inputs)
+  golden.compare(outputs, replay.MODEL)
+  golden.compare({"loss": _hf_loss(golden, outputs["logits"])}, replay.MODEL)
   if "gen_pixel_values" in golden:
-    _hf_written(golden, opened)
+    _hf_generated(golden, opened)
 
 
-def _hf_written(golden: Golden, opened: replay.Opened) -> None:
-  """With and without a prompt, whose [CLS] and [SEP] theirs leaves out."""
+def _hf_generated(golden: Golden, opened: replay.Opened) -> None:
+  """Texts with and without a prompt; [CLS] and [SEP] of its ids are dropped."""
   image = golden.image("gen_pixel_values")
   states = encode_image(opened.model, opened.params, image)
   dec = opened.model.config.med.tokens.dec
@@ -270,14 +270,14 @@ def _hf_written(golden: Golden, opened: replay.Opened) -> None:
   for match in golden.matches(r"gen\.(noprompt_)?.+"):
     settings = generated.settings_of(golden, match[0], generated.HF_DEFAULTS)
     start = [dec] if match[1] else prompt
-    found = generated.write(opened, states, start, settings)
-    theirs = golden.input(match[0])
-    # Theirs fills beams up with [SEP] where [PAD] is 0.
-    ends = opened.model.config.med.tokens.sep == theirs
-    behind = np.cumsum(ends, axis=1) - ends > 0
-    ours = generated.like(found.ids[:, 0], theirs)
-    ours = np.where(behind & ends, theirs, ours)
-    golden.compare({match[0]: ours}, replay.EXACT)
+    outputs = generated.generate(opened, states, start, settings)
+    expected = golden.input(match[0])
+    # Hugging Face pads beams with [SEP], this package with [PAD].
+    ends = opened.model.config.med.tokens.sep == expected
+    after_end = np.cumsum(ends, axis=1) - ends > 0
+    actual = generated.match_width(outputs.ids[:, 0], expected)
+    actual = np.where(after_end & ends, expected, actual)
+    golden.compare({match[0]: actual}, replay.EXACT)
 
 
 @replay.jit_of_model
@@ -298,14 +298,16 @@ def hf_retrieval(golden: Golden) -> None:
   opened = replay.Opened.of(golden.open(*golden.checkpoints))
   names = "input_ids", "attention_mask"
   inputs = golden.image("pixel_values"), *map(golden.input, names)
-  found = match(opened.model, opened.params, *inputs)
-  theirs = {
+  outputs = match(opened.model, opened.params, *inputs)
+  golden_names = {
     "itm_score": "itm",
     "itc_score": "itc",
     "question_embeds": "fused",
     "text_embeds": "text",
   }
-  golden.compare({name: found[x] for name, x in theirs.items()}, replay.MODEL)
+  golden.compare(
+    {name: outputs[x] for name, x in golden_names.items()}, replay.MODEL
+  )
 
 
 def hf_vqa(golden: Golden) -> None:
@@ -313,10 +315,10 @@ def hf_vqa(golden: Golden) -> None:
   names = "input_ids", "attention_mask"
   names = *names, *(f"decoder_{name}" for name in names)
   inputs = golden.image("pixel_values"), *map(golden.input, names)
-  found = _hf_answer(opened.model, opened.params, *inputs)
-  golden.compare(found, replay.MODEL)
+  outputs = _hf_answer(opened.model, opened.params, *inputs)
+  golden.compare(outputs, replay.MODEL)
   golden.compare(
-    {"loss": _hf_loss(golden, found["answer_logits"])}, replay.MODEL
+    {"loss": _hf_loss(golden, outputs["answer_logits"])}, replay.MODEL
   )
 
 
@@ -326,7 +328,7 @@ def _hf_answer(model, params, image, ids, mask, answer_ids, answer_mask):
   embeds = call("encode_image", image)
   kv = call("image_kv", embeds)
   question = call("fuse", ids, mask, kv, legacy_cls=True)
-  # No `encoder_mask`: transformers 5 loses it on the way to its layers.
+  # No `encoder_mask`: transformers 5 does not pass it on to its layers.
   kv = call("decoder_kv", question)
   return {
     "image_embeds": embeds,

@@ -78,8 +78,10 @@ def main(argv: list[str] | None = None) -> int:
   long = make_texts(args.k, np.full(args.k, LENGTH))
   rng = np.random.default_rng(1)
   lengths = rng.normal(*CAPTION_TOKENS, args.k).round().clip(5, LENGTH)
-  wanted = [np.arange(args.k)] * args.images
-  shared = functools.partial(scorer.itm_logits, params, embeds, wanted=wanted)
+  candidates = [np.arange(args.k)] * args.images
+  shared = functools.partial(
+    scorer.itm_logits, params, embeds, candidates=candidates
+  )
   ways = {
     "plain": functools.partial(plain, model, params, embeds, long),
     "shared": lambda: np.stack(shared(texts=long)),

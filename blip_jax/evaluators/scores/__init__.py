@@ -1,1 +1,1 @@
-"""Scores of predictions: pure functions of numpy arrays and strings."""
+"""Metrics: pure functions of NumPy arrays and strings."""

@@ -1,11 +1,12 @@
-"""Captions in the JSON files that the world keeps them in."""
+"""Reads the JSON files in which results and reference captions are kept."""
 
 import json
 import os
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
+
+from blip_jax.runtime import files
 
 ImageId = int | str
 
@@ -14,36 +15,38 @@ def read_results(path: str | os.PathLike) -> dict[ImageId, str]:
   """Reads COCO results: a list of `{"image_id": ..., "caption": ...}`.
 
   Raises:
-    ValueError: if it is no such file or holds nothing, or two captions of one
-      image.
+    ValueError: the file has another format, is empty, or has two captions of
+      one image.
   """
   results, rows = {}, {}
   for row, entry in _rows(_parse(path), path):
     image_id = _image_id(entry, path, row)
     if image_id in rows:
       raise ValueError(
-        f"{path}: rows {rows[image_id]} and {row} are both of image"
-        f" {image_id!r}; expected one caption of each image. Results of several"
-        " processes must be merged and padding be dropped before."
+        f"{path}: rows {rows[image_id]} and {row} are both captions of image"
+        f" {image_id!r}; expected one caption per image. Merge the results of"
+        " several processes and drop padding first."
       )
     rows[image_id] = row
     results[image_id] = _text(entry.get("caption"), path, row)
   if not results:
-    raise ValueError(f"{path}: the list is empty; expected a caption or more.")
+    raise ValueError(
+      f"{path}: the list is empty; expected at least one caption."
+    )
   return results
 
 
 def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
-  """Reads COCO annotations or rows in Karpathy's manner.
+  """Reads reference captions: COCO annotations or a Karpathy split.
 
-  The former are an object with `annotations`, a list of `{"image_id": ...,
-  "caption": ...}`. The latter are a list of `{"image": "a/b_12.jpg", "caption":
-  [...]}`, where a single caption may stand without a list, and rows of the same
-  image add up. Without `image_id`, the number at the end of the file's name is
-  the id: 391895 of `val2014/COCO_val2014_000000391895.jpg`.
+  COCO annotations are an object with `annotations`, a list of `{"image_id":
+  ..., "caption": ...}`. A Karpathy split is a list of `{"image": "a/b_12.jpg",
+  "caption": [...]}`, where `caption` may also be one string, and rows of the
+  same image are combined. Without `image_id`, the id is the number at the end
+  of the file name: 391895 for `val2014/COCO_val2014_000000391895.jpg`.
 
   Raises:
-    ValueError: if it is no such file, or if two files have the same number.
+    ValueError: the file has another format, or two images have the same number.
   """
   content = _parse(path)
   if isinstance(content, dict):
@@ -53,15 +56,15 @@ def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
         f" {sorted(content)}."
       )
     content = content["annotations"]
-  references, files = {}, {}
+  references, names = {}, {}
   for row, entry in _rows(content, path):
     image_id = _image_id(entry, path, row)
     if "image_id" not in entry:
-      file = entry["image"]
-      if files.setdefault(image_id, file) != file:
+      name = entry["image"]
+      if names.setdefault(image_id, name) != name:
         raise ValueError(
-          f"{path}: row {row}: {file!r} ends with the same number as"
-          f" {files[image_id]!r}; give the rows an 'image_id'."
+          f"{path}: row {row}: {name!r} ends with the same number as"
+          f" {names[image_id]!r}; give the rows an 'image_id'."
         )
     captions = entry.get("caption")
     if not isinstance(captions, list):
@@ -74,14 +77,15 @@ def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
 
 def _parse(path: str | os.PathLike) -> Any:
   try:
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
+    return json.loads(files.read_bytes(path).decode("utf-8-sig"))
   except OSError as error:
     raise ValueError(f"{path}: {error.strerror}.") from error
   except UnicodeDecodeError as error:
     raise ValueError(f"{path}: not UTF-8 (byte {error.start}).") from error
   except (json.JSONDecodeError, RecursionError) as error:
     raise ValueError(
-      f"{path}: expected one JSON list or object: {error}. Is the file whole?"
+      f"{path}: expected one JSON list or object: {error}. Is the file"
+      " complete?"
     ) from error
 
 
@@ -101,14 +105,14 @@ def _rows(content: Any, path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
 
 
 def _image_id(entry: dict, path: str | os.PathLike, row: int) -> ImageId:
-  """The id; a number also where it is written as text, "391895"."""
+  """The id; a decimal string, such as "391895", becomes a number."""
   if "image_id" not in entry:
     return _number(entry, path, row)
   image_id = entry["image_id"]
   if isinstance(image_id, bool) or not isinstance(image_id, int | str):
     raise ValueError(
-      f"{path}: row {row}: expected a number or a text under 'image_id', found"
-      f" {_brief(image_id)}."
+      f"{path}: row {row}: expected a number or a string under 'image_id',"
+      f" found {_brief(image_id)}."
     )
   if isinstance(image_id, str) and image_id.isdecimal():
     return int(image_id)
@@ -116,15 +120,15 @@ def _image_id(entry: dict, path: str | os.PathLike, row: int) -> ImageId:
 
 
 def _number(entry: dict, path: str | os.PathLike, row: int) -> int:
-  file = entry.get("image")
-  if not isinstance(file, str):
+  name = entry.get("image")
+  if not isinstance(name, str):
     raise ValueError(
-      f"{path}: row {row}: expected 'image_id', or a file's name under"
+      f"{path}: row {row}: expected 'image_id', or a file name under"
       f" 'image'; found {_brief(entry)}."
     )
-  if not (number := re.search(r"([0-9]+)(\.\w+)?$", file)):
+  if not (number := re.search(r"([0-9]+)(\.\w+)?$", name)):
     raise ValueError(
-      f"{path}: row {row}: there is no number at the end of {file!r}; give the"
+      f"{path}: row {row}: there is no number at the end of {name!r}; give the"
       " rows an 'image_id'."
     )
   return int(number[1])
@@ -133,14 +137,14 @@ def _number(entry: dict, path: str | os.PathLike, row: int) -> int:
 def _text(caption: Any, path: str | os.PathLike, row: int) -> str:
   if not isinstance(caption, str):
     raise ValueError(
-      f"{path}: row {row}: expected text under 'caption', found"
+      f"{path}: row {row}: expected a string under 'caption', found"
       f" {_brief(caption)}."
     )
   return caption
 
 
 def _brief(value: Any) -> str:
-  """What was found, with the keys of an object instead of its values."""
+  """A short description of a JSON value; of an object, its keys."""
   if isinstance(value, dict):
     return f"an object with the keys {sorted(value)}"
   return f"{type(value).__name__} {value!r:.80}"

@@ -1,19 +1,28 @@
-"""All scores of captions against those that people wrote."""
+"""All metrics of captions, compared with reference captions."""
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from blip_jax.evaluators.scores import bleu, cider, java, ptb, rouge
+from blip_jax.evaluators.scores import (
+  bleu,
+  caption_files,
+  cider,
+  java,
+  ptb,
+  rouge,
+)
 
-ImageId = Hashable
+ImageId = caption_files.ImageId
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """The official names and scales: CIDEr 1.333 is what papers call 133.3.
+  """Scores by the official names and scales: CIDEr 1.333 is 133.3 in papers.
 
-  `total` has the value of all images by metric, `per_image` the values of each
-  image by metric. Those of BLEU and METEOR are no means of these.
+  Attributes:
+    total: metric -> score of the corpus; for BLEU and METEOR, this is not the
+      mean over images.
+    per_image: image id -> metric -> score.
   """
 
   total: dict[str, float]
@@ -25,38 +34,38 @@ def score(
   references: Mapping[ImageId, Sequence[str]],
   java_metrics: Sequence[str] = (),
 ) -> Scores:
-  """Scores a caption of each image by `Bleu_1` .. `Bleu_4`, `ROUGE_L`, `CIDEr`.
+  """Scores captions by `Bleu_1` .. `Bleu_4`, `ROUGE_L` and `CIDEr`.
 
-  The values are those of the official pycocoevalcap, from raw captions on.
-  Images without a result are left aside, and change no score: what is rare to
-  CIDEr is decided by the references of the images that are scored.
+  The scores equal those of the official pycocoevalcap, for raw captions.
+  References of images without a result are ignored: n-gram rarity in CIDEr is
+  computed from the images that are scored.
 
   Args:
     results: a caption for each image.
-    references: the right captions of each of these images, maybe of others.
-    java_metrics: of `java.METRICS`, those to be had besides. They are slow, and
+    references: reference captions of at least these images.
+    java_metrics: names in `java.METRICS` to compute too. They are slow, and
       need Java and the extra [coco].
 
   Raises:
-    ValueError: if there are no results, if an image lacks references, or if
-      Java or pycocoevalcap is missing that a metric needs.
+    ValueError: there are no results, an image has no references, or a metric
+      needs Java or pycocoevalcap, which is not installed.
   """
   _check(results, references)
   java.check(java_metrics)
   candidates = ptb.tokenize_lines(results.values())
-  others = _tokenize([references[image_id] for image_id in results])
+  truths = _tokenize([references[image_id] for image_id in results])
 
-  bleu_total, bleu_each = bleu.bleu(candidates, others)
+  bleu_total, bleu_each = bleu.bleu(candidates, truths)
   values = {
     f"Bleu_{n}": (total, each)
     for n, (total, each) in enumerate(
       zip(bleu_total, bleu_each.T, strict=True), start=1
     )
   }
-  values["ROUGE_L"] = rouge.rouge_l(candidates, others)
-  values["CIDEr"] = cider.cider_d(candidates, others)
+  values["ROUGE_L"] = rouge.rouge_l(candidates, truths)
+  values["CIDEr"] = cider.cider_d(candidates, truths)
   for name in java_metrics:
-    values[name] = java.METRICS[name](candidates, others)
+    values[name] = java.METRICS[name](candidates, truths)
   return Scores(
     total={name: float(total) for name, (total, _) in values.items()},
     per_image={
@@ -77,12 +86,12 @@ def _check(
   results: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]
 ) -> None:
   if not results:
-    raise ValueError("There are no results: expected a caption of an image.")
-  lacking = [image_id for image_id in results if not references.get(image_id)]
-  if lacking:
+    raise ValueError("There are no results: expected at least one caption.")
+  missing = [image_id for image_id in results if not references.get(image_id)]
+  if missing:
     raise ValueError(
-      f"The references have no caption for {len(lacking)} of the"
-      f" {len(results)} images in the results: {_some(lacking)}. The references"
+      f"The references have no caption for {len(missing)} of the"
+      f" {len(results)} images in the results: {_some(missing)}. The references"
       f" have {len(references)} images: {_some(list(references))}. Are both of"
       " the same split, and their ids of the same kind?"
     )
@@ -90,7 +99,7 @@ def _check(
     if isinstance(references[image_id], str):
       raise ValueError(
         f"References of image {image_id!r}: expected a list of captions, found"
-        f" the text {references[image_id]!r:.80}; put it in a list."
+        f" the string {references[image_id]!r:.80}; put it in a list."
       )
 
 

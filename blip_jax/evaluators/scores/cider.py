@@ -1,4 +1,4 @@
-"""CIDEr-D (Vedantam et al., 2015): what most people say, weighed by rarity."""
+"""CIDEr-D (Vedantam et al., 2015): consensus in TF-IDF-weighted n-grams."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from blip_jax.evaluators.scores import ngrams
 
-_SIGMA = 6.0  # words by which lengths may differ
+_SIGMA = 6.0  # of the Gaussian length penalty, in words
 
 
 def cider_d(
@@ -17,40 +17,40 @@ def cider_d(
 ) -> tuple[float, Float[np.ndarray, "N"]]:
   """Returns the mean CIDEr-D, and that of each caption, in [0, 10].
 
-  Papers report it times 100. An n-gram weighs the less, the more images have it
-  among their references: the scores depend on which images are scored, and of
-  one image alone everything weighs, and scores, 0.
+  Papers report it times 100. The weight of an n-gram falls with the number of
+  images that have it in their references, so that scores depend on the set of
+  images; with a single image, all weights and scores are 0.
 
   Args:
-    candidates: a caption for each image, as `ptb.tokenize` leaves it.
-    references: the right captions of each image, likewise; at least one.
+    candidates: a caption for each image, tokenised by `ptb.tokenize`.
+    references: reference captions of each image, likewise; at least one.
   """
   counts = [[ngrams.count(text) for text in texts] for texts in references]
-  images = Counter()
-  for of_image in counts:
-    images.update(set().union(*of_image))
-  # An n-gram of no reference weighs like one of a single image.
-  most = math.log(len(counts))
-  rarity = {ngram: most - math.log(n) for ngram, n in images.items()}
+  document_frequency = Counter()
+  for image_counts in counts:
+    document_frequency.update(set().union(*image_counts))
+  # An n-gram that no reference has counts as one that a single image has.
+  max_idf = math.log(len(counts))
+  idf = {g: max_idf - math.log(n) for g, n in document_frequency.items()}
 
   scores = []
-  for candidate, of_image in zip(candidates, counts, strict=True):
-    vector = _Vector(ngrams.count(candidate), rarity, most)
-    others = [_Vector(of_one, rarity, most) for of_one in of_image]
-    scores.append(10 * np.mean([vector.similarity(other) for other in others]))
+  for candidate, image_counts in zip(candidates, counts, strict=True):
+    vector = _Vector(ngrams.count(candidate), idf, max_idf)
+    truths = [_Vector(count, idf, max_idf) for count in image_counts]
+    scores.append(10 * np.mean([vector.similarity(truth) for truth in truths]))
   return float(np.mean(scores)), np.array(scores)
 
 
 class _Vector:
-  """TF-IDF of the n-grams in a sentence."""
+  """TF-IDF weights of the n-grams in a sentence."""
 
   def __init__(
     self,
     counts: Mapping[ngrams.Ngram, int],
-    rarity: Mapping[ngrams.Ngram, float],
-    default: float,
+    idf: Mapping[ngrams.Ngram, float],
+    default_idf: float,
   ):
-    self.weights = {g: n * rarity.get(g, default) for g, n in counts.items()}
+    self.weights = {g: n * idf.get(g, default_idf) for g, n in counts.items()}
     squares = [0.0] * ngrams.MAX_N
     for ngram, weight in self.weights.items():
       squares[len(ngram) - 1] += weight**2
@@ -58,7 +58,7 @@ class _Vector:
     self.length = sum(n for ngram, n in counts.items() if len(ngram) == 1)
 
   def similarity(self, reference: "_Vector") -> float:
-    """Mean over n of the cosine, where no n-gram gains by being repeated."""
+    """Mean over n of the cosines, clipped so that repetition gains nothing."""
     dots = [0.0] * ngrams.MAX_N
     for ngram, weight in self.weights.items():
       right = reference.weights.get(ngram, 0.0)

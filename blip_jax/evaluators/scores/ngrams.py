@@ -1,4 +1,4 @@
-"""Runs of one to four words, which BLEU and CIDEr count."""
+"""N-grams of one to four words, which BLEU and CIDEr count."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,11 @@ Ngram = tuple[str, ...]
 
 
 def count(sentence: str) -> Counter[Ngram]:
-  """How often each run of 1 to `MAX_N` words occurs in a tokenised sentence."""
-  return Counter(_runs(sentence.split()))
+  """Counts the n-grams, n from 1 to `MAX_N`, of a tokenised sentence."""
+  return Counter(_ngrams(sentence.split()))
 
 
-def _runs(words: Sequence[str]) -> Iterator[Ngram]:
+def _ngrams(words: Sequence[str]) -> Iterator[Ngram]:
   for n in range(1, MAX_N + 1):
     for start in range(len(words) - n + 1):
       yield tuple(words[start : start + n])

@@ -1,8 +1,9 @@
-"""Penn Treebank tokens of captions, cut as the official metrics cut them.
+"""Penn Treebank tokenisation of captions, as in the official metrics.
 
-COCO's scores are of the words that Stanford's PTBTokenizer (CoreNLP 3.4.1,
-`-preserveLines -lowerCase`) finds, less punctuation. This lexer was written
-against the output of that one, until captions no longer differed.
+COCO's metrics are computed on the tokens of Stanford's PTBTokenizer (CoreNLP
+3.4.1, `-preserveLines -lowerCase`) without punctuation. This lexer was
+developed against the output of that tokenizer, until captions no longer
+differed.
 """
 
 import re
@@ -10,14 +11,14 @@ from collections.abc import Iterable, Iterator
 
 from blip_jax.evaluators.scores import ptb_rules
 
-# The official list has the brackets as "-LRB-", but lower case has made them
-# "-lrb-" by then: they stay, and count as words in every published score.
+# The official list has brackets as "-LRB-", but by then they are lower-cased to
+# "-lrb-": they are kept, and count as words in every published score.
 PUNCTUATION = frozenset(
   ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
 
-# Nine of ten tokens (the group) and the blanks between, by a short cut: no rule
-# cuts them in another way.
+# A shortcut for nine tokens in ten (the group) and the blanks between them: no
+# rule splits them differently.
 _COMMON = re.compile(
   r"(?: |&nbsp;)+|(\n|(?!(?i:cannot|gimme|gonna|gotta|lemme|wanna)\b)"
   r"[A-Za-z]+(?=[ \n]))"
@@ -25,7 +26,7 @@ _COMMON = re.compile(
 
 
 def tokenize(caption: str) -> str:
-  """Returns the words of a caption in lower case, with a space between them.
+  """Returns the tokens of a caption in lower case, separated by spaces.
 
   >>> tokenize("The man's T-shirt (red) wasn't $5.")
   "the man 's t-shirt -lrb- red -rrb- was n't $ 5"
@@ -34,18 +35,19 @@ def tokenize(caption: str) -> str:
 
 
 def tokenize_lines(captions: Iterable[str]) -> list[str]:
-  """Returns the words of each caption, read as lines of one text.
+  """Tokenises captions as lines of one text, as the official metrics do.
 
-  That the official metrics do so shows where a caption ends with a letter: its
-  period is dropped if the *next* caption begins like a sentence. Of "a sign
-  that reads K." remains "k" before "A man ..." and "k." before "man ...".
+  This matters where a caption ends with a single letter: its period is dropped
+  if the *next* caption starts like a sentence. "a sign that reads K." ends with
+  "k" before "A man ..." and with "k." before "man ...".
 
   Two departures: a line break within a caption is a space, where the official
-  wrapper replaces "\\n" but is put out of step by the rarer ones; and the last
-  caption too ends with a line break, as a smiley needs to be seen as one.
+  wrapper replaces only "\\n", so that rarer line breaks misalign its lines; and
+  the last caption ends with a line break too, without which a smiley at its end
+  would not be recognised.
   """
   lines = (" ".join(caption.splitlines()) for caption in captions)
-  words = [[]]
+  words: list[list[str]] = [[]]
   for token in _tokens("".join(f"{line}\n" for line in lines)):
     if token == "\n":
       words.append([])
@@ -55,23 +57,23 @@ def tokenize_lines(captions: Iterable[str]) -> list[str]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-  """All tokens of a text, punctuation and line breaks ("\\n") included."""
+  """Yields all tokens of a text, with punctuation and line breaks ("\\n")."""
   at, end = 0, len(text)
-  text += "\n"  # Some rules look at two characters of what follows.
+  text += "\n"  # Some rules look two characters ahead.
   while at < end:
     if common := _COMMON.match(text, at):
       at = common.end()
       if common[1]:
         yield common[1].lower()
       continue
-    longest = write = None
-    for pattern, writer in ptb_rules.RULES:
+    longest, normalise = None, str
+    for pattern, rule in ptb_rules.RULES:
       match = pattern.match(text, at)
       if match and (longest is None or match.end() > longest.end()):
-        longest, write = match, writer
+        longest, normalise = match, rule
     if longest is None:  # A character that the lexer does not know.
       at += 1
       continue
     token = longest[longest.lastindex or 0]
     at += len(token)
-    yield write(token).lower()
+    yield normalise(token).lower()

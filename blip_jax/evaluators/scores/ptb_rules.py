@@ -1,17 +1,18 @@
-r"""The rules by which `ptb.py` cuts a text.
+r"""The lexer rules of `ptb.py`.
 
-At each place the rule that reads farthest is taken, and of equals the first.
-What must follow a token counts as read: the token then is the rule's group. So
-"do" of "don't" (5 characters read) wins over the word "don" (3).
+At each position the rule with the longest match wins, and of equal ones the
+first. Required context after a token is part of the match: then the token is
+the rule's group. So "do" of "don't" (a match of 5 characters) wins over the
+word "don" (3).
 """
 
-# ruff: noqa: RUF001 - to tell look-alikes apart is what this file is for
+# ruff: noqa: RUF001 - this file must tell look-alike characters apart
 
 import re
 import unicodedata
 from collections.abc import Callable
 
-# How tokens are written.
+# How tokens are normalised.
 
 _SYMBOLS = {
   "(": "-LRB-",
@@ -41,7 +42,7 @@ _QUOTES = str.maketrans(
 
 
 def _word(token: str) -> str:
-  # The few tokens with a blank ("1 1/2") stay one by a no-break space.
+  # The few tokens with a blank ("1 1/2") get a no-break space and stay one.
   token = token.replace("\xad", "").replace(" ", "\xa0")
   return token.replace("&amp;", "&") or "-"
 
@@ -62,7 +63,7 @@ def _always(text: str) -> Callable[[str], str]:
   return lambda token: text
 
 
-# What the rules are made of.
+# Building blocks of the rules.
 
 
 def _either(words: str) -> str:
@@ -73,18 +74,18 @@ def _capital(words: str) -> str:
   return "|".join(f"{w[0].upper()}(?i:{w[1:]})" for w in words.split())
 
 
-# Numerals such as "²" are no letters; nor is, to a lexer of UTF-16, anything
-# beyond its first 65,536 characters, emojis among them.
+# Numerals such as "²" are not letters; nor, to a lexer of UTF-16, are
+# characters beyond U+FFFF, such as emojis.
 _NEITHER = r"\W_²³¹¼-¾⁰⁴-₉⅐-↉①-⒛⓪-⓿❶-➓㈠-㊿\U00010000-\U0010ffff"
 _ALNUM = f"[^{_NEITHER}]"
 _LETTER = rf"[^\d{_NEITHER}]"
 _MARKS = "".join(  # of the scripts from Latin to Lao
   chr(c) for c in range(0x300, 0xF00) if unicodedata.category(chr(c))[0] == "M"
 )
-# A soft hyphen (U+00AD) may be anywhere in a word.
+# A soft hyphen (U+00AD) may occur anywhere in a word.
 _SIGN = rf"(?:{_LETTER}|[{_MARKS}\xad]|&[aeiouAEIOU](?:acute|grave|uml);)"
 _APOSTROPHE = "(?:['’\x92]|&apos;)"
-_TICK = "(?:['’`‘‛\x91\x92]|&apos;)"  # And what is typed for it.
+_TICK = "(?:['’`‘‛\x91\x92]|&apos;)"  # And characters typed instead.
 _BLANK = "[ \xa0]"
 _GAP = "[- \xa0]"
 _EYES = "'<=>^x~"
@@ -132,7 +133,7 @@ _ENDINGS = _either(
 )
 _STATES = _capital("ark az del ill la mass miss ore pa tex wash")
 _NUMBERED = _either("art ca figs? nos? op pp prop")
-# What shows that a sentence begins.
+# Words that start a sentence.
 _OPENERS = _capital(
   r"""a about according additionally after an as at but earlier he her here
   however if in it last many more now once one other our she since so some such
@@ -145,12 +146,12 @@ _FILES = _either(
 )
 
 RULES = [
-  (re.compile(pattern), write)
-  for pattern, write in (
+  (re.compile(pattern), normalise)
+  for pattern, normalise in (
     # Two words in one.
     ("((?i:can))(?i:not)|((?i:got))(?i:ta)|((?i:gon|wan))(?i:na)", _word),
     ("((?i:lem|gim))(?i:me)|((?i:more))'n|('[tT])(?i:is|was)", _word),
-    # Mark-up and entities.
+    # Markup and entities.
     (
       rf"<(?:[!?][A-Za-z-][^>\n]*|/{_TAG} *"
       rf"""|{_TAG}(?: +(?:{_TAG}(?: *= *(?:'[^'\n]*'|"[^"\n]*"))?)?)*/?)>""",
@@ -158,7 +159,7 @@ RULES = [
     ),
     ("&#[0-9]+;", _word),
     ("(?i:&(?:amp|lt|gt);)", _symbol),
-    # Words, and what is cut off: it 's, do n't.
+    # Words, and clitics that are split off: it 's, do n't.
     (f"({_WORD}){_CLITIC}", _word),
     (f"([A-Za-z\xad]*[A-MO-Za-mo-z\xad])[nN]{_TICK}[tT]", _word),
     (_WORD, _word),
@@ -192,7 +193,7 @@ RULES = [
     ("[⁺⁻₊₋]?(?:[⁰¹²³⁴-⁹]+|[₀-₉]+)", _word),
     (f"(?:[0-9]{{1,4}}{_GAP})?[0-9]{{1,4}}{_SLASH}[0-9]{{1,4}}", _word),
     ("[¼-¾⅓⅔]", _symbol),
-    # Names that a sign ends or begins.
+    # Names that start or end with a symbol.
     (r"(?i:-[LR][RCS]B-|C\.D\.s|pro-|anti-|C\+\+|[CF]#)", _word),
     ("(?i:S(?:&|&amp;)P-500|S(?:&|&amp;)Ls)", _word),
     # Abbreviations, initials and file names.
@@ -217,7 +218,7 @@ RULES = [
       rf"[0-9]{{3,4}}{_GAP}?[0-9]{{3,5}}",
       _bracketed,
     ),
-    # Signs.
+    # Symbols.
     (r"[A-Z]*\$|[¢-¥\x80₠€؋฿₤￠￡￥￦]", _symbol),
     (r"(')[A-Za-z]\S|''|['\"]|[`‘’‛-”‹›«»\x91-\x94]{1,2}", _quote),
     ("(?i:&(?:apos|quot);)", _quote),
@@ -232,7 +233,7 @@ RULES = [
       rf"|\([{_EYES}]-[{_EYES}`]\)",
       _bracketed,
     ),
-    # Whatever else is a token by itself.
+    # Other characters that are tokens by themselves.
     (
       r"[]!-/:-?[\\^`{|}~¡¦-©¬®-±´¶-¸¿×÷\u037e\u0387\u0589\u05be\u05c0\u05c3"
       r"\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u061f"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-_BETA = 1.2  # Recall weighs more than precision.
+_BETA = 1.2  # The weight of recall relative to precision.
 
 
 def rouge_l(
@@ -14,13 +14,13 @@ def rouge_l(
 ) -> tuple[float, Float[np.ndarray, "N"]]:
   """Returns the mean ROUGE-L, and that of each caption.
 
-  As in the official scorer the best precision and the best recall may be due to
-  different references, and a caption without words is one empty word: right if
-  a reference has none either.
+  As in the official scorer, the best precision and the best recall may come
+  from different references, and an empty caption is one empty word, which
+  matches an empty reference.
 
   Args:
-    candidates: a caption for each image, as `ptb.tokenize` leaves it.
-    references: the right captions of each image, likewise; at least one.
+    candidates: a caption for each image, tokenised by `ptb.tokenize`.
+    references: reference captions of each image, likewise; at least one.
   """
   scores = np.array(
     [_rouge_l(*pair) for pair in zip(candidates, references, strict=True)]
@@ -29,13 +29,13 @@ def rouge_l(
 
 
 def _rouge_l(candidate: str, references: Sequence[str]) -> float:
-  # At blanks only: "1 1/2" with a no-break space is one word here, and two to
-  # BLEU and CIDEr.
+  # Split at plain spaces only: "1 1/2" with a no-break space is one word here,
+  # and two for BLEU and CIDEr.
   words = candidate.split(" ")
-  others = [reference.split(" ") for reference in references]
-  common = [_common(words, other) for other in others]
+  truths = [reference.split(" ") for reference in references]
+  common = [_common(words, truth) for truth in truths]
   precision = max(common) / len(words)
-  recall = max(n / len(other) for n, other in zip(common, others, strict=True))
+  recall = max(n / len(truth) for n, truth in zip(common, truths, strict=True))
   if not precision or not recall:
     return 0.0
   weight = _BETA**2
@@ -45,7 +45,7 @@ def _rouge_l(candidate: str, references: Sequence[str]) -> float:
 def _common(words: Sequence[str], others: Sequence[str]) -> int:
   """Length of the longest common subsequence, by Hyyrö's (2004) bit vectors.
 
-  Bit i of `row` is 0 where the table of dynamic programming rises at word i.
+  Bit i of `row` is 0 where the dynamic programming table increases at word i.
   """
   places = defaultdict(int)
   for i, word in enumerate(words):

@@ -131,12 +131,12 @@ def test_image_without_text_is_refused():
 def test_video_recall_has_both_names_of_a_direction():
   """Three videos: text 1 ranks its video last; text 2 ties with another."""
   sim_t2v = np.array([[3, 1, 2], [3, 1, 2], [0, 1, 1]], np.float32)
-  scores = recall.video_recall(sim_t2v.T, sim_t2v, np.arange(3))
+  scores = recall_lib.video_recall(sim_t2v.T, sim_t2v, np.arange(3))
   assert scores["vid_r1"] == scores["t2v_r1"] == pytest.approx(50)
   assert scores["txt_r1"] == scores["v2t_r1"]
   # Ranks 1, 3 and 1.5.
   assert scores["vid_mdR"] == scores["t2v_mdR"] == 1.5
-  image_scores = recall.recall(sim_t2v.T, sim_t2v, np.arange(3))
+  image_scores = recall_lib.recall(sim_t2v.T, sim_t2v, np.arange(3))
   assert scores["vid_r_mean"] == image_scores["img_r_mean"]
   assert scores["r_mean"] == image_scores["r_mean"]
   assert not any(name.startswith("img") for name in scores)

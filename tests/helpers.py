@@ -17,7 +17,7 @@ from PIL import Image
 
 from blip_jax import defaults
 from blip_jax.capfilt import job, label, ledger, rows
-from blip_jax.convert import opening, reader, weights, write
+from blip_jax.convert import opening, reader, tensor_files, weights, write
 from blip_jax.data import scenes, tokenizer
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, config, families
@@ -478,3 +478,28 @@ def arrays_of_all_dtypes():
   }
   transposed, sliced = random_array((3, 4)).T, random_array((9,))[2::3]
   return arrays | {"transposed": transposed, "sliced": sliced}
+
+
+GOLDEN_CONFIG = GOLDEN / "configs" / "med_config.json"
+GOLDEN_TOKENIZER = GOLDEN / "tokenizer" / "tiny"
+# Arguments with which the golden checkpoints are opened.
+OPEN_GOLDEN = dict(model_config=GOLDEN_CONFIG, tokenizer=GOLDEN_TOKENIZER)
+
+
+def golden_checkpoint(name):
+  return GOLDEN / "ckpt" / f"{name}.pth"
+
+
+def open_golden(name, **options):
+  return opening.open_checkpoint(
+    golden_checkpoint(name), **OPEN_GOLDEN, **options
+  )
+
+
+def save_changed(tmp_path, change, name="blip_decoder"):
+  """Saves a golden checkpoint after `change` has edited its state dict."""
+  state = dict(reader.read(golden_checkpoint(name)))
+  change(state)
+  path = tmp_path / "changed.pth"
+  tensor_files.save_torch(path, state)
+  return path

@@ -4,8 +4,8 @@
 
 SRC is a released name (model_base_retrieval_coco), a hub id
 (Salesforce/blip-vqa-base), a .pth or .safetensors file, a Hugging Face folder,
-or a run or checkpoint of this project.  DST is a new folder with weights,
-config, vocabulary and preprocessing.  Prints what became of every name.
+or a run or checkpoint of this project. DST is a new folder with weights,
+config, vocabulary and preprocessing. Prints what happened to every name.
 """
 
 import argparse
@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("source", metavar="SRC")
   parser.add_argument("target", metavar="DST")
   parser.add_argument(
-    "--task", choices=families.FAMILIES, help="default: what SRC is"
+    "--task",
+    choices=families.FAMILIES,
+    help="model family of DST; default: SRC's",
   )
   parser.add_argument(
     "--layout", choices=write.LAYOUTS, default="orbax", help="default: orbax"
@@ -34,28 +36,30 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--model-config",
     metavar="FILE",
-    help="a config with the number of heads, where the widths are not BERT's "
-    "and ViT's: model.json, config.json of Hugging Face, or the original's "
-    "med_config.json (with vit.json beside it)",
+    help="a config with the number of attention heads, needed if the widths "
+    "are not BERT's and ViT's: model.json, Hugging Face's config.json, or the "
+    "original's med_config.json (with vit.json next to it)",
   )
   parser.add_argument(
     "--tokenizer",
     metavar="DIR",
-    help="a folder with vocab.txt, or a hub id; default: beside SRC, else "
-    f"{companions.BERT}",
+    help="a folder with vocab.txt, or a hub id; default: the folder of SRC, "
+    f"else {companions.BERT}",
   )
   parser.add_argument(
-    "--image-size", type=int, help="pixels a side; default: SRC's"
+    "--image-size", type=int, help="side of images in pixels; default: SRC's"
   )
   parser.add_argument(
-    "--no-momentum", action="store_true", help="leave out twin and queues"
+    "--no-momentum",
+    action="store_true",
+    help="leave out momentum encoders and queues",
   )
   parser.add_argument(
     "--drop",
     metavar="REGEX",
     nargs="+",
     default=(),
-    help="names in SRC that may be left out, if no rule knows them",
+    help="names in SRC to leave out",
   )
   args = parser.parse_args(argv)
   try:
@@ -74,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   card = checkpoint.card
   height, width = card.config.vit.image_size
-  print(f"{card.family} model for pictures of {height} x {width} pixels")
+  print(f"{card.family} model for images of {height} x {width} pixels")
   print(checkpoint.report)
   print(f"written to {path}")
   return 0
 
 
 if __name__ == "__main__":
-  # Bytes are moved, nothing is computed: no accelerator is waited for.
+  # Conversion copies bytes only, so it does not wait for an accelerator.
   jax.config.update("jax_platforms", "cpu")
   host.keep_freed_memory()
   sys.exit(main())

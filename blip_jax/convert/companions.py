@@ -1,4 +1,4 @@
-"""What lies beside weights: config, vocabulary and preprocessing."""
+"""Companion files of weights: config, vocabulary and preprocessing."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ from blip_jax.convert import model_configs, weights
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
+from blip_jax.runtime import files
 
 BERT = "bert-base-uncased"
 
@@ -19,16 +20,19 @@ BERT = "bert-base-uncased"
 def model_files(
   card: card_lib.Card, tokenizer: tokenizer_lib.Tokenizer | None
 ) -> dict[str, str]:
-  """What lies beside the weights: their description, vocabulary and the size
-  and statistics that pictures are brought to."""
-  files = {"model.json": _text(card.to_json())}
+  """The companion files of a checkpoint, by name.
+
+  They are the model's description, its vocabulary, and the size and statistics
+  that its images are resized and normalised to.
+  """
+  texts = {"model.json": _text(card.to_json())}
   if tokenizer is not None:
-    files |= tokenizer.files()
-  return {**files, "preprocessor_config.json": _text(preprocessing(card))}
+    texts |= tokenizer.files()
+  return {**texts, "preprocessor_config.json": _text(preprocessing(card))}
 
 
 def preprocessing(card: card_lib.Card) -> dict[str, Any]:
-  """In the words of Hugging Face's image processors."""
+  """The content of Hugging Face's `preprocessor_config.json`."""
   height, width = card.config.vit.image_size
   return {
     "image_processor_type": "BlipImageProcessor",
@@ -45,58 +49,72 @@ def preprocessing(card: card_lib.Card) -> dict[str, Any]:
 
 
 def hints(
-  path: pathlib.Path, given: str | os.PathLike | None
+  path: pathlib.Path, config_file: str | os.PathLike | None
 ) -> model_configs.Hints:
-  """What config files say: the one that is given, else a folder's own.
+  """Reads a model config.
 
-  The original splits its config in two; `vit.json` is read beside the given.
+  Args:
+    path: of the weights.
+    config_file: a config; by default `config.json` in the folder `path`, if
+      there is one. The original splits its config in two: a `vit.json` next to
+      the file is read too.
   """
-  if given is None:
-    given = path / "config.json"
-    if not given.is_file():
+  if config_file is None:
+    config_file = path / "config.json"
+    if not files.is_file(config_file):
       return model_configs.Hints()
-  given = pathlib.Path(given)
-  found = model_configs.read_hints(_json(given))
-  beside = given.parent / "vit.json"
-  if not found.vit and beside.is_file():
-    found.vit = model_configs.read_hints(_json(beside)).vit
-  return found
+  config_file = pathlib.Path(config_file)
+  hints = model_configs.read_hints(_json(config_file))
+  vit_file = config_file.parent / "vit.json"
+  if not hints.vit and files.is_file(vit_file):
+    hints.vit = model_configs.read_hints(_json(vit_file)).vit
+  return hints
 
 
 def tokenizer_of(
   card: card_lib.Card,
   path: pathlib.Path,
-  given: str | os.PathLike | None,
+  name_or_dir: str | os.PathLike | None,
   report: weights.Report,
 ) -> tuple[card_lib.Card, tokenizer_lib.Tokenizer | None]:
-  """The given vocabulary, one beside the weights, or BERT's of the hub; and
-  the card with its special tokens. None, and a warning, where there is none.
+  """Finds the vocabulary of a model.
+
+  Args:
+    card: of the model.
+    path: of its weights.
+    name_or_dir: a vocabulary's folder or hub id; by default the vocabulary
+      next to the weights, else BERT's from the hub if the sizes agree.
+    report: gets a warning if there is no vocabulary.
+
+  Returns:
+    The card with the special tokens of the vocabulary, and the tokenizer; the
+    card as it is, and None, if there is no vocabulary.
 
   Raises:
-    ValueError: it is not of the model's size.
+    ValueError: the vocabulary and the model differ in size.
   """
   size = card.config.med.vocab_size
-  folder = path if path.is_dir() else path.parent
-  if given is None and tokenizer_lib.has_vocabulary(folder):
-    given = folder
-  why = f"the model's vocabulary of {size} tokens is not BERT's."
-  if given is None and size == model_configs.BERT_VOCAB:
+  folder = path if files.is_folder(path) else path.parent
+  if name_or_dir is None and tokenizer_lib.has_vocabulary(folder):
+    name_or_dir = folder
+  reason = f"the model's vocabulary of {size} tokens is not BERT's"
+  if name_or_dir is None and size == model_configs.BERT_VOCAB:
     try:
       return tokenizer_of(card, path, BERT, report)
     except ValueError as error:
-      why = str(error)
-  if given is None:
+      reason = str(error)
+  if name_or_dir is None:
     report.warnings.append(
-      f"no vocabulary: {why} Give one with --tokenizer (tokenizer=); without, "
-      "the model takes and gives token ids only"
+      f"no vocabulary: {reason}. Give one with --tokenizer (tokenizer=); "
+      "without it, the model reads and generates token ids only"
     )
     return card, None
-  tokenizer = tokenizer_lib.Tokenizer.load(given)
+  tokenizer = tokenizer_lib.Tokenizer.load(name_or_dir)
   if tokenizer.vocab_size != size:
     raise ValueError(
-      f"{given}: a vocabulary of {tokenizer.vocab_size} tokens ([DEC] and "
-      f"[ENC] included) for a model of {size}; give the one that belongs to "
-      "these weights with --tokenizer (tokenizer=)"
+      f"{name_or_dir}: expected a vocabulary of {size} tokens, as the model "
+      f"has ([DEC] and [ENC] included), found {tokenizer.vocab_size}; give the "
+      "vocabulary of these weights with --tokenizer (tokenizer=)"
     )
   tokens = model_config.SpecialTokens(**tokenizer.special_ids)
   med = dataclasses.replace(card.config.med, tokens=tokens)
@@ -104,45 +122,57 @@ def tokenizer_of(
   return dataclasses.replace(card, config=config), tokenizer
 
 
-def traps(
-  path: pathlib.Path, family: str, config: model_config.BlipConfig, noted: bool
+def hugging_face_warnings(
+  path: pathlib.Path,
+  family: str,
+  config: model_config.BlipConfig,
+  is_released: bool,
 ) -> list[str]:
-  """Where Hugging Face computes something else from the same weights; `noted`
-  is whether the registry has said of these what it knows."""
-  found = []
+  """Differences from Hugging Face's results with the same weights.
+
+  Args:
+    path: the folder of the weights.
+    family: of the model.
+    config: of the model.
+    is_released: whether `registry` has the checkpoint, and so its own note
+      about the image size.
+  """
+  warnings = []
   if family in ("itm", "vqa"):
-    found.append(
-      "Hugging Face encodes texts that look at an image with [CLS] first; here "
-      "it is [ENC], as in training (legacy_cls=True gives their numbers)"
+    warnings.append(
+      "Hugging Face starts image-grounded texts with [CLS]; here they start "
+      "with [ENC], as in training (legacy_cls=True reproduces Hugging Face)"
     )
   if family == "vqa":
-    found.append(
-      "transformers 5 lets answers look at the padding of questions (the mask "
-      "is lost on its way to the decoder); here they do not, as in training"
+    warnings.append(
+      "transformers 5 lets answers attend to the padding of questions (it "
+      "loses the mask before the decoder); here they do not, as in training"
     )
-  if family == "vqa" and config.vit.image_size == (384, 384) and not noted:
-    found.append(
+  if (
+    family == "vqa" and config.vit.image_size == (384, 384) and not is_released
+  ):
+    warnings.append(
       "position embeddings are for 384 x 384 pixels; the original answers at "
-      "480, and they cannot be scaled back"
+      "480 x 480, and they cannot be scaled back"
     )
   file = path / "preprocessor_config.json"
-  if file.is_file():
-    said = _json(file)
+  if files.is_file(file):
+    values = _json(file)
     for key, expected in (
       ("image_mean", model_config.IMAGE_MEAN),
       ("image_std", model_config.IMAGE_STD),
     ):
-      if not np.allclose(said.get(key, expected), expected, atol=1e-6):
-        found.append(
-          f"{file.name}: {key} is {said[key]}; set to {list(expected)}, which "
-          "BLIP was trained with"
+      if not np.allclose(values.get(key, expected), expected, atol=1e-6):
+        warnings.append(
+          f"{file.name}: {key} is {values[key]}; replaced by {list(expected)}, "
+          "which BLIP was trained with"
         )
-  return found
+  return warnings
 
 
 def _json(path: pathlib.Path) -> Any:
   try:
-    return json.loads(path.read_text())
+    return files.read_json(path)
   except (OSError, ValueError) as error:
     raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
 

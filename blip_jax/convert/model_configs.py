@@ -1,7 +1,8 @@
-"""How large a model is: from the shapes of its weights, and from config files.
+"""Model configs of checkpoints: from the shapes of weights, and config files.
 
-Shapes tell all but the number of heads, which a config file must give where the
-width is none of BERT's or ViT's; where both speak, they must agree.
+Shapes determine everything except the number of attention heads. It follows
+from the published widths of BERT and ViT; for other widths a config file must
+give it. Where a config file and the shapes overlap, they must agree.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from blip_jax.convert.weights import Leaves
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
 
-# Of all published towers.
+# Width of an attention head in all published towers.
 HEAD_WIDTH = 64
 PUBLISHED_WIDTHS = (768, 1024)
 BERT_VOCAB = 30524
@@ -22,7 +23,15 @@ BERT_VOCAB = 30524
 
 @dataclasses.dataclass
 class Hints:
-  """What a config file says, in our words; what it does not say is absent."""
+  """What a config file says, under native names; the rest is absent.
+
+  Attributes:
+    vit: fields of `models.config.ViTConfig`.
+    med: fields of `models.config.MedConfig`.
+    tokens: fields of `models.config.SpecialTokens`.
+    embed_dim: width of the ITC space; None if unknown.
+    warnings: values of the file that were replaced, and why.
+  """
 
   vit: dict[str, Any] = dataclasses.field(default_factory=dict)
   med: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -32,14 +41,18 @@ class Hints:
 
 
 def read_hints(value: Mapping[str, Any]) -> Hints:
-  """Reads a config: ours (`model.json`), Hugging Face's `config.json`, the
-  original's `med_config.json`, or `{"vit": ..., "text": ...}` of the latter.
+  """Reads a native or external model config.
+
+  Args:
+    value: the content of a native `model.json`, of Hugging Face's
+      `config.json`, of the original's `med_config.json`, or
+      `{"vit": ..., "text": ...}` with the original's keys.
 
   Raises:
-    ValueError: it is none of these.
+    ValueError: it is none of these, or its activation is not BLIP's.
   """
   if "config" in value and "family" in value:
-    return _from_ours(card_lib.Card.from_json(value).config)
+    return _from_native(card_lib.Card.from_json(value).config)
   if "vision_config" in value and "text_config" in value:
     return _from_hf(value)
   if "vit" in value and "text" in value:
@@ -53,13 +66,13 @@ def read_hints(value: Mapping[str, Any]) -> Hints:
   if "embed_dim" in value and "depth" in value:
     return Hints(_renamed(value, _ORIGINAL_VIT))
   raise ValueError(
-    "not a model config: expected our model.json, Hugging Face's config.json, "
-    "the original's med_config.json, or {'vit': ..., 'text': ...}; found the "
-    f"keys {sorted(value)[:10]}"
+    "not a model config: expected the model.json of this project, "
+    "Hugging Face's config.json, the original's med_config.json, or "
+    f"{{'vit': ..., 'text': ...}}; found the keys {sorted(value)[:10]}"
   )
 
 
-# Their name of a number -> ours.
+# External name -> native name.
 _BERT = {
   "hidden_size": "width",
   "num_hidden_layers": "depth",
@@ -82,11 +95,15 @@ _ORIGINAL_VIT = {
 }
 
 
-def _renamed(value, table):
-  return {ours: value[name] for name, ours in table.items() if name in value}
+def _renamed(
+  value: Mapping[str, Any], table: Mapping[str, str]
+) -> dict[str, Any]:
+  return {
+    native: value[name] for name, native in table.items() if name in value
+  }
 
 
-def _from_ours(config: model_config.BlipConfig) -> Hints:
+def _from_native(config: model_config.BlipConfig) -> Hints:
   vit, med = dataclasses.asdict(config.vit), dataclasses.asdict(config.med)
   tokens = med.pop("tokens")
   del vit["image_size"], med["vocab_size"]
@@ -94,12 +111,12 @@ def _from_ours(config: model_config.BlipConfig) -> Hints:
 
 
 def _from_hf(value: Mapping[str, Any]) -> Hints:
-  """Takes what the weights need, and says where their config is a trap."""
+  """Reads what the weights need, and corrects values BLIP never used."""
   vision, text = value["vision_config"], value["text_config"]
   hints = Hints(
     _renamed(vision, _HF_VIT),
     _renamed(text, _BERT),
-    # In transformers' defaults, which a file may leave unsaid.
+    # transformers' default, which a file may omit.
     embed_dim=value.get("image_text_hidden_size", 256),
   )
   for tower in (vision, text):
@@ -116,23 +133,23 @@ def _from_hf(value: Mapping[str, Any]) -> Hints:
   )
   if width in PUBLISHED_WIDTHS and heads != width // HEAD_WIDTH:
     hints.warnings.append(
-      f"text_config.num_attention_heads is {heads} (a default of transformers "
-      f"that no shape betrays); set to the {width // HEAD_WIDTH} that BLIP was "
-      "trained with"
+      f"text_config.num_attention_heads is {heads} (transformers' default, "
+      "which no shape contradicts); replaced by the "
+      f"{width // HEAD_WIDTH} that BLIP was trained with"
     )
     heads = width // HEAD_WIDTH
   hints.med["num_heads"] = heads
   eps = vision.get("layer_norm_eps", 1e-5)
   if eps != 1e-6:
     hints.warnings.append(
-      f"vision_config.layer_norm_eps is {eps}; set to the 1e-06 that BLIP was "
-      "trained with"
+      f"vision_config.layer_norm_eps is {eps}; replaced by the 1e-06 that "
+      "BLIP was trained with"
     )
   eps = text.get("layer_norm_eps", 1e-12)
   if eps != 1e-12:
     hints.warnings.append(
-      f"text_config.layer_norm_eps is {eps}; set to the 1e-12 that BLIP was "
-      "trained with"
+      f"text_config.layer_norm_eps is {eps}; replaced by the 1e-12 that "
+      "BLIP was trained with"
     )
   return hints
 
@@ -142,22 +159,30 @@ def from_shapes(
 ) -> model_config.BlipConfig:
   """The config of a model with these weights.
 
+  Args:
+    leaves: native leaves.
+    family: of the model that will be built, which decides drop path.
+    hints: of config files.
+
   Raises:
-    ValueError: weights and hints contradict each other, or nobody says how
-      many heads there are.
+    ValueError: weights and hints contradict each other, or neither determines
+      the number of heads.
   """
   shape = lambda path: leaves[f"params/{path}"].shape
   for path in ("visual_encoder/pos_embed", "visual_encoder/patch_embed/kernel"):
     if f"params/{path}" not in leaves:
       raise ValueError(
-        f"no {path} among the weights: this is no BLIP model, or a part of one"
+        f"the weights lack {path}: this is not a BLIP model, or only a part "
+        "of one"
       )
   patch_size, _, _, width = shape("visual_encoder/patch_embed/kernel")
-  side = math.isqrt(shape("visual_encoder/pos_embed")[1] - 1)
-  if side * side + 1 != shape("visual_encoder/pos_embed")[1]:
+  positions = shape("visual_encoder/pos_embed")[1]
+  side = math.isqrt(positions - 1)
+  if side * side + 1 != positions:
     raise ValueError(
-      f"pos_embed has {shape('visual_encoder/pos_embed')[1]} positions, which "
-      "are no square and a [CLS]; only square images have been released"
+      f"visual_encoder/pos_embed: expected the positions of [CLS] and a square "
+      f"grid of patches, found {positions} positions; only models for square "
+      "images can be converted"
     )
   vit = _with_hints(
     "image tower",
@@ -186,12 +211,14 @@ def from_shapes(
   vit.setdefault("drop_path", _drop_path(family, width))
   embed_dim = hints.embed_dim or 256
   if "params/vision_proj/kernel" in leaves:
-    found = shape("vision_proj/kernel")[1]
-    if hints.embed_dim not in (None, found):
-      raise _contradiction("embed_dim", hints.embed_dim, found)
-    embed_dim = found
+    stored = shape("vision_proj/kernel")[1]
+    if hints.embed_dim not in (None, stored):
+      raise _contradiction("embed_dim", hints.embed_dim, stored)
+    embed_dim = stored
   return model_config.BlipConfig(
-    model_config.ViTConfig(image_size=(side * patch_size,) * 2, **vit),
+    model_config.ViTConfig(
+      image_size=(side * patch_size, side * patch_size), **vit
+    ),
     model_config.MedConfig(
       vocab_size=vocab_size,
       tokens=default_tokens(vocab_size, hints.tokens),
@@ -204,44 +231,44 @@ def from_shapes(
 def default_tokens(
   vocab_size: int, known: Mapping[str, int]
 ) -> model_config.SpecialTokens:
-  """BERT's ids, and BLIP's two behind the vocabulary, where nobody knows."""
+  """Special tokens: known ids, else BERT's, and BLIP's two as the last ids."""
   added = {"dec": vocab_size - 2, "enc": vocab_size - 1}
   return model_config.SpecialTokens(**{**added, **known})
 
 
-def _with_hints(tower: str, found: dict, hints: Mapping[str, Any]) -> dict:
-  for name, value in found.items():
-    if hints.get(name, value) != value:
-      raise _contradiction(f"{name} of the {tower}", hints[name], value)
-  sizes = {**hints, **found}
+def _with_hints(
+  tower: str, shapes: Mapping[str, int], hints: Mapping[str, Any]
+) -> dict[str, Any]:
+  for name, size in shapes.items():
+    if hints.get(name, size) != size:
+      raise _contradiction(f"{name} of the {tower}", hints[name], size)
+  sizes = {**hints, **shapes}
   if "num_heads" not in sizes:
-    if found["width"] not in PUBLISHED_WIDTHS:
+    if shapes["width"] not in PUBLISHED_WIDTHS:
       raise ValueError(
-        f"the {tower} is {found['width']} wide; how many heads that is, no "
-        "shape tells: give a config with --model-config (model_config=)"
+        f"the {tower} has width {shapes['width']}, and no shape determines its "
+        "number of attention heads; give a config with --model-config "
+        "(model_config=)"
       )
-    sizes["num_heads"] = found["width"] // HEAD_WIDTH
+    sizes["num_heads"] = shapes["width"] // HEAD_WIDTH
   return sizes
 
 
-def _contradiction(what: str, said, found) -> ValueError:
+def _contradiction(name: str, configured: Any, stored: Any) -> ValueError:
   return ValueError(
-    f"the config says {what} is {said}, the weights say {found}; give the "
-    "config that belongs to these weights with --model-config (model_config=)"
+    f"in the config {name} is {configured}, in the weights it is {stored}; "
+    "give the config of these weights with --model-config (model_config=)"
   )
 
 
 def _depth(leaves: Leaves, prefix: str) -> int:
-  found = {
-    int(re.match(r"\d+", path.removeprefix(prefix)).group())
-    for path in leaves
-    if path.startswith(prefix)
-  }
-  if not found:
-    raise ValueError(f"no layers among the weights: nothing under {prefix}0")
-  return max(found) + 1
+  layer = re.compile(re.escape(prefix) + r"(\d+)")
+  layers = {int(match[1]) for path in leaves if (match := layer.match(path))}
+  if not layers:
+    raise ValueError(f"the weights have no layers: nothing under {prefix}0")
+  return max(layers) + 1
 
 
 def _drop_path(family: str, width: int) -> float:
-  """The original's rate in training: always with ViT-L, and in two tasks."""
+  """The original's rate in training: for ViT-L, and for VQA and NLVR."""
   return 0.1 if width == 1024 or family in ("vqa", "nlvr") else 0.0

@@ -1,10 +1,10 @@
-"""Opens a checkpoint of any kind, ours, the original's or Hugging Face's, as a
-model of ours: what it is, and leaves that are read when they are wanted.
+"""Opens any checkpoint as a native model with lazily read parameters.
+
+A checkpoint may be native, the original's or Hugging Face's.
 """
 
 import concurrent.futures
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -28,19 +28,20 @@ from blip_jax.convert import (
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import families
-from blip_jax.runtime import checkpoint, sharding, snapshot
+from blip_jax.runtime import checkpoint, files, sharding, snapshot
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A model with its weights, most of them still in their file.
+  """A model and its parameters, which are read from their files when used.
 
   Attributes:
-    card: what it is.
-    leaves: `params/...`, and `momentum/...` if it has a twin.
-    tokenizer: None where its vocabulary was not found.
-    report: what became of every name.
-    folder: of ours that has exactly these leaves; None if there is none.
+    card: describes the model.
+    leaves: `params/...`, and `momentum/...` if there are momentum encoders.
+    tokenizer: None if no vocabulary was found.
+    report: what happened to every name.
+    folder: the native checkpoint that holds exactly these leaves; None if
+      there is none.
   """
 
   card: card_lib.Card
@@ -56,14 +57,14 @@ class Checkpoint:
 
   @property
   def momentum(self) -> "Checkpoint | None":
-    """Its twin and queues, if it has any, in the place of parameters."""
+    """Momentum encoders and queues as `params`; None if there are none."""
     leaves = {f"params/{p}": leaf for p, leaf in self.item("momentum").items()}
     if not leaves:
       return None
     return dataclasses.replace(self, leaves=leaves, folder=None)
 
   def item(self, name: str) -> weights.Leaves:
-    """The leaves of `params` or `momentum`, by their paths in it."""
+    """The leaves of `params` or `momentum`, by the rest of their paths."""
     return {
       path.removeprefix(f"{name}/"): leaf
       for path, leaf in self.leaves.items()
@@ -71,26 +72,31 @@ class Checkpoint:
     }
 
   def load(
-    self, wanted: Mapping[str, jax.ShapeDtypeStruct], item: str = "params"
+    self, leaves: Mapping[str, jax.ShapeDtypeStruct], item: str = "params"
   ) -> dict[str, Any]:
-    """The arrays of some paths, each on the shards that it asks for."""
-    leaves = self.item(item)
-    # To copy lets other threads run, which turns to the next array meanwhile.
+    """Loads some arrays.
+
+    Args:
+      leaves: paths in the item, and the sharding of each array.
+      item: `params` or `momentum`.
+    """
+    stored = self.item(item)
+    # Copying releases the GIL, and other threads read the next arrays.
     with concurrent.futures.ThreadPoolExecutor() as pool:
       arrays = pool.map(
-        lambda path: put(leaves[path], wanted[path].sharding), wanted
+        lambda path: put(stored[path], _sharding(leaves[path])), leaves
       )
-      return dict(zip(wanted, arrays, strict=True))
+      return dict(zip(leaves, arrays, strict=True))
 
   def on_mesh(self, item: str, mesh: Mesh) -> dict[str, Any] | None:
-    """All of `params` or `momentum` as nested dicts; None if it has none."""
+    """All of `params` or `momentum` as nested dicts; None if there is none."""
     leaves = self.item(item)
     if not leaves:
       return None
     if self.folder is not None:
       return snapshot.load_on_mesh(self.folder, item, mesh)
-    wanted = sharding.abstract_state(snapshot.nested(_shapes(leaves)), mesh)
-    return snapshot.nested(self.load(snapshot.by_path(wanted), item))
+    abstract = sharding.abstract_state(snapshot.nested(_shapes(leaves)), mesh)
+    return snapshot.nested(self.load(snapshot.by_path(abstract), item))
 
   def __str__(self) -> str:
     return f"{self.card.source}\n{self.report}"
@@ -103,20 +109,26 @@ def _shapes(leaves: weights.Leaves) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
+def _sharding(leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+  assert leaf.sharding is not None, leaf
+  return leaf.sharding
+
+
 def put(leaf: weights.Leaf, where: jax.sharding.Sharding) -> jax.Array:
-  """Reads a leaf onto its shards; a host reads what its devices hold."""
+  """Reads a leaf onto its shards; each host copies what its devices hold."""
   array = leaf.read()
-  # A copy: JAX would keep a view of the file otherwise, and give it away.
+  # JAX on CPU would otherwise keep a view of the file, and may donate it.
   return jax.make_array_from_callback(
     leaf.shape, where, lambda index: _copy(np.asarray(array[index]))
   )
 
 
 def _copy(view: np.ndarray) -> np.ndarray:
-  """A copy that begins where JAX on CPU takes memory over without another."""
-  room = np.empty(view.nbytes + 64, np.uint8)
-  start = -room.ctypes.data % 64
-  copy = room[start : start + view.nbytes].view(view.dtype).reshape(view.shape)
+  """A copy aligned to 64 bytes, which JAX on CPU does not copy again."""
+  buffer = np.empty(view.nbytes + 64, np.uint8)
+  start = -buffer.ctypes.data % 64
+  copy = buffer[start : start + view.nbytes]
+  copy = copy.view(view.dtype).reshape(view.shape)
   copy[...] = view
   return copy
 
@@ -131,25 +143,26 @@ def open_checkpoint(
   keep_momentum: bool = True,
   drop: Sequence[str] = (),
 ) -> Checkpoint:
-  """Finds a checkpoint and describes it as a model of ours.
+  """Finds a checkpoint and describes it as a native model.
 
   Args:
-    name_or_path: a released name (`registry.RELEASED`), a hub id, an URL, a
-      .pth or .safetensors file, a Hugging Face folder, a workdir or checkpoint
-      of ours.
-    task: the family that is wanted, if not the checkpoint's own; see
-      `adapt.py` for what is possible.
-    image_size: pixels a side, if not the checkpoint's; position embeddings are
-      interpolated.
-    model_config: a config file, where shapes do not tell the number of heads.
-    tokenizer: a vocabulary's directory or hub id, where none lies beside the
+    name_or_path: a released name (`registry.RELEASED`), a hub id, a URL, a
+      .pth or .safetensors file, a Hugging Face folder, or a workdir or
+      checkpoint of this project.
+    task: family of the result; by default the checkpoint's own. `adapt.py`
+      says what is possible.
+    image_size: side of the images in pixels; by default the checkpoint's.
+      Position embeddings are interpolated.
+    model_config: a config file, if the shapes do not determine the number of
+      attention heads.
+    tokenizer: a vocabulary's folder or hub id, if there is none next to the
       weights.
-    keep_momentum: whether twin and queues are wanted, where there are any.
+    keep_momentum: whether to keep momentum encoders and queues, if any.
     drop: regular expressions for names in the file that may be left out.
 
   Raises:
-    ValueError: it is none of these, is damaged or hostile, or does not fit;
-      says what was found where, and which argument helps.
+    ValueError: there is no such checkpoint, or it is damaged, hostile, or does
+      not fit; says what was found where, and which argument helps.
   """
   if task is not None and task not in families.FAMILIES:
     raise ValueError(
@@ -157,36 +170,43 @@ def open_checkpoint(
     )
   path = hub.fetch(name_or_path)
   name = os.fspath(name_or_path)
-  if path.is_dir() and snapshot.holds_one(path):
+  if files.is_folder(path) and snapshot.holds_one(path):
     folder = snapshot.find(path)
-    opened = _open_ours(folder)
+    opened = _open_native(folder)
     path = pathlib.Path(folder) / "model"
   else:
     hints = companions.hints(path, model_config)
-    opened = _open_theirs(name, path, task, hints, drop)
-  card, tokenizer = companions.tokenizer_of(
+    opened = _open_external(name, path, task, hints, drop)
+  card, vocabulary = companions.tokenizer_of(
     opened.card, path, tokenizer, opened.report
   )
-  opened = dataclasses.replace(opened, card=card, tokenizer=tokenizer)
-  return _as(opened, task, image_size, keep_momentum)
+  opened = dataclasses.replace(opened, card=card, tokenizer=vocabulary)
+  return _adapt(opened, task, image_size, keep_momentum)
 
 
 def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
-  """Weights for a run whose model `card` describes.
+  """Opens weights for a run.
 
-  A checkpoint of ours of that family is read shard by shard, unless its
-  pictures have another size; anything else is opened and adapted to it.
+  A native checkpoint of the same family and image size is read shard by shard;
+  anything else is opened and adapted.
+
+  Args:
+    name_or_path: as of `open_checkpoint`.
+    card: describes the model of the run.
+
+  Raises:
+    ValueError: as `open_checkpoint`.
   """
   path = hub.fetch(name_or_path)
-  if path.is_dir() and snapshot.holds_one(path):
+  if files.is_folder(path) and snapshot.holds_one(path):
     folder = snapshot.find(path)
-    theirs, grid = _card(folder), card.config.vit.grid
-    if (theirs.family, theirs.config.vit.grid) == (card.family, grid):
+    stored, grid = _card(folder), card.config.vit.grid
+    if (stored.family, stored.config.vit.grid) == (card.family, grid):
       return snapshot.Arrays(folder)
-    opened = _open_ours(folder)
+    opened = _open_native(folder)
   else:
     hints = model_configs.read_hints(card.to_json())
-    opened = _open_theirs(name_or_path, path, card.family, hints)
+    opened = _open_external(name_or_path, path, card.family, hints)
   leaves = adapt.to_family(
     opened.leaves,
     opened.card.family,
@@ -199,13 +219,13 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
   return dataclasses.replace(opened, card=card, leaves=leaves)
 
 
-def _as(
+def _adapt(
   opened: Checkpoint,
   task: str | None,
   image_size: int | None,
   keep_momentum: bool,
 ) -> Checkpoint:
-  """The checkpoint as another family, or for another size of pictures."""
+  """Adapts a checkpoint to another family or image size."""
   card = opened.card
   if image_size is not None:
     vit = dataclasses.replace(
@@ -237,17 +257,18 @@ def _as(
 
 def _card(folder: epath.Path) -> card_lib.Card:
   file = folder / "model" / "model.json"
-  if not file.exists():
+  if not files.exists(file):
     raise ValueError(
-      f"{folder} has no model/model.json, which says what its parameters are"
+      f"{folder} has no model/model.json, which describes its parameters; "
+      "copy the complete folder of the checkpoint"
     )
-  return card_lib.Card.from_json(json.loads(file.read_text()))
+  return card_lib.Card.from_json(files.read_json(file))
 
 
-def _open_ours(folder: epath.Path) -> Checkpoint:
+def _open_native(folder: epath.Path) -> Checkpoint:
   card, leaves = _card(folder), {}
   for item in ("params", "momentum"):
-    if (folder / item).exists():
+    if files.exists(folder / item):
       arrays = snapshot.Arrays(folder, item)
       for name, read in arrays.readers().items():
         leaf, path = arrays.stored[name], f"{item}/{name}"
@@ -257,7 +278,7 @@ def _open_ours(folder: epath.Path) -> Checkpoint:
   return Checkpoint(card, leaves, None, weights.Report(), folder)
 
 
-def _open_theirs(
+def _open_external(
   name: str,
   path: pathlib.Path,
   task: str | None,
@@ -268,8 +289,8 @@ def _open_theirs(
   layout = names.layout_of(tensors)
   if layout is None:
     raise ValueError(
-      f"{tensors.path}: none of its {len(tensors)} names is of a BLIP image "
-      f"tower (visual_encoder.* or vision_model.*); it begins with "
+      f"{tensors.path}: none of its {len(tensors)} names belongs to a BLIP "
+      "image tower (visual_encoder.* or vision_model.*); the first names are "
       f"{weights.first_few(tensors)}"
     )
   report = weights.Report(warnings=list(hints.warnings))
@@ -283,7 +304,9 @@ def _open_theirs(
     known = (released.mismatch(family, config), released.note)
     report.warnings += filter(None, known)
   if layout == "hf":
-    report.warnings += companions.traps(path, family, config, bool(released))
+    report.warnings += companions.hugging_face_warnings(
+      path, family, config, released is not None
+    )
   prompt = (
     registry.PROMPT if family == "caption" and layout == "original" else ""
   )

@@ -1,14 +1,14 @@
-"""Writes a checkpoint for others: Orbax for us, Hugging Face, the original.
+"""Writes a checkpoint in the native, Hugging Face's or the original's layout.
 
-A folder appears under its name when it is whole.
+A folder gets its final name once it is complete.
 """
 
 import json
 import os
 import pathlib
-import shutil
 
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from blip_jax.convert import (
@@ -20,13 +20,14 @@ from blip_jax.convert import (
 )
 from blip_jax.convert.opening import Checkpoint
 from blip_jax.convert.weights import Leaf, Leaves
+from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.runtime import sharding, snapshot
+from blip_jax.runtime import files, sharding, snapshot
 from blip_jax.tasks import momentum
 
 LAYOUTS = ("orbax", "hf", "original")
 
-# The families that transformers has a class for.
+# Classes of transformers, by model family.
 HF_CLASSES = {
   "caption": "BlipForConditionalGeneration",
   "vqa": "BlipForQuestionAnswering",
@@ -37,64 +38,67 @@ HF_CLASSES = {
 def write(
   checkpoint: Checkpoint, path: str | os.PathLike, layout: str
 ) -> pathlib.Path:
-  """Writes weights, and beside them config, vocabulary and preprocessing.
+  """Writes weights with their config, vocabulary and preprocessing.
 
   Args:
-    checkpoint: what to write; read one array at a time where the layout allows.
-    path: a new folder; with the layout "original" also a new .pth file, which
-      then has the weights alone, for the original has the rest in its code.
+    checkpoint: what to write; except for the layout "orbax", a few arrays are
+      in memory at a time.
+    path: a new folder. With the layout "original" it may be a new .pth file
+      instead, for the weights alone.
     layout: one of LAYOUTS.
 
+  Returns:
+    The path.
+
   Raises:
-    ValueError: something is there already, or the layout has no such model.
+    ValueError: the path exists, or the layout has no such model.
   """
   path = pathlib.Path(path)
   if layout not in LAYOUTS:
     raise ValueError(f"layout: expected one of {LAYOUTS}, found {layout!r}")
-  if path.exists():
-    raise ValueError(
-      f"{path} is there already; name another, or move it away first"
-    )
-  path.parent.mkdir(parents=True, exist_ok=True)
+  if files.exists(path):
+    raise ValueError(f"{path} exists already; give another path, or move it")
+  files.make_folder(path.parent)
   if path.suffix == ".pth":
     if layout != "original":
       raise ValueError(
-        f"{path}: only --layout original is a .pth file; {layout} is a folder"
+        f"{path}: expected a folder for --layout {layout}; only --layout "
+        "original can be a .pth file"
       )
     _save_pth(path, checkpoint)
     return path
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     _WRITERS[layout](checkpoint, temporary)
-    temporary.rename(path)
+    files.rename(temporary, path)
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    files.remove_folder(temporary)
   return path
 
 
 def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   mesh = sharding.one_device()
-  files = companions.model_files(checkpoint.card, checkpoint.tokenizer)
+  texts = companions.model_files(checkpoint.card, checkpoint.tokenizer)
   items = {
     "params": checkpoint.on_mesh("params", mesh),
-    "model": snapshot.FilesItem(files),
+    "model": snapshot.FilesItem(texts),
   }
-  twin = checkpoint.on_mesh("momentum", mesh)
-  if twin is not None:
-    items["momentum"] = momentum.Momentum(**twin)
-  # Weights hardly shrink, and to try takes time and as much memory again; one
-  # database of all arrays takes another copy of them.  (Of arrays in zarr 3
-  # that are in none, Orbax warns that there are no data.)
+  momentum_state = checkpoint.on_mesh("momentum", mesh)
+  if momentum_state is not None:
+    items["momentum"] = momentum.Momentum(**momentum_state)
+  # Compressing weights saves little, and takes time and another copy in memory;
+  # so does OCDBT, one database for all arrays. Without OCDBT, Orbax warns that
+  # arrays in zarr 3 have no data.
   context = ocp.Context()
   context.array.saving.use_compression = False
   context.array.saving.use_ocdbt = False
   context.array.saving.use_zarr3 = False
   with context:
-    ocp.save_checkpointables(folder.absolute(), items)
+    ocp.save_checkpointables(epath.Path(files.absolute(folder)), items)
 
 
 def _write_original(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
-  folder.mkdir()
+  files.make_folder(folder)
   _save_pth(folder / "model.pth", checkpoint)
   config = {"med_config.json": _med_config(checkpoint.card.config)}
   _write_files(folder, checkpoint, config)
@@ -104,22 +108,22 @@ def _write_hf(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   card = checkpoint.card
   if card.family not in HF_CLASSES:
     raise ValueError(
-      f"transformers has no class for a {card.family} model; give --task, one "
-      f"of {sorted(HF_CLASSES)}, that this checkpoint can become"
+      f"transformers has no class for a {card.family} model; convert it to one "
+      f"of {sorted(HF_CLASSES)} with --task (task=)"
     )
   vit, med = card.config.vit, card.config.med
   if card.family == "vqa" and vit.width != med.width:
     raise ValueError(
-      "transformers builds the answer decoder for states as wide as image "
-      f"tokens ({vit.width}), but it reads questions ({med.width}): it cannot "
-      "hold this model"
+      "transformers cannot hold this model: its answer decoder expects states "
+      f"as wide as image tokens ({vit.width}), but question states have width "
+      f"{med.width}"
     )
-  folder.mkdir()
-  theirs = weights.to_external(checkpoint.leaves, "hf")
+  files.make_folder(folder)
+  external = weights.to_external(checkpoint.leaves, "hf")
   tensor_files.save_safetensors(
     folder / "model.safetensors",
-    {name: leaf.read for name, leaf in theirs.items()},
-    {name: leaf.shape for name, leaf in theirs.items()},
+    {name: leaf.read for name, leaf in external.items()},
+    {name: leaf.shape for name, leaf in external.items()},
   )
   configs = {"config.json": _hf_config(card)}
   if card.family != "itm":
@@ -143,13 +147,13 @@ _WRITERS = {
 def _write_files(
   folder: pathlib.Path, checkpoint: Checkpoint, configs: dict[str, dict]
 ) -> None:
-  """What lies beside the weights; `configs` say what our `model.json` says."""
-  files = companions.model_files(checkpoint.card, checkpoint.tokenizer)
-  del files["model.json"]
+  """Writes companion files, with `configs` in place of `model.json`."""
+  texts = companions.model_files(checkpoint.card, checkpoint.tokenizer)
+  del texts["model.json"]
   for name, config in configs.items():
-    files[name] = json.dumps(config, indent=2) + "\n"
-  for name, text in files.items():
-    (folder / name).write_text(text, encoding="utf-8")
+    texts[name] = json.dumps(config, indent=2) + "\n"
+  for name, text in texts.items():
+    files.write_text(folder / name, text)
 
 
 def _save_pth(path: pathlib.Path, checkpoint: Checkpoint) -> None:
@@ -162,10 +166,17 @@ def _save_pth(path: pathlib.Path, checkpoint: Checkpoint) -> None:
 def original_state(
   leaves: Leaves, family: str
 ) -> tuple[Leaves, dict[str, str]]:
-  """The state dict of the original: tensors, and names that share one.
+  """The state dict of the original.
 
-  Adds what only PyTorch keeps: position ids, and tied tensors under every name
-  that they have there.
+  It has what only PyTorch saves: position ids, and each tied tensor under all
+  of its names.
+
+  Args:
+    leaves: native leaves.
+    family: of the model.
+
+  Returns:
+    Tensors by name, and further names with the name of the tensor they share.
   """
   tensors = weights.to_external(leaves, "original")
   if family == "retrieval" and "queue_ptr" in tensors:
@@ -174,11 +185,11 @@ def original_state(
   if family == "pretrain":
     shared = {p: x for p, x in leaves.items() if adapt.is_shared(p)}
     for name in weights.to_external(shared, "original"):
-      decoders = name.replace("text_encoder.", "text_decoder.bert.", 1)
-      ties[decoders] = name
-  for name, twin in names.TIED.items():
-    if twin in tensors or twin in ties:
-      ties[name] = ties.get(twin, twin)
+      decoder_name = name.replace("text_encoder.", "text_decoder.bert.", 1)
+      ties[decoder_name] = name
+  for name, target in names.TIED.items():
+    if target in tensors or target in ties:
+      ties[name] = ties.get(target, target)
   positions = ".embeddings.position_embeddings.weight"
   for name in [n for n in (*tensors, *ties) if n.endswith(positions)]:
     number = tensors[ties.get(name, name)].shape[0]
@@ -211,7 +222,7 @@ def _med_config(config: model_config.BlipConfig) -> dict:
   }
 
 
-def _hf_config(card) -> dict:
+def _hf_config(card: card_lib.Card) -> dict:
   vit, med = card.config.vit, card.config.med
   tokens = med.tokens
   return {

@@ -1,20 +1,18 @@
-"""Measures conversion of full-size checkpoints: speed, memory and losses.
+"""Measures conversion of full-size checkpoints: speed, memory and exactness.
 
   python tools/bench/conversion.py KEYS.json DIR [--case pretrain_large ...]
 
 KEYS.json has the names and shapes of the original's checkpoints
-(`{case: {"shapes": {name: shape}, "shared_groups": [[name, ...], ...]}}`).  For
-each case a checkpoint of random weights of exactly those names and shapes is
-written to DIR, converted to ours and back to the original's layout, and, where
-transformers has such a model, to Hugging Face's and back.  Prints a line per
-conversion, and fails if a bit is lost.
+(`{case: {"shapes": {name: shape}, "shared_groups": [[name, ...], ...]}}`). For
+each case a checkpoint of random weights with exactly those names and shapes is
+written to DIR, converted to the native layout and back to the original's, and,
+if transformers has such a model, to Hugging Face's layout and back. Prints a
+line per conversion, and fails if any bit changes.
 """
 
 import argparse
 import hashlib
-import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import time
@@ -23,13 +21,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from blip_jax.convert import reader, tensor_files, write
+from blip_jax.runtime import files
 
 TOOLS = pathlib.Path(__file__).resolve().parent.parent
 CONVERT = TOOLS / "convert_checkpoint.py"
 
 
 def write_original(case: dict, path: pathlib.Path) -> None:
-  """Random weights under all names of a case, tied where the case says so."""
+  """Writes random weights under all names of a case, tied as it says."""
   ties = {
     name: group[0] for group in case["shared_groups"] for name in group[1:]
   }
@@ -53,19 +52,22 @@ def write_original(case: dict, path: pathlib.Path) -> None:
 
 
 def convert(source: pathlib.Path, target: pathlib.Path, *flags: str) -> None:
-  """Runs the command line, and prints its peak memory and its speed: from the
-  first byte read to the last file renamed, and with the imports before."""
-  # Its own process, so that its peak is its own.
+  """Runs the command line, and prints its peak memory and its speed.
+
+  Speed is measured from the first byte read to the last file renamed, and
+  again with start-up and imports.
+  """
+  # In its own process, which gives its own peak memory.
   begin = time.monotonic()
   command = [sys.executable, "-c", _MEASURED, CONVERT, source, target, *flags]
-  told = subprocess.run(
+  result = subprocess.run(
     [str(part) for part in command], capture_output=True, text=True
   )
   seconds = time.monotonic() - begin
-  if told.returncode:
-    raise SystemExit(f"{source} -> {target}: {told.stderr[-2000:]}")
+  if result.returncode:
+    raise SystemExit(f"{source} -> {target}: {result.stderr[-2000:]}")
   megabytes = _size(source) / 1e6
-  running, peak = map(float, told.stdout.splitlines()[-1].split())
+  running, peak = map(float, result.stdout.splitlines()[-1].split())
   print(
     f"  {' '.join(flags) or 'orbax':<20} {megabytes:6.0f} MB "
     f"{running:5.1f} s {megabytes / running:5.0f} MB/s; with start-up "
@@ -78,7 +80,7 @@ def convert(source: pathlib.Path, target: pathlib.Path, *flags: str) -> None:
 _MEASURED = """
 import resource, runpy, sys, time
 sys.argv = sys.argv[1:]
-# Of starting Python and JAX, whatever the file.
+# Start-up of Python and JAX does not depend on the file.
 import blip_jax.convert.write
 begin = time.monotonic()
 try:
@@ -104,42 +106,50 @@ def digests(path: pathlib.Path) -> dict[str, str]:
 
 
 def _size(path: pathlib.Path) -> int:
-  files = path.rglob("*") if path.is_dir() else [path]
-  return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _require_equal(what: str, found: dict, expected: dict) -> None:
-  differ = sorted(
-    name
-    for name in found.keys() | expected.keys()
-    if found.get(name) != expected.get(name)
+  if not files.is_folder(path):
+    return files.size(path)
+  return sum(
+    files.size(pathlib.Path(folder) / name)
+    for folder, _, names in files.walk(path)
+    for name in names
   )
-  if differ:
-    raise SystemExit(f"{what}: {len(differ)} arrays differ: {differ[:5]}")
+
+
+def _require_equal(
+  case: str, digests: dict[str, str], expected: dict[str, str]
+) -> None:
+  different = sorted(
+    name
+    for name in digests.keys() | expected.keys()
+    if digests.get(name) != expected.get(name)
+  )
+  if different:
+    raise SystemExit(f"{case}: {len(different)} arrays differ: {different[:5]}")
 
 
 def measure(name: str, case: dict, folder: pathlib.Path) -> None:
-  original, ours, back = (folder / f"{name}{s}" for s in (".pth", "", ".back"))
+  original = folder / f"{name}.pth"
+  native, back = folder / name, folder / f"{name}.back"
   write_original(case, original)
-  convert(original, ours)
-  convert(ours, back, "--layout", "original")
+  convert(original, native)
+  convert(native, back, "--layout", "original")
   _require_equal(name, digests(back), digests(original))
-  shutil.rmtree(back)
-  original.unlink()
+  files.remove_folder(back)
+  files.remove(original)
   family, _, size = name.partition("_")
   family = {"decoder": "caption"}.get(family, family)
   if family in write.HF_CLASSES and (family, size) != ("vqa", "large"):
-    theirs, again = folder / f"{name}.hf", folder / f"{name}.again"
-    convert(ours, theirs, "--layout", "hf")
-    convert(theirs, again)
-    final = folder / f"{name}.final"
-    convert(again, final, "--layout", "original")
-    first = folder / f"{name}.first"
-    convert(ours, first, "--layout", "original")
-    _require_equal(f"{name} through hf", digests(final), digests(first))
-    for path in (theirs, again, final, first):
-      shutil.rmtree(path)
-  shutil.rmtree(ours)
+    hf, hf_native = folder / f"{name}.hf", folder / f"{name}.hf_native"
+    convert(native, hf, "--layout", "hf")
+    convert(hf, hf_native)
+    through_hf = folder / f"{name}.through_hf"
+    convert(hf_native, through_hf, "--layout", "original")
+    direct = folder / f"{name}.direct"
+    convert(native, direct, "--layout", "original")
+    _require_equal(f"{name} through hf", digests(through_hf), digests(direct))
+    for path in (hf, hf_native, through_hf, direct):
+      files.remove_folder(path)
+  files.remove_folder(native)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("folder", type=pathlib.Path)
   parser.add_argument("--case", nargs="*", help="default: all")
   args = parser.parse_args(argv)
-  cases = json.loads(args.keys.read_text())
-  args.folder.mkdir(parents=True, exist_ok=True)
+  cases = files.read_json(args.keys)
+  files.make_folder(args.folder)
   for name in args.case or cases:
     print(f"{name}: {len(cases[name]['shapes'])} names", flush=True)
     measure(name, cases[name], args.folder)

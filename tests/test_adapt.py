@@ -1,0 +1,126 @@
+"""Rules that turn the parameters of one model family into another's."""
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from blip_jax.convert import adapt, opening
+from blip_jax.models import families, vit
+from blip_jax.runtime import snapshot
+from tests import helpers
+
+
+def test_pretraining_becomes_every_family():
+  """Which parameters each family takes, and which it initialises."""
+  fresh = {
+    "nlvr": {"params/cls_head/fc_in", "params/cls_head/fc_out"},
+    # Image tokens have width 48, question states 64.
+    "vqa": {
+      f"params/text_decoder/layer_{i}/crossattention/{name}"
+      for i in range(2)
+      for name in ("key", "value")
+    },
+  }
+  for task in families.FAMILIES:
+    checkpoint = helpers.open_golden("blip_pretrain", task=task)
+    initialised = checkpoint.report.changed.get(
+      adapt.FRESH.format("pretrain"), []
+    )
+    assert {path.rpartition("/")[0] for path in initialised} == fresh.get(
+      task, set()
+    )
+    assert checkpoint.card.family == task
+    expected = families.abstract(task, checkpoint.card.config)
+    assert {p: x.shape for p, x in checkpoint.stored.items()} == {
+      p: x.shape for p, x in snapshot.by_path(expected).items()
+    }
+
+
+def test_nlvr_copies_the_cross_attention_for_both_images():
+  leaves = helpers.open_golden("blip_pretrain", task="nlvr").leaves
+  state = helpers.state_dict("blip_pretrain")
+  external = "text_encoder.encoder.layer.1.crossattention"
+  native = "params/text_encoder/layer_1/crossattention"
+  for image in ("image_0", "image_1"):
+    np.testing.assert_array_equal(
+      leaves[f"{native}/{image}/query/kernel"].read(),
+      state[f"{external}.self.query.weight"].T,
+    )
+    np.testing.assert_array_equal(
+      leaves[f"{native}/{image}/out/bias"].read(),
+      state[f"{external}.output.dense.bias"],
+    )
+
+
+def test_retrieval_takes_the_queues_of_pretraining():
+  leaves = helpers.open_golden("blip_pretrain", task="retrieval").leaves
+  state = helpers.state_dict("blip_pretrain")
+  np.testing.assert_array_equal(
+    leaves["momentum/image_queue"].read(), state["image_queue"].T
+  )
+  assert (leaves["momentum/idx_queue"].read() == -100).all()
+  assert leaves["momentum/queue_ptr"].read() == 0
+  params_only = helpers.open_golden(
+    "blip_pretrain", task="retrieval", keep_momentum=False
+  )
+  assert not params_only.item("momentum")
+
+
+def test_position_embeddings_are_interpolated_and_reported():
+  checkpoint = helpers.open_golden("blip_pretrain", image_size=48)
+  (rule,) = [r for r in checkpoint.report.changed if "4 x 4 to 6 x 6" in r]
+  assert checkpoint.report.changed[rule] == [
+    "params/visual_encoder/pos_embed",
+    "momentum/params_m/visual_encoder/pos_embed",
+  ]
+  state = helpers.state_dict("blip_pretrain")
+  for name, path in zip(
+    ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"),
+    checkpoint.report.changed[rule],
+    strict=True,
+  ):
+    expected = vit.resize_pos_embed(jnp.asarray(state[name]), (4, 4), (6, 6))
+    np.testing.assert_array_equal(checkpoint.leaves[path].read(), expected)
+
+
+def test_half_precision_becomes_float32(tmp_path):
+  def halve(state):
+    for name in state:
+      if state[name].dtype == np.float32:
+        state[name] = state[name].astype(ml_dtypes.bfloat16)
+
+  checkpoint = opening.open_checkpoint(
+    helpers.save_changed(tmp_path, halve), **helpers.OPEN_GOLDEN
+  )
+  assert "bfloat16 to float32" in checkpoint.report.changed
+  leaf = checkpoint.leaves["params/visual_encoder/ln_post/scale"]
+  assert leaf.dtype == np.float32 and leaf.read().dtype == np.float32
+
+
+def test_untied_text_towers_take_the_decoder_with_a_warning(tmp_path):
+  name = "encoder.layer.0.intermediate.dense.bias"
+
+  def untie(state):
+    state[f"text_decoder.bert.{name}"] = state[f"text_encoder.{name}"] + 1
+
+  path = helpers.save_changed(tmp_path, untie, "blip_pretrain")
+  checkpoint = opening.open_checkpoint(path, **helpers.OPEN_GOLDEN)
+  assert adapt.DECODER_WINS in checkpoint.report.changed
+  assert any(adapt.DECODER_WINS in w for w in checkpoint.report.warnings)
+  encoder_bias = helpers.state_dict("blip_pretrain")[f"text_encoder.{name}"]
+  native_path = "params/text_encoder/layer_0/fc_in/bias"
+  np.testing.assert_array_equal(
+    checkpoint.leaves[native_path].read(), encoder_bias + 1
+  )
+  # An ITM model keeps the encoder's.
+  retrieval = opening.open_checkpoint(path, task="itm", **helpers.OPEN_GOLDEN)
+  np.testing.assert_array_equal(
+    retrieval.leaves[native_path].read(), encoder_bias
+  )
+
+
+@pytest.mark.parametrize("task", ["pretrain", "itm", "vqa"])
+def test_a_captioner_cannot_become_a_model_with_a_text_encoder(task):
+  with pytest.raises(ValueError, match=r" - params/text_encoder/"):
+    helpers.open_golden("blip_decoder", task=task)

@@ -1,19 +1,43 @@
-"""BLIP in JAX: vision-language pre-training that cleans its own data."""
+"""BLIP in JAX: vision-language pre-training that cleans its own data.
 
+  import blip_jax
+
+  model = blip_jax.load("Salesforce/blip-image-captioning-base")
+  print(model.caption("dog.jpg")[0].text)
+
+`load` opens a released checkpoint, one of Hugging Face, or the workdir of a
+training run, and returns a `Model`, which captions images, scores image-text
+pairs and embeds both. Training, evaluation and CapFilt are jobs of `python -m
+blip_jax.main`.
+"""
+
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from blip_jax.inference.images import Image, ImageReader
   from blip_jax.inference.matching import HiddenStates, Match
   from blip_jax.inference.model import Caption, Model, load
 
 __version__ = "0.1.0"
-__all__ = ["Caption", "HiddenStates", "Match", "Model", "__version__", "load"]
+__all__ = [
+  "Caption",
+  "HiddenStates",
+  "Image",
+  "ImageReader",
+  "Match",
+  "Model",
+  "__version__",
+  "load",
+]
 
-# Name -> module. Imported when first used: processes that only load data import
-# this package too, and need neither JAX nor a second of everybody's time.
-_LAZY = {
+# Name -> module, imported when first used: processes that only load data import
+# this package too, and need neither JAX nor a second to start.
+_MODULES = {
   "Caption": "blip_jax.inference.model",
   "HiddenStates": "blip_jax.inference.matching",
+  "Image": "blip_jax.inference.images",
+  "ImageReader": "blip_jax.inference.images",
   "Match": "blip_jax.inference.matching",
   "Model": "blip_jax.inference.model",
   "load": "blip_jax.inference.model",
@@ -21,11 +45,9 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-  if name not in _LAZY:
+  if name not in _MODULES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  import importlib
-
-  value = getattr(importlib.import_module(_LAZY[name]), name)
+  value = getattr(importlib.import_module(_MODULES[name]), name)
   globals()[name] = value
   return value
 

@@ -1,8 +1,8 @@
-"""From a config to the parts of a run, without opening data.
+"""Builds the parts of a run from a config, without opening data.
 
   config -> mesh -> tokenizer -> task -> optimiser -> abstract state
 
-Training, evaluation, planning and benchmarks all build their run here.
+Training, evaluation, planning and benchmarks all use it.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class Run:
   """The parts of a run; see `build`.
 
   Attributes:
-    config: with its numbers of steps, as far as they are known.
-    mesh: where it runs.
-    tokenizer: of its texts.
-    task: model and losses.
+    config: of the run; see `build` about its numbers of steps.
+    mesh: the devices.
+    tokenizer: of the texts.
+    task: model and loss.
   """
 
   config: Config
@@ -44,34 +44,37 @@ class Run:
 
   @functools.cached_property
   def card(self) -> card.Card:
-    """What the checkpoints of this run say of its model."""
-    decoding = self.config.get("generation") or {}
+    """The model description in the checkpoints of this run."""
+    config = self.config
     return card.Card(
-      task_table.of(self.config).file.FAMILY,
+      task_table.of(config).file.FAMILY,
       self.task.model.config,
-      run_config.prompt(self.config),
-      dict(decoding),
+      run_config.prompt(config),
+      dict(config.generation) if "generation" in config else {},
     )
 
   @property
   def model_files(self) -> dict[str, str]:
-    """Companion files of the parameters, name -> text."""
+    """Contents of the companion files of the parameters, by name."""
     return companions.model_files(self.card, self.tokenizer)
 
   @functools.cached_property
   def optimiser(
     self,
   ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW and its learning rate.
+    """AdamW and its learning rate schedule.
 
     Raises:
-      ValueError: the config has no number of steps, or no such schedule.
+      ValueError: the config has no number of steps, or an unknown schedule.
     """
     return optim.make(self.config.optim, self.config.num_steps)
 
   @property
   def init_fn(self) -> Callable[[Any], tuple[Any, Any]]:
-    """`params | None -> (params, momentum)`, all from the seed."""
+    """`params | None -> (params, momentum)`.
+
+    New parameters and the momentum state depend on `config.seed` alone.
+    """
     seed, task = self.config.seed, self.task
 
     def init(params: Any | None) -> tuple[Any, Any]:
@@ -88,7 +91,7 @@ class Run:
     """Shapes, dtypes and shardings of the state.
 
     Args:
-      tx: `optimiser`'s by default.
+      tx: optimiser; by default the one of `optimiser`.
     """
     tx = tx or self.optimiser[0]
     return train_state.abstract(self.init_fn, tx, self.mesh)
@@ -98,38 +101,47 @@ class Run:
     params: Any = None,
     tx: optax.GradientTransformation | None = None,
   ) -> train_state.TrainState:
-    """The state of step 0, sharded; from fresh parameters if none are given."""
+    """The sharded state of step 0.
+
+    Args:
+      params: newly initialised by default.
+      tx: optimiser; by default the one of `optimiser`.
+    """
     tx = tx or self.optimiser[0]
     return train_state.create(self.init_fn, tx, self.mesh, params)
 
   def example(self, image: examples.ImageTransform) -> examples.Example:
-    """What turns records into examples, with images as `image` makes them."""
+    """The function from records to examples.
+
+    Args:
+      image: brings a decoded image to the model's size.
+    """
     return task_table.of(self.config).file.example(
       self.config, self.tokenizer, image
     )
 
   @property
   def eval_example(self) -> examples.Example:
-    """The same without augmentation."""
+    """The function from records to examples, without augmentation."""
     return self.example(transforms.EvalImage(self.config.model.image_size))
 
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a batch of training."""
+    """Shapes, dtypes and shardings of a training batch."""
     example = self.eval_example
     blank = example.collate([example.blank()] * self.config.batch_size)
     blank["valid"] = np.ones(self.config.batch_size, bool)
-    where = sharding.batch_sharding(self.mesh)
+    split = sharding.batch_sharding(self.mesh)
     return {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
       for name, x in blank.items()
     }
 
 
 def validate(config: Config) -> None:
-  """Refuses a config that could not run.
+  """Checks a config before anything is read or allocated.
 
   Raises:
-    ValueError: names the key, what it may be, and what was found.
+    ValueError: names the key, the allowed values, and the value found.
   """
   task = task_table.of(config)
   run_config.validate(config)
@@ -137,26 +149,26 @@ def validate(config: Config) -> None:
 
 
 def load_tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
-  """From `config.tokenizer`: a directory, a hub id, or "scenes"."""
+  """Loads `config.tokenizer`: a directory, a hub id, or "scenes"."""
   name = config.tokenizer
   path = scenes.vocab_dir() if name == "scenes" else name
   return tokenizer_lib.Tokenizer.load(path)
 
 
 def make_mesh(config: Config) -> jax.sharding.Mesh:
-  """All devices, as `config.mesh` splits them.
+  """Arranges all devices as `config.mesh` says.
 
   Raises:
-    ValueError: the batch does not split over it.
+    ValueError: the mesh does not fit the devices, or the batch the mesh.
   """
   mesh = sharding.make_mesh(config.mesh)
   num_shards = sharding.num_data_shards(mesh)
   size = config.batch_size
   if config.job == "train" and size % num_shards:
-    near = max(size // num_shards, 1) * num_shards
+    nearest = max(size // num_shards, 1) * num_shards
     raise ValueError(
-      f"config.batch_size: {size} rows do not split over {num_shards} data "
-      f"shards (config.mesh.data * config.mesh.fsdp); nearest: {near}"
+      f"config.batch_size: {size} examples do not split over {num_shards} data "
+      f"shards (config.mesh.data * config.mesh.fsdp); nearest: {nearest}"
     )
   return mesh
 
@@ -166,16 +178,17 @@ def build(
   mesh: jax.sharding.Mesh | None = None,
   tokenizer: tokenizer_lib.Tokenizer | None = None,
 ) -> Run:
-  """Returns the parts of a run.
+  """Builds the parts of a run.
 
   Args:
-    config: of a task. The optimiser needs its numbers of steps; where they are
-      left to the data, see `config.with_steps`.
-    mesh: as `config.mesh` says by default.
-    tokenizer: as `config.tokenizer` says by default.
+    config: config of a task. Its numbers of steps are needed by the optimiser
+      only; if they depend on the data, see `config.with_steps`.
+    mesh: by default that of `config.mesh`.
+    tokenizer: by default that of `config.tokenizer`.
 
   Raises:
-    ValueError: the model does not exist, or does not split over the mesh.
+    ValueError: there is no such task or model variant, or the model does not
+      split over the mesh.
   """
   mesh = make_mesh(config) if mesh is None else mesh
   tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
@@ -195,10 +208,10 @@ def build(
 def make_model(
   config: Config, family: str, tokenizer: tokenizer_lib.Tokenizer
 ) -> Any:
-  """The module that `config.model` describes.
+  """Returns the module of a family with the sizes of `config.model`.
 
   Raises:
-    ValueError: there is no such variant.
+    ValueError: there is no such variant, or a size does not fit another.
   """
   c = config.model
   vit = {"patch_size": c.patch_size, "drop_path": c.drop_path}

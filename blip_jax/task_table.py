@@ -1,8 +1,8 @@
-"""The one table of what a task is.
+"""The table of tasks.
 
-A new task is a file in `tasks/` (defaults, examples, model family, losses), a
-builder of its evaluators in `evaluators/`, a recipe in `configs/`, and a line
-here.
+To add a task, write a module in `tasks/` (defaults, examples, model family,
+loss), a builder of its evaluators in `evaluators/` and a recipe in `configs/`,
+and add a line to `TASKS`.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,9 @@ class Entry(NamedTuple):
   """A task.
 
   Attributes:
-    file: with what `tasks.base.TaskFile` lists.
-    evaluators: builds what measures it on a held-out split.
+    file: the module of the task, which defines what `tasks.base.TaskFile`
+      lists.
+    evaluators: builds the evaluators of a held-out split.
   """
 
   file: base.TaskFile
@@ -33,7 +34,7 @@ TASKS: dict[str, Entry] = {
 
 
 def of(config: Config) -> Entry:
-  """The line of `config.task`.
+  """Returns the entry of `config.task`.
 
   Raises:
     ValueError: there is no such task.

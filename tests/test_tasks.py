@@ -61,7 +61,7 @@ def test_captions_of_one_image_share_the_mass():
   """By hand, with the positives of each row written out."""
   ids = jnp.array([7, 3, 7, 5])
   idx_queue = jnp.array([-100, 3, -100, 7, 9, -100])
-  hard = make_retrieval()._hard(ids, idx_queue)
+  hard = make_retrieval()._hard_targets(ids, idx_queue)
   third, half = 1 / 3, 1 / 2
   expected = [
     [third, 0, third, 0, 0, 0, 0, third, 0, 0],

@@ -559,7 +559,7 @@ def test_one_bad_batch_stops_all_later_updates():
     ("mesh.tensor", 3, r"config\.mesh\.tensor .* number of devices, 2"),
     ("mesh.data", 7, r"Nearest that fit: data=2, fsdp=1, tensor=1"),
     ("scope", "golbal", r"config\.scope: expected one of .*golbal"),
-    ("batch_size", 15, r"config\.batch_size: 15 rows .* nearest: 14"),
+    ("batch_size", 15, r"config\.batch_size: 15 examples .* nearest: 14"),
     ("num_steps", 0, r"config\.num_steps: expected at least 1"),
     ("data.train", ("images.docx",), r"images\.docx"),
     ("data.train", ("",), r"config\.data\.train: no source"),

@@ -1,9 +1,10 @@
-"""ITC and ITM with a momentum twin: what pre-training and retrieval share.
+"""ITC and ITM with momentum encoders, shared by pre-training and retrieval.
 
-A step of both follows the order that `tasks/momentum.py` numbers.
+Both follow the numbered order of a step in `tasks/momentum.py`.
 
-Dimensions: B batch, G groups of b rows (see `losses.grouped`), L text length,
-C joint embedding, Q queue, K = b + Q candidates.
+Dimensions: B batch, H and W image height and width, G groups of b examples (see
+`losses.grouped`), L text length, N image tokens, D image width, C joint
+embedding, Q queue, K = b + Q candidates.
 """
 
 import dataclasses
@@ -22,29 +23,30 @@ from blip_jax.tasks import momentum as momentum_lib
 
 
 def defaults() -> dict[str, Any]:
-  """Keys of the momentum encoders, which pre-training and retrieval share."""
+  """Default config keys that pre-training and retrieval share."""
   return dict(queue_size=57600, ema_decay=0.995, alpha=0.4)
 
 
 def arguments(config: Config, num_shards: int) -> dict[str, Any]:
-  """What `Align` takes from a config."""
-  own = config[config.task]
-  epochs = own.alpha_ramp_epochs
+  """The fields of `Align` for a config and a number of data shards."""
+  c = config[config.task]
+  ramp_steps = round(c.alpha_ramp_epochs * config.optim.steps_per_epoch)
   return dict(
-    queue_size=own.queue_size,
-    ema_decay=own.ema_decay,
-    alpha=own.alpha,
-    alpha_ramp_steps=round(epochs * config.optim.steps_per_epoch),
+    queue_size=c.queue_size,
+    ema_decay=c.ema_decay,
+    alpha=c.alpha,
+    alpha_ramp_steps=ramp_steps,
     groups=num_shards if config.scope == "local" else 1,
     num_shards=num_shards,
   )
 
 
+# (key, weights) -> the index of a negative for each example.
 Sampler = Callable[[PRNGKeyArray, Float[Array, "G b b"]], Int[Array, "G b"]]
 
 
 class Features(NamedTuple):
-  """What student and twin see in a batch, and the twin after its EMA."""
+  """Online and momentum (`_m`) features, and the state after the EMA."""
 
   image_embeds: Float[Array, "B N D"]
   image_feat: Float[Array, "B C"]
@@ -59,15 +61,16 @@ class Align:
   """ITC and ITM.
 
   Attributes:
-    model: with the parts of its family (`models/families.py`).
-    queue_size: past features that ITC also compares with.
-    ema_decay: of the momentum encoders' parameters.
-    alpha: final weight of the twin's soft targets.
-    alpha_ramp_steps: steps until `alpha` is reached.
-    groups: rows of other groups are no ITC candidates; 1 is the whole batch,
-      the number of data shards is the original.
-    num_shards: data shards that the batch lies on.
-    sample: picks a negative a row; tests inject recorded draws.
+    model: the module.
+    queue_size: number of past features that are also ITC candidates.
+    ema_decay: decay rate of the momentum encoders' parameters.
+    alpha: final weight of the soft targets.
+    alpha_ramp_steps: number of steps until `alpha` is reached.
+    groups: number of groups; ITC compares examples of the batch only within
+      their group. 1 is the entire batch; the original has one group per data
+      shard.
+    num_shards: number of data shards over which the batch is split.
+    sample: samples a negative for each example; tests inject recorded ones.
   """
 
   model: blip.Blip
@@ -86,6 +89,7 @@ class Align:
     return momentum_lib.init(params, self.queue_size, embed_dim, rng)
 
   def clamp(self, params: base.Params) -> base.Params:
+    """Step 1."""
     return momentum_lib.clamp_temp(params)
 
   def features(
@@ -97,30 +101,46 @@ class Align:
     ids: Int[Array, "B L"],
     mask: Int[Array, "B L"],
   ) -> Features:
-    """Steps 2-4: the student, then its twin after the twin's EMA."""
+    """Steps 2-4: online features, EMA, momentum features.
+
+    Args:
+      run: from `base.passes`.
+      params: complete online parameters.
+      momentum: the state before the step.
+      image: normalised pixels.
+      ids: captions.
+      mask: 1 on tokens, 0 on padding.
+    """
     image_embeds, image_feat = run(params, "image_features", image)
     text_feat = run(params, "text_feat", ids, mask)
     momentum = momentum_lib.ema(
       jax.lax.stop_gradient(params), momentum, self.ema_decay
     )
-    twin = jax.lax.stop_gradient({**params, **momentum.params_m})
-    _, image_feat_m = run(twin, "image_features", image)
-    text_feat_m = run(twin, "text_feat", ids, mask)
+    params_m = jax.lax.stop_gradient({**params, **momentum.params_m})
+    _, image_feat_m = run(params_m, "image_features", image)
+    text_feat_m = run(params_m, "text_feat", ids, mask)
     return Features(
       image_embeds, image_feat, text_feat, image_feat_m, text_feat_m, momentum
     )
 
   def itc(
     self,
-    seen: Features,
+    features: Features,
     temp: Float[Array, ""],
     alpha: Float[Array, ""],
     hard: Float[Array, "B K"],
   ) -> tuple[Float[Array, ""], tuple[Float[Array, "B K"], ...]]:
-    """Steps 5-6: against [the twin's features of the group; queue].
+    """Steps 5-6: ITC against [momentum features of the group; queue].
+
+    Args:
+      features: of the batch.
+      temp: temperature.
+      alpha: weight of the soft targets.
+      hard: hard targets, whose rows sum to 1.
 
     Returns:
-      The mean of both directions, and the student's similarities (i2t, t2i).
+      The mean loss of both directions, and the online similarities
+      (image-to-text, text-to-image), divided by `temp`.
     """
 
     def compare(feat, feat_m, queue):
@@ -132,26 +152,25 @@ class Align:
       return jnp.concatenate([in_group, feat @ queue.T], axis=1)
 
     def similarities(image_feat, text_feat, temp):
-      texts, images = seen.momentum.text_queue, seen.momentum.image_queue
-      sim_i2t = compare(image_feat, seen.text_feat_m, texts)
-      sim_t2i = compare(text_feat, seen.image_feat_m, images)
+      queues = features.momentum
+      sim_i2t = compare(image_feat, features.text_feat_m, queues.text_queue)
+      sim_t2i = compare(text_feat, features.image_feat_m, queues.image_queue)
       return sim_i2t / temp, sim_t2i / temp
 
-    sims = similarities(seen.image_feat, seen.text_feat, temp)
+    sims = similarities(features.image_feat, features.text_feat, temp)
     sims_m = similarities(
-      seen.image_feat_m, seen.text_feat_m, jax.lax.stop_gradient(temp)
+      features.image_feat_m, features.text_feat_m, jax.lax.stop_gradient(temp)
     )
-    directions = [
+    loss_i2t, loss_t2i = (
       losses.itc_loss(sim, momentum_lib.soft_targets(sim_m, hard, alpha))
       for sim, sim_m in zip(sims, sims_m, strict=True)
-    ]
-    return 0.5 * sum(directions), sims
+    )
+    return 0.5 * (loss_i2t + loss_t2i), sims
 
   def diagonal(self, batch_size: int) -> Float[Array, "B K"]:
-    """Hard targets where a row's one positive is its own pair."""
-    rows = batch_size // self.groups
-    own = jnp.eye(rows, rows + self.queue_size)
-    return jnp.tile(own, (self.groups, 1))
+    """Hard targets if the only positive of an example is its own pair."""
+    size = batch_size // self.groups
+    return jnp.tile(jnp.eye(size, size + self.queue_size), (self.groups, 1))
 
   def negatives(
     self,
@@ -159,10 +178,16 @@ class Align:
     weights_t2i: Float[Array, "G b b"],
     weights_i2t: Float[Array, "G b b"],
   ) -> list[tuple[Int[Array, "G b"], Bool[Array, " B"]]]:
-    """Draws a negative image for each text, then a text for each image.
+    """Samples a negative image for each text, then a text for each image.
+
+    Args:
+      key: for sampling.
+      weights_t2i: weights of the images for each text.
+      weights_i2t: weights of the texts for each image.
 
     Returns:
-      Twice (its index in the group, whether the row has any).
+      For negative images, then texts: (index within the group, whether the
+      example has any negative).
     """
     keys = jax.random.split(key)
     return [
@@ -180,10 +205,19 @@ class Align:
     mask: Int[Array, "B L"],
     negatives,
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Step 8: true pairs, (negative image, text) and (image, negative text).
+    """Step 8: ITM of pairs, (negative image, text) and (image, negative text).
+
+    Args:
+      run: from `base.passes`.
+      params: complete online parameters.
+      image_embeds: image tokens.
+      image_kv: their keys and values.
+      ids: captions.
+      mask: 1 on tokens, 0 on padding.
+      negatives: from `negatives`.
 
     Returns:
-      The loss and its accuracy.
+      Loss and accuracy.
     """
     match = functools.partial(run, params, "match")
     (neg_image, has_image), (neg_text, has_text) = negatives
@@ -191,13 +225,13 @@ class Align:
       take = lambda x: losses.take_in_group(x, neg_image)
       image_kv_neg = jax.tree.map(take, image_kv)
     else:
-      # From other devices: one layer of tokens is less to send than keys and
-      # values of all layers, and cheap to project again.
+      # Negatives may be on other devices.  Image tokens are smaller to send
+      # than the keys and values of all layers, which are cheap to recompute.
       image_kv_neg = self.image_kv(
         params, losses.take_in_group(image_embeds, neg_image)
       )
-    # The true and the negative text of an image side by side, so that both
-    # look at its one set of keys.
+    # The matching and the negative text of an image are adjacent, so that both
+    # attend to the same keys and values.
     both = lambda x: jnp.stack(
       [x, losses.take_in_group(x, neg_text)], axis=1
     ).reshape(-1, x.shape[-1])
@@ -210,11 +244,11 @@ class Align:
     )
 
   def image_kv(self, params: base.Params, image_embeds):
-    """Keys and values of images, for every text that looks at them."""
+    """Keys and values of images, for all texts that attend to them."""
     return self.model.apply({"params": params}, image_embeds, method="image_kv")
 
   def full_params(self, params: base.Params) -> base.Params:
-    """Stored parameters as the model takes them."""
+    """Completes stored parameters for the model; see `med.tie`."""
     return params
 
   @property
@@ -226,15 +260,16 @@ def predict_fns(
   model: blip.Blip,
   full_params: Callable[[base.Params], base.Params] = lambda p: p,
 ) -> dict[str, Callable]:
-  """What ranking and matching ask of a model, as functions of its parameters.
+  """Functions for ranking and matching, of (parameters, arrays).
 
   Args:
-    model: with the parts of a family that has projections and an ITM head.
-    full_params: stored parameters as the model takes them.
+    model: of a family with projections and an ITM head.
+    full_params: completes stored parameters for the model.
 
   Returns:
-    `image_features` of images or of videos, whose pixels are uint8 or
-    normalised, `text_feat`, `image_kv` and `match`: `models.blip.Blip`'s.
+    `text_feat`, `image_kv` and `match` of `models.blip.Blip`, and
+    `image_features`, which takes images or videos with pixels as uint8 or
+    normalised.
   """
 
   def apply(params, *args, method, **kwargs):

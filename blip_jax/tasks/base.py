@@ -1,4 +1,4 @@
-"""What the training loop knows of a task."""
+"""The interface between the training loop and a task."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -21,48 +21,71 @@ Metrics = dict[str, Float[Array, ""]]
 
 @runtime_checkable
 class Task(Protocol):
-  """Owns the model, the loss of one batch and what evaluators may call."""
+  """A model, its loss, and the functions that evaluators may call."""
 
-  model: nn.Module
-  predict_fns: Mapping[str, Callable]
+  @property
+  def model(self) -> nn.Module: ...
+
+  @property
+  def predict_fns(self) -> Mapping[str, Callable]:
+    """Functions of (params, ...), by name; see `align.predict_fns`."""
+    ...
 
   def init(self, rng: PRNGKeyArray) -> Params:
-    """Fresh parameters, as they are stored and optimised."""
+    """Returns newly initialised parameters, as they are stored and trained."""
+    ...
 
   def init_momentum(self, params: Params, rng: PRNGKeyArray) -> Any | None:
-    """State beside the parameters that `loss` updates itself, if any."""
+    """Returns the initial momentum state, which `loss` updates, or None."""
+    ...
 
   def clamp(self, params: Params) -> Params:
-    """Puts parameters back into their allowed range, before every step."""
+    """Clips parameters to their allowed range; applied before every step."""
+    ...
 
   def loss(
     self,
     params: Params,
-    momentum: Any | None,
+    momentum: Any,
     batch: Batch,
     *,
     rng: PRNGKeyArray,
     step: Array,
     train: bool = True,
-  ) -> tuple[Float[Array, ""], tuple[Any | None, Metrics]]:
-    """The loss of one batch, the next momentum state, and metrics."""
+  ) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
+    """Computes the loss of one batch.
+
+    Args:
+      params: after `clamp`.
+      momentum: the momentum state, if the task has one.
+      batch: the arrays of `TaskFile.example`.
+      rng: for dropout and sampling.
+      step: number of steps done.
+      train: whether dropout is active.
+
+    Returns:
+      The loss, the next momentum state, and metrics by name.
+    """
+    ...
 
 
 class TaskFile(Protocol):
-  """What a file of this folder has to define; see `blip_jax.task_table`."""
+  """What the module of a task defines; see `blip_jax.task_table`."""
 
-  # Which of the paper's models it trains, of `models.families.FAMILIES`.
-  FAMILY: str
+  @property
+  def FAMILY(self) -> str:
+    """The model family it trains, one of `models.families.FAMILIES`."""
+    ...
 
   def defaults(self) -> Config:
-    """The task's config, with all keys."""
+    """Returns the default config of the task, with all keys."""
     ...
 
   def check(self, config: Config) -> None:
-    """Refuses values of the task's own keys.
+    """Checks the keys that only this task has.
 
     Raises:
-      ValueError: names the key, what it may be, and what was found.
+      ValueError: names the key, the allowed values, and the value found.
     """
     ...
 
@@ -72,7 +95,7 @@ class TaskFile(Protocol):
     tokenizer: tokenizer.Tokenizer,
     image: examples.ImageTransform,
   ) -> examples.Example:
-    """What turns records into the task's examples."""
+    """Returns the function from records to the task's examples."""
     ...
 
   def make(
@@ -83,11 +106,14 @@ class TaskFile(Protocol):
     prompt_length: int,
     num_shards: int,
   ) -> Task:
-    """The task.
+    """Returns the task.
 
     Args:
-      prompt_length: tokens of the config's prompt, [DEC] included; 1 for none.
-      num_shards: pieces that the batch is split into over the mesh.
+      config: of the run.
+      model: a module of the family FAMILY.
+      prompt_length: number of tokens of the config's prompt, [DEC] included; 1
+        if there is no prompt.
+      num_shards: number of data shards over which the mesh splits a batch.
     """
     ...
 
@@ -99,7 +125,16 @@ def pair_example(
   prompt: str = "",
   with_image_id: bool = False,
 ) -> examples.PairExample:
-  """Image-text pairs, as `config.data` wants them."""
+  """Returns the function from records to image-text pairs.
+
+  Args:
+    config: of the run; `config.data` has the text lengths.
+    tokenizer: of the captions.
+    image: brings a decoded image to the model's size.
+    prompt: the prefix of every caption.
+    with_image_id: whether to add `image_id`, a number that captions of one
+      image share.
+  """
   return examples.PairExample(
     tokenizer,
     image,
@@ -111,7 +146,7 @@ def pair_example(
 
 
 class WithoutMomentum:
-  """What a task without a twin and a temperature has of `Task`."""
+  """Defaults of `Task` for tasks without momentum encoders and temperature."""
 
   def init_momentum(self, params: Params, rng: PRNGKeyArray) -> None:
     return None
@@ -125,7 +160,11 @@ class WithoutMomentum:
 
 
 def passes(model: nn.Module, rng: PRNGKeyArray, train: bool) -> Callable:
-  """`(params, method, ...)`: applies it, each time with dropout of its own."""
+  """Returns `run(params, method, ...)`, which applies a method of the model.
+
+  Each call has its own dropout key, derived from `rng` and the number of calls
+  before it; so the order of the calls in a loss is part of its random stream.
+  """
   count = itertools.count()
 
   def run(params: Params, method: str, *args, **kwargs):
@@ -142,18 +181,27 @@ def passes(model: nn.Module, rng: PRNGKeyArray, train: bool) -> Callable:
 
 
 def pixels(batch: Batch, key: str = "image") -> Float[Array, "*B H W 3"]:
-  """Normalised pixels of a batch, whose images are uint8 or normalised."""
+  """Normalised pixels of a batch.
+
+  Args:
+    batch: with images as uint8, or as float32 that is already normalised.
+    key: name of the images.
+  """
   image = batch[key]
   return normalise(image) if image.dtype == jnp.uint8 else image
 
 
 def text(batch: Batch) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+  """Token ids and attention mask of a batch."""
   return batch["input_ids"], batch["attention_mask"]
 
 
 def normalise(image: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
-  """Pixels as the image tower expects them; on the device, so that a quarter
-  of the bytes cross the bus."""
+  """Normalises pixels as the image tower expects.
+
+  Runs on the device, so that images are transferred as bytes and not as
+  floats.
+  """
   channels = (1,) * (image.ndim - 1) + (3,)
   mean = jnp.array(model_config.IMAGE_MEAN).reshape(channels)
   std = jnp.array(model_config.IMAGE_STD).reshape(channels)

@@ -1,11 +1,13 @@
-"""Captioning: LM of a caption behind a prompt (paper, section 5.2).
+"""Captioning: LM of a caption after a prompt (paper, section 5.2).
 
-Dimensions: B images and their captions, L text length.
+Dimensions: B images with a caption each, H and W image height and width, L text
+length, P prompt length.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
@@ -26,10 +28,10 @@ def defaults() -> Config:
   config = default_keys.fine_tuning("caption")
   config.num_epochs = 5.0
   config.caption = dict(
-    prompt=registry.PROMPT,  # what every caption starts with; not learned
+    prompt=registry.PROMPT,  # prefix of every caption; not in the loss
     label_smoothing=0.1,
   )
-  # Of evaluation; fields of `models.decoding.Decoding`.
+  # For evaluation; fields of `models.decoding.Decoding`.
   config.generation = default_keys.generation()
   config.data.max_length = 40
   config.evals.batch_size = 32
@@ -40,7 +42,7 @@ def defaults() -> Config:
 
 
 def check(config: Config) -> None:
-  """Captioning has no key of its own that cannot be."""
+  """Does nothing: no value of `config.caption` needs a check."""
 
 
 def example(
@@ -48,6 +50,7 @@ def example(
   tokenizer: tokenizer.Tokenizer,
   image: examples.ImageTransform,
 ) -> examples.PairExample:
+  """Image-text pairs, whose texts are prompt and caption."""
   return base.pair_example(
     config, tokenizer, image, prompt=run_config.prompt(config)
   )
@@ -56,6 +59,7 @@ def example(
 def make(
   config: Config, model: blip.Blip, *, prompt_length: int, num_shards: int
 ) -> "Caption":
+  """The task of a config; see `base.TaskFile`."""
   return Caption(
     model,
     prompt_length=prompt_length,
@@ -70,15 +74,15 @@ def generate(
   image: UInt8[Array, "B H W 3"],
   prompt: Int[Array, " P"],
   settings: decoding.Decoding,
-  room: int,
+  num_positions: int,
   keys: Key[Array, " B"] | None = None,
 ) -> generation.Generated:
-  """Captions of pictures; see `generation.generate`."""
-  states = model.apply(
+  """Generates captions of images; see `generation.generate`."""
+  states: Any = model.apply(
     {"params": params}, base.normalise(image), method="encode_image"
   )
   return generation.generate(
-    model, params, states, prompt, settings, room, keys
+    model, params, states, prompt, settings, num_positions, keys
   )
 
 
@@ -87,11 +91,12 @@ class Caption(base.WithoutMomentum):
   """The captioning task.
 
   Attributes:
-    model: with an image tower and a text decoder.
-    prompt_length: tokens that every text starts with and that are not learned,
-      the first one ([DEC]) included; 4 for "a picture of".
+    model: a module with an image tower and a text decoder.
+    prompt_length: number of prompt tokens, which are not in the loss, [DEC]
+      included; 4 for "a picture of".
     label_smoothing: of LM.
-    groups: whose means are averaged; see `losses.lm_loss`.
+    groups: number of groups over whose means the loss averages; see
+      `losses.lm_loss`.
   """
 
   model: blip.Blip
@@ -112,7 +117,10 @@ class Caption(base.WithoutMomentum):
     step: Int[Array, ""],
     train: bool = True,
   ) -> tuple[Float[Array, ""], tuple[None, base.Metrics]]:
-    """Batch: as in pre-training; texts are prompt and caption."""
+    """LM of the tokens after the prompt.
+
+    The batch is that of pre-training; texts are prompt and caption.
+    """
     ids, mask = base.text(batch)
     run = base.passes(self.model, rng, train)
     image_embeds = run(params, "encode_image", base.pixels(batch))
@@ -120,13 +128,11 @@ class Caption(base.WithoutMomentum):
       {"params": params}, image_embeds, method="decoder_kv"
     )
     logits = run(params, "decode", ids, mask, image_kv)
-    learned = (mask == 1) & (jnp.arange(ids.shape[1]) >= self.prompt_length)[
-      None
-    ]
+    after_prompt = (jnp.arange(ids.shape[1]) >= self.prompt_length)[None]
     lm_loss = functools.partial(
       losses.lm_loss,
       logits,
-      jnp.where(learned, ids, losses.IGNORE),
+      jnp.where((mask == 1) & after_prompt, ids, losses.IGNORE),
       groups=self.groups,
     )
     loss = lm_loss(self.label_smoothing)

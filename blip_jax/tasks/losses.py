@@ -1,6 +1,6 @@
-"""The losses of all tasks, as functions of arrays (paper, 3.2).
+"""The losses of all tasks, as functions of arrays (paper, section 3.2).
 
-Dimensions: B batch, G groups of b rows each (B = G * b; see `grouped`), K
+Dimensions: B batch, G groups of b examples each (B = G * b; see `grouped`), K
 candidates, L text length, V vocabulary.
 """
 
@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
+# Label of tokens that are not predicted, as in PyTorch.
 IGNORE = -100
 
 
 def grouped(x: Shaped[Array, "B ..."], groups: int) -> Shaped[Array, "G b ..."]:
-  """Views a batch as groups whose rows may be each other's negatives.
+  """Splits a batch into groups; examples are negatives only within a group.
 
-  One group is the whole batch.  As many groups as data shards is the original's
-  distributed training, where a rank never sees another's current batch.
+  A single group is the entire batch.  One group per data shard reproduces the
+  original's distributed training, in which a rank never sees the current batch
+  of another rank.
   """
   return x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
 
@@ -23,17 +25,21 @@ def grouped(x: Shaped[Array, "B ..."], groups: int) -> Shaped[Array, "G b ..."]:
 def itc_loss(
   sim: Float[Array, "B K"], targets: Float[Array, "B K"]
 ) -> Float[Array, ""]:
-  """Cross-entropy of similarities (already over `temp`) with soft targets."""
+  """Mean cross-entropy with soft targets; `sim` is already divided by `temp`."""
   return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(sim, axis=-1), axis=-1))
 
 
 def hard_negative_weights(
   sim: Float[Array, "G b b"], same: Bool[Array, "#G b b"], constant: float
 ) -> Float[Array, "G b b"]:
-  """How likely each row of a group is to be another's negative.
+  """Weights for sampling hard negatives, zero for positives.
 
-  `same` marks positives, which never are; `constant` is added to the others.
-  Nothing is learned through a draw.
+  Args:
+    sim: similarities within each group; row i is for the negatives of example
+      i. No gradient flows through them.
+    same: true for positives, which are never sampled.
+    constant: added to the softmax of the similarities, so that every negative
+      may be sampled even if its softmax underflows.
   """
   sim = jax.lax.stop_gradient(sim)
   return jnp.where(same, 0.0, jax.nn.softmax(sim, axis=-1) + constant)
@@ -42,17 +48,21 @@ def hard_negative_weights(
 def sample_negatives(
   key: PRNGKeyArray, weights: Float[Array, "G b b"]
 ) -> Int[Array, "G b"]:
-  """One column a row, with probability in proportion to its weight."""
+  """Samples one column per row with probability proportional to its weight.
+
+  Returns:
+    Indices within each group; a row without any weight gets an arbitrary one.
+  """
   return jax.random.categorical(key, jnp.log(weights), axis=-1)
 
 
 def take_in_group(
   x: Shaped[Array, "B ..."], index: Int[Array, "G b"]
 ) -> Shaped[Array, "B ..."]:
-  """Rows of `x` [B, ...] by their index in their own group.
+  """Selects examples of `x` by their index within the group.
 
-  Written so that groups which are data shards need no communication: a plain
-  `x[index]` would gather the whole batch everywhere.
+  If groups are data shards, this needs no communication between devices, while
+  a plain `x[index]` would gather the entire batch on all of them.
   """
   rows = jax.vmap(lambda rows, i: rows[i])(grouped(x, index.shape[0]), index)
   return rows.reshape(x.shape)
@@ -63,7 +73,7 @@ def classification_loss(
   labels: Int[Array, " n"],
   valid: Bool[Array, " n"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Mean cross-entropy of the valid rows, and their accuracy."""
+  """Mean cross-entropy of the valid examples, and their accuracy."""
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
   correct = jnp.argmax(logits, axis=-1) == labels
@@ -76,11 +86,17 @@ def lm_loss(
   label_smoothing: float,
   groups: int = 1,
 ) -> Float[Array, ""]:
-  """Smoothed cross-entropy, averaged over the tokens of each group, then over
-  groups: a rank of the original divides by its own number of tokens.
+  """Label-smoothed cross-entropy, averaged over tokens.
 
-  `labels` are the input's own tokens, IGNORE where nothing is to be predicted;
-  the shift by one happens here and nowhere else.
+  The mean is taken over the tokens of each group, then over groups, because a
+  rank of the original divides by its own number of tokens.
+
+  Args:
+    logits: next-token logits.
+    labels: the input tokens themselves, or IGNORE for tokens that are not
+      predicted. The shift by one position happens here and nowhere else.
+    label_smoothing: weight of the uniform distribution.
+    groups: number of groups; see `grouped`.
   """
   losses, kept = _token_losses(logits, labels, label_smoothing)
   mean = jax.vmap(_mean)(grouped(losses, groups), grouped(kept, groups))
@@ -92,7 +108,10 @@ def lm_loss_per_text(
   labels: Int[Array, "B L"],
   label_smoothing: float,
 ) -> Float[Array, " B"]:
-  """Smoothed cross-entropy, summed over each text (not divided by length)."""
+  """Label-smoothed cross-entropy, summed over the tokens of each text.
+
+  Arguments as for `lm_loss`.
+  """
   losses, kept = _token_losses(logits, labels, label_smoothing)
   return jnp.sum(losses * kept, axis=-1)
 
@@ -101,7 +120,8 @@ def _token_losses(logits, labels, label_smoothing):
   logits, labels = logits[:, :-1], labels[:, 1:]
   kept = labels != IGNORE
   label = jnp.where(kept, labels, 0)[..., None]
-  # logsumexp once, instead of a second array of the vocabulary's width.
+  # Both terms use logsumexp; log_softmax would be another array as wide as the
+  # vocabulary.
   total = jax.nn.logsumexp(logits, axis=-1)
   nll = total - jnp.take_along_axis(logits, label, axis=-1)[..., 0]
   uniform = total - jnp.mean(logits, axis=-1)
@@ -109,5 +129,5 @@ def _token_losses(logits, labels, label_smoothing):
 
 
 def _mean(x: Array, kept: Array) -> Float[Array, ""]:
-  """Mean of the kept entries; 0, not NaN, where none is kept."""
+  """Mean of the kept entries; 0, not NaN, if there are none."""
   return jnp.sum(x * kept) / jnp.maximum(jnp.sum(kept), 1)

@@ -1,9 +1,10 @@
 """NLVR2: is a statement about two images true? (paper, section 5.4)
 
-Dimensions: B statements, L text length.
+Dimensions: B statements, H and W image height and width, L text length.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -32,12 +33,16 @@ class Nlvr(base.WithoutMomentum):
     step: Int[Array, ""],
     train: bool = True,
   ) -> tuple[Float[Array, ""], tuple[None, base.Metrics]]:
-    """Batch: image_0, image_1 [B, H, W, 3]; input_ids, attention_mask [B, L];
-    label [B], 1 where the statement is true."""
+    """Cross-entropy of the classification as false or true.
+
+    The batch contains image_0 and image_1, uint8 [B, H, W, 3], or float32 if
+    already normalised; input_ids and attention_mask, int32 [B, L]; label, int32
+    [B], 1 if the statement is true.
+    """
     image = jnp.concatenate(
       [base.pixels(batch, "image_0"), base.pixels(batch, "image_1")]
     )
-    logits = self.model.apply(
+    logits: Any = self.model.apply(
       {"params": params},
       image,
       *base.text(batch),

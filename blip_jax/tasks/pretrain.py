@@ -1,6 +1,6 @@
-"""Pre-training: ITC, ITM and LM from one image-text pair (paper, 3.2).
+"""Pre-training: ITC, ITM and LM on image-text pairs (paper, section 3.2).
 
-Dimensions: B batch, b rows of a group, L text length, K = b + Q candidates.
+Dimensions: B batch, H and W image height and width, L text length.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ def defaults() -> Config:
 
 
 def check(config: Config) -> None:
+  """Checks the keys of `config.pretrain`; see `base.TaskFile`."""
   run_config.positive(config, "pretrain.queue_size")
 
 
@@ -44,12 +45,14 @@ def example(
   tokenizer: tokenizer.Tokenizer,
   image: examples.ImageTransform,
 ) -> examples.PairExample:
+  """Image-text pairs."""
   return base.pair_example(config, tokenizer, image)
 
 
 def make(
   config: Config, model: blip.Blip, *, prompt_length: int, num_shards: int
 ) -> "Pretrain":
+  """The task of a config; see `base.TaskFile`."""
   return Pretrain(
     model,
     label_smoothing=config.pretrain.label_smoothing,
@@ -62,12 +65,12 @@ def make(
 class Pretrain(align.Align):
   """The pre-training task.
 
-  Stored parameters leave out what the text towers share.  Rows of other
-  `groups` are no ITM negatives either.
+  Parameters that the text towers share are stored once.  ITM negatives, too,
+  are sampled only within a group.
 
   Attributes:
     label_smoothing: of LM.
-    loss_weights: of (ITC, ITM, LM).
+    loss_weights: weights of (ITC, ITM, LM).
   """
 
   label_smoothing: float = 0.1
@@ -86,38 +89,42 @@ class Pretrain(align.Align):
     step: Int[Array, ""],
     train: bool = True,
   ) -> tuple[Float[Array, ""], tuple[momentum_lib.Momentum, base.Metrics]]:
-    """One step in the order that `tasks/momentum.py` numbers.
+    """The loss; numbers refer to the order of a step in `tasks/momentum.py`.
 
-    Batch: image uint8 [B, H, W, 3], or float32 if already normalised;
-    input_ids and attention_mask [B, L].  `params` went through `clamp` (1).
+    The batch contains image, uint8 [B, H, W, 3], or float32 if already
+    normalised; input_ids and attention_mask, int32 [B, L].  `params` must have
+    been clamped (1).
+
+    Raises:
+      ValueError: a group has fewer than two examples.
     """
     self._check(batch)
     image, ids, mask = base.pixels(batch), *base.text(batch)
     key_negatives, key_dropout = jax.random.split(rng)
     run = base.passes(self.model, key_dropout, train)
 
-    # 2-4. Student, then its twin after the twin's EMA.
+    # 2-4. Online features, EMA, momentum features.
     full = self.full_params(params)
-    seen = self.features(run, full, momentum, image, ids, mask)
+    features = self.features(run, full, momentum, image, ids, mask)
 
-    # 5-7. ITC against the twin's features, which then join the queue.
+    # 5-7. ITC, then momentum features are added to the queue.
     alpha = momentum_lib.ramp(self.alpha, step, self.alpha_ramp_steps)
     hard = self.diagonal(len(ids))
-    loss_itc, sims = self.itc(seen, params["temp"], alpha, hard)
+    loss_itc, sims = self.itc(features, params["temp"], alpha, hard)
     momentum = momentum_lib.enqueue(
-      seen.momentum, seen.image_feat_m, seen.text_feat_m
+      features.momentum, features.image_feat_m, features.text_feat_m
     )
 
-    # 8-9. One projection of the image serves all three texts that look at it.
-    image_kv = self.image_kv(full, seen.image_embeds)
+    # 8-9. ITM and LM share the keys and values of the images.
+    image_kv = self.image_kv(full, features.image_embeds)
     loss_itm, itm_acc = self.itm(
       run,
       full,
-      seen.image_embeds,
+      features.image_embeds,
       image_kv,
       ids,
       mask,
-      self._draw(key_negatives, sims),
+      self._sample_negatives(key_negatives, sims),
     )
     lm_loss = functools.partial(
       losses.lm_loss,
@@ -127,14 +134,14 @@ class Pretrain(align.Align):
     )
     loss_lm = lm_loss(self.label_smoothing)
 
-    parts = loss_itc, loss_itm, loss_lm
-    loss = sum(w * x for w, x in zip(self.loss_weights, parts, strict=True))
+    w_itc, w_itm, w_lm = self.loss_weights
+    loss = w_itc * loss_itc + w_itm * loss_itm + w_lm * loss_lm
     metrics = {
       "loss": loss,
       "loss_itc": loss_itc,
       "loss_itm": loss_itm,
       "loss_lm": loss_lm,
-      # Without smoothing: what a perplexity is made of.
+      # Without label smoothing; its exponential is the perplexity.
       "nll_lm": lm_loss(0.0),
       "itm_acc": itm_acc,
       "alpha": alpha,
@@ -156,20 +163,20 @@ class Pretrain(align.Align):
     size = len(batch["input_ids"])
     if size % self.groups or size // self.groups < 2:
       raise ValueError(
-        f"config.batch_size: {size} rows in {self.groups} group(s) leave some "
-        "row without a negative; give every group at least 2 rows (a larger "
-        "batch_size, or config.scope='global' for one group)"
+        f"config.batch_size: {size} examples in {self.groups} group(s) leave "
+        "an example without a negative; every group needs at least 2 examples "
+        "(increase batch_size, or set config.scope='global' for one group)"
       )
 
-  def _draw(self, key, sims):
-    """Negatives of the own group, by the similarities that ITC compares."""
+  def _sample_negatives(self, key, sims):
+    """Hard negatives within a group, weighted by the similarities of ITC."""
     sim_i2t, sim_t2i = (
       losses.grouped(sim[:, : len(sim) // self.groups], self.groups)
       for sim in sims
     )
     same = jnp.eye(sim_i2t.shape[-1], dtype=bool)[None]
-    # The small constant keeps every other row possible.
-    weigh = functools.partial(
+    # The small constant makes every other example possible.
+    weights = functools.partial(
       losses.hard_negative_weights, same=same, constant=1e-4
     )
-    return self.negatives(key, weigh(sim_t2i), weigh(sim_i2t))
+    return self.negatives(key, weights(sim_t2i), weights(sim_i2t))

@@ -1,6 +1,9 @@
-"""Retrieval fine-tuning: ITC and ITM where captions share images (paper, 5.1).
+"""Retrieval fine-tuning: ITC and ITM (paper, section 5.1).
 
-Dimensions: B batch, G groups of b rows, L text length, Q queue, K = b + Q.
+Several captions may belong to the same image.
+
+Dimensions: B batch, G groups of b examples (see `losses.grouped`), L text
+length, Q queue, K = b + Q candidates.
 """
 
 import dataclasses
@@ -28,14 +31,14 @@ def defaults() -> Config:
   config.retrieval = dict(
     **align.defaults(),
     alpha_ramp_epochs=1.0,
-    # idx: all captions of an image are positives of ITC; diagonal: a pair's
-    # own alone, as in the original until March 2022.
+    # idx: all captions of an image are ITC positives; diagonal: only a pair's
+    # own caption, as in the original until March 2022.
     itc_targets="idx",
-    # Which rows may be ITM negatives: those of the whole batch, or those of
+    # Where ITM negatives are sampled from. global: the entire batch; local:
     # the same data shard.
     negatives="global",
   )
-  # As in the original, whose queue starts with pre-training's features.
+  # As in the original, whose queues start with features of pre-training.
   config.init.momentum_state = True
   config.data.max_length = 35
   config.evals.batch_size = 64
@@ -46,10 +49,11 @@ def defaults() -> Config:
 
 
 def check(config: Config) -> None:
+  """Checks the keys of `config.retrieval`; see `base.TaskFile`."""
   run_config.positive(config, "retrieval.queue_size")
-  own, key = config.retrieval, "config.retrieval"
-  run_config.one_of(f"{key}.itc_targets", own.itc_targets, TARGETS)
-  run_config.one_of(f"{key}.negatives", own.negatives, run_config.SCOPES)
+  c, key = config.retrieval, "config.retrieval"
+  run_config.one_of(f"{key}.itc_targets", c.itc_targets, TARGETS)
+  run_config.one_of(f"{key}.negatives", c.negatives, run_config.SCOPES)
 
 
 def example(
@@ -57,31 +61,34 @@ def example(
   tokenizer: tokenizer.Tokenizer,
   image: examples.ImageTransform,
 ) -> examples.PairExample:
+  """Image-text pairs with the ids of their images."""
   return base.pair_example(config, tokenizer, image, with_image_id=True)
 
 
 def make(
   config: Config, model: blip.Blip, *, prompt_length: int, num_shards: int
 ) -> "Retrieval":
-  own = config.retrieval
+  """The task of a config; see `base.TaskFile`."""
+  c = config.retrieval
   return Retrieval(
     model,
-    negative_groups=num_shards if own.negatives == "local" else 1,
-    itc_targets=own.itc_targets,
+    negative_groups=num_shards if c.negatives == "local" else 1,
+    itc_targets=c.itc_targets,
     **align.arguments(config, num_shards),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(align.Align):
-  """The retrieval task: every caption of an image is a positive of it.
+  """The retrieval task.
 
   Attributes:
-    negative_groups: rows of other groups are no ITM negatives; 1 is the
-      original's `negative_all_rank`, the number of data shards its absence.
-    itc_targets: "idx" takes all captions of an image for positives of ITC,
-      "diagonal" a pair's own alone, as the original did until March 2022 and
-      so, probably, when the released checkpoints were trained.
+    negative_groups: number of groups within which ITM negatives are sampled.
+      1 is the original's `negative_all_rank=True`; the number of data shards
+      is `negative_all_rank=False`.
+    itc_targets: "idx" makes all captions of an image ITC positives,
+      "diagonal" only a pair's own caption, as the original did until March
+      2022 and so, probably, when the released checkpoints were trained.
   """
 
   negative_groups: int = 1
@@ -94,10 +101,9 @@ class Retrieval(align.Align):
     self, params: base.Params, rng: PRNGKeyArray
   ) -> momentum_lib.Momentum:
     momentum = super().init_momentum(params, rng)
-    # No image has this id, so that random features are nobody's positives.
-    return momentum.replace(
-      idx_queue=jnp.full(self.queue_size, momentum_lib.NO_IMAGE, jnp.int32)
-    )
+    # No image has this id, so the initial random features are not positives.
+    idx_queue = jnp.full(self.queue_size, momentum_lib.NO_IMAGE, jnp.int32)
+    return dataclasses.replace(momentum, idx_queue=idx_queue)
 
   def loss(
     self,
@@ -109,39 +115,42 @@ class Retrieval(align.Align):
     step: Int[Array, ""],
     train: bool = True,
   ) -> tuple[Float[Array, ""], tuple[momentum_lib.Momentum, base.Metrics]]:
-    """One step in the order that `tasks/momentum.py` numbers, without LM.
+    """The loss; numbers refer to the order of a step in `tasks/momentum.py`.
 
-    Batch: as in pre-training, and image_id [B], equal for captions of one
-    image.  `params` went through `clamp` (1).
+    The batch is that of pre-training, with image_id, int32 [B], which captions
+    of one image share.  `params` must have been clamped (1).  There is no LM.
     """
     image, ids, mask = base.pixels(batch), *base.text(batch)
     image_id = batch["image_id"]
     key_negatives, key_dropout = jax.random.split(rng)
     run = base.passes(self.model, key_dropout, train)
 
-    # 2-4. Student, then its twin after the twin's EMA.
-    seen = self.features(run, params, momentum, image, ids, mask)
+    # 2-4. Online features, EMA, momentum features.
+    features = self.features(run, params, momentum, image, ids, mask)
 
-    # 5-7. ITC against the twin's features, which then join the queue.
+    # 5-7. ITC, then momentum features are added to the queue.
     alpha = momentum_lib.ramp(self.alpha, step, self.alpha_ramp_steps)
     if self.itc_targets == "idx":
-      hard = self._hard(image_id, momentum.idx_queue)
+      hard = self._hard_targets(image_id, momentum.idx_queue)
     else:
       hard = self.diagonal(len(ids))
-    loss_itc, _ = self.itc(seen, params["temp"], alpha, hard)
+    loss_itc, _ = self.itc(features, params["temp"], alpha, hard)
     momentum = momentum_lib.enqueue(
-      seen.momentum, seen.image_feat_m, seen.text_feat_m, image_id
+      features.momentum,
+      features.image_feat_m,
+      features.text_feat_m,
+      image_id,
     )
 
-    # 8. One projection of the image serves both texts that look at it.
+    # 8. ITM; both texts of an image share its keys and values.
     loss_itm, itm_acc = self.itm(
       run,
       params,
-      seen.image_embeds,
-      self.image_kv(params, seen.image_embeds),
+      features.image_embeds,
+      self.image_kv(params, features.image_embeds),
       ids,
       mask,
-      self._draw(key_negatives, seen, params["temp"], image_id),
+      self._sample_negatives(key_negatives, features, params["temp"], image_id),
     )
     loss = loss_itc + loss_itm
     metrics = {
@@ -154,27 +163,30 @@ class Retrieval(align.Align):
     }
     return loss, (momentum, metrics)
 
-  def _hard(
+  def _hard_targets(
     self, image_id: Int[Array, " B"], idx_queue: Int[Array, " Q"]
   ) -> Float[Array, "B K"]:
-    """All candidates of the same image share the mass."""
-    in_group = _same(image_id, self.groups).reshape(len(image_id), -1)
+    """Equal probabilities for all candidates of the same image."""
+    in_group = _same_image(image_id, self.groups).reshape(len(image_id), -1)
     in_queue = image_id[:, None] == idx_queue[None]
     positive = jnp.concatenate([in_group, in_queue], axis=1).astype(jnp.float32)
     return positive / positive.sum(axis=1, keepdims=True)
 
-  def _draw(self, key, seen: align.Features, temp, image_id):
-    """Negatives by the student's own similarities, never of the same image."""
+  def _sample_negatives(self, key, features: align.Features, temp, image_id):
+    """Hard negatives of other images, weighted by online similarities."""
     groups = self.negative_groups
-    images = losses.grouped(seen.image_feat, groups)
-    texts = losses.grouped(seen.text_feat, groups)
+    images = losses.grouped(features.image_feat, groups)
+    texts = losses.grouped(features.text_feat, groups)
     sim_i2t = jnp.einsum("gic,gjc->gij", images, texts) / temp
-    same = _same(image_id, groups)
-    weigh = lambda sim: losses.hard_negative_weights(sim, same, constant=0.0)
-    return self.negatives(key, weigh(sim_i2t.mT), weigh(sim_i2t))
+    same = _same_image(image_id, groups)
+    # As in the original, without the small constant of pre-training.
+    weights = lambda sim: losses.hard_negative_weights(sim, same, constant=0.0)
+    return self.negatives(key, weights(sim_i2t.mT), weights(sim_i2t))
 
 
-def _same(image_id: Int[Array, " B"], groups: int) -> Bool[Array, "G b b"]:
-  """Which rows of a group have the same image."""
+def _same_image(
+  image_id: Int[Array, " B"], groups: int
+) -> Bool[Array, "G b b"]:
+  """Which examples of a group have the same image."""
   image_id = losses.grouped(image_id, groups)
   return image_id[:, :, None] == image_id[:, None]

@@ -1,8 +1,10 @@
-"""VQA: the answer is written by a decoder that looks at the question, which an
-encoder has read while looking at the image (paper, section 5.3).
+"""VQA as answer generation (paper, section 5.3).
 
-Dimensions: B images with a question each, A answers of all of them, Lq and La
-their lengths.
+An encoder fuses question and image; a decoder that attends to its output
+generates the answer.
+
+Dimensions: B images with a question each, H and W image height and width, A
+answers of all questions, Lq and La lengths of questions and answers.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ class Vqa(base.WithoutMomentum):
   """The VQA task.
 
   Attributes:
-    model: with an image tower and both text towers, which share nothing.
+    model: a module with an image tower and both text towers, not tied.
     label_smoothing: of LM.
   """
 
@@ -40,26 +42,27 @@ class Vqa(base.WithoutMomentum):
     step: Int[Array, ""],
     train: bool = True,
   ) -> tuple[Float[Array, ""], tuple[None, base.Metrics]]:
-    """Sums every answer's loss by its weight, and divides by B.
+    """The weighted sum of the answers' losses, divided by B.
 
-    Batch: image [B, H, W, 3]; question_ids, question_mask [B, Lq]; answer_ids,
-    answer_mask [A, La]; answer_weight [A], 0 on padding; answer_question [A],
-    the row of the question that it answers.
+    The batch contains image, uint8 [B, H, W, 3], or float32 if already
+    normalised; question_ids and question_mask, int32 [B, Lq]; answer_ids and
+    answer_mask, int32 [A, La]; answer_weight, float32 [A], 0 for padding;
+    answer_question, int32 [A], the index of the question that it answers.
     """
     run = base.passes(self.model, rng, train)
     question_mask = batch["question_mask"]
-    project = lambda states, method: self.model.apply(
+    key_value = lambda states, method: self.model.apply(
       {"params": params}, states, method=method
     )
     image_embeds = run(params, "encode_image", base.pixels(batch))
-    image_kv = project(image_embeds, "image_kv")
+    image_kv = key_value(image_embeds, "image_kv")
     question = run(
       params, "fuse", batch["question_ids"], question_mask, image_kv
     )
-    # A question's keys are projected once, for all of its answers.
-    of_answer = batch["answer_question"]
+    # Keys and values of a question are computed once for all of its answers.
+    index = batch["answer_question"]
     question_kv = jax.tree.map(
-      lambda x: x[of_answer], project(question, "decoder_kv")
+      lambda x: x[index], key_value(question, "decoder_kv")
     )
     ids, mask = batch["answer_ids"], batch["answer_mask"]
     logits = run(
@@ -68,7 +71,7 @@ class Vqa(base.WithoutMomentum):
       ids,
       mask,
       question_kv,
-      encoder_mask=question_mask[of_answer],
+      encoder_mask=question_mask[index],
     )
     labels = jnp.where(mask == 1, ids, losses.IGNORE)
     mean = lambda smoothing: (

@@ -1,0 +1,86 @@
+"""Status and verification of a job."""
+
+import json
+
+import pytest
+
+from blip_jax import defaults
+from blip_jax.capfilt import audit
+from tests import helpers
+
+
+@pytest.fixture
+def config(tmp_path):
+  """A finished job over three shards of five images."""
+  shards = helpers.write_scene_shards(tmp_path / "shards")
+  config = defaults.capfilt().lock()
+  config.update(source=(str(shards / "*.tar"),), out=str(tmp_path / "out"))
+  texts = {f"{n:05d}": [helpers.IMAGE_TEXTS] * 5 for n in range(3)}
+  # The second image of the second shard cannot be read.
+  texts["00001"] = [helpers.IMAGE_TEXTS[:1], (), *[helpers.IMAGE_TEXTS[:2]] * 3]
+  helpers.write_capfilt_job(config.out, config, texts)
+  return config
+
+
+def change_done_file(folder, **changes):
+  path = folder / "00000.done.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_intact_job_is_counted(config):
+  assert audit.verify(config, config.out) == {"work_units": 3, "images": 14}
+
+
+def test_damaged_rows_are_found(config, tmp_path):
+  path = tmp_path / "out" / "00002.parquet"
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match="00002: its rows are not those"):
+    audit.verify(config, config.out)
+
+
+def test_a_changed_input_is_found(config, tmp_path):
+  shard = tmp_path / "shards" / "00002.tar"
+  shard.write_bytes(shard.read_bytes() + b"\0" * 512)
+  with pytest.raises(
+    ValueError, match="1 problems:\n  00002: not done, or its"
+  ):
+    audit.verify(config, config.out)
+
+
+def test_counts_that_do_not_match_the_rows_are_found(config, tmp_path):
+  texts = json.loads((tmp_path / "out" / "00000.done.json").read_text())[
+    "texts"
+  ]
+  texts["web"]["in"] = 11
+  change_done_file(tmp_path / "out", texts=texts)
+  with pytest.raises(ValueError) as error:
+    audit.verify(config, config.out)
+  assert "00000: web: counts do not add up" in str(error.value)
+  assert "web: 11 texts were counted, but 10 rows are there" in str(error.value)
+
+
+def test_an_image_in_two_work_units_is_found(config, tmp_path):
+  change_done_file(tmp_path / "out", bad={"00002.tar:0010": "broken"})
+  with pytest.raises(ValueError, match="1 images are in two work units"):
+    audit.verify(config, config.out)
+
+
+def test_status_says_which_process_works_on_what(config, tmp_path, caplog):
+  (tmp_path / "out" / "00001.done.json").unlink()
+  owner = {"host": "elsewhere", "pid": 17, "id": "x"}
+  (tmp_path / "out" / ".00001.lease").write_text(json.dumps(owner))
+  with caplog.at_level("INFO", logger="blip_jax"):
+    results = audit.status(config, config.out)
+  assert (results["work_units"], results["work_units_done"]) == (3, 2)
+  assert results["images/in"] == 10
+  assert results["web/kept"] == 10
+  assert "00001: leased to process 17 on elsewhere" in caplog.text
+  assert "take it over" not in caplog.text
+
+
+def test_status_of_no_job_is_refused(tmp_path):
+  config = defaults.capfilt().lock()
+  with pytest.raises(ValueError, match="no job was started there"):
+    audit.status(config, str(tmp_path))

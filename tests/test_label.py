@@ -1,0 +1,98 @@
+"""Labelling: captions depend on seed and key, and every batch is whole."""
+
+import numpy as np
+import pytest
+
+from blip_jax.capfilt import label
+from blip_jax.data import sources
+from tests import helpers
+
+PIXELS = helpers.NOISY_SCENES[0]["image"]
+
+
+def open_rows(keys, caption=()):
+  """Records with equal pixels under the given keys."""
+  records = [
+    {"id": key, "image": PIXELS, "caption": [*caption]} for key in keys
+  ]
+  return sources.Rows(records, np.arange(len(records)))
+
+
+def make_labeller(seed=0, captioner=True, batch_size=2):
+  return label.Labeller(
+    helpers.make_model("caption") if captioner else None,
+    helpers.make_model("itm"),
+    seed=seed,
+    per_device_batch_size=batch_size,
+    generation=dict(sample=True, top_p=0.9, max_length=10, min_length=4),
+    num_threads=1,
+  )
+
+
+def captions(labeller, keys):
+  images = [image for batch in labeller(open_rows(keys)) for image in batch]
+  assert [image.key for image in images] == keys
+  return [image.texts[-1].text for image in images]
+
+
+def test_the_seed_of_an_image_is_a_hash_of_its_key():
+  # SHA-256 of the empty text and of "abc" begin with e3b0c442 and ba7816bf
+  # (FIPS 180-4); the first four bytes count from the lowest.
+  assert label.image_seed("") == 0x42C4B0E3
+  assert label.image_seed("abc") == 0xBF1678BA
+
+
+def test_samples_depend_on_the_seed_and_the_key_of_an_image():
+  labeller = make_labeller()
+  first = captions(labeller, ["a", "b", "c", "a"])
+  # Equal pixels: only the keys differ.
+  assert len(set(first)) == 3
+  assert first[3] == first[0]
+  # Neither the position in the batch nor its other images matter.
+  assert captions(labeller, ["c", "a"]) == [first[2], first[0]]
+  assert captions(make_labeller(seed=1), ["a", "b", "c", "a"]) != first
+
+
+def test_the_last_batch_is_padded():
+  batches = [*make_labeller().read(open_rows(["a", "b", "c"], ["a dog"]))]
+  assert [[image and image.key for image in b.images] for b in batches] == [
+    ["a", "b"],
+    ["c", None],
+  ]
+  for batch in batches:
+    assert {name: x.shape for name, x in batch.pixels.items()} == {
+      "captioner": (2, 16, 16, 3),
+      "filter": (2, 16, 16, 3),
+    }
+  np.testing.assert_array_equal(batches[1].pixels["filter"][1], 0)
+
+
+def test_without_a_captioner_only_web_texts_are_scored():
+  labeller = make_labeller(captioner=False)
+  texts = ["a red circle", b"\xff", "a blue star"]
+  (batch,) = labeller(open_rows(["a"], texts))
+  (image,) = batch
+  assert [text.source for text in image.texts] == ["web"] * 3
+  assert [text.bad for text in image.texts] == ["", "invalid_utf8", ""]
+  assert image.texts[1].itm_prob is None
+  assert image.texts[1].log_prob is None
+  match = helpers.make_model("itm").match(PIXELS, [texts[0], texts[2]])
+  for text, prob, cosine in zip(
+    image.texts[::2], match.itm_prob[0], match.itc_cosine[0], strict=True
+  ):
+    assert text.itm_prob == pytest.approx(prob, rel=1e-4)
+    assert text.itc_cosine == pytest.approx(cosine, abs=1e-5)
+
+
+def test_an_image_that_cannot_be_read_has_a_reason_and_no_texts():
+  records = [
+    {"id": "a", "image": b"no image", "caption": ["a dog"]},
+    {"id": "b", "image": PIXELS, "caption": ["a dog"], "image_id": 7},
+  ]
+  (batch,) = make_labeller()(sources.Rows(records, np.arange(2)))
+  bad, good = batch
+  assert bad.bad.startswith("not_an_image: ")
+  assert bad.texts == ()
+  assert good.bad == ""
+  assert (good.row, good.image_id, good.path) == (1, "7", "")
+  assert [text.source for text in good.texts] == ["web", "synthetic"]

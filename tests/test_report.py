@@ -1,0 +1,75 @@
+"""The report of a job, as files in its folder."""
+
+import json
+
+import pytest
+
+from blip_jax import defaults
+from blip_jax.capfilt import report
+from tests import helpers
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def listed(tmp_path):
+  return helpers.write_listed_capfilt_job(tmp_path)
+
+
+def test_a_report_shows_what_the_rules_keep(listed, tmp_path):
+  config = defaults.capfilt().lock()
+  config.update(source=listed.source, image_root=listed.image_root)
+  config.out = str(tmp_path / "other")
+  texts = helpers.IMAGE_TEXTS
+  labels = [[("web", 0.9, HOSTILE)], texts, texts[1:2], (), texts[:2]]
+  job = helpers.write_capfilt_job(
+    config.out, config, {"web.json-00000": labels}
+  )
+  (job.folder / "log").mkdir()
+  line = {"work_unit": "web.json-00000", "images": 5, "seconds": 2.0}
+  (job.folder / "log" / "here-1.jsonl").write_text(
+    json.dumps(line) + "\n" + '{"work_unit": "web.js'  # being written
+  )
+  assert report.report(config, config.out) == {
+    "web/in": 6,
+    "web/kept": 3,
+    "web/below_threshold": 3,
+    "synthetic/in": 2,
+    "synthetic/kept": 1,
+    "synthetic/near_duplicate": 1,
+  }
+  content = json.loads((job.folder / "report.json").read_text())
+  assert content["images"] == {"in": 5, "kept": 3, "dropped": 2, "bad": 0}
+  assert content["texts_per_image"] == {"0": 2, "1": 2, "2": 1}
+  assert sum(content["histogram"]["web"]) == 6
+  assert content["histogram"]["web"][17] == 3  # 0.9, as float32
+  assert content["words"]["before"]["texts"] == 6
+  assert content["words"]["after"]["texts"] == 4
+  assert ["a red circle", 2] in content["frequent"]
+  assert content["rules"]["threshold"] == 0.5
+  assert content["job"]["source"] == list(listed.source)
+  assert content["throughput"] == {
+    "here-1": {"images": 5, "seconds": 2.0, "images_per_second": 2.5}
+  }
+  page = (job.folder / "report.html").read_text()
+  assert HOSTILE not in page
+  assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+  # Three kept web texts near the threshold and far above it, and so on.
+  assert page.count("<figure>") == 2 * (3 + 3 + 1 + 1)
+  assert page.count('src="data:image/jpeg;base64,') == page.count("src=")
+
+
+def test_only_work_units_that_are_done_are_shown(listed, tmp_path):
+  (tmp_path / "out" / "web.json-00001.done.json").unlink()
+  results = report.report(listed, listed.out)
+  assert results["web/in"] == 3
+  content = json.loads((tmp_path / "out" / "report.json").read_text())
+  assert content["images"]["in"] == 3
+  assert content["throughput"] == {}
+
+
+def test_a_report_without_work_units_is_refused(listed, tmp_path):
+  for path in (tmp_path / "out").glob("*.done.json"):
+    path.unlink()
+  with pytest.raises(ValueError, match="no work unit is done"):
+    report.report(listed, listed.out)

@@ -1,0 +1,124 @@
+"""Work units: how sources are cut, and when an input has changed."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from blip_jax.capfilt import work_units
+from blip_jax.data import datasets
+from tests import helpers
+
+
+@pytest.fixture
+def shards(tmp_path):
+  return helpers.write_scene_shards(tmp_path / "shards")
+
+
+def find(*specs, rows=2, root=""):
+  return work_units.find([str(spec) for spec in specs], root, True, rows)
+
+
+def write_list(path, count):
+  lines = [{"image": f"{n}.png", "caption": ["a", "b"]} for n in range(count)]
+  path.write_text(json.dumps(lines))
+  return path
+
+
+def test_a_shard_is_a_work_unit(shards):
+  units = find(shards / "*.tar")
+  assert [unit.name for unit in units] == ["00000", "00001", "00002"]
+  assert units[1].spec == str(shards / "00001.tar")
+  assert units[1].rows is None
+  records, damage = units[1].open()
+  assert len(records) == 5
+  assert damage == []
+  assert records[0]["caption"] == [helpers.NOISY_SCENES[5]["caption"].encode()]
+  assert records[3]["caption"] == []
+  assert records[3]["no_text"] == "missing_caption"
+
+
+def test_a_list_is_cut_into_ranges_of_rows(tmp_path):
+  path = write_list(tmp_path / "web list.json", 5)
+  units = find("", path)  # empty sources are skipped
+  assert [(unit.name, unit.rows) for unit in units] == [
+    ("web-list.json-00000", (0, 2)),
+    ("web-list.json-00001", (2, 4)),
+    ("web-list.json-00002", (4, 5)),
+  ]
+  records, _ = units[2].open()
+  assert len(records) == 1
+  assert records[0]["caption"] == ["a", "b"]
+  assert records[0]["id"] == "web list.json:4"
+
+
+def test_specs_of_shards():
+  assert datasets.shard_specs("a/{0..1}.tar") == ["a/0.tar", "a/1.tar"]
+  assert datasets.shard_specs("a.parquet?caption=b") == ["a.parquet?caption=b"]
+  assert datasets.shard_specs("a.json") == []
+
+
+def test_shards_of_the_same_name_are_refused(shards, tmp_path):
+  other = tmp_path / "more"
+  other.mkdir()
+  helpers.write_tar(other / "00000.tar", helpers.scene_members(20, 2))
+  with pytest.raises(ValueError, match="2 shards are named '00000'"):
+    find(shards / "*.tar", other / "*.tar")
+
+
+def test_no_source_is_refused():
+  with pytest.raises(ValueError, match="there is nothing to label"):
+    find("")
+
+
+def test_a_damaged_shard_has_no_rows(tmp_path):
+  (tmp_path / "0.tar").write_bytes(b"not a tar")
+  (unit,) = find(tmp_path / "0.tar")
+  records, damage = unit.open()
+  assert len(records) == 0
+  assert len(damage) == 1
+
+
+def test_the_fingerprint_of_a_file_has_its_hash(tmp_path):
+  path = write_list(tmp_path / "web.json", 3)
+  content = path.read_bytes()
+  _, unit = find(path)
+  assert unit.fingerprint() == {
+    "source": str(path),
+    "rows": [2, 3],
+    "bytes": len(content),
+    "sha256": hashlib.sha256(content).hexdigest(),
+  }
+  (scenes,) = find("scenes:train?num=2")
+  assert scenes.fingerprint() == {
+    "source": "scenes:train?num=2",
+    "rows": [0, 2],
+  }
+
+
+def test_an_input_has_changed_if_its_content_has(tmp_path):
+  path = write_list(tmp_path / "web.json", 2)
+  (unit,) = find(path)
+  fingerprint = unit.fingerprint()
+  os.utime(path, (100, 100))
+  assert unit.unchanged(fingerprint, since=200.0)
+  assert unit.unchanged(fingerprint, since=50.0)  # newer, but equal
+
+  content = path.read_bytes()
+  path.write_bytes(content.replace(b"1.png", b"2.png"))  # of the same size
+  os.utime(path, (100, 100))
+  assert not unit.unchanged(fingerprint, since=50.0)
+  assert unit.unchanged(fingerprint, since=200.0)  # older files are not read
+
+  path.write_bytes(content + b" ")
+  os.utime(path, (100, 100))
+  assert not unit.unchanged(fingerprint, since=200.0)
+
+
+def test_another_range_of_rows_is_a_change():
+  (unit,) = find("scenes:train?num=2")
+  fingerprint = unit.fingerprint()
+  assert unit.unchanged(fingerprint, since=0.0)
+  _, changed, *_ = find("scenes:train?num=6")
+  assert not changed.unchanged(fingerprint, since=0.0)

@@ -1,10 +1,12 @@
-"""Captioning a folder: what is written, bad pictures, and going on."""
+"""Captioning a folder: the lines, bad images, and resuming."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
 import tarfile
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -23,13 +25,13 @@ def captioner(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-  return helpers.write_images(tmp_path / "pictures")
+def images(tmp_path):
+  return helpers.write_images(tmp_path / "images")
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-  """So that a batch may have two pictures."""
+  """So that a batch may have two images."""
   mesh = sharding.one_device()
   monkeypatch.setattr(sharding, "make_mesh", lambda _: mesh)
 
@@ -45,8 +47,8 @@ def lines_of(path):
   return [json.loads(line) for line in pathlib.Path(path).open()]
 
 
-def test_a_line_for_every_picture(captioner, pictures, tmp_path):
-  c = make(captioner, pictures, sidecars=True)
+def test_every_image_gets_a_line(captioner, images, tmp_path):
+  c = make(captioner, images, sidecars=True)
   results = caption_images.caption_images(c, str(tmp_path))
   assert results == {"images": 7, "unreadable": 1}
   lines = lines_of(tmp_path / "captions.jsonl")
@@ -60,55 +62,111 @@ def test_a_line_for_every_picture(captioner, pictures, tmp_path):
   assert lines[3]["error"].startswith("not_an_image")
   assert "caption" not in lines[3]
   model = model_lib.load(captioner, mesh=sharding.make_mesh(None))
-  expected = model.caption([pictures / i for i in ids if i != "2b.jpg"])
+  expected = model.caption([images / i for i in ids if i != "2b.jpg"])
   found = [line for line in lines[:6] if "caption" in line]
   assert [line["caption"] for line in found] == [x.text for x in expected]
   assert found[0]["log_prob"] == pytest.approx(expected[0].log_prob, abs=1e-3)
-  assert (pictures / "0.txt").read_text() == f"{expected[0].text}\n"
-  assert not (pictures / "2b.txt").exists()
+  assert (images / "0.txt").read_text() == f"{expected[0].text}\n"
+  assert not (images / "2b.txt").exists()
   assert not list(tmp_path.glob("*.part*"))
 
 
-def test_it_goes_on_where_it_was_stopped(
-  captioner, pictures, tmp_path, monkeypatch
+def test_a_stopped_job_resumes(
+  captioner, images, tmp_path, monkeypatch
 ):
-  whole = make(captioner, pictures, out=str(tmp_path / "whole.jsonl"))
-  caption_images.caption_images(whole, str(tmp_path))
+  complete = make(captioner, images, out=str(tmp_path / "complete.jsonl"))
+  caption_images.caption_images(complete, str(tmp_path))
 
   out = tmp_path / "out.jsonl"
-  c = make(captioner, pictures, out=str(out))
-  batches = caption_images._batches
-
-  def stop_after_two(rows):
-    for number, batch in enumerate(batches(rows)):
-      if number == 2:
-        raise KeyboardInterrupt
-      yield batch
-
-  monkeypatch.setattr(caption_images, "_batches", stop_after_two)
-  with pytest.raises(KeyboardInterrupt):
-    caption_images.caption_images(c, str(tmp_path))
+  c = make(captioner, images, out=str(out))
+  stop_after_two(monkeypatch, c)
   assert not out.exists()
   (part,) = tmp_path.glob("out.jsonl.part*")
   with part.open("a") as file:
     file.write('{"row": 4, "id": "cut in the mid')
-  monkeypatch.setattr(caption_images, "_batches", batches)
   caption_images.caption_images(c, str(tmp_path))
-  assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
-  # What is whole is not written again.
+  assert out.read_text() == (tmp_path / "complete.jsonl").read_text()
+  # Only the result is left, and a complete result is not written again.
+  assert not [*tmp_path.glob("out.jsonl.*")]
   before = out.stat().st_mtime_ns
   caption_images.caption_images(c, str(tmp_path))
   assert out.stat().st_mtime_ns == before
 
 
-def test_other_pictures_are_not_mixed_in(captioner, pictures, tmp_path):
+def stop_after_two(monkeypatch, config):
+  """Runs a job that is stopped after two of its batches."""
+  numbered = caption_images._numbered
+
+  def stopping(rows):
+    for number, batch in enumerate(numbered(rows)):
+      if number == 2:
+        raise KeyboardInterrupt
+      yield batch
+
+  with monkeypatch.context() as patch:
+    patch.setattr(caption_images, "_numbered", stopping)
+    with pytest.raises(KeyboardInterrupt):
+      caption_images.caption_images(config, "unused")
+
+
+def other_weights(captioner, folder):
+  """The same model with one parameter changed."""
+  model = model_lib.load(captioner, mesh=sharding.one_device())
+  params = dict(model.params)
+  name = sorted(params)[0]
+  params[name] = jax.tree.map(lambda x: x + 1, params[name])
+  return dataclasses.replace(model, params=params)
+
+
+@pytest.mark.parametrize(
+  "changes, line",
+  [
+    ({"seed": 1}, r"\n  seed: 0 there, 1 now\n"),
+    ({"prompt": "a photo"}, r"\n  prompt: '.*' there, 'a photo' now\n"),
+    ({"dtype": "bfloat16"}, r"\n  dtype: 'float32' there, 'bfloat16' now\n"),
+    (
+      {"generation.num_beams": 2},
+      r"\n  generation.num_beams: 3 there, 2 now\n",
+    ),
+  ],
+)
+def test_other_settings_are_refused(
+  captioner, images, tmp_path, monkeypatch, changes, line
+):
   out = tmp_path / "out.jsonl"
-  c = make(captioner, pictures, out=str(out))
-  (tmp_path / "out.jsonl.part0").write_text(
-    '{"row": 1, "id": "another.png", "caption": "a"}\n'
-  )
-  with pytest.raises(ValueError, match=r"row 1 is 'another.png'.*begin anew"):
-    caption_images.caption_images(c, str(tmp_path))
+  stop_after_two(monkeypatch, make(captioner, images, out=str(out)))
+  config = make(captioner, images, out=str(out))
+  config.update_from_flattened_dict(changes)
+  (part,) = tmp_path.glob("out.jsonl.part*")
+  before = part.read_bytes()
+  with pytest.raises(ValueError, match=line):
+    caption_images.caption_images(config, "unused")
+  assert part.read_bytes() == before and not out.exists()
+
+
+def test_another_model_or_other_images_are_refused(
+  captioner, images, tmp_path, monkeypatch
+):
+  out = tmp_path / "out.jsonl"
+  c = make(captioner, images, out=str(out))
+  stop_after_two(monkeypatch, c)
+  other = other_weights(captioner, tmp_path)
+  with monkeypatch.context() as patch:
+    patch.setattr(model_lib, "load", lambda *_, **__: other)
+    with pytest.raises(ValueError, match=r"\n  weights: '.* there, '.* now\n"):
+      caption_images.caption_images(c, "unused")
+  (images / "9.png").write_bytes((images / "0.png").read_bytes())
+  with pytest.raises(ValueError, match=r"\n  num_images: 7 there, 8 now\n"):
+    caption_images.caption_images(c, "unused")
+  # As many as before, but another one in row 1.
+  (images / "1.png").unlink()
+  with pytest.raises(
+    ValueError, match=r"row \d is '.*', but in .* start again"
+  ):
+    caption_images.caption_images(c, "unused")
+  (tmp_path / "out.jsonl.job.json").unlink()
+  with pytest.raises(ValueError, match=r"there is no out.jsonl.job.json"):
+    caption_images.caption_images(c, "unused")
 
 
 def test_parts_of_several_processes_become_one(tmp_path):
@@ -121,21 +179,19 @@ def test_parts_of_several_processes_become_one(tmp_path):
   assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_text_that_is_there_is_not_written_over(
-  captioner, pictures, tmp_path
-):
-  (pictures / "0.txt").write_text("mine")
-  c = make(captioner, pictures, sidecars=True)
+def test_an_existing_text_file_is_kept(captioner, images, tmp_path):
+  (images / "0.txt").write_text("mine")
+  c = make(captioner, images, sidecars=True)
   caption_images.caption_images(c, str(tmp_path))
-  assert (pictures / "0.txt").read_text() == "mine"
-  assert (pictures / "1.txt").exists()
+  assert (images / "0.txt").read_text() == "mine"
+  assert (images / "1.txt").exists()
 
 
-def test_shards_and_several_samples(captioner, pictures, tmp_path):
+def test_shards_and_several_samples(captioner, images, tmp_path):
   shard = tmp_path / "0.tar"
   with tarfile.open(shard, "w") as tar:
     for i in range(3):
-      tar.add(pictures / f"{i}.png", f"{i}.png")
+      tar.add(images / f"{i}.png", f"{i}.png")
   c = make(captioner, shard)
   c.generation.sample = True
   c.generation.num_return_sequences = 3
@@ -155,19 +211,19 @@ def test_shards_and_several_samples(captioner, pictures, tmp_path):
     )
 
 
-def test_what_is_refused(captioner, pictures, tmp_path):
+def test_impossible_jobs_are_refused(captioner, images, tmp_path):
   empty = tmp_path / "empty"
   empty.mkdir()
   run = lambda c: caption_images.caption_images(c, str(tmp_path))
-  with pytest.raises(ValueError, match=r"empty.*expected pictures"):
+  with pytest.raises(ValueError, match=r"empty.*expected images"):
     run(make(captioner, empty))
   with pytest.raises(ValueError, match=r"config.images: nothing to caption"):
     run(make(captioner, ""))
-  c = make(captioner, pictures)
+  c = make(captioner, images)
   c.generation.num_beams = 0
   with pytest.raises(ValueError, match="num_beams: expected 1"):
     run(c)
   only_bad = tmp_path / "bad"
   only_bad.mkdir()
-  shutil.copy(pictures / "2b.jpg", only_bad)
+  shutil.copy(images / "2b.jpg", only_bad)
   assert run(make(captioner, only_bad))["unreadable"] == 1

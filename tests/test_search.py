@@ -233,7 +233,7 @@ def test_two_pictures_of_one_name_are_refused(tmp_path, models):
     (dict(queries="nowhere.jpg"), r"nowhere\.jpg: no such picture"),
     (dict(queries="..."), "empty_caption"),
     (dict(images=""), r"config\.images: no gallery"),
-    (dict(images="nowhere"), "No pictures in 'nowhere'"),
+    (dict(images="nowhere"), "No images in 'nowhere'"),
   ],
 )
 def test_mistakes_are_named_and_nothing_is_written(

@@ -335,15 +335,13 @@ def _key(
       return name
   first, *others = map(repr, names)
   choice = f"{first} (or {', '.join(others)})" if others else first
-  knob = f"?{option}=COLUMN after the file's name selects another column."
-  raise mistake(where, f"{what} under {choice}", list(columns), knob)
+  hint = f"?{option}=COLUMN after the file's name selects another column."
+  raise mistake(where, f"{what} under {choice}", list(columns), hint)
 
 
-def mistake(
-  where: str, expected: str, found: Any, knob: str = ""
-) -> ValueError:
-  """Returns an error in the schema; `knob` names an option that helps."""
-  message = f"{where}: expected {expected}, found {found!r:.200}. {knob}"
+def mistake(where: str, expected: str, found: Any, hint="") -> ValueError:
+  """Returns an error in the schema; `hint` names an option that helps."""
+  message = f"{where}: expected {expected}, found {found!r:.200}. {hint}"
   return ValueError(message.rstrip())
 
 

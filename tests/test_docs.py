@@ -164,7 +164,7 @@ def cases():
       yield pytest.param(text, id=text, marks=pytest.mark.slow if slow else ())
 
 
-@pytest.mark.parametrize("text", cases())
+@pytest.mark.parametrize("text", [*cases()])
 def test_commands_and_programs(text, user_dir):
   words = program_words(text) if text in PROGRAMS else command_words(text)
   done = subprocess.run(

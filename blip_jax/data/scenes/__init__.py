@@ -1,17 +1,17 @@
-"""Scenes: rendered pictures with known truth, for runs that download nothing.
+"""Scenes: rendered images with exact captions, for runs without downloads.
 
-A scene is one to three shapes on quiet paper. What is in it (`Scene`), how it
-looks (`render`) and what may be said of it (`describe`, `descriptions`) are
-kept apart, so that a question or a statement about two pictures is one more
-function of the same `Scene`.
+A scene has one to three shapes on light paper. Its content (`Scene`), its
+image (`render`) and its captions (`describe`, `descriptions`) are separate, so
+that questions, or statements about two images, are further functions of the
+same `Scene`.
 
-The defaults are chosen so that a model of about a million parameters learns
-to retrieve and to caption within minutes on a CPU: shapes as large as the
-layout allows, little jitter, weak grain, objects mostly named in reading
-order, and sizes named only where they differ. Geometry matters most: with
-small and scattered shapes, colours are learnt and shapes are not.
+With the defaults, a model of about a million parameters learns retrieval and
+captioning within minutes on a CPU: shapes are as large as the layout allows,
+jitter and grain are weak, captions mostly name objects in reading order, and
+sizes are named only where they differ. Geometry matters most: if shapes are
+small and scattered, the model learns colours but not shapes.
 
-Train on Scenes without flips and without crops: "left" would become untrue.
+Train on Scenes without flips and crops, which would make "left" untrue.
 """
 
 import pathlib
@@ -44,9 +44,9 @@ __all__ = [
 
 
 def vocab_dir() -> str:
-  """Folder with the WordPiece vocabulary (`vocab.txt`) made for Scenes.
+  """Returns the folder with the WordPiece vocabulary of Scenes (`vocab.txt`).
 
-  It holds the words of captions, junk, questions and statements, and single
-  characters, so that nothing in plain ASCII becomes [UNK].
+  It contains the words of captions, noise captions, questions and statements,
+  and single characters, so that no ASCII text becomes [UNK].
   """
   return str(pathlib.Path(__file__).with_name("vocab"))

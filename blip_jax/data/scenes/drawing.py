@@ -1,4 +1,4 @@
-"""What a scene is, and how it looks."""
+"""The content of a scene, and its image."""
 
 import dataclasses
 import math
@@ -22,7 +22,10 @@ COLOURS = {
 
 
 def _star(corners: int, inner: float = 1.0) -> np.ndarray:
-  """Polygon with a corner on top and every second one at radius `inner`."""
+  """Returns a polygon with a corner at the top.
+
+  Every second corner has radius `inner`, the others radius 1.
+  """
   angle = np.arange(corners) * (2 * math.pi / corners) - math.pi / 2
   radius = np.where(np.arange(corners) % 2, inner, 1.0)
   return np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None]
@@ -42,8 +45,8 @@ def _heart() -> np.ndarray:
   return np.stack([x, -y - 2.5], -1) / 15
 
 
-# Contours around (0, 0), y downwards, scaled to look about equally large. A
-# second contour cuts a hole.
+# Contours around (0, 0), y downwards, scaled to look similar in size. A second
+# contour is a hole.
 SHAPES = {
   "circle": (_star(64),),
   "square": (np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.88,),
@@ -57,7 +60,7 @@ SHAPES = {
 
 KINDS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 
-# Centres in fractions of the side, objects in reading order.
+# Centres of the objects in reading order, in fractions of the side.
 _NEAR, _MID, _FAR = 0.25, 0.5, 0.75
 LAYOUTS = {
   1: {
@@ -76,30 +79,44 @@ LAYOUTS = {
     "column": ((_MID, 0.18), (_MID, _MID), (_MID, 0.82)),
   },
 }
-RADIUS = {1: 0.21, 2: 0.21, 3: 0.135}  # of a large object, in sides
-SMALL = 0.68  # radius of a small object in radii of a large one
-JITTER = 0.025  # of a centre, in sides, each way
-SIZES_DIFFER = 0.1  # share of pairs with one small and one large object
+# Radius of a large object in fractions of the side, by the number of objects.
+RADIUS = {1: 0.21, 2: 0.21, 3: 0.135}
+# Radius of a small object, in radii of a large one.
+SMALL = 0.68
+# Largest shift of a centre, in fractions of the side.
+JITTER = 0.025
+# Share of pairs with one small and one large object.
+SIZES_DIFFER = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-  """One shape: what it is, and its centre in fractions of the side."""
+  """One shape in a scene.
+
+  Attributes:
+    shape: a key of `SHAPES`.
+    colour: a key of `COLOURS`.
+    size: "small" or "large".
+    x: of the centre, in fractions of the side, to the right.
+    y: of the centre, in fractions of the side, downwards.
+  """
 
   shape: str
   colour: str
-  size: str  # "small" | "large"
+  size: str
   x: float
   y: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """What a picture shows.
+  """The content of an image.
 
-  `objects` are in reading order along `layout`: a place of `LAYOUTS[1]` for
-  one object, "row" or "column" for more. `grain` seeds what no caption
-  mentions: the tone of the paper, speckle, slight tints.
+  Attributes:
+    objects: one to three, in reading order.
+    layout: a key of `LAYOUTS[len(objects)]`.
+    grain: seed of everything that captions do not mention: the tone of the
+      paper, speckle and slight tints.
   """
 
   objects: tuple[Object, ...]
@@ -108,29 +125,32 @@ class Scene:
 
   @property
   def sizes_differ(self) -> bool:
-    """Whether "small" and "large" mean something here: size is relative."""
-    return len({thing.size for thing in self.objects}) > 1
+    """Whether captions can name sizes, which are relative."""
+    return len({item.size for item in self.objects}) > 1
 
 
 def render(scene: Scene, size: int) -> UInt8[np.ndarray, "S S 3"]:
-  """Draws `scene` as an RGB picture of `size` pixels a side, antialiased."""
+  """Returns the image of `scene`, RGB and antialiased, [size, size, 3]."""
   rng = np.random.default_rng(scene.grain)
   paper = rng.integers(214, 240) + rng.integers(-5, 6, 3)
   tints = rng.integers(-8, 9, (len(scene.objects), 3))
-  # Drawn larger and shrunk: OpenCV's own smoothing fattens shapes by about a
-  # pixel, which at 32 pixels closes rings and blunts corners.
-  grow = max(1, 128 // size)
-  side = size * grow
-  picture = np.full((side, side, 3), paper, np.uint8)
-  for thing, tint in zip(scene.objects, tints, strict=True):
-    scale = RADIUS[len(scene.objects)] * (SMALL if thing.size == "small" else 1)
-    # Pixel centres are whole numbers to OpenCV; 4 bits are below the pixel.
+  # Drawn at a larger size, because OpenCV's antialiasing enlarges shapes by
+  # about a pixel, which at 32 pixels closes rings and rounds corners.
+  factor = max(1, 128 // size)
+  side = size * factor
+  image = np.full((side, side, 3), paper, np.uint8)
+  for item, tint in zip(scene.objects, tints, strict=True):
+    scale = RADIUS[len(scene.objects)] * (SMALL if item.size == "small" else 1)
+    # In OpenCV, the centres of pixels have integer coordinates. These have 4
+    # fractional bits.
     contours = [
-      np.int32(np.rint(((c * scale + (thing.x, thing.y)) * side - 0.5) * 16))
-      for c in SHAPES[thing.shape]
+      np.rint(((c * scale + (item.x, item.y)) * side - 0.5) * 16).astype(
+        np.int32
+      )
+      for c in SHAPES[item.shape]
     ]
-    rgb = (COLOURS[thing.colour] + tint).clip(0, 255).tolist()
-    cv2.fillPoly(picture, contours, rgb, cv2.LINE_AA, shift=4)
-  picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
-  speckle = rng.integers(-4, 5, picture.shape, dtype=np.int8)
-  return (picture + speckle.astype(np.int16)).clip(0, 255).astype(np.uint8)
+    rgb = (COLOURS[item.colour] + tint).clip(0, 255).tolist()
+    cv2.fillPoly(image, contours, rgb, cv2.LINE_AA, shift=4)
+  image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+  speckle = rng.integers(-4, 5, image.shape, dtype=np.int8)
+  return (image + speckle.astype(np.int16)).clip(0, 255).astype(np.uint8)

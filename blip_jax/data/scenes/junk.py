@@ -1,4 +1,4 @@
-"""What stands in a collection where a caption should."""
+"""Noise captions: texts that do not describe their image, as in web data."""
 
 import dataclasses
 
@@ -25,8 +25,8 @@ _VAGUE = (
   "an object beside another object",
 )
 _FILE_NAMES = ("IMG_{:04d}.jpg", "DSC{:05d}.JPG", "image-{}.png", "scan {}.tif")
-# Kinds of junk, each as often as it is had: junk that is easy to tell, or such
-# as the web has, much of which is nearly true.
+# Kinds of junk; repetitions set how often each occurs. "plain" is easy to
+# recognise. "web" is like web data, where most junk is almost correct.
 MIXES = {
   "plain": ("swap", "swap", "boilerplate", "file_name"),
   "web": (
@@ -39,43 +39,46 @@ MIXES = {
 }
 
 
-def write(kind: str, scene: Scene, rng: np.random.Generator) -> str:
-  """Junk of any kind but "swap", which takes other scenes."""
+def generate(kind: str, scene: Scene, rng: np.random.Generator) -> str:
+  """Returns junk of any kind but "swap", which needs other scenes."""
   if kind == "near_miss":
-    return describe(_nearly(scene, rng), rng)
+    return describe(_changed(scene, rng), rng)
   if kind == "vague":
-    return _say_little(scene, rng)
+    return _vague(scene, rng)
   phrases = _BOILERPLATE if kind == "boilerplate" else _FILE_NAMES
   template = phrases[rng.integers(len(phrases))]
   return template.format(*rng.integers(1, 10_000, 2))
 
 
-def _nearly(scene: Scene, rng: np.random.Generator) -> Scene:
-  """A scene that no description of this one is true of, but for a detail."""
-  objects, place = list(scene.objects), rng.integers(len(scene.objects))
+def _changed(scene: Scene, rng: np.random.Generator) -> Scene:
+  """Returns the scene with one detail changed: a colour, a shape or the order.
+
+  The two scenes have no description in common.
+  """
+  objects, index = list(scene.objects), rng.integers(len(scene.objects))
   change = ("colour", "shape", "order")[rng.integers(3)]
-  kinds = [(thing.colour, thing.shape) for thing in objects]
+  kinds = [(item.colour, item.shape) for item in objects]
   if change == "order" and len(set(kinds)) > 1:
-    # Turned by one: of two, each in the place of the other.
+    # Rotated by one; two objects swap positions.
     kinds = kinds[1:] + kinds[:1]
   else:
     change = "colour" if change == "order" else change
     values = [*(COLOURS if change == "colour" else SHAPES)]
-    colour, shape = kinds[place]
+    colour, shape = kinds[index]
     values.remove(colour if change == "colour" else shape)
     value = values[rng.integers(len(values))]
-    kinds[place] = (value, shape) if change == "colour" else (colour, value)
+    kinds[index] = (value, shape) if change == "colour" else (colour, value)
   return dataclasses.replace(
     scene,
     objects=tuple(
-      dataclasses.replace(thing, colour=colour, shape=shape)
-      for thing, (colour, shape) in zip(objects, kinds, strict=True)
+      dataclasses.replace(item, colour=colour, shape=shape)
+      for item, (colour, shape) in zip(objects, kinds, strict=True)
     ),
   )
 
 
-def _say_little(scene: Scene, rng: np.random.Generator) -> str:
-  """A text that is no description: one object of all, or none."""
+def _vague(scene: Scene, rng: np.random.Generator) -> str:
+  """Returns a text that names one object without its position, or none."""
   if rng.random() < 0.5:
     return phrase(scene.objects[rng.integers(len(scene.objects))], False)
   return _VAGUE[rng.integers(len(_VAGUE))]

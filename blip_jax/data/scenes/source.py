@@ -1,4 +1,4 @@
-"""Which scene and which text each item of a split has."""
+"""A split of Scenes: the scene and the caption of each item."""
 
 import math
 from collections.abc import Sequence
@@ -18,72 +18,80 @@ from blip_jax.data.scenes.drawing import (
 )
 from blip_jax.data.scenes.texts import describe, descriptions
 
-# Share of all scenes, in percent [from, to), by a hash of what is in them.
+# Each split has the contents whose hash modulo 100 is in [start, stop).
 SPLITS = {"train": (0, 70), "val": (70, 85), "test": (85, 100)}
 DEFAULT_NUM = {"train": 8000, "val": 1000, "test": 1000}
 
 
 def _hash(numbers: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
-  """Mixes the bits of each number (the finaliser of SplitMix64)."""
-  # Not a numpy generator: a scene must keep its split in every numpy version.
+  """Hashes each number (with the finaliser of SplitMix64)."""
+  # No numpy generator, because the split of a scene must not depend on the
+  # version of numpy.
   x = numbers + np.uint64(0x9E3779B97F4A7C15)
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
 
 
-# A content is a number: a layout and the kinds of its objects, in order and
-# without repetition, in mixed radix.
 def _content(count: int, number: int) -> tuple[str, list[tuple[str, str]]]:
-  """Returns the layout and the (colour, shape) of each object."""
+  """Returns the layout and the (colour, shape) of each object.
+
+  The content of a scene is encoded as one number in mixed radix: its layout,
+  and the kinds of its objects, in order and without repetition.
+  """
   number, layout = divmod(number, len(LAYOUTS[count]))
-  left, chosen = list(KINDS), []
+  remaining, chosen = list(KINDS), []
   for _ in range(count):
-    number, k = divmod(number, len(left))
-    chosen.append(left.pop(k))
+    number, index = divmod(number, len(remaining))
+    chosen.append(remaining.pop(index))
   return list(LAYOUTS[count])[layout], chosen
 
 
 def _contents_of(split: str, count: int, seed: int) -> UInt64[np.ndarray, "n"]:
-  """Numbers of all contents of a split, in an order given by the seed."""
+  """Returns the numbers of all contents of a split, shuffled by the seed."""
   total = len(LAYOUTS[count]) * math.perm(len(KINDS), count)
   numbers = np.arange(total, dtype=np.uint64)
   hashes = _hash(numbers + np.uint64(count << 32))
   percent = hashes % np.uint64(100)
-  first, end = SPLITS[split]
-  mine = (percent >= first) & (percent < end)
-  order = np.argsort(_hash(hashes[mine] ^ _hash(np.array([seed], np.uint64))))
-  return numbers[mine][order]
+  start, stop = SPLITS[split]
+  in_split = (percent >= start) & (percent < stop)
+  seed_hash = _hash(np.array([seed], np.uint64))
+  order = np.argsort(_hash(hashes[in_split] ^ seed_hash))
+  return numbers[in_split][order]
 
 
 class Scenes:
   """A split of Scenes as a random-access source.
 
-  Scene `i` depends on (seed, split, i) alone; a longer source starts with the
-  scenes of a shorter one. Splits share no content, whatever their seeds: a
-  content (layout, colours, shapes) belongs to one split for good. Within "val"
-  and "test" no content comes twice, so no two items share a description. In
-  "train" a content comes again, drawn anew, once all have had their turn.
+  Scene `i` depends only on (seed, split, i); a longer source starts with the
+  scenes of a shorter one. A content (layout, colours, shapes) belongs to one
+  split, whatever the seed, so splits share no content. "val" and "test" have
+  no content twice, so no two of their items share a description. "train"
+  repeats its contents once all have been used; the images then differ in
+  jitter and grain.
 
-  Captions take at most 17 tokens, [CLS] and [SEP] included.
+  Captions have at most 17 tokens, [CLS] and [SEP] included.
 
   Args:
     split: "train", "val" or "test".
-    size: side of the pictures in pixels.
-    num: number of items; by default 8,000 to train on, 1,000 held out.
-    seed: chooses which contents come, in what order, and how they are drawn.
+    size: side of the images in pixels.
+    num: number of items; by default 8,000 for "train" and 1,000 for the
+      held-out splits.
+    seed: of the contents, their order and their images.
     noise: share of captions replaced by junk: "swap" (a caption of another
-      picture of this split that is untrue here), "boilerplate", "file_name".
-      Pictures and other captions stay the same.
-    junk: "plain", or "web" for junk as the web has it: most is a "near_miss"
-      (one colour, one shape or the order is another) or "vague" (says little,
-      or leaves objects out), some is as above.
+      image of this split that is incorrect here), "boilerplate", "file_name".
+      Images and other captions do not change.
+    junk: the mix of junk: "plain", or "web" for junk as in web data, most of
+      it "near_miss" (one colour, one shape or the order is wrong) or "vague"
+      (incomplete), and the rest as above.
     counts: shares of scenes with one, two and three objects.
-    with_captions: whether records say anything of their pictures.
+    with_captions: whether records have captions; without them they only have
+      the image and its ids.
 
   Raises:
-    ValueError: for an unknown split, a `noise` outside [0, 1], too small a
-      `num`, or one that exceeds the distinct contents of a held-out split.
+    ValueError: `split` or `junk` is unknown, `noise` is not in [0, 1], or
+      `num` is too small, or larger than the number of distinct contents of a
+      held-out split.
   """
 
   def __init__(
@@ -98,18 +106,23 @@ class Scenes:
     with_captions: bool = True,
   ):
     if split not in SPLITS:
-      raise ValueError(f"Scenes has no split {split!r}, only {list(SPLITS)}.")
+      raise ValueError(
+        f"Scenes: expected one of the splits {list(SPLITS)}, found {split!r}"
+      )
     if not 0 <= noise <= 1:
-      raise ValueError(f"Scenes: noise is a share in [0, 1], found {noise}.")
+      raise ValueError(
+        f"Scenes {split}, ?noise=: expected a share in [0, 1], found {noise}"
+      )
     if junk not in junk_lib.MIXES:
       raise ValueError(
-        f"Scenes: junk is one of {list(junk_lib.MIXES)}, found {junk!r}."
+        f"Scenes {split}, ?junk=: expected one of {list(junk_lib.MIXES)}, "
+        f"found {junk!r}"
       )
     num = DEFAULT_NUM[split] if num is None else num
     if num < (2 if noise else 1):
       raise ValueError(
-        f"Scenes {split}: num={num} is too few; noise needs another picture to"
-        " take captions from, so at least 2."
+        f"Scenes {split}, ?num=: expected at least 1, and at least 2 with "
+        f"noise (captions are swapped between images), found {num}"
       )
     self.split, self.size, self.seed = split, size, seed
     self.noise, self._kinds = noise, junk_lib.MIXES[junk]
@@ -119,8 +132,9 @@ class Scenes:
   def _plan(
     self, num: int, counts: Sequence[float]
   ) -> tuple[Int8[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-    """Number of objects and content number of every item."""
-    # Spread by the golden ratio, not drawn: every stretch has its shares.
+    """Returns the number of objects and the content number of every item."""
+    # A golden ratio sequence instead of random numbers, so that every range of
+    # items has the right shares.
     turns = np.arange(num) * ((math.sqrt(5) - 1) / 2)
     share = (turns + self._rng(0, 3).random()) % 1
     edges = np.cumsum(counts)
@@ -133,9 +147,9 @@ class Scenes:
       contents = _contents_of(self.split, count, self.seed)
       if self.split != "train" and items.size > contents.size:
         raise ValueError(
-          f"Scenes {self.split}: num={num} with counts={counts} asks for"
-          f" {items.size} distinct scenes of {count} object(s); there are"
-          f" {contents.size}. Lower num or change counts."
+          f"Scenes {self.split}: num={num} with counts={counts} needs "
+          f"{items.size} distinct scenes of {count} object(s), found "
+          f"{contents.size}; reduce ?num= or change ?counts="
         )
       numbers[items] = contents[np.arange(items.size) % contents.size]
     return item_counts.astype(np.int8), numbers
@@ -144,12 +158,12 @@ class Scenes:
     return len(self._numbers)
 
   def _rng(self, index: int, purpose: int) -> np.random.Generator:
-    # One stream per purpose: asking for junk must not redraw the picture.
+    # One stream per purpose, so that junk does not change the image.
     split = list(SPLITS).index(self.split)
     return np.random.default_rng((self.seed, split, index, purpose))
 
   def scene(self, index: int) -> Scene:
-    """What picture `index` shows."""
+    """Returns the scene of image `index`."""
     index = range(len(self))[index]
     rng = self._rng(index, 0)
     count = int(self._counts[index])
@@ -168,10 +182,10 @@ class Scenes:
     return Scene(objects, layout, int(rng.integers(2**32)))
 
   def __getitem__(self, index: int) -> dict:
-    """The record of item `index`.
+    """Returns the record of item `index`.
 
-    Beside the usual keys: `noise` names the kind of junk, or is ""; and
-    `references` is all that may truly be said of the picture.
+    In addition to the usual keys, `noise` is the kind of junk, or "", and
+    `references` are all correct captions of the image.
     """
     index = range(len(self))[index]
     scene = self.scene(index)
@@ -196,15 +210,15 @@ class Scenes:
   def _junk(self, index: int, rng: np.random.Generator) -> tuple[str, str]:
     kind = self._kinds[rng.integers(len(self._kinds))]
     if kind == "swap":
-      return self._untrue_caption(index, rng), kind
-    return junk_lib.write(kind, self.scene(index), rng), kind
+      return self._incorrect_caption(index, rng), kind
+    return junk_lib.generate(kind, self.scene(index), rng), kind
 
-  def _untrue_caption(self, index: int, rng: np.random.Generator) -> str:
-    true = descriptions(self.scene(index))
-    # In "train" another picture may show the same content.
-    while (caption := self._caption_of_any(rng)) in true:
+  def _incorrect_caption(self, index: int, rng: np.random.Generator) -> str:
+    correct = descriptions(self.scene(index))
+    # In "train" another image may have the same content.
+    while (caption := self._random_caption(rng)) in correct:
       pass
     return caption
 
-  def _caption_of_any(self, rng: np.random.Generator) -> str:
+  def _random_caption(self, rng: np.random.Generator) -> str:
     return describe(self.scene(int(rng.integers(len(self)))), rng)

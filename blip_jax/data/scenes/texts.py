@@ -1,13 +1,14 @@
-"""What may truly be said of a scene."""
+"""The correct captions of a scene."""
 
 import numpy as np
 
 from blip_jax.data.scenes.drawing import Object, Scene
 
-READING_ORDER = 0.85  # share of captions that name objects in that order
+# Share of captions that name objects in reading order.
+READING_ORDER = 0.85
 
-# Every template names every object and where it is: two scenes that differ in
-# content share no description, so held-out retrieval has one right answer.
+# Every template names every object and its position, so scenes with different
+# content share no description, and held-out retrieval has one correct answer.
 _TEMPLATES = {
   (1, "middle"): ("{0} in the middle", "there is {0} in the middle"),
   (1, "left"): ("{0} on the left", "there is {0} on the left"),
@@ -39,30 +40,30 @@ _REVERSED = {
 }
 
 
-def phrase(thing: Object, with_size: bool) -> str:
-  """How a text names an object."""
-  words = f"{thing.colour} {thing.shape}"
+def phrase(item: Object, with_size: bool) -> str:
+  """Returns the noun phrase of an object, such as "a small red circle"."""
+  words = f"{item.colour} {item.shape}"
   if with_size:
-    words = f"{thing.size} {words}"
+    words = f"{item.size} {words}"
   return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-  """One true caption, in lower case and without punctuation."""
+  """Returns one correct caption, in lower case and without punctuation."""
   kind = (len(scene.objects), scene.layout)
   with_size = scene.sizes_differ and rng.random() < 0.5
   templates = _TEMPLATES[kind]
   if kind in _REVERSED and rng.random() >= READING_ORDER:
     templates = _REVERSED[kind]
   template = templates[rng.integers(len(templates))]
-  return template.format(*(phrase(o, with_size) for o in scene.objects))
+  return template.format(*(phrase(item, with_size) for item in scene.objects))
 
 
 def descriptions(scene: Scene) -> frozenset[str]:
-  """All captions that `describe` may give: what counts as exactly right."""
+  """Returns all captions that `describe` can return: all correct captions."""
   kind = (len(scene.objects), scene.layout)
   return frozenset(
-    template.format(*(phrase(thing, with_size) for thing in scene.objects))
+    template.format(*(phrase(item, with_size) for item in scene.objects))
     for template in (*_TEMPLATES[kind], *_REVERSED.get(kind, ()))
     for with_size in {False, scene.sizes_differ}
   )

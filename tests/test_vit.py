@@ -30,19 +30,6 @@ def test_features(golden, params):
   np.testing.assert_allclose(features, golden["features"], atol=1e-5)
 
 
-def test_gradients(golden, params):
-  image = helpers.image(golden["image"])
-
-  def loss(params):
-    return jnp.mean(forward(params, image) * golden["cotangent"])
-
-  value, grads = jax.value_and_grad(loss)(params)
-  np.testing.assert_allclose(value, golden["loss__f64"], rtol=1e-4)
-  helpers.assert_gradients_match(
-    "vit", {"visual_encoder": grads}, "visual_encoder."
-  )
-
-
 @pytest.mark.parametrize("side", [3, 4, 5, 8])
 def test_resize_pos_embed(golden, params, side):
   resized = vit.resize_pos_embed(params["pos_embed"], (4, 4), (side, side))

@@ -1,7 +1,8 @@
 """Every case of the goldens, computed by this package.
 
-A case is a function that takes what the original was given, and compares what
-ours makes of it.  Sizes, texts, settings and numbers of steps are the case's.
+A case is a function that gives this package the inputs that the original had,
+and compares the outputs.  Sizes, texts, settings and the number of steps are
+those of the manifest.
 """
 
 import traceback
@@ -19,7 +20,6 @@ from tests.parity import (
 )
 from tests.parity.goldens import Golden
 
-# Those that only later work can compute are all missing until then.
 CASES: dict[str, Callable[[Golden], Any]] = {
   "lr_schedules": formulas.lr_schedules,
   "tokenizer_tiny": formulas.tokenizer_tiny,
@@ -63,13 +63,13 @@ def run(
 
 def _run_case(folder: goldens.Folder, name: str) -> list[verdicts.Check]:
   if name not in folder.cases or name not in CASES:
-    whose = "the manifest" if name not in folder.cases else "this package"
-    why = f"{whose} knows no such case"
+    where = "the manifest" if name not in folder.cases else "tests/parity"
+    why = f"{where} has no such case"
     return [verdicts.Check(name, "case", verdicts.FAIL, note=why)]
   golden = folder.golden(name)
   try:
     CASES[name](golden)
-  # Whatever a case breaks at is its failure, and no reason to stop at it.
+  # Any exception fails this case; the other cases still run.
   except Exception as error:
     traceback.print_exc()
     golden.fail(f"{type(error).__name__}: {error}")

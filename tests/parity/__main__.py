@@ -1,11 +1,11 @@
-"""Compares this package with the original, number by number.
+"""Compares this package with the original BLIP, number by number.
 
-  python tools/check_parity.py GOLDENS_DIR [--case NAME] [--allow-missing]
+  python -m tests.parity GOLDENS_DIR [--case NAME] [--allow-missing]
 
 GOLDENS_DIR holds inputs, weights and outputs of the original code, as its
-manifest.json describes.  Weights go through the converter that users have;
-every array is an input, compared, or listed as missing.  Exits with 0 only if
-everything was compared and holds.
+manifest.json describes.  Weights are loaded with the package's own converter.
+Every array is used as an input, compared, or listed as missing.  The exit
+status is 0 only if everything was compared and is within its tolerance.
 """
 
 import argparse
@@ -20,25 +20,27 @@ from tests.parity import goldens, verdicts
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="python -m tests.parity",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("folder", metavar="GOLDENS_DIR")
-  parser.add_argument("--case", metavar="NAME", help="default: all")
+  parser.add_argument("--case", metavar="NAME", help="default: all cases")
   parser.add_argument(
     "--vocab",
     metavar="DIR",
-    help="BERT's own vocabulary, which the goldens of its tokenizer need",
+    help="the vocabulary of bert-base-uncased, for the tokenizer's goldens",
   )
   parser.add_argument(
     "--allow-missing",
     action="store_true",
-    help="lists what nothing was compared with, but does not fail for it",
+    help="list what nothing was compared with, but do not fail because of it",
   )
   args = parser.parse_args(argv)
   try:
     folder = goldens.Folder(args.folder, args.vocab)
   except ValueError as error:
-    print(f"check_parity: {error}", file=sys.stderr)
+    print(f"{parser.prog}: {error}", file=sys.stderr)
     return 1
   checks = parity.run(folder, args.case)
   print("\n".join(verdicts.table(checks)))
@@ -49,6 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  # The goldens are a CPU's numbers, and the models tiny.
+  # The goldens were computed on a CPU, and the models are tiny.
   jax.config.update("jax_platforms", "cpu")
   sys.exit(main())

@@ -1,4 +1,4 @@
-"""Cases of formulas, texts and pictures, which have no weights."""
+"""Cases without weights: schedules, tokenizers, image transforms."""
 
 import collections
 import json
@@ -17,7 +17,7 @@ from tests.parity.goldens import Golden
 
 
 def lr_schedules(golden: Golden) -> None:
-  """Their settings are in the words that describe the arrays."""
+  """The settings are in the manifest's descriptions of the arrays."""
   formulas = {
     "cosine__f64": lambda x, max_epoch, init_lr, min_lr: optim.cosine_lr(
       x, lr=init_lr, min_lr=min_lr, epochs=max_epoch
@@ -33,17 +33,17 @@ def lr_schedules(golden: Golden) -> None:
     words = golden.meaning(name)
     if points := re.search(r"(?:epoch=|step in )([\d.,]*\d)", words):
       pairs = re.findall(r"(\w+_\w+)=([\d.e-]+)", words)
-      # Numbers of epochs and steps are whole, rates are not.
+      # Epochs and steps are integers, rates are not.
       settings = {
         key: int(value) if key in ("max_epoch", "max_step") else float(value)
         for key, value in pairs
       }
-      ours = [formula(x, **settings) for x in _points(points[1])]
-      golden.compare({name: np.array(ours)}, replay.FLOAT64)
+      actual = [formula(x, **settings) for x in _points(points[1])]
+      golden.compare({name: np.array(actual)}, replay.FLOAT64)
 
 
 def _points(text: str) -> Sequence[int]:
-  """Reads 0..6, and 0,5,..65, and 0,1,100, as the goldens write them."""
+  """Parses "0..6", "0,5,..65" and "0,1,100"."""
   if match := re.fullmatch(r"(\d+)(?:,(\d+),)?\.\.(\d+)", text):
     first, last = int(match[1]), int(match[3])
     return range(first, last + 1, int(match[2] or first + 1) - first)
@@ -59,12 +59,12 @@ def tokenizer_tiny(golden: Golden) -> None:
 
 
 def _compare_special_ids(
-  golden: Golden, fact: str, ours: tokenizer.Tokenizer
+  golden: Golden, fact: str, texts: tokenizer.Tokenizer
 ) -> None:
-  # [UNK] and [MASK] are nothing that a model writes.
+  # The tokenizer has no names for [UNK] and [MASK].
   others = {key: golden.fact(fact)[key] for key in ("unk", "mask")}
-  found = {**others, **ours.special_ids, "length": ours.vocab_size}
-  golden.compare_fact(fact, found)
+  actual = {**others, **texts.special_ids, "length": texts.vocab_size}
+  golden.compare_fact(fact, actual)
 
 
 def bert_tokenizer(golden: Golden) -> None:
@@ -88,31 +88,31 @@ def bert_tokenizer(golden: Golden) -> None:
   }.items():
     golden.compare_fact(name, list(map(function, raw)))
   words = bert.files()["vocab.txt"].splitlines()
-  whole = _whole_ids(bert, texts)
-  golden.compare_fact("ids", whole)
-  golden.compare_fact("raw_ids", _whole_ids(bert, raw))
+  all_ids = _full_ids(bert, texts)
+  golden.compare_fact("ids", all_ids)
+  golden.compare_fact("raw_ids", _full_ids(bert, raw))
   golden.compare_fact(
-    "tokens", [[words[i] for i in ids[1:-1]] for ids in whole]
+    "tokens", [[words[i] for i in ids[1:-1]] for ids in all_ids]
   )
   for key in columns:
     if match := re.fullmatch(r"(ids|mask|ids_enc|ids_dec)_(\d+)", key):
       ids, mask = bert.encode(texts, int(match[2]))
       if match[1] in ("ids_enc", "ids_dec"):
         ids[:, 0] = {"e": bert.enc_id, "d": bert.dec_id}[match[1][4]]
-      ours = mask if match[1] == "mask" else ids
-      golden.compare_fact(key, ours.tolist())
+      actual = mask if match[1] == "mask" else ids
+      golden.compare_fact(key, actual.tolist())
       if match[1] == "ids_dec":
         golden.compare_fact("decoded", bert.decode(ids))
   batch, prompt = golden.fact("batch_longest"), golden.fact("prompt")
   ids, mask = bert.encode(batch["texts"], len(batch["ids"][0]))
-  ours = {**batch, "ids": ids.tolist(), "mask": mask.tolist()}
-  golden.compare_fact("batch_longest", ours)
-  (ids,) = _whole_ids(bert, [prompt["text"]])
-  ours = {**prompt, "ids": ids, "prompt_length": len(ids) - 1}
-  golden.compare_fact("prompt", ours)
+  actual = {**batch, "ids": ids.tolist(), "mask": mask.tolist()}
+  golden.compare_fact("batch_longest", actual)
+  (ids,) = _full_ids(bert, [prompt["text"]])
+  actual = {**prompt, "ids": ids, "prompt_length": len(ids) - 1}
+  golden.compare_fact("prompt", actual)
 
 
-def _whole_ids(bert: tokenizer.Tokenizer, texts: list[str]) -> list[list[int]]:
+def _full_ids(bert: tokenizer.Tokenizer, texts: list[str]) -> list[list[int]]:
   ids, mask = bert.encode(texts, 512)
   return [row[:n].tolist() for row, n in zip(ids, mask.sum(1), strict=True)]
 
@@ -123,10 +123,10 @@ def image_preprocess(golden: Golden) -> None:
   )
   statistics = {"mean": model_config.IMAGE_MEAN, "std": model_config.IMAGE_STD}
   errors = {
-    key: verdicts.difference(ours, golden.config[key])
-    for key, ours in statistics.items()
+    key: verdicts.difference(actual, golden.config[key])
+    for key, actual in statistics.items()
   }
-  golden.judge("mean and std", errors, replay.EXACT)
+  golden.add_check("mean and std", errors, replay.EXACT)
   resized, pixels, crops = {}, {}, {}
   for file in golden.fact("files"):
     for size in golden.config["sizes"]:
@@ -154,16 +154,16 @@ def image_preprocess(golden: Golden) -> None:
 def randaugment_ops(golden: Golden) -> None:
   ops, image = randaugment.OPS, golden.input("image")
   flat, flats, pipelines = golden.input("flat"), {}, {}
-  found = collections.defaultdict(dict)
+  outputs = collections.defaultdict(dict)
   errors = {}
   for entry in golden.fact("ops"):
     op = ops[entry["op"]]
-    found[entry["op"]][entry["key"]] = op.apply(image, *entry["args"])
-    strength, theirs = op.strength(entry["level"]), np.abs(entry["args"])
-    errors[entry["key"]] = verdicts.difference(strength, theirs)
-  for name, ours in found.items():
-    golden.compare(ours, replay.EXACT, name)
-  golden.judge("strengths", errors, replay.EXACT)
+    outputs[entry["op"]][entry["key"]] = op.apply(image, *entry["args"])
+    strength, expected = op.strength(entry["level"]), np.abs(entry["args"])
+    errors[entry["key"]] = verdicts.difference(strength, expected)
+  for name, actual in outputs.items():
+    golden.compare(actual, replay.EXACT, name)
+  golden.add_check("strengths", errors, replay.EXACT)
   for match in golden.matches(r"flat\.(\w+)"):
     if level := re.search(r"level (\d+)", golden.meaning(match[0])):
       op = ops[match[1]]

@@ -1,4 +1,4 @@
-"""Cases of texts that a decoder wrote."""
+"""Comparison of generated texts, token for token."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from blip_jax.models import decoding, generation
 from tests.parity import replay
 from tests.parity.goldens import Golden
 
-# Of the original's `generate`, where a case does not say otherwise.
+# Defaults of the original's `generate`.
 DEFAULTS = dict(
   num_beams=3, max_length=30, min_length=10, repetition_penalty=1.0
 )
-# What it fixes, whatever it is asked for, when it draws.
+# What the original fixes for nucleus sampling.
 SAMPLING = dict(num_beams=1, repetition_penalty=1.1, top_k=50, sample=True)
-# Of Hugging Face's, where the lengths are those of the new text.
+# Defaults of Hugging Face, whose lengths do not count the prompt.
 HF_DEFAULTS = dict(
   num_beams=1, max_length=20, min_length=0, length_norm="generated"
 )
@@ -33,86 +33,94 @@ _FORBIDDEN = -1e9  # stands in the goldens for -inf
 def settings_of(
   golden: Golden, name: str, defaults: dict[str, Any]
 ) -> decoding.Decoding:
-  """What the words about an array say that it was made with."""
+  """Parses the generation settings in the description of an array."""
   text = re.sub(r"\[defaults:.*?\]", "", golden.meaning(name))
   number = lambda x: float(x) if "." in x.rstrip(".") else int(x.rstrip("."))
-  said = {key: number(value) for key, value in _SETTING.findall(text)}
-  # Of sampling, the words tell the fixed penalty too.
-  return decoding.Decoding(**{**defaults, **said})
+  described = {key: number(value) for key, value in _SETTING.findall(text)}
+  # Descriptions of samples repeat the fixed penalty.
+  return decoding.Decoding(**{**defaults, **described})
 
 
-def compare_written(
+def compare_generated(
   golden: Golden,
   opened: replay.Opened,
   states: Callable[[np.ndarray], jax.Array],
-  pictures: np.ndarray,
+  images: np.ndarray,
   prompts: dict[str, str],
 ) -> dict[str, np.ndarray]:
-  """Compares every `<name>.sequences` of a case, and what goes with it;
-  returns our ids by those names.
+  """Compares every `<name>.sequences` of a case, with its beams and scores.
 
   Args:
-    states: what the decoder looks at, of pictures.
-    pictures: of which a case takes the first few.
-    prompts: by the beginning of a case's name; the longest that fits counts.
+    golden: the case.
+    opened: the model.
+    states: a function of images that returns the encoder states.
+    images: [B, H, W, 3]; a sequence array of n rows belongs to the first n.
+    prompts: prefix of a name -> prompt; the longest matching prefix is used.
+
+  Returns:
+    name -> generated ids.
   """
-  written = {}
+  generated = {}
   for match in golden.matches(r"(.+)\.sequences"):
     name = match[1]
     prompt = prompts[max(filter(name.startswith, prompts), key=len)]
     ids = opened.checkpoint.tokenizer.prompt_ids(prompt)
-    sampled = f"{name}.drawn" in golden
-    settings = settings_of(golden, match[0], SAMPLING if sampled else DEFAULTS)
-    theirs = golden.input(match[0])
+    is_sampled = f"{name}.drawn" in golden
+    settings = settings_of(
+      golden, match[0], SAMPLING if is_sampled else DEFAULTS
+    )
+    expected = golden.input(match[0])
     if f"{name}.beams" in golden:
-      # All of which the best was returned.
+      # The original returned the best one of these.
       settings = settings.replace(num_return_sequences=settings.num_beams)
-    drawn = golden.input(f"{name}.drawn") if sampled else None
-    seen = states(pictures[: len(theirs)])
-    found = write(opened, seen, ids, settings, drawn)
-    written[name] = like(found.ids[:, 0], theirs)
-    golden.compare({match[0]: written[name]}, replay.EXACT)
-    texts = opened.checkpoint.tokenizer.decode(written[name], prompt)
+    sampled = golden.input(f"{name}.drawn") if is_sampled else None
+    states_of_images = states(images[: len(expected)])
+    result = generate(opened, states_of_images, ids, settings, sampled)
+    generated[name] = match_width(result.ids[:, 0], expected)
+    golden.compare({match[0]: generated[name]}, replay.EXACT)
+    texts = opened.checkpoint.tokenizer.decode(generated[name], prompt)
     golden.compare_fact(name, texts)
     if f"{name}.beams" in golden:
-      _compare_beams(golden, name, found)
-    _compare_scores(golden, opened, name, seen, theirs, len(ids), settings)
-  return written
+      _compare_beams(golden, name, result)
+    _compare_scores(
+      golden, opened, name, states_of_images, expected, len(ids), settings
+    )
+  return generated
 
 
-def _compare_beams(golden, name, found: generation.Generated) -> None:
+def _compare_beams(golden, name, result: generation.Generated) -> None:
   beams, scores = f"{name}.beams", f"{name}.beam_scores"
-  flat = found.ids.reshape(-1, found.ids.shape[-1])
-  golden.compare({beams: like(flat, golden.input(beams))}, replay.EXACT)
-  golden.compare({scores: np.ravel(found.scores)}, replay.MODEL)
+  flat = result.ids.reshape(-1, result.ids.shape[-1])
+  golden.compare({beams: match_width(flat, golden.input(beams))}, replay.EXACT)
+  golden.compare({scores: np.ravel(result.scores)}, replay.MODEL)
 
 
 def _compare_scores(
   golden, opened, name, states, ids, prompt_length, settings
 ) -> None:
-  """Scores behind each token of theirs, for which they are all looked at at
-  once."""
+  """Compares the scores before each token of the golden sequences, which are
+  decoded in one pass."""
   kinds = {"step_scores": _forbid, "probs": _probabilities}
   for kind, function in kinds.items():
     if (array := f"{name}.{kind}") not in golden:
       continue
-    theirs = golden.input(array)
-    positions = prompt_length + np.arange(theirs.shape[1])
-    found = _processed(
+    expected = golden.input(array)
+    positions = prompt_length + np.arange(expected.shape[1])
+    scores = _processed(
       opened.model, opened.params, states, ids, positions, settings
     )
-    ours = np.stack([function(x, settings) for x in found], axis=1)
-    # Of texts that had ended before, nobody reads the scores.
+    actual = np.stack([function(x, settings) for x in scores], axis=1)
+    # The scores of a text that has ended are not used.
     ended = ids[:, positions - 1] == opened.model.config.med.tokens.sep
     running = ~np.maximum.accumulate(ended, axis=1)
-    ours = np.where(running[..., None], ours, theirs)
-    largest = np.abs(theirs[theirs > _FORBIDDEN / 2]).max()
-    golden.compare({array: ours}, replay.MODEL, scale=float(largest))
+    actual = np.where(running[..., None], actual, expected)
+    largest = np.abs(expected[expected > _FORBIDDEN / 2]).max()
+    golden.compare({array: actual}, replay.MODEL, scale=float(largest))
 
 
 @replay.jit_of_model
 def _processed(model, params, states, ids, positions, settings):
-  """Scores of the tokens at some positions, as they are picked by."""
+  """Scores of the tokens at these positions, after all penalties."""
   call = replay.bound(model, params)
   kv = call("decoder_kv", states)
   logits = call("decode", ids, jnp.ones_like(ids), kv)
@@ -135,42 +143,45 @@ def _probabilities(scores, settings):
   return jnp.zeros_like(scores).at[rows, tokens].set(jax.nn.softmax(kept))
 
 
-def write(
+def generate(
   opened: replay.Opened,
   states: jax.Array,
   prompt: Sequence[int],
   settings: decoding.Decoding,
-  drawn: np.ndarray | None = None,
+  sampled: np.ndarray | None = None,
 ) -> generation.Generated:
-  """Texts; `drawn` are the tokens of each step, for texts that are sampled."""
-  room = decoding.num_positions_for(
+  """Generates texts; `sampled` [B, L] replaces the tokens that are sampled."""
+  num_positions = decoding.num_positions_for(
     settings.max_length, opened.model.config.med.max_positions
   )
-  return _write(
-    (opened.model, room),
+  return _generate(
+    (opened.model, num_positions),
     opened.params,
     states,
     np.array(prompt),
     settings,
-    drawn,
+    sampled,
   )
 
 
 @replay.jit_of_model
-def _write(model_and_room, params, states, prompt, settings, drawn):
-  model, room = model_and_room
+def _generate(model_and_length, params, states, prompt, settings, sampled):
+  model, num_positions = model_and_length
   pick = None
-  if drawn is not None:
-    pick = lambda _, position: drawn[:, position - len(prompt)]
+  if sampled is not None:
+    pick = lambda _, position: sampled[:, position - len(prompt)]
   return generation.generate(
-    model, params, states, prompt, settings, room, pick=pick
+    model, params, states, prompt, settings, num_positions, pick=pick
   )
 
 
-def like(ours: jax.Array, theirs: np.ndarray) -> np.ndarray:
-  """Ours, as wide as theirs, which end with the longest text."""
-  ours = np.asarray(ours)
-  ours, behind = np.split(ours, [theirs.shape[1]], axis=1)
-  if behind.any():
-    raise ValueError(f"texts of more than {theirs.shape[1]} tokens")
-  return ours
+def match_width(ids: jax.Array, expected: np.ndarray) -> np.ndarray:
+  """Trims ids to the width of the goldens, that of their longest text.
+
+  Raises:
+    ValueError: a text is longer.
+  """
+  trimmed, rest = np.split(np.asarray(ids), [expected.shape[1]], axis=1)
+  if rest.any():
+    raise ValueError(f"a text has more than {expected.shape[1]} tokens")
+  return trimmed

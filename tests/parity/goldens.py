@@ -1,8 +1,8 @@
 """A folder of goldens (inputs, weights and outputs of the original code), and
 the record of what was compared with them.
 
-Every array, fact and checkpoint of a case is taken as an input, compared, or in
-the end reported as missing: nothing is passed over in silence.
+Every array, fact and checkpoint of a case is used as an input, compared, or
+reported as missing at the end: nothing is skipped silently.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from blip_jax.convert import opening, reader, weights
 from blip_jax.data import tokenizer as tokenizer_lib
 from tests.parity.verdicts import FAIL, MISSING, OK, Check, Error, difference
 
-# A file beside the manifest, which for us is a case like all others.
+# A file that the manifest does not list; here it is a case like the others.
 BERT = "bert_tokenizer"
 BERT_FILE = f"tokenizer/{BERT}.json"
 
-# What tells of the original, and asks nothing of us.
+# Facts about the original code, which nothing can be compared with.
 _NOTES = re.compile(
   r"grad_f32_vs_f64|note_.*|.*\.same_in_float64|shared|"
   r"max_abs_diff_to_original|rows_equal_to_original\..*"
@@ -37,9 +37,10 @@ class Folder:
 
   Attributes:
     path: the folder.
-    bert_vocabulary: a directory with BERT's own vocabulary, which is not here.
+    bert_vocabulary: a directory with the vocabulary of bert-base-uncased, which
+      the folder does not contain; None skips the cases that need it.
     cases: name -> its entry in the manifest.
-    opened: files and folders that some case has used.
+    opened: files and folders that a case has used.
   """
 
   def __init__(
@@ -50,20 +51,20 @@ class Folder:
     """Reads the manifests.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the folder has no manifest.json.
     """
     self.path = pathlib.Path(path)
     self.bert_vocabulary = bert_vocabulary
     file = self.path / "manifest.json"
     if not file.is_file():
       raise ValueError(
-        f"{self.path} has no manifest.json: no folder of goldens"
+        f"{self.path} has no manifest.json, so it is not a folder of goldens"
       )
     manifest = json.loads(file.read_text())
-    beside = self.path / "hf" / "hf_manifest.json"
+    hf_file = self.path / "hf" / "hf_manifest.json"
     hf = manifest.get("hf")
-    if hf is None and beside.is_file():
-      hf = json.loads(beside.read_text())
+    if hf is None and hf_file.is_file():
+      hf = json.loads(hf_file.read_text())
     cases = [*manifest["cases"], *(hf or {"cases": []})["cases"]]
     if (self.path / BERT_FILE).is_file():
       cases.append({"name": BERT, "checkpoints": [BERT_FILE]})
@@ -72,7 +73,7 @@ class Folder:
 
   @functools.cached_property
   def vocabulary(self) -> pathlib.Path:
-    """The directory of the vocabulary that the models were made with."""
+    """The directory with the vocabulary of the tiny models."""
     (file,) = self.path.glob("tokenizer/*/vocab.txt")
     return file.parent
 
@@ -81,11 +82,11 @@ class Folder:
     return tokenizer_lib.Tokenizer.load(self.vocabulary)
 
   def golden(self, name: str) -> "Golden":
-    """A case with its arrays.
+    """Reads a case with its arrays.
 
     Raises:
-      KeyError: there is no such case.
-      OSError: its arrays are not there.
+      KeyError: the manifest has no such case.
+      OSError: the file of its arrays cannot be read.
     """
     case = self.cases[name]
     if "file" not in case:
@@ -95,7 +96,7 @@ class Folder:
       return Golden(self, case, dict(data))
 
   def unopened(self) -> list[str]:
-    """Weights and arrays here that no case has used."""
+    """Files with weights or arrays that no case has used."""
     files = [
       file.relative_to(self.path).as_posix()
       for pattern in ("ckpt/*", "data/*", "hf/*/golden.npz", "hf/*")
@@ -106,12 +107,12 @@ class Folder:
 
 
 class Golden:
-  """One case, and what has been done with it.
+  """One case, and the results of its comparisons.
 
   Attributes:
-    folder: where it is from.
-    name, description, config, optimizer: of the manifest.
-    checks: what was found so far.
+    folder: the goldens that it belongs to.
+    name, description, config, optimizer: from the manifest.
+    checks: the results so far.
   """
 
   def __init__(
@@ -125,7 +126,7 @@ class Golden:
     self.description = case.get("description", "")
     self.config = case.get("config", {})
     self.optimizer = case.get("optimizer", {})
-    # Of Hugging Face's, the folder is the checkpoint.
+    # In Hugging Face cases the folder is the checkpoint.
     self.checkpoints = case.get("checkpoints") or [
       case[key] for key in ("folder",) if key in case
     ]
@@ -133,15 +134,15 @@ class Golden:
     self._arrays = arrays
     listed = {entry["name"]: entry for entry in case.get("arrays", [])}
     self._meanings = {name: entry["meaning"] for name, entry in listed.items()}
-    # Hugging Face's cases have the bare values.
+    # Hugging Face cases list the values directly.
     self._facts = {
       name: fact["value"]
       if isinstance(fact, dict) and "value" in fact
       else fact
       for name, fact in case.get("facts", {}).items()
     }
-    # In order, for the report.
-    self._left = dict.fromkeys(
+    # Not used so far, in the order of the report.
+    self._unused = dict.fromkeys(
       [
         *self.checkpoints,
         *listed,
@@ -154,7 +155,7 @@ class Golden:
     return name in self._arrays
 
   def matches(self, pattern: str) -> Iterator[re.Match]:
-    """Names of arrays that a pattern describes from end to end."""
+    """Matches of a pattern with the full names of arrays."""
     compiled = re.compile(pattern)
     return filter(None, map(compiled.fullmatch, self._arrays))
 
@@ -162,49 +163,48 @@ class Golden:
     return self._arrays[name].shape
 
   def meaning(self, name: str) -> str:
-    """What the manifest says of an array; "" if nothing."""
+    """The manifest's description of an array; "" if it has none."""
     return self._meanings.get(name, "")
 
   def input(self, name: str) -> np.ndarray:
-    """An array that the original was given, and ours will be; integers as JAX
-    has them.
+    """An array, marked as used; int64 becomes int32, as in JAX.
 
     Raises:
-      KeyError: the case has none.
+      KeyError: the case has no such array.
     """
-    self._left.pop(name, None)
+    self._unused.pop(name, None)
     array = self._arrays[name]
     return array.astype(np.int32) if array.dtype == np.int64 else array
 
   def image(self, name: str) -> np.ndarray:
-    """Pictures as ours takes them: NCHW to NHWC."""
+    """Images, from NCHW to NHWC."""
     return self.input(name).transpose(0, 2, 3, 1)
 
   def fact(self, name: str, default: Any = None) -> Any:
-    """A value that goes with the arrays.
+    """A value of the manifest that goes with the arrays, marked as used.
 
     Raises:
-      KeyError: the case has none, and no default was given.
+      KeyError: the case has no such fact, and there is no default.
     """
-    self._left.pop(f"fact {name}", None)
+    self._unused.pop(f"fact {name}", None)
     if default is not None:
       return self._facts.get(name, default)
     return self._facts[name]
 
   def take_facts(self, file: str, facts: Mapping[str, Any]) -> None:
-    """Adds what a file of the folder says to the facts of the case."""
-    del self._left[file]
+    """Adds the content of a file in the folder to the facts of the case."""
+    del self._unused[file]
     self._facts |= facts
-    self._left |= dict.fromkeys(f"fact {name}" for name in facts)
+    self._unused |= dict.fromkeys(f"fact {name}" for name in facts)
 
   def tensors(self, checkpoint: str) -> reader.Tensors:
-    """Weights of the folder as they were saved."""
-    self._left.pop(checkpoint, None)
+    """The tensors of a checkpoint in the folder, as they were saved."""
+    self._unused.pop(checkpoint, None)
     self.folder.opened.add(checkpoint)
     return reader.read(self.folder.path / checkpoint)
 
   def leaves(self, checkpoint: str, prefix: str = "") -> weights.Leaves:
-    """A part of a model, converted; `prefix` is what its names lack."""
+    """Converts a part of a model; `prefix` is put before its names."""
     tensors = self.tensors(checkpoint)
     named = {prefix + name: tensors[name] for name in tensors}
     return weights.from_external(named, "original", weights.Report())
@@ -212,14 +212,14 @@ class Golden:
   def open(
     self, checkpoint: str, model_config: str | None = None, **kwargs
   ) -> opening.Checkpoint:
-    """Opens weights of the folder as a user would, but without dropout.
+    """Opens a checkpoint of the folder as a user would, but without dropout.
 
     Args:
-      checkpoint: a file or folder in it.
-      model_config: a file in it; default: what the case says.
-      **kwargs: of `opening.open_checkpoint`.
+      checkpoint: a file or folder in the folder of goldens.
+      model_config: a file in the folder; default: the config of the case.
+      **kwargs: passed to `opening.open_checkpoint`.
     """
-    self._left.pop(checkpoint, None)
+    self._unused.pop(checkpoint, None)
     self.folder.opened.add(checkpoint)
     with tempfile.TemporaryDirectory() as temporary:
       file = None
@@ -246,63 +246,69 @@ class Golden:
   def tokens(
     self, name: str, texts: Sequence[str], max_length: int | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask of texts: theirs, which ours are compared with, and where
-    they were not kept ours, `max_length` long."""
+    """Ids and mask [B, L] of texts.
+
+    Where the case has them, the tokenizer's are compared with them. Otherwise
+    the tokenizer's are returned, padded to `max_length`.
+
+    Raises:
+      KeyError: the case has no ids, and `max_length` is None.
+    """
     names = [f"{name}.{x}".lstrip(".") for x in ("input_ids", "attention_mask")]
     if names[0] in self:
       ids, mask = map(self.input, names)
-      ours = self.folder.tokenizer.encode(texts, ids.shape[1])
-      self.compare(dict(zip(names, ours, strict=True)), 0, names[0])
+      actual = self.folder.tokenizer.encode(texts, ids.shape[1])
+      self.compare(dict(zip(names, actual, strict=True)), 0, names[0])
       return ids, mask
     if max_length is None:
-      raise KeyError(f"{names[0]}, and nothing says how long texts are")
+      raise KeyError(f"{names[0]}: the case has no ids and no max_length")
     return self.folder.tokenizer.encode(texts, max_length)
 
   def compare(
     self,
-    ours: Mapping[str, Any],
+    actual: Mapping[str, Any],
     tolerance: float,
     quantity: str | None = None,
     scale: Callable[[np.ndarray], Any] | float | None = None,
   ) -> None:
-    """Compares arrays with the case's own of these names, where it has them.
+    """Compares arrays with the goldens of the same names, where there are any.
 
     Args:
-      ours: name -> array.
-      tolerance: of the largest difference, relative to the scale.
-      quantity: makes one line of all of them, by the worst.
-      scale: of an array, from its values or itself; default: the largest
+      actual: name -> array.
+      tolerance: upper limit of the largest difference, in units of the scale.
+      quantity: name of one line for all arrays; default: a line for each.
+      scale: a number, or a function of the golden array; default: the largest
         magnitude in it.
     """
     errors = {
       name: difference(x, self.input(name), scale)
-      for name, x in ours.items()
+      for name, x in actual.items()
       if name in self
     }
     if quantity is not None:
-      self.judge(quantity, errors, tolerance)
+      self.add_check(quantity, errors, tolerance)
     else:
       for name, error in errors.items():
-        self.judge(name, {name: error}, tolerance)
+        self.add_check(name, {name: error}, tolerance)
 
   def compare_fingerprints(
     self,
     prefix: str,
     names: Iterable[str | None],
-    ours: Mapping[str, np.ndarray],
+    actual: Mapping[str, np.ndarray],
     tolerance: float,
     scale: Callable[[np.ndarray], float],
     label: str = "",
   ) -> None:
-    """Compares norms and fingerprints of arrays that were too many to keep.
+    """Compares norms and fingerprints of arrays that the goldens do not store.
 
     Args:
-      prefix: of the two arrays that hold them.
-      names: of theirs that `ours` should have; None leaves one out.
-      ours: name -> array.
-      tolerance: relative to the scale.
-      scale: of an array of ours.
-      label: is added to the quantity.
+      prefix: the goldens are `<prefix>_norm` and `<prefix>_probe`.
+      names: of the arrays, in the order of the goldens; None skips one.
+      actual: name -> array.
+      tolerance: upper limit of the difference, in units of the scale.
+      scale: a function of an array of `actual`.
+      label: is appended to the name of the quantity.
     """
     for kind, function in (("norm", np.linalg.norm), ("probe", probe)):
       array = f"{prefix}_{kind}"
@@ -310,42 +316,43 @@ class Golden:
         continue
       errors = {}
       for name, value in zip(names, self.input(array), strict=True):
-        if name and name not in ours:
-          errors[name] = Error(np.inf, np.inf, "we have none")
+        if name and name not in actual:
+          errors[name] = Error(np.inf, np.inf, "this package has no such array")
         elif name:
-          x = np.asarray(ours[name], np.float64).ravel()
-          # They are kept in float32, so no closer than their own size tells.
+          x = np.asarray(actual[name], np.float64).ravel()
+          # The goldens are float32, so a large value has a large rounding.
           unit = max(scale(x), abs(float(value)))
           absolute = abs(float(function(x)) - float(value))
           errors[name] = Error(absolute, absolute / unit)
-      self.judge(array + label, errors, tolerance)
+      self.add_check(array + label, errors, tolerance)
 
-  def compare_fact(self, name: str, ours: Any) -> None:
-    """Insists on a fact, word by word; of names, the order does not matter."""
+  def compare_fact(self, name: str, actual: Any) -> None:
+    """Compares a fact for equality; sets are compared without order."""
     if name not in self._facts:
       return
-    theirs = self.fact(name)
-    if isinstance(theirs, list) and isinstance(ours, (set, frozenset)):
-      theirs = set(map(_hashable, theirs))
-      wrong = sorted(map(str, theirs ^ set(ours)))
-    elif isinstance(theirs, list):
-      pairs = zip(theirs, ours, strict=True)
-      wrong = [f"{x} for {y}" for x, y in pairs if x != y]
+    expected = self.fact(name)
+    if isinstance(expected, list) and isinstance(actual, (set, frozenset)):
+      expected = set(map(_hashable, expected))
+      mismatches = sorted(map(str, expected ^ set(actual)))
+    elif isinstance(expected, list):
+      pairs = zip(expected, actual, strict=True)
+      mismatches = [f"{y}, expected {x}" for x, y in pairs if x != y]
     else:
-      wrong = [] if theirs == ours else [f"{ours} for {theirs}"]
-    error = Error(len(wrong), len(wrong), weights.first_few(wrong))
-    self.judge(f"fact {name}", {"": error}, 0)
+      same = expected == actual
+      mismatches = [] if same else [f"{actual}, expected {expected}"]
+    count, note = len(mismatches), weights.first_few(mismatches)
+    self.add_check(f"fact {name}", {"": Error(count, count, note)}, 0)
 
-  def judge(
+  def add_check(
     self, quantity: str, errors: Mapping[str, Error], tolerance: float
   ) -> None:
-    """Adds a line for the worst of some errors; none if there are none."""
+    """Adds a line for the largest relative error, if there are errors."""
     if not errors:
       return
-    # Which takes NaN for the largest.
+    # `argmax` returns the first NaN, if there is one.
     worst = np.argmax([error.relative for error in errors.values()])
     name, error = list(errors.items())[worst]
-    # Not `>`: NaN is no agreement.
+    # NaN must fail, and `NaN <= tolerance` is False.
     verdict = OK if error.relative <= tolerance else FAIL
     which = "" if name == quantity or not error.absolute else name
     note = ": ".join(filter(None, (which, error.note)))
@@ -356,10 +363,10 @@ class Golden:
     self.checks.append(Check(self.name, "case", FAIL, note=why))
 
   def missing(self) -> list[Check]:
-    """What nobody has looked at."""
+    """What was neither used as an input nor compared."""
     return [
       Check(self.name, name, MISSING, note=self.meaning(name))
-      for name in self._left
+      for name in self._unused
     ]
 
 

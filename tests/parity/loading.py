@@ -1,4 +1,4 @@
-"""The case of a checkpoint that becomes other families."""
+"""The case of a pre-training checkpoint that is loaded as other families."""
 
 import ast
 import dataclasses
@@ -30,13 +30,13 @@ def loading(golden: Golden) -> None:
   )
   golden.compare({"decoder.loss": loss}, replay.MODEL)
   states = functools.partial(models.encode_image, opened.model, opened.params)
-  generated.compare_written(golden, opened, states, image, {"": prompt})
+  generated.compare_generated(golden, opened, states, image, {"": prompt})
 
   opened = load("itm", "itm")
   ids, mask = opened.checkpoint.tokenizer.encode(texts, models.TEXT_LENGTH)
-  found = models.match(opened.model, opened.params, pairs, ids, mask)
+  outputs = models.match(opened.model, opened.params, pairs, ids, mask)
   golden.compare(
-    {f"itm.{name}": found[name] for name in ("itm", "itc")}, replay.MODEL
+    {f"itm.{name}": outputs[name] for name in ("itm", "itc")}, replay.MODEL
   )
 
   _compare_loaded_vqa(golden, load("vqa", "vqa"), image)
@@ -54,7 +54,7 @@ def loading(golden: Golden) -> None:
 
 
 def _compare_loaded_vqa(golden: Golden, opened: replay.Opened, image) -> None:
-  """The question is in the words that describe the loss."""
+  """The question is in the manifest's description of the loss."""
   pattern = r"question '(.+?)' twice, answers (\[.+?\]), n=(\[.+?\])"
   if words := re.search(pattern, golden.meaning("vqa.loss")):
     answers, numbers = map(ast.literal_eval, words.groups()[1:])
@@ -78,7 +78,11 @@ def _load(
   family: str,
   model_config: str | None = None,
 ) -> replay.Opened:
-  """Compares a checkpoint as another family, with the `*.init.*` in it."""
+  """Compares a checkpoint that is loaded as another family.
+
+  Parameters that the original initialises at random are the goldens'
+  `<name>.init.*`.
+  """
   checkpoint = golden.open(
     file,
     model_config,
@@ -99,8 +103,8 @@ def _load(
   for suffix in ("", "_m"):
     key = f"visual_encoder{suffix}.pos_embed"
     if key in state:
-      ours = {f"{name}.pos_embed{suffix}": state[key]}
-      golden.compare(ours, replay.MODULE)
+      actual = {f"{name}.pos_embed{suffix}": state[key]}
+      golden.compare(actual, replay.MODULE)
   layer = "text_encoder.encoder.layer.{}.crossattention.{}"
   layers = {
     match[0]: state[layer.format(match[1], match[2])]
@@ -118,8 +122,7 @@ def _load(
 def _compare_names(
   golden: Golden, file: str, name: str, checkpoint: opening.Checkpoint
 ) -> None:
-  """What our report calls new is missing there, and what we have no place for
-  is unexpected."""
+  """Compares the original's missing and unexpected keys with the report."""
   rules = (adapt.FRESH.format("pretrain"), adapt.FRESH.format("feature"))
   made = [
     path
@@ -130,12 +133,12 @@ def _compare_names(
   missing = set(
     weights.to_external({p: checkpoint.leaves[p] for p in made}, "original")
   )
-  # Its other name, and features, which theirs had a queue of another size for.
+  # The original names it differently, and its queues have another size.
   if "queue_ptr" in missing:
     missing = missing - {"queue_ptr"} | {"ptr_queue"}
     missing |= {"image_queue", "text_queue"}
   golden.compare_fact(f"{name}.missing", missing)
   saved = set(golden.tensors(file))
-  theirs = set(golden.fact(f"{name}.unexpected"))
-  # Theirs doubles weights that it then does not expect; nothing is lost.
-  golden.compare_fact(f"{name}.unexpected", saved - state | theirs - saved)
+  expected = set(golden.fact(f"{name}.unexpected"))
+  # The original copies weights under names that it then does not expect.
+  golden.compare_fact(f"{name}.unexpected", saved - state | expected - saved)

@@ -1,5 +1,5 @@
-"""What the cases share: tolerances, models of a folder, and comparing their
-losses and gradients.
+"""What the cases share: tolerances, opening checkpoints, and comparing losses
+and gradients.
 """
 
 import collections
@@ -23,15 +23,16 @@ from tests.parity.goldens import Golden
 
 # Tolerances in units of an array's scale, for float32 on a CPU.
 EXACT = 0.0
-ROUNDING = 1e-6  # weights that were only moved, and pixels
-MODULE = 1e-5  # features of one tower
-MODEL = 1e-4  # whole models: losses, logits, features and gradients
+ROUNDING = 1e-6  # weights that were only converted, and pixels
+MODULE = 1e-5  # features of one tower, and queues
+LOSS = 1e-5  # losses before any parameter has changed
+MODEL = 1e-4  # complete models: losses, logits, features and gradients
 GRADIENT = 1e-5  # norms and fingerprints, in units of the global norm
 STEPPED = 1e-4  # parameters after steps of AdamW, absolute
 FLOAT64 = 1e-9  # formulas
 
-# Compiling takes nearly all of the time, by fusion the more the deeper a model
-# is (minutes for 8 layers), and these programs run once or a few times.
+# These programs run once or a few times, so that nearly all of the time goes to
+# compilation; the fusion pass takes minutes for a model of 8 layers.
 jit = functools.partial(
   jax.jit,
   compiler_options={
@@ -44,7 +45,7 @@ jit_of_model = functools.partial(jit, static_argnums=0)
 
 @contextlib.contextmanager
 def recorded(*paths: str) -> Iterator[dict[str, list]]:
-  """Collects what the modules of these paths return, call after call."""
+  """Collects the outputs of the modules with these paths, call after call."""
   seen = collections.defaultdict(list)
 
   def record(call, args, kwargs, context):
@@ -70,10 +71,10 @@ def tree(leaves: weights.Leaves, prefix: str = "params") -> dict:
 
 
 def state(leaves: weights.Leaves, family: str) -> dict[str, np.ndarray]:
-  """The original's state dict, tied tensors under each of their names."""
+  """The original's state dict; tied tensors have all their names."""
   tensors, ties = write.original_state(leaves, family)
   state = {name: leaf.read() for name, leaf in tensors.items()}
-  return state | {name: state[twin] for name, twin in ties.items()}
+  return state | {name: state[other] for name, other in ties.items()}
 
 
 def state_of(
@@ -89,7 +90,7 @@ def state_of(
 
 
 class Opened(NamedTuple):
-  """A checkpoint and its model, which `call(method, ...)` applies to it."""
+  """A checkpoint with its model and parameters."""
 
   checkpoint: opening.Checkpoint
   model: nn.Module
@@ -98,7 +99,7 @@ class Opened(NamedTuple):
 
   @property
   def ties(self) -> dict[str, str]:
-    """A name of a tensor in the original -> the name that it also has."""
+    """Name of a tied tensor in the original -> the other name of it."""
     return write.original_state(self.checkpoint.leaves, self.family)[1]
 
   @classmethod
@@ -109,32 +110,32 @@ class Opened(NamedTuple):
 
 
 def open_case(golden: Golden) -> Opened:
-  """The case's checkpoint, after a proof that nothing of it was lost."""
+  """Opens the case's checkpoint and compares its round trip with the file."""
   opened = [golden.open(name) for name in golden.checkpoints]
   for name, checkpoint in zip(golden.checkpoints, opened, strict=True):
     if name.startswith("ckpt/"):
       saved = golden.tensors(name)
-      ours = state(checkpoint.leaves, checkpoint.card.family)
+      actual = state(checkpoint.leaves, checkpoint.card.family)
       nothing = np.empty(0)
       errors = {
         key: verdicts.difference(
-          ours.get(key, nothing), saved.get(key, nothing)
+          actual.get(key, nothing), saved.get(key, nothing)
         )
-        for key in sorted({*ours, *saved})
+        for key in sorted({*actual, *saved})
       }
-      golden.judge(f"{name} there and back", errors, EXACT)
+      golden.add_check(f"{name} there and back", errors, EXACT)
   return Opened.of(opened[0])
 
 
 def bound(model: nn.Module, params: dict) -> Callable:
-  """`(method, ...)`: what the module's method makes with these parameters."""
+  """Returns `(method, ...) -> output of the method with these parameters`."""
   return lambda method, *args, **kwargs: model.apply(
     {"params": params}, *args, method=method, **kwargs
   )
 
 
 def loss_fn(task: base.Task, *paths: str) -> Callable:
-  """`(params, batch)` to the loss and what was recorded on the way to it."""
+  """Returns `(params, batch) -> (loss, recorded outputs of the modules)`."""
 
   def loss(params, batch):
     with recorded(*paths) as seen:
@@ -149,10 +150,10 @@ def loss_fn(task: base.Task, *paths: str) -> Callable:
 def compare_loss(
   golden: Golden, opened: Opened, task: base.Task, batch: dict, *paths: str
 ) -> dict[str, list]:
-  """Compares a task's loss and gradients; returns what was recorded."""
+  """Compares a task's loss and gradients; returns the recorded outputs."""
   run = jit(jax.value_and_grad(loss_fn(task, *paths), has_aux=True))
   (loss, seen), grads = run(opened.params, batch)
-  golden.compare({"loss": loss, "loss__f64": loss}, MODEL)
+  golden.compare({"loss": loss, "loss__f64": loss}, LOSS)
   compare_gradients(golden, state_of(opened.family, grads))
   return seen
 

@@ -1,4 +1,4 @@
-"""Cases of one tower."""
+"""Cases of a single tower."""
 
 import math
 
@@ -38,9 +38,9 @@ def image_tower(golden: Golden) -> None:
   inputs = golden.image("image"), golden.input("cotangent")
   run = replay.jit(jax.value_and_grad(loss, has_aux=True))
   (value, (features, seen)), grads = run(params, *inputs)
-  ours = {name: seen[path][0] for name, path in paths.items()}
-  golden.compare({**ours, "features": features}, replay.MODULE)
-  golden.compare({"loss": value, "loss__f64": value}, replay.MODEL)
+  actual = {name: seen[path][0] for name, path in paths.items()}
+  golden.compare({**actual, "features": features}, replay.MODULE)
+  golden.compare({"loss": value, "loss__f64": value}, replay.LOSS)
   tower = replay.state_of("feature", {"visual_encoder": grads})
   replay.compare_gradients(
     golden, {n.removeprefix("visual_encoder."): x for n, x in tower.items()}
@@ -48,8 +48,10 @@ def image_tower(golden: Golden) -> None:
 
   for match in golden.matches(r"pos_embed_to_grid\d+"):
     side = math.isqrt(golden.shape(match[0])[1] - 1)
-    ours = vit.resize_pos_embed(params["pos_embed"], config.grid, (side, side))
-    golden.compare({match[0]: ours}, replay.MODULE)
+    actual = vit.resize_pos_embed(
+      params["pos_embed"], config.grid, (side, side)
+    )
+    golden.compare({match[0]: actual}, replay.MODULE)
   if "image_big" in golden:
     features = replay.jit(model.apply)(
       {"params": params}, golden.image("image_big")
@@ -73,44 +75,44 @@ def text_tower(golden: Golden) -> None:
   inputs = *texts, *map(golden.input, names)
   golden.compare(_encode(med.Med(config), encoder, *inputs), replay.MODULE)
   model = med.Med(config, with_lm_head=True)
-  found = _decode(model, decoder, *inputs)
-  golden.compare(found, replay.MODULE)
-  lm = found["dec.logits"], jnp.asarray(golden.input("dec.labels")), 0.1
+  outputs = _decode(model, decoder, *inputs)
+  golden.compare(outputs, replay.MODULE)
+  lm = outputs["dec.logits"], jnp.asarray(golden.input("dec.labels")), 0.1
   golden.compare({"dec.loss_mean": losses.lm_loss(*lm)}, replay.MODULE)
   golden.compare({"dec.loss_none": losses.lm_loss_per_text(*lm)}, replay.MODULE)
   if "dec_cached.logits" in golden:
     steps = golden.shape("dec_cached.logits")[1]
     length = golden.shape("dec_cached.past_key_l0")[2]
-    ours = _decode_with_cache(model, steps, length, decoder, *inputs)
-    golden.compare(ours, replay.MODULE)
+    actual = _decode_with_cache(model, steps, length, decoder, *inputs)
+    golden.compare(actual, replay.MODULE)
 
 
 @replay.jit_of_model
 def _encode(model, params, ids, mask, states, states_mask):
   """The encoder's modes, layer by layer."""
   layers = [f"layer_{i}" for i in range(model.config.depth)]
-  # Dropout is given the probabilities before it is given anything else.
+  # The dropout of an attention layer gets the probabilities first.
   drops = [f"{layer}/attention/drop" for layer in layers]
   call = replay.bound(model, params)
   kv = call("encoder_kv", states)
-  found = {}
+  outputs = {}
   for mode, cross in {"text": (), "multimodal": (kv, states_mask)}.items():
     with replay.recorded("ln_embed", *layers, *drops) as seen:
       call(None, ids, mask, *cross)
-    found[f"{mode}.hidden0"] = seen["ln_embed"][0]
+    outputs[f"{mode}.hidden0"] = seen["ln_embed"][0]
     for i, layer in enumerate(layers):
-      found[f"{mode}.hidden{i + 1}"] = seen[layer][0][0]
-      found[f"{mode}.attn{i}"] = seen[drops[i]][0]
+      outputs[f"{mode}.hidden{i + 1}"] = seen[layer][0][0]
+      outputs[f"{mode}.attn{i}"] = seen[drops[i]][0]
   causal = call(None, ids, mask, kv, states_mask, causal=True)
-  return {**found, "multimodal_causal.last": causal}
+  return {**outputs, "multimodal_causal.last": causal}
 
 
 @replay.jit_of_model
 def _decode(model, params, ids, mask, states, states_mask):
   call = replay.bound(model, params)
   kv = call("encoder_kv", states)
-  looking = call(None, ids, mask, kv, states_mask, causal=True)
-  logits = call("logits", looking)
+  hidden = call(None, ids, mask, kv, states_mask, causal=True)
+  logits = call("logits", hidden)
   return {
     "dec.logits": logits,
     "dec.return_logits": logits[:, :-1],
@@ -119,18 +121,18 @@ def _decode(model, params, ids, mask, states, states_mask):
 
 
 def _decode_with_cache(model, steps, length, params, ids, mask, states, seen):
-  """The first tokens at once, then one by one, `length` in all."""
+  """Decodes the first tokens at once, the others one by one."""
   cache = replay.bound(model, params)("init_cache", len(ids), length)
   starts = range(length - steps + 1, length)
   logits = []
   for new in np.split(ids[:, :length], starts, axis=1):
     last, cache = _extend(model, params, new, cache, states, seen)
     logits.append(last)
-  found = {"dec_cached.logits": jnp.stack(logits, axis=1)}
+  outputs = {"dec_cached.logits": jnp.stack(logits, axis=1)}
   for layer, (key, value) in enumerate(cache.kv):
-    found[f"dec_cached.past_key_l{layer}"] = key[:, :, :, 0]
-    found[f"dec_cached.past_value_l{layer}"] = value[:, :, :, 0]
-  return found
+    outputs[f"dec_cached.past_key_l{layer}"] = key[:, :, :, 0]
+    outputs[f"dec_cached.past_value_l{layer}"] = value[:, :, :, 0]
+  return outputs
 
 
 @replay.jit_of_model

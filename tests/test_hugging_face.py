@@ -1,4 +1,4 @@
-"""Live against `transformers`, in both directions, with tiny random models."""
+"""Compared with `transformers`, in both directions, on tiny random models."""
 
 import json
 
@@ -8,19 +8,18 @@ import pytest
 import transformers
 
 import blip_jax
-from blip_jax.convert import opening, write
+from blip_jax.convert import model_configs, opening, write
 from tests import helpers
 
 torch = pytest.importorskip("torch", reason="needs the extra [parity]")
 
 pytestmark = pytest.mark.parity
 
-TINY = helpers.GOLDEN / "tokenizer" / "tiny"
 WIDTH, VOCAB = 32, 424
 
 
-def make_theirs(kind):
-  """A random model of theirs, with numbers of heads that no shape tells."""
+def make_hf_model(kind):
+  """A random model with numbers of heads that no shape determines."""
   text = dict(
     vocab_size=VOCAB,
     hidden_size=WIDTH,
@@ -50,13 +49,13 @@ def make_theirs(kind):
   torch.manual_seed(0)
   model = getattr(transformers, write.HF_CLASSES[kind])(config).eval()
   with torch.no_grad():
-    # Fresh biases and norms are 0 and 1, which hides a mistaken name.
+    # Initial biases and norms are 0 and 1, which would hide swapped names.
     for parameter in model.parameters():
       parameter.add_(0.1 * torch.randn_like(parameter))
   return model
 
 
-def inputs():
+def random_inputs():
   rng = np.random.default_rng(0)
   image = rng.standard_normal((2, 24, 24, 3)).astype(np.float32)
   ids = rng.integers(4, VOCAB - 2, (2, 7))
@@ -65,7 +64,7 @@ def inputs():
   return image, ids, mask
 
 
-def theirs_of(image, ids, mask):
+def hf_inputs(image, ids, mask):
   return {
     "pixel_values": torch.from_numpy(image.transpose(0, 3, 1, 2).copy()),
     "input_ids": torch.from_numpy(ids),
@@ -80,8 +79,8 @@ def caption(model, image, ids, mask):
   return model.apply(ids, mask, kv, method="decode")
 
 
-def caption_theirs(model, image, ids, mask):
-  return model(**theirs_of(image, ids, mask)).logits
+def hf_caption(model, image, ids, mask):
+  return model(**hf_inputs(image, ids, mask)).logits
 
 
 def itm(model, image, ids, mask):
@@ -92,10 +91,10 @@ def itm(model, image, ids, mask):
   return jnp.concatenate([logits, image_feat @ text_feat.T], axis=1)
 
 
-def itm_theirs(model, image, ids, mask):
-  given = theirs_of(image, ids, mask)
-  logits = model(**given, use_itm_head=True).itm_score
-  return torch.cat([logits, model(**given, use_itm_head=False).itm_score], 1)
+def hf_itm(model, image, ids, mask):
+  inputs = hf_inputs(image, ids, mask)
+  logits = model(**inputs, use_itm_head=True).itm_score
+  return torch.cat([logits, model(**inputs, use_itm_head=False).itm_score], 1)
 
 
 def vqa(model, image, ids, mask):
@@ -108,83 +107,87 @@ def vqa(model, image, ids, mask):
   )
 
 
-def vqa_theirs(model, image, ids, mask):
-  given = theirs_of(image, ids, mask)
-  embeds = model.vision_model(given["pixel_values"])[0]
+def hf_vqa(model, image, ids, mask):
+  inputs = hf_inputs(image, ids, mask)
+  embeds = model.vision_model(inputs["pixel_values"])[0]
   question = model.text_encoder(
-    given["input_ids"],
-    attention_mask=given["attention_mask"],
+    inputs["input_ids"],
+    attention_mask=inputs["attention_mask"],
     encoder_hidden_states=embeds,
     encoder_attention_mask=torch.ones(embeds.shape[:2]),
   )[0]
-  answer = given["input_ids"].flip(1).clone()
+  answer = inputs["input_ids"].flip(1).clone()
   answer[:, 0] = 422
   return model.text_decoder(
     input_ids=answer,
     attention_mask=torch.ones_like(answer),
     encoder_hidden_states=question,
-    encoder_attention_mask=given["attention_mask"],
+    encoder_attention_mask=inputs["attention_mask"],
   ).logits
 
 
 CASES = {
-  "caption": (caption, caption_theirs),
-  "itm": (itm, itm_theirs),
-  "vqa": (vqa, vqa_theirs),
+  "caption": (caption, hf_caption),
+  "itm": (itm, hf_itm),
+  "vqa": (vqa, hf_vqa),
 }
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_both_directions(tmp_path, kind):
-  ours_says, theirs_says = CASES[kind]
-  theirs = make_theirs(kind)
-  theirs.save_pretrained(tmp_path / "theirs")
-  image, ids, mask = inputs()
-  # What each side writes itself at position 0, we write in both.
+  predict, predict_hf = CASES[kind]
+  hf_model = make_hf_model(kind)
+  hf_model.save_pretrained(tmp_path / "hf")
+  image, ids, mask = random_inputs()
+  # The start token, which one side or the other sets by itself.
   ids[:, 0] = {"caption": 422}.get(kind, 2)
   if kind == "vqa":
-    # transformers 5 loses the question's mask on the way to its decoder.
+    # transformers 5 loses the question's mask before its decoder.
     mask[:] = 1
   with torch.no_grad():
-    expected = theirs_says(theirs, image, ids, mask).numpy()
+    expected = predict_hf(hf_model, image, ids, mask).numpy()
 
-  ours = blip_jax.load(tmp_path / "theirs", tokenizer=TINY)
+  model = blip_jax.load(tmp_path / "hf", tokenizer=helpers.GOLDEN_TOKENIZER)
   np.testing.assert_allclose(
-    ours_says(ours, image, ids, mask), expected, rtol=1e-4, atol=1e-4
+    predict(model, image, ids, mask), expected, rtol=1e-4, atol=1e-4
   )
 
-  # Out again, as a folder that they load without a word.
-  checkpoint = opening.open_checkpoint(tmp_path / "theirs", tokenizer=TINY)
-  write.write(checkpoint, tmp_path / "again", "hf")
-  again, loading = type(theirs).from_pretrained(
-    tmp_path / "again", output_loading_info=True
+  # Written again, transformers loads it without missing or unexpected keys.
+  checkpoint = opening.open_checkpoint(
+    tmp_path / "hf", tokenizer=helpers.GOLDEN_TOKENIZER
+  )
+  write.write(checkpoint, tmp_path / "written", "hf")
+  again, loading = type(hf_model).from_pretrained(
+    tmp_path / "written", output_loading_info=True
   )
   assert not loading["missing_keys"] and not loading["unexpected_keys"]
   assert not loading["mismatched_keys"]
   with torch.no_grad():
-    found = theirs_says(again.eval(), image, ids, mask).numpy()
-  np.testing.assert_array_equal(found, expected)
+    outputs = predict_hf(again.eval(), image, ids, mask).numpy()
+  np.testing.assert_array_equal(outputs, expected)
 
 
-def test_their_processor_prepares_what_ours_does(tmp_path):
-  """Size and statistics beside the weights, and a tokenizer with our ids."""
-  theirs = make_theirs("caption")
-  theirs.save_pretrained(tmp_path / "theirs")
-  checkpoint = opening.open_checkpoint(tmp_path / "theirs", tokenizer=TINY)
-  write.write(checkpoint, tmp_path / "ours", "hf")
-  texts = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+def test_transformers_tokenizes_like_the_native_tokenizer(tmp_path):
+  """The written folder has a tokenizer and a config that transformers reads."""
+  hf_model = make_hf_model("caption")
+  hf_model.save_pretrained(tmp_path / "hf")
+  checkpoint = opening.open_checkpoint(
+    tmp_path / "hf", tokenizer=helpers.GOLDEN_TOKENIZER
+  )
+  write.write(checkpoint, tmp_path / "written", "hf")
+  hf_tokenizer = transformers.AutoTokenizer.from_pretrained(
+    tmp_path / "written"
+  )
   expected = checkpoint.tokenizer.encode(["a dog on a beach"], 8)[0]
-  found = texts("a dog on a beach", padding="max_length", max_length=8)
-  np.testing.assert_array_equal(found["input_ids"], expected[0])
-  config = json.loads((tmp_path / "ours" / "config.json").read_text())
+  encoded = hf_tokenizer("a dog on a beach", padding="max_length", max_length=8)
+  np.testing.assert_array_equal(encoded["input_ids"], expected[0])
+  config = json.loads((tmp_path / "written" / "config.json").read_text())
   assert config["vision_config"]["num_attention_heads"] == 8
   assert config["text_config"]["bos_token_id"] == 422
 
 
-def test_eight_text_heads_of_a_base_model_are_twelve():
-  """transformers' default for a BLIP text tower that says nothing."""
-  from blip_jax.convert import model_configs
-
+def test_eight_text_heads_of_a_base_model_are_replaced_by_twelve():
+  """transformers' default, if the config does not give the number of heads."""
   config = transformers.BlipConfig(text_config={"hidden_size": 768}).to_dict()
   config["text_config"]["num_attention_heads"] = 8
   hints = model_configs.read_hints(config)

@@ -36,7 +36,7 @@ REPOSITORIES = {
 URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
 
-def test_the_table_is_what_was_released():
+def test_the_table_lists_all_released_checkpoints():
   files = {
     row.source: (row.task, row.variant, row.image_size)
     for row in registry.RELEASED.values()
@@ -123,12 +123,12 @@ def test_a_file_is_found_by_name_and_by_url(name):
   "name",
   ["Model_VQA", "model*_vqa.pth", "blip-vqa-base", "https://a.b/model_vqa", ""],
 )
-def test_what_only_looks_alike_is_not_found(name):
+def test_similar_names_are_not_found(name):
   assert registry.find(name) is None
 
 
 @pytest.mark.parametrize(
-  "name, meant",
+  "name, expected",
   [
     ("Model_VQA.pth", "model_vqa"),
     ("model_large_captoin", "model_large_caption"),
@@ -137,16 +137,16 @@ def test_what_only_looks_alike_is_not_found(name):
     ("/data/models/of/blip/model_vqq.pth", "model_vqa"),
   ],
 )
-def test_the_nearest_name_comes_first(name, meant):
-  assert registry.nearest(name)[0] == meant
+def test_the_most_similar_name_comes_first(name, expected):
+  assert registry.nearest(name)[0] == expected
   assert len(registry.nearest(name)) <= 3
 
 
-def test_nothing_is_near_to_nonsense():
+def test_unrelated_names_get_no_suggestion():
   assert registry.nearest("runs/42") == []
 
 
-def test_surprises_are_noted():
+def test_surprising_checkpoints_have_notes():
   notes = {name: row.note for name, row in registry.RELEASED.items()}
   for name, row in registry.RELEASED.items():
     if row.task == "pretrain":
@@ -155,14 +155,14 @@ def test_surprises_are_noted():
   assert "model_base_capfilt_large" in captioning
   for name in ("Salesforce/blip-vqa-base", "Salesforce/blip-vqa-capfilt-large"):
     assert name in notes[name] and "384" in notes[name] and "480" in notes[name]
-  # Whatever a note sends its reader to must exist.
+  # Checkpoints that a note recommends must exist.
   for note in notes.values():
     for word in note.replace(",", "").split():
       if word.startswith("model_"):
         assert registry.find(word), word
 
 
-def test_a_digest_is_compared_as_far_as_it_is_known():
+def test_the_known_digits_of_a_digest_are_compared():
   known = registry.find("model_base_capfilt_large")
   assert known.has_digest("8f518745" + "0" * 49 + "a0b235f")
   assert not known.has_digest("8f518745" + "0" * 56)

@@ -1,1 +1,1 @@
-"""Weights in and out: anyone's files as models of ours, and back."""
+"""Conversion of weights: external checkpoints to native ones, and back."""

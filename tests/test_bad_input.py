@@ -1,7 +1,7 @@
-"""What web data brings: damaged pictures, texts, rows and shards.
+"""The whole data pipeline on bad web data, from files to batches.
 
-Each is skipped, counted and listed, or converted; and nothing beside it is
-lost.
+Damaged images, texts, rows and shards are either converted, or skipped,
+counted and listed. No other row is lost.
 """
 
 import collections
@@ -37,8 +37,8 @@ def example():
   )
 
 
-def _picture(mode="RGB", kind="PNG", **options):
-  """A picture that is darker at the left."""
+def _image(mode="RGB", kind="PNG", **options):
+  """Returns an encoded image with a ramp from black (left) to white."""
   ramp = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1))
   image = Image.fromarray(ramp).convert(mode)
   if mode == "I;16":
@@ -49,7 +49,7 @@ def _picture(mode="RGB", kind="PNG", **options):
 
 
 def _claims_to_be_huge():
-  """A picture of a hundred bytes that would decode to 10 GB."""
+  """Returns an image of a hundred bytes that would decode to 10 GB."""
 
   def chunk(kind, content):
     body = kind + content
@@ -65,24 +65,24 @@ def _claims_to_be_huge():
 def _animation():
   dark = Image.new("P", (40, 30), 0)
   file = io.BytesIO()
-  frames = [Image.open(io.BytesIO(_picture("P", "GIF"))), dark]
+  frames = [Image.open(io.BytesIO(_image("P", "GIF"))), dark]
   frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
   return file.getvalue()
 
 
 CONVERTED = {
-  "cmyk.jpg": _picture("CMYK", "JPEG"),
-  "sixteen_bits.png": _picture("I;16"),
-  "palette.png": _picture("P"),
-  "transparent.png": _picture("RGBA"),
-  "grey.png": _picture("L"),
+  "cmyk.jpg": _image("CMYK", "JPEG"),
+  "sixteen_bits.png": _image("I;16"),
+  "palette.png": _image("P"),
+  "transparent.png": _image("RGBA"),
+  "grey.png": _image("L"),
   "animated.gif": _animation(),
 }
 SKIPPED = {
   "missing.jpg": (None, "missing"),
   "zero_bytes.jpg": (b"", "empty"),
   "html.jpg": (b"<!DOCTYPE html><html>404</html>" * 20, "not_an_image"),
-  "truncated.jpg": (_picture(kind="JPEG")[:-200], "truncated"),
+  "truncated.jpg": (_image(kind="JPEG")[:-200], "truncated"),
   "huge.png": (_claims_to_be_huge(), "too_large"),
 }
 TEXTS = {
@@ -96,7 +96,7 @@ TEXTS = {
 
 
 def _rows(example, source, path=None, max_fraction=0.9):
-  """Good rows by id, and the report, of one pass in order."""
+  """Returns the good rows by id, and the bad samples, of one pass."""
   bad = rejects.BadSamples(path, max_fraction=max_fraction)
   good = {}
   for arrays, ids in loader.eval_loader(source, example, 4, bad_samples=bad):
@@ -111,9 +111,13 @@ def _listed(path):
   return {row["id"]: row["reason"] for row in rows}
 
 
-def _web_page(folder):
-  """Annotations of every kind of picture and text; also what to expect."""
-  (folder / "good.png").write_bytes(_picture())
+def _web_data(folder):
+  """Writes annotations with every kind of image and text.
+
+  Returns:
+    The source, and the expected reasons of bad rows by id.
+  """
+  (folder / "good.png").write_bytes(_image())
   rows, expected = [], {}
 
   def add(image, caption, reason=None):
@@ -137,7 +141,7 @@ def _web_page(folder):
 
 
 def test_each_kind_is_converted_or_skipped_and_listed(tmp_path, example):
-  source, expected = _web_page(tmp_path)
+  source, expected = _web_data(tmp_path)
   report = tmp_path / "bad_samples.jsonl"
   good, bad = _rows(example, source, report)
 
@@ -147,13 +151,13 @@ def test_each_kind_is_converted_or_skipped_and_listed(tmp_path, example):
   tokens = good["web.jsonl:0"]["input_ids"]
   for id, row in good.items():
     np.testing.assert_array_equal(row["input_ids"], tokens, id)
-    # The ramp, whatever it was stored as.
+    # The image shows the ramp, whatever its format.
     left, right = row["image"][:, :3].mean(), row["image"][:, -3:].mean()
     assert left < 60 and right > 195, id
 
 
-def test_training_goes_on_around_them(tmp_path, example):
-  source, expected = _web_page(tmp_path)
+def test_training_skips_bad_rows(tmp_path, example):
+  source, expected = _web_data(tmp_path)
   report = tmp_path / "bad_samples.jsonl"
   batches = loader.train_loader(
     [source],
@@ -169,8 +173,8 @@ def test_training_goes_on_around_them(tmp_path, example):
   assert set(_listed(report)) <= set(expected)
 
 
-def test_training_on_them_ends_if_there_are_too_many(tmp_path, example):
-  source, _ = _web_page(tmp_path)
+def test_training_ends_if_too_many_rows_are_bad(tmp_path, example):
+  source, _ = _web_data(tmp_path)
   bad = rejects.BadSamples(
     tmp_path / "bad_samples.jsonl", max_fraction=0.2, min_seen=28
   )
@@ -185,8 +189,8 @@ def test_training_on_them_ends_if_there_are_too_many(tmp_path, example):
   assert "bad_samples.jsonl" in message and "max_bad_fraction" in message
 
 
-def test_a_broken_line_costs_one_row(tmp_path, example):
-  (tmp_path / "a.png").write_bytes(_picture())
+def test_a_broken_line_loses_one_row(tmp_path, example):
+  (tmp_path / "a.png").write_bytes(_image())
   good = b'{"image": "a.png", "caption": "a red circle"}'
   lines = [
     good,
@@ -213,8 +217,8 @@ def test_a_broken_line_costs_one_row(tmp_path, example):
   assert f"{path}: row 3 (byte" in detail and "utf-8" in detail
 
 
-def test_a_broken_row_of_a_list_costs_one_row(tmp_path, example):
-  (tmp_path / "a.png").write_bytes(_picture())
+def test_a_broken_row_of_a_json_list_loses_one_row(tmp_path, example):
+  (tmp_path / "a.png").write_bytes(_image())
   good = b'{"image": "a.png", "caption": "a red circle"}'
   broken = [
     b'{"image": "a.png", "caption": "\xff"}',
@@ -230,8 +234,8 @@ def test_a_broken_row_of_a_list_costs_one_row(tmp_path, example):
   assert set(_listed(report).values()) == {"broken_row"}
 
 
-def test_a_row_that_lacks_a_key_ends_the_run_and_says_where(tmp_path, example):
-  (tmp_path / "a.png").write_bytes(_picture())
+def test_a_row_without_a_key_ends_the_run_and_is_named(tmp_path, example):
+  (tmp_path / "a.png").write_bytes(_image())
   rows = [{"image": "a.png", "caption": "a red circle"}] * 5
   rows[3] = {"img": "a.png", "caption": "a red circle"}
   path = tmp_path / "rows.json"
@@ -243,10 +247,10 @@ def test_a_row_that_lacks_a_key_ends_the_run_and_says_where(tmp_path, example):
   batches.close()
 
 
-def test_a_damaged_shard_costs_what_is_damaged(tmp_path, example):
+def test_a_damaged_shard_loses_only_its_damaged_rows(tmp_path, example):
   members = []
   for number, content in enumerate(
-    [_picture(), SKIPPED["truncated.jpg"][0], _picture(), _picture(), b"GIF8"]
+    [_image(), SKIPPED["truncated.jpg"][0], _image(), _image(), b"GIF8"]
   ):
     members.append((f"{number}.jpg", content))
     members.append(

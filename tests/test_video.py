@@ -1,4 +1,4 @@
-"""Videos, from their frames to recall."""
+"""Videos: decoding of frames, and the recipe for video retrieval."""
 
 import importlib
 import json
@@ -9,7 +9,6 @@ import pytest
 
 from blip_jax import evaluate
 from blip_jax.data import examples, transforms, video
-from blip_jax.evaluators.scores import recall
 from tests import helpers
 from tests.test_train import (  # noqa: F401
   ROOT,
@@ -20,48 +19,48 @@ from tests.test_train import (  # noqa: F401
 )
 
 
-def clip(number, height=32, width=48):
-  """Frame i is i grey."""
-  grey = np.arange(number, dtype=np.uint8)
+def clip(num_frames, height=32, width=48):
+  """Returns frames of which frame i has the grey value i everywhere."""
+  grey = np.arange(num_frames, dtype=np.uint8)
   return np.broadcast_to(
-    grey[:, None, None, None], (number, height, width, 3)
+    grey[:, None, None, None], (num_frames, height, width, 3)
   ).copy()
 
 
 def test_frames_are_those_of_the_original():
-  """floor(arange(0, n, n / 8)), by hand."""
+  """floor(arange(0, n, n / 8)), calculated by hand."""
   numbers = lambda n: video.frame_numbers(n, 8).tolist()
   assert numbers(8) == [0, 1, 2, 3, 4, 5, 6, 7]
   assert numbers(20) == [0, 2, 5, 7, 10, 12, 15, 17]
   assert numbers(301) == [0, 37, 75, 112, 150, 188, 225, 263]
 
 
-@pytest.mark.parametrize("number", [8, 20, 101])
-def test_the_right_frames_are_decoded(tmp_path, number):
-  helpers.write_video(tmp_path / "a.mkv", clip(number))
-  found = video.read(tmp_path / "a.mkv", 8, (16, 24))
-  assert found.shape == (8, 16, 24, 3) and found.dtype == np.uint8
-  expected = video.frame_numbers(number, 8)
-  np.testing.assert_array_equal(found[:, 0, 0, 0], expected)
-  assert (found == found[:, :1, :1]).all()
+@pytest.mark.parametrize("total", [8, 20, 101])
+def test_the_right_frames_are_decoded(tmp_path, total):
+  helpers.write_video(tmp_path / "a.mkv", clip(total))
+  frames = video.read(tmp_path / "a.mkv", 8, (16, 24))
+  assert frames.shape == (8, 16, 24, 3) and frames.dtype == np.uint8
+  expected = video.frame_numbers(total, 8)
+  np.testing.assert_array_equal(frames[:, 0, 0, 0], expected)
+  assert (frames == frames[:, :1, :1]).all()
 
 
-def test_a_name_without_an_ending_is_an_mp4(tmp_path):
+def test_a_name_without_an_extension_is_an_mp4(tmp_path):
   helpers.write_video(tmp_path / "video7010.mp4", clip(9))
   example = examples.ImageExample(transforms.EvalImage(16), num_frames=4)
   record = {"image": str(tmp_path / "video7010"), "id": "a"}
-  found = example(record, np.random.default_rng(0))["image"]
-  np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 2, 4, 6])
+  frames = example(record, np.random.default_rng(0))["image"]
+  np.testing.assert_array_equal(frames[:, 0, 0, 0], [0, 2, 4, 6])
 
 
-def test_videos_that_cannot_be_used_say_why(tmp_path):
+def test_unusable_videos_give_a_reason(tmp_path):
   helpers.write_video(tmp_path / "short.mkv", clip(7))
   (tmp_path / "text.mp4").write_text("no video at all")
-  whole = (tmp_path / "short.mkv").read_bytes()
+  content = (tmp_path / "short.mkv").read_bytes()
   (tmp_path / "empty.avi").touch()
-  (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 4])
+  (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 4])
   for name, reason in (
-    ("short.mkv", "too_few_frames.*7 frames, of which 8 are wanted"),
+    ("short.mkv", "too_few_frames.*expected 8 frames or more, found 7"),
     ("text.mp4", "broken_video"),
     ("empty.avi", "broken_video"),
     ("cut.mkv", "too_few_frames|broken_video"),
@@ -71,23 +70,8 @@ def test_videos_that_cannot_be_used_say_why(tmp_path):
       video.read(tmp_path / name, 8, (16, 16))
 
 
-def test_both_names_of_a_direction():
-  """Three videos; the text of the second ranks it last, that of the third
-  with another at a tie."""
-  sim_t2v = np.array([[3, 1, 2], [3, 1, 2], [0, 1, 1]], np.float32)
-  found = recall.video_recall(sim_t2v.T, sim_t2v, np.arange(3))
-  assert found["vid_r1"] == found["t2v_r1"] == pytest.approx(50)
-  assert found["txt_r1"] == found["v2t_r1"]
-  # Ranks 1, 3 and 1.5.
-  assert found["vid_mdR"] == found["t2v_mdR"] == 1.5
-  plain = recall.recall(sim_t2v.T, sim_t2v, np.arange(3))
-  assert found["vid_r_mean"] == plain["img_r_mean"]
-  assert found["r_mean"] == plain["r_mean"]
-  assert not any(name.startswith("img") for name in found)
-
-
-def shrunk(tmp_path, rows, root, weights):
-  """MSR-VTT's recipe on other clips."""
+def msrvtt_config(tmp_path, rows, root, weights):
+  """MSR-VTT's recipe on other clips, shrunk."""
   (tmp_path / "clips.json").write_text(json.dumps(rows))
   config = shrink(load_config(ROOT / "configs" / "retrieval_msrvtt.py"))
   config.init.weights = str(weights)
@@ -97,17 +81,20 @@ def shrunk(tmp_path, rows, root, weights):
   return config
 
 
-def test_the_recipe_ranks_clips(tmp_path, pretrained):  # noqa: F811
+def test_the_recipe_ranks_clips_and_skips_a_broken_one(
+  tmp_path,
+  pretrained,  # noqa: F811
+):
   rng = np.random.default_rng(0)
   rows = []
   for number in range(5):
     frames = rng.integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
     helpers.write_video(tmp_path / f"{number}.mkv", frames)
-    caption = f"{number} noisy pictures"
+    caption = f"{number} noisy images"
     rows.append({"video": f"{number}.mkv", "caption": caption})
   (tmp_path / "bad.mkv").write_text("no video")
   rows.insert(2, {"video": "bad.mkv", "caption": "nothing"})
-  config = shrunk(tmp_path, rows, tmp_path, pretrained)
+  config = msrvtt_config(tmp_path, rows, tmp_path, pretrained)
   config.data.max_bad_fraction = 0.5
   results = evaluate.evaluate(config, str(tmp_path / "out"))
   names = {"t2v_r1", "v2t_r1", "vid_r1", "txt_r1", "vid_mdR", "r_mean"}
@@ -118,17 +105,21 @@ def test_the_recipe_ranks_clips(tmp_path, pretrained):  # noqa: F811
   assert json.loads(line)["reason"] == "broken_video"
 
 
-def test_real_clips(tmp_path, shared_dir, pretrained):  # noqa: F811
+def test_the_recipe_runs_on_real_clips(
+  tmp_path,
+  shared_dir,
+  pretrained,  # noqa: F811
+):
   root = shared_dir / "data" / "videos_small"
   rows = json.loads((root / "captions.json").read_text())
   results = evaluate.evaluate(
-    shrunk(tmp_path, rows, root, pretrained), str(tmp_path / "out")
+    msrvtt_config(tmp_path, rows, root, pretrained), str(tmp_path / "out")
   )
   assert results["test/t2v_r10"] == results["test/v2t_r10"] == 100
   assert not (tmp_path / "out/bad_samples.jsonl").exists()
 
 
-def test_without_its_extra_a_video_names_it(monkeypatch):
+def test_the_error_without_pyav_names_the_extra_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "av", None)
   monkeypatch.delitem(sys.modules, "blip_jax.data.video")
   with pytest.raises(ValueError, match=r"pip install 'blip_jax\[video\]'"):

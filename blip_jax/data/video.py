@@ -1,4 +1,4 @@
-"""Frames of a video; needs PyAV, the extra [video]."""
+"""Frames of a video; needs PyAV (the extra [video])."""
 
 import itertools
 import os
@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from blip_jax.data import transforms
+from blip_jax.runtime import files
 
 try:
   import av
+  import av.error
 except ImportError as error:
   raise ValueError(
     "videos are decoded by PyAV, which is not installed: "
@@ -21,54 +23,58 @@ except ImportError as error:
 def read(
   path: str | os.PathLike, num_frames: int, size: transforms.Size
 ) -> UInt8[np.ndarray, "F H W 3"]:
-  """Evenly spread frames of a video, in RGB.
+  """Returns evenly spaced frames of a video, RGB [F, H, W, 3].
 
-  As in the original, they are scaled while they are decoded, bilinearly and
-  without regard to their proportions.
+  As in the original, frames are resized while they are decoded, bilinearly and
+  without keeping their aspect ratio.
 
-  A name without an ending means an .mp4: MSR-VTT's list has such names.
+  Args:
+    path: of the video. Without an extension it means an .mp4, for the names in
+      MSR-VTT's annotations.
+    num_frames: F.
+    size: of a frame, square or (height, width).
 
   Raises:
-    transforms.BadSample: it cannot be decoded, or has fewer frames.
+    transforms.BadSample: the video cannot be decoded, or is too short.
   """
   path = os.fspath(path)
   if not os.path.splitext(path)[1]:
     path += ".mp4"
   height, width = (size, size) if isinstance(size, int) else size
-  # Containers may lie about how many frames they hold, so they are counted.
-  number = sum(1 for _ in _decoded(path))
-  chosen = frame_numbers(number, num_frames) if number >= num_frames else []
-  if not len(chosen):
-    detail = f"{path}: {number} frames, of which {num_frames} are wanted"
+  # Frames are counted because the numbers in containers may be wrong.
+  total = sum(1 for _ in _decoded(path))
+  if total < num_frames:
+    detail = f"{path}: expected {num_frames} frames or more, found {total}"
     raise transforms.BadSample("too_few_frames", detail)
-  wanted = set(chosen.tolist())
+  indices = frame_numbers(total, num_frames).tolist()
   return np.stack(
     [
       frame.to_ndarray(
         format="rgb24", width=width, height=height, interpolation="BILINEAR"
       )
-      for place, frame in enumerate(
-        itertools.islice(_decoded(path), chosen[-1] + 1)
+      for index, frame in enumerate(
+        itertools.islice(_decoded(path), indices[-1] + 1)
       )
-      if place in wanted
+      if index in indices
     ]
   )
 
 
 def frame_numbers(
-  number: int, num_frames: int
+  total: int, num_frames: int
 ) -> Int[np.ndarray, " num_frames"]:
-  """Which of a video's frames are seen: the first, and on in equal steps."""
-  return np.arange(num_frames) * number // num_frames
+  """Returns the frames to read: the first one, and more in equal steps."""
+  return np.arange(num_frames) * total // num_frames
 
 
 def _decoded(path: str) -> Iterator["av.VideoFrame"]:
-  if not os.path.isfile(path):
+  if not files.is_file(path):
     raise transforms.BadSample("missing", f"{path}: no such file")
   try:
     with av.open(path) as container:
       if not container.streams.video:
-        raise transforms.BadSample("broken_video", f"{path}: has no pictures")
+        detail = f"{path}: has no video stream"
+        raise transforms.BadSample("broken_video", detail)
       stream = container.streams.video[0]
       stream.thread_type = "AUTO"
       for frame in container.decode(stream):
@@ -76,5 +82,5 @@ def _decoded(path: str) -> Iterator["av.VideoFrame"]:
           detail = f"{path}: frames of {frame.width} x {frame.height} pixels"
           raise transforms.BadSample("too_large", detail)
         yield frame
-  except av.FFmpegError as error:
+  except av.error.FFmpegError as error:
     raise transforms.BadSample("broken_video", f"{path}: {error}") from error

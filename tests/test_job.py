@@ -1,0 +1,409 @@
+"""The job: what it writes, exactly once, whatever happens to its processes."""
+
+import errno
+import gc
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import pickle
+import random
+import sys
+import tarfile
+import time
+
+import jax
+import numpy as np
+import PIL.Image
+import psutil
+import pytest
+
+from blip_jax.capfilt import audit, job, ledger, rows
+from blip_jax.inference import model as model_lib
+from blip_jax.models import families
+from blip_jax.runtime import sharding
+from tests import QUICK_TO_COMPILE, helpers
+from tests.helpers import NOISY_SCENES, capfilt_config
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch):
+  monkeypatch.setattr(model_lib, "load", helpers.load_tiny)
+
+
+@pytest.fixture
+def shards(tmp_path):
+  return helpers.write_scene_shards(tmp_path / "shards")
+
+
+def run(config):
+  return job.run(config, config.out)
+
+
+def content(folder):
+  """Name -> bytes of all files that must be equal for equal settings."""
+  return {
+    path.name: path.read_bytes()
+    for path in sorted(pathlib.Path(folder).iterdir())
+    if path.suffix in (".json", ".parquet")
+  }
+
+
+def test_every_text_has_a_row_and_everything_is_counted(shards, tmp_path):
+  results = run(capfilt_config(shards / "*.tar", tmp_path / "out"))
+  assert results["work_units"] == results["work_units_done"] == 3
+  assert results["images/in"] == 15
+  assert results["images/bad"] == 1
+  assert results["web/in"] == 14  # the text of the broken image is not read
+  assert results["web/bad"] == 2
+  assert results["synthetic/in"] == 14
+  for kind in ("images", "web", "synthetic"):
+    parts = [results[f"{kind}/{name}"] for name in ("kept", "dropped", "bad")]
+    assert results[f"{kind}/in"] == sum(parts)
+
+  table = rows.read(tmp_path / "out" / "00001.parquet")
+  web, synthetic = (row for row in table if row["key"] == "00001.tar:0007")
+  assert (web["source"], synthetic["source"]) == ("web", "synthetic")
+  assert web["text"] == NOISY_SCENES[7]["caption"]
+  assert web["log_prob"] is None
+  assert synthetic["log_prob"] < 0
+  for row in (web, synthetic):
+    assert 0 <= row["itm_prob"] <= 1
+    assert row["kept"] == (row["itm_prob"] >= 0.5)
+    assert row["seed"] == 0
+    assert len(row["filter"]) == 16
+  reasons = {row["key"]: row["reason"] for row in table if not row["itm_prob"]}
+  assert reasons == {
+    "00001.tar:0008": "missing_caption",
+    "00001.tar:0009": "empty_caption",
+  }
+  done = json.loads((tmp_path / "out" / "00001.done.json").read_text())
+  assert done["work_unit"] == "00001"
+  assert done["images"]["in"] == 5
+  assert done["input"]["bytes"] == (shards / "00001.tar").stat().st_size
+  assert done["filter"] == web["filter"]
+  ((key, reason),) = done["bad"].items()
+  assert key == "00001.tar:0006"
+  assert reason.startswith("not_an_image: ")
+
+
+def test_each_process_logs_its_work_units(shards, tmp_path):
+  run(capfilt_config(shards / "*.tar", tmp_path / "out"))
+  (path,) = (tmp_path / "out" / "log").iterdir()
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [line["work_unit"] for line in lines] == ["00000", "00001", "00002"]
+  assert [line["images"] for line in lines] == [5, 5, 5]
+  assert all(line["seconds"] > 0 for line in lines)
+
+
+def test_scores_and_captions_are_those_of_the_models(shards, tmp_path):
+  run(capfilt_config(shards / "*.tar", tmp_path / "out", seed=3))
+  table = rows.read(tmp_path / "out" / "00000.parquet")
+  mesh = sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+  filter_model = helpers.load_tiny("one", "itm", mesh)
+  captioner = helpers.load_tiny("one", "caption", mesh)
+  images = [NOISY_SCENES[n]["image"] for n in range(5)]
+  for row in table:
+    match = filter_model.match(images[row["row"]], row["text"])
+    np.testing.assert_allclose(row["itm_prob"], match.itm_prob[0, 0], rtol=1e-4)
+    np.testing.assert_allclose(
+      row["itc_cosine"], match.itc_cosine[0, 0], atol=1e-5
+    )
+  generate = captioner.captioner(
+    sample=True, top_p=0.9, num_return_sequences=1, max_length=8, min_length=4
+  )
+  keys = [f"00000.tar:{n:04d}".encode() for n in range(5)]
+  seeds = [
+    int.from_bytes(hashlib.sha256(key).digest()[:4], "little") for key in keys
+  ]
+  pixels = np.stack([*map(captioner.image, images)] + 3 * [images[0]])
+  captions = generate(pixels, 3, [*seeds, 0, 0, 0])
+  synthetic = [row["text"] for row in table if row["source"] == "synthetic"]
+  assert synthetic == [caption.text for caption in captions[:5]]
+
+
+def test_without_a_captioner_and_without_web_texts(shards, tmp_path):
+  results = run(capfilt_config(shards / "*.tar", tmp_path / "a", captioner=""))
+  assert results["web/in"] == 14
+  assert results["synthetic/in"] == 0
+  results = run(
+    capfilt_config(shards / "*.tar", tmp_path / "b", web_texts=False)
+  )
+  assert results["web/in"] == 0
+  assert results["synthetic/in"] == 14
+
+
+def test_a_list_of_images_with_several_texts(tmp_path):
+  lines = []
+  for n in range(5):
+    path = tmp_path / f"{n}.png"
+    path.write_bytes(helpers.png(NOISY_SCENES[n]["image"]))
+    texts = [NOISY_SCENES[n]["caption"], "a red circle"]
+    lines.append({"image": path.name, "caption": texts, "image_id": n})
+  (tmp_path / "web.json").write_text(json.dumps(lines))
+  config = capfilt_config(
+    tmp_path / "web.json", tmp_path / "out", work_unit_rows=2
+  )
+  config.image_root = str(tmp_path)
+  results = run(config)
+  assert results["work_units"] == 3
+  assert results["web/in"] == 10
+  table = rows.read(tmp_path / "out" / "web.json-00002.parquet")
+  assert {row["key"] for row in table} == {"web.json:4"}
+  assert {row["image"] for row in table} == {str(tmp_path / "4.png")}
+  assert {row["image_id"] for row in table} == {"4"}
+
+
+def test_a_job_resumes_with_what_is_not_done(shards, tmp_path):
+  config = capfilt_config(shards / "*.tar", tmp_path / "out")
+  run(config)
+  before = content(config.out)
+  times = {
+    path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.par*")
+  }
+  (tmp_path / "out" / "00001.done.json").unlink()
+  (tmp_path / "out" / "00001.parquet").write_bytes(b"half")
+  run(config)
+  assert content(config.out) == before
+  repeated = [
+    path.name for path, time in times.items() if path.stat().st_mtime_ns != time
+  ]
+  assert repeated == ["00001.parquet"]
+
+
+def test_another_seed_gives_other_captions(shards, tmp_path):
+  captions = []
+  for seed in (0, 1):
+    run(capfilt_config(shards / "*.tar", tmp_path / str(seed), seed=seed))
+    table = rows.read(tmp_path / str(seed) / "00000.parquet")
+    captions.append([r["text"] for r in table if r["source"] == "synthetic"])
+  assert captions[0] != captions[1]
+
+
+def test_other_settings_are_refused_unless_forced(shards, tmp_path):
+  config = capfilt_config(shards / "*.tar", tmp_path / "out")
+  run(config)
+  before = content(config.out)
+  other = capfilt_config(shards / "*.tar", tmp_path / "out", filter="other")
+  with pytest.raises(ValueError, match=r"filter: .* there, .* now"):
+    run(other)
+  assert content(config.out) == before
+  other.force = True
+  run(other)
+  after = content(config.out)
+  assert all(before[name] != after[name] for name in before)
+  with pytest.raises(ValueError, match=r"config\.force"):
+    run(config)
+
+
+def test_a_new_shard_joins_and_a_changed_one_is_done_again(shards, tmp_path):
+  config = capfilt_config(shards / "*.tar", tmp_path / "out")
+  run(config)
+  helpers.write_tar(shards / "00003.tar", helpers.scene_members(20, 5))
+  # Of the same size.
+  helpers.write_tar(shards / "00000.tar", helpers.scene_members(30, 4))
+  results = run(config)
+  assert results["images/in"] == 19
+  table = rows.read(tmp_path / "out" / "00000.parquet")
+  assert table[0]["text"] == NOISY_SCENES[30]["caption"]
+
+
+def test_a_damaged_shard_does_not_affect_others(shards, tmp_path):
+  intact = (shards / "00002.tar").read_bytes()
+  (shards / "00002.tar").write_bytes(intact[: len(intact) // 2 - 700])
+  (shards / "00003.tar").write_bytes(b"not a tar")
+  results = run(capfilt_config(shards / "*.tar", tmp_path / "out"))
+  assert results["work_units_done"] == 4
+  assert 10 < results["images/in"] < 15
+  for name in ("00002", "00003"):
+    done = json.loads((tmp_path / "out" / f"{name}.done.json").read_text())
+    assert done["damage"]
+
+
+def test_hostile_members_do_no_harm(tmp_path):
+  folder = tmp_path / "shards"
+  folder.mkdir()
+  path = folder / "0.tar"
+  bomb = io.BytesIO()
+  PIL.Image.new("1", (30_000, 30_000)).save(bomb, "png")
+  members = dict(helpers.scene_members(0, 2)) | {
+    "../../escape.png": helpers.png(NOISY_SCENES[0]["image"]),
+    "/absolute.png": helpers.png(NOISY_SCENES[1]["image"]),
+    "evil.pkl": b"cos\nsystem\n(S'touch evil'\ntR.",
+    "bomb.png": bomb.getvalue(),
+    "bomb.txt": b"a red circle",
+  }
+  with tarfile.open(path, "w") as tar:
+    for name, raw in members.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(raw)
+      tar.addfile(member, io.BytesIO(raw))
+    link = tarfile.TarInfo("link.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    tar.addfile(link)
+  before = {*tmp_path.rglob("*")}
+  run(capfilt_config(path, tmp_path / "out"))
+  new = {*tmp_path.rglob("*")} - before
+  assert all(tmp_path / "out" in (p, *p.parents) for p in new)
+  done = json.loads((tmp_path / "out" / "0.done.json").read_text())
+  assert {key: why.partition(":")[0] for key, why in done["bad"].items()} == {
+    "0.tar:bomb": "too_large"
+  }
+
+
+def test_unusable_texts_are_counted(tmp_path):
+  images = [helpers.png(NOISY_SCENES[n]["image"]) for n in range(3)]
+  path = helpers.write_tar(
+    tmp_path / "0.tar",
+    [
+      ("a.png", images[0]),
+      ("a.txt", b"red " * 100_000),
+      ("b.png", images[1]),
+      ("b.txt", b"\xff\xfe broken"),
+      ("c.png", images[2]),
+      ("c.txt", b"<b>a red circle</b>"),
+    ],
+  )
+  results = run(capfilt_config(path, tmp_path / "out"))
+  assert results["web/bad"] == 2
+  table = rows.read(tmp_path / "out" / "0.parquet")
+  assert [row["reason"] for row in table if row["itm_prob"] is None] == [
+    "too_long",
+    "invalid_utf8",
+  ]
+  assert max(len(row["text"]) for row in table) <= 200
+
+
+def test_a_source_without_a_usable_image_is_an_error(tmp_path):
+  path = helpers.write_tar(
+    tmp_path / "0.tar", [("a.png", b"no"), ("a.txt", b"a")]
+  )
+  with pytest.raises(ValueError, match=r"no image can be used; 0\.tar:a"):
+    run(capfilt_config(path, tmp_path / "out"))
+
+
+def test_a_missing_extra_is_reported_before_any_work(
+  shards, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  with pytest.raises(ValueError, match=r"pip install 'blip_jax\[parquet\]'"):
+    run(capfilt_config(shards / "*.tar", tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_what_is_finished(shards, tmp_path, monkeypatch):
+  config = capfilt_config(shards / "*.tar", tmp_path / "out")
+  fsync, num_synced = os.fsync, 0
+
+  def fsync_until_full(handle):
+    nonlocal num_synced
+    num_synced += 1
+    if num_synced == 5:  # the job, two files of a work unit, one of the next
+      raise OSError(errno.ENOSPC, "No space left on device")
+    fsync(handle)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "fsync", fsync_until_full)
+    with pytest.raises(OSError, match="No space left"):
+      run(config)
+  names = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_file())
+  assert "00000.done.json" in names
+  assert "00001.done.json" not in names
+  assert not [name for name in names if name.startswith(".")]
+  run(config)
+  assert audit.verify(config, config.out) == {"work_units": 3, "images": 15}
+
+
+def run_in_process(source, out, models, seconds):
+  """Runs a job with models from a file: to make them would take longer.
+
+  Args:
+    seconds: that each work unit takes longer, so that it can be killed.
+  """
+  models = pickle.loads(models.read_bytes())
+
+  def load(name, task, mesh, **_):
+    card, params = models[task]
+    params = jax.device_put(params, sharding.replicated(mesh))
+    module = families.build(task, card.config)
+    return model_lib.Model(
+      card, module, params, helpers.scenes_tokenizer(), mesh
+    )
+
+  def slow_to_parquet(table, to_parquet=rows.to_parquet):
+    time.sleep(seconds)
+    return to_parquet(table)
+
+  model_lib.load, rows.to_parquet = load, slow_to_parquet
+  run(capfilt_config(source, out, per_device_batch_size=4, lease_seconds=20.0))
+
+
+def test_killed_processes_do_not_change_the_result(tmp_path, monkeypatch):
+  """Three processes label twelve shards. Five times, one that has a lease is
+  killed and replaced. The result is that of a single process."""
+  folder = tmp_path / "shards"
+  folder.mkdir()
+  for shard in range(12):
+    helpers.write_tar(
+      folder / f"{shard:05d}.tar", helpers.scene_members(8 * shard, 8)
+    )
+  monkeypatch.setenv("XLA_FLAGS", QUICK_TO_COMPILE)  # one device per process
+  # Where the fork server looks for the modules that it imports in advance.
+  monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent.parent))
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload([__name__])
+
+  models = tmp_path / "models"
+  parts = {}
+  for task in ("caption", "itm"):
+    model = helpers.make_model(task)
+    parts[task] = model.card, jax.tree.map(np.asarray, model.params)
+  models.write_bytes(pickle.dumps(parts))
+
+  def start(out, seconds=1.0):
+    args = folder / "*.tar", tmp_path / out, models, seconds
+    process = context.Process(target=run_in_process, args=args, daemon=True)
+    process.start()
+    return process
+
+  single = start("single", seconds=0.0)
+  single.join()
+  processes = [start("out") for _ in range(3)]
+  state = ledger.Ledger(tmp_path / "out")
+  rng, num_kills = random.Random(0), 0
+  while any(process.is_alive() for process in processes):
+    time.sleep(rng.uniform(0.0, 0.2))
+    owners = {owner["pid"] for owner in state.leased().values()}
+    working = [p for p in processes if p.pid in owners and p.is_alive()]
+    if working and num_kills < 5:
+      victim = rng.choice(working)
+      victim.kill()
+      victim.join()
+      num_kills += 1
+      processes[processes.index(victim)] = start("out")
+  assert num_kills == 5
+  assert [process.exitcode for process in processes] == [0, 0, 0]
+  assert content(tmp_path / "out") == content(tmp_path / "single")
+  assert len(content(tmp_path / "out")) == 2 * 12 + 1
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
+  """Over 10,000 images, after the first work units have compiled everything."""
+  sizes, process_work_unit = [], job.process
+  this_process = psutil.Process()
+
+  def measured(*args):
+    process_work_unit(*args)
+    gc.collect()
+    sizes.append(this_process.memory_info().rss)
+
+  monkeypatch.setattr(job, "process", measured)
+  source = "scenes:train?num=10000&size=16&noise=0.4"
+  config = capfilt_config(source, tmp_path / "out", work_unit_rows=500)
+  config.per_device_batch_size = 8
+  assert run(config)["images/in"] == 10_000
+  assert len(sizes) == 20
+  assert max(sizes[3:]) < 1.1 * sizes[2]

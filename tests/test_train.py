@@ -1,7 +1,5 @@
 """Complete runs: every config, exact resume, preemption, bad numbers."""
 
-import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -20,9 +18,7 @@ from PIL import Image
 
 from blip_jax import build, evaluate, recipes, train
 from blip_jax import config as run_config
-from blip_jax.models import config as model_config
-from blip_jax.runtime import sharding, snapshot
-from blip_jax.tasks import pretrain
+from blip_jax.runtime import snapshot
 from tests import QUICK_TO_COMPILE, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -62,71 +58,14 @@ TRAINING = [
 ]
 
 
-def load_config(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config().lock()
-
-
-def shrink(config):
-  """The same recipe on Scenes, at a size that two steps of take seconds."""
-  config.batch_size = 16
-  config.num_steps = 2
-  config.log_every_steps = 1
-  config.tokenizer = "scenes"
-  config.model.image_size = 16
-  if config.model.variant == "base" or config.task != "caption":
-    # Of the recipes in bfloat16 and with recomputation, the large captioner's
-    # stands for all: on a CPU they take twice as long to compile.
-    config.model.dtype, config.model.vit_remat = "float32", "none"
-  config.model.variant = "tiny"
-  # Of the mesh that the recipe asks for, as much as two devices allow.
-  config.mesh.fsdp = min(config.mesh.fsdp, 2)
-  if config.task == "pretrain":
-    # Numbers are part of a program: with the same it is compiled once.
-    config.pretrain.update(pretrain.defaults().pretrain)
-    config.data.max_length = 18
-  if config.task in ("pretrain", "retrieval"):
-    config[config.task].queue_size = 24
-  config.optim.lr, config.optim.min_lr, config.optim.warmup_lr = 1e-3, 1e-5, 0.0
-  config.optim.decay_rate, config.optim.betas = 0.9, (0.9, 0.98)
-  if config.task == "retrieval":
-    config.evals.test.source = ""
-  config.init.weights = ""
-  config.data.train = ("scenes:train?num=64",)
-  if config.data.rotate:
-    config.data.rotate = ""
-  config.data.num_workers = 0
-  config.optim.warmup_steps = 1
-  config.optim.steps_per_epoch = 1
-  config.evals.every_steps = 0
-  config.evals.batch_size = 16
-  for split in run_config.splits(config).values():
-    split.source = "scenes:val?num=24"
-  return config
-
-
 @pytest.fixture(autouse=True)
 def quick_to_compile(monkeypatch):
-  make_quick(monkeypatch)
-
-
-def make_quick(monkeypatch):
-  """Two devices and two layers; `test_mesh.py` is about eight devices."""
-  make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:2])
-  monkeypatch.setattr(sharding, "make_mesh", make_mesh)
-  tiny = model_config.VARIANTS["tiny"]
-  shallow = {
-    "vit": {**tiny["vit"], "depth": 1},
-    "med": {**tiny["med"], "depth": 1},
-  }
-  monkeypatch.setitem(model_config.VARIANTS, "tiny", {**tiny, **shallow})
+  helpers.make_quick(monkeypatch)
 
 
 @pytest.mark.parametrize("path", TRAINING)
 def test_every_config_trains_two_steps(path, tmp_path):
-  config = shrink(load_config(path))
+  config = helpers.shrunk_config(path.stem)
   if config.task == "caption":
     config.evals.val.source = "scenes:val?num=24"
   results = train.train(config, str(tmp_path))
@@ -143,7 +82,7 @@ def test_every_config_trains_two_steps(path, tmp_path):
 
 def test_recipes_have_the_published_numbers():
   """Compared with the original's YAML and section 4.1 of the paper."""
-  get = lambda name: load_config(ROOT / "configs" / f"{name}.py")
+  get = helpers.load_config
   yaml, base, large = map(
     get, ("pretrain_14m", "pretrain_paper_base", "pretrain_paper_large")
   )
@@ -172,7 +111,7 @@ def test_recipes_have_the_published_numbers():
 
 def test_captioning_recipes_have_the_published_numbers():
   """The original's caption_coco.yaml and nocaps.yaml."""
-  get = lambda name: load_config(ROOT / "configs" / f"{name}.py")
+  get = helpers.load_config
   coco, large, nocaps = map(
     get, ("caption_coco", "caption_coco_large", "caption_nocaps")
   )
@@ -196,22 +135,12 @@ def test_captioning_recipes_have_the_published_numbers():
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-  """A workdir after two steps."""
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    make_quick(monkeypatch)
-    return write_pretrained(tmp_path_factory.mktemp("pretrained"))
-
-
-def write_pretrained(workdir):
-  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
-  config.evals.scenes_val.source = ""
-  train.train(config, str(workdir))
-  return workdir
+  return helpers.write_pretrained(tmp_path_factory.mktemp("pretrained"))
 
 
 def test_a_run_starts_from_another_at_a_larger_image_size(tmp_path, pretrained):
   """The same task at another size: position embeddings are interpolated."""
-  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config = helpers.shrunk_config("quickstart")
   config.evals.scenes_val.source = ""
   config.init.weights = str(pretrained)
   config.model.image_size = 48
@@ -232,7 +161,7 @@ def test_a_run_starts_from_another_at_a_larger_image_size(tmp_path, pretrained):
 def test_captioner_from_pretraining_and_its_files(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run, counts its steps in epochs,
   and a run without captions to compare with writes its own only."""
-  get = lambda name: shrink(load_config(ROOT / "configs" / f"{name}.py"))
+  get = helpers.shrunk_config
   tuned, nocaps = tmp_path / "tuned", tmp_path / "nocaps"
   config = get("caption_folder")
   config.init.weights = str(pretrained)
@@ -270,7 +199,7 @@ def test_captioner_from_pretraining_and_its_files(tmp_path, pretrained):
 
 def test_retrieval_recipes_have_the_published_numbers():
   """The original's retrieval_coco.yaml and retrieval_flickr.yaml."""
-  get = lambda name: load_config(ROOT / "configs" / f"retrieval_{name}.py")
+  get = lambda name: helpers.load_config(f"retrieval_{name}")
   names = ("coco", "coco_large", "flickr", "flickr_large")
   coco, coco_large, flickr, flickr_large = configs = [*map(get, names)]
   for config in configs:
@@ -305,7 +234,7 @@ def test_retrieval_recipes_have_the_published_numbers():
 def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run and ranks by ITM; what it keeps
   as the best is evaluated alone, and starts another run."""
-  get = lambda name: shrink(load_config(ROOT / "configs" / f"{name}.py"))
+  get = helpers.shrunk_config
   tuned, alone = tmp_path / "tuned", tmp_path / "alone"
   config = get("retrieval_custom")
   config.init.weights = str(pretrained)
@@ -462,7 +391,7 @@ def test_a_finished_run_only_evaluates(uninterrupted):
 
 
 def test_contact_sheet_and_captions(tmp_path, capsys):
-  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config = helpers.shrunk_config("quickstart")
   config.evals.scenes_val.samples = 6
   results = train.train(config, str(tmp_path))
   assert "scenes_val/caption_exact" in results
@@ -473,7 +402,7 @@ def test_contact_sheet_and_captions(tmp_path, capsys):
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
   """The step and its rows are named, and the state stays as it was before."""
-  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config = helpers.shrunk_config("quickstart")
   config.num_steps = 6
   config.optim.clip = 0.0
   config.checkpoint.every_steps = 1
@@ -574,7 +503,7 @@ def test_one_bad_batch_stops_all_later_updates():
   ],
 )
 def test_mistakes_are_refused_at_start(tmp_path, key, value, message):
-  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config = helpers.shrunk_config("quickstart")
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
     train.train(config, str(tmp_path))
@@ -582,7 +511,7 @@ def test_mistakes_are_refused_at_start(tmp_path, key, value, message):
 
 
 def test_heads_that_do_not_split():
-  config = shrink(load_config(ROOT / "configs" / "quickstart.py"))
+  config = helpers.shrunk_config("quickstart")
   config.model.variant = "large"
   with pytest.raises(ValueError, match=r"config\.mesh\.tensor: 16 attention"):
     build.build(config, types.SimpleNamespace(shape={"tensor": 3}))

@@ -10,13 +10,16 @@ import pytest
 from blip_jax import evaluate
 from blip_jax.data import examples, transforms, video
 from tests import helpers
-from tests.test_train import (  # noqa: F401
-  ROOT,
-  load_config,
-  pretrained,
-  quick_to_compile,
-  shrink,
-)
+
+
+@pytest.fixture(autouse=True)
+def quick_to_compile(monkeypatch):
+  helpers.make_quick(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+  return helpers.write_pretrained(tmp_path_factory.mktemp("pretrained"))
 
 
 def clip(num_frames, height=32, width=48):
@@ -73,7 +76,7 @@ def test_unusable_videos_give_a_reason(tmp_path):
 def msrvtt_config(tmp_path, rows, root, weights):
   """MSR-VTT's recipe on other clips, shrunk."""
   (tmp_path / "clips.json").write_text(json.dumps(rows))
-  config = shrink(load_config(ROOT / "configs" / "retrieval_msrvtt.py"))
+  config = helpers.shrunk_config("retrieval_msrvtt")
   config.init.weights = str(weights)
   config.evals.test.source = f"{tmp_path}/clips.json?image=video"
   config.evals.test.image_root = str(root)
@@ -83,7 +86,7 @@ def msrvtt_config(tmp_path, rows, root, weights):
 
 def test_the_recipe_ranks_clips_and_skips_a_broken_one(
   tmp_path,
-  pretrained,  # noqa: F811
+  pretrained,
 ):
   rng = np.random.default_rng(0)
   rows = []
@@ -108,7 +111,7 @@ def test_the_recipe_ranks_clips_and_skips_a_broken_one(
 def test_the_recipe_runs_on_real_clips(
   tmp_path,
   shared_dir,
-  pretrained,  # noqa: F811
+  pretrained,
 ):
   root = shared_dir / "data" / "videos_small"
   rows = json.loads((root / "captions.json").read_text())

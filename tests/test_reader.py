@@ -18,13 +18,13 @@ from blip_jax.convert import reader, tensor_files
 from tests import helpers
 
 
-def _assert_equal(found, expected):
-  assert list(found) == list(expected)
+def _assert_equal(tensors, expected):
+  assert list(tensors) == list(expected)
   for name, array in expected.items():
-    assert found.shape(name) == found[name].shape == array.shape, name
-    assert found.dtype(name) == found[name].dtype == array.dtype, name
-    assert found[name].tobytes() == array.tobytes(), name
-    assert not found[name].flags.writeable, name
+    assert tensors.shape(name) == tensors[name].shape == array.shape, name
+    assert tensors.dtype(name) == tensors[name].dtype == array.dtype, name
+    assert tensors[name].tobytes() == array.tobytes(), name
+    assert not tensors[name].flags.writeable, name
 
 
 # The functions below build files that no library would write. `_op` is the part

@@ -83,7 +83,7 @@ def test_a_retrieval_file_may_hold_the_parameters_of_itm_only():
 
 
 @pytest.mark.parametrize(
-  ("family", "variant", "image_size", "found"),
+  ("family", "variant", "image_size", "description"),
   [
     ("caption", "base", 480, "a caption model, ViT with 12 layers"),
     ("vqa", "large", 480, "a vqa model, ViT with 24 layers of width 1024"),
@@ -91,7 +91,7 @@ def test_a_retrieval_file_may_hold_the_parameters_of_itm_only():
   ],
 )
 def test_a_mismatch_says_what_was_expected_and_found(
-  family, variant, image_size, found
+  family, variant, image_size, description
 ):
   warning = registry.find("model_vqa").mismatch(
     family, sizes(variant, image_size)
@@ -100,7 +100,7 @@ def test_a_mismatch_says_what_was_expected_and_found(
     "model_vqa: expected a vqa model, ViT with 12 layers of width 768, images "
     "of 480 x 480 pixels; found "
   )
-  assert re.match(expected + found, warning)
+  assert re.match(expected + description, warning)
 
 
 def test_decoding_is_the_originals():

@@ -284,7 +284,7 @@ def _receive(response: http.client.HTTPResponse, part: pathlib.Path) -> None:
   if not start:
     files.remove(part)
   with files.open_append_bytes(part) as file:
-    # After the old bytes are gone, or the new tag could be theirs.
+    # Only once the old bytes are gone, or they would get the new tag.
     files.write_text(_tag_file(part), _etag(response))
     with tqdm.tqdm(
       desc=part.stem,

@@ -1,0 +1,105 @@
+"""The parts of a run, built from a config without opening its data."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from blip_jax import build, train
+from blip_jax.data import inputs
+from blip_jax.runtime import sharding
+from blip_jax.tasks import caption, pretrain, retrieval
+from tests import helpers
+
+TASKS = {"pretrain": pretrain, "caption": caption, "retrieval": retrieval}
+MISSING = "no/such/captions.json"
+
+
+def make_config(name):
+  """A small run of a task, whose training data does not exist."""
+  config = TASKS[name].defaults()
+  config.data.train = (MISSING,)
+  config.data.num_workers = 0
+  config.tokenizer = "scenes"
+  config.batch_size = 4
+  config.num_steps = config.optim.steps_per_epoch = 2
+  config.model.variant = "tiny"
+  config.model.image_size = 16
+  if name != "caption":
+    config[name].queue_size = 8
+  return config
+
+
+def build_run(config):
+  names = dict(zip(sharding.AXES, (1, 2, 1), strict=True))
+  mesh = sharding.make_mesh(names, jax.devices()[:2])
+  return build.build(config, mesh)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_is_lowered_without_opening_data(name):
+  config = make_config(name)
+  build.validate(config)
+  run = build_run(config)
+  tx, learning_rate = run.optimiser
+  assert learning_rate(0) > 0
+  state, batch = run.abstract_state(), run.abstract_batch()
+  step = train.make_train_step(run.task, tx, config.seed)
+  with sharding.activate(run.mesh):
+    lowered = step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32))
+  # The next state has the shapes of the state before the step.
+  next_state, metrics = lowered.out_info
+  jax.tree.map(
+    lambda after, before: (
+      pytest.fail(f"{after} after {before}")
+      if (after.shape, after.dtype) != (before.shape, before.dtype)
+      else None
+    ),
+    next_state,
+    state,
+  )
+  assert metrics["loss"].shape == ()
+  # Nothing above has looked for the data.
+  with pytest.raises(ValueError, match=MISSING):
+    inputs.train_loader(config, run.example, "")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_abstract_batch_is_the_loaders(name, tmp_path):
+  config = make_config(name)
+  run = build_run(config)
+  config.data.train = ("scenes:train?num=8",)
+  loader = inputs.train_loader(config, run.example, str(tmp_path))
+  try:
+    batch, _ = next(loader)
+  finally:
+    loader.close()
+  batch = sharding.put_batch(batch, run.mesh)
+  abstract = run.abstract_batch()
+  describe = lambda x: (x.shape, x.dtype)
+  assert {k: describe(x) for k, x in batch.items()} == {
+    k: describe(x) for k, x in abstract.items()
+  }
+  for key, x in batch.items():
+    assert x.sharding.is_equivalent_to(abstract[key].sharding, x.ndim), key
+
+
+def test_the_card_describes_the_run():
+  config = make_config("caption")
+  run = build_run(config)
+  assert run.card.family == "caption"
+  assert run.card.prompt == "a picture of "
+  assert run.card.generation == config.generation.to_dict()
+  assert run.card.config.vit.image_size == (16, 16)
+  assert run.card.config.med.vocab_size == helpers.scenes_tokenizer().vocab_size
+  assert build_run(make_config("pretrain")).card.generation == {}
+
+
+def test_state_depends_on_the_seed_alone():
+  config = make_config("retrieval")
+  first, second = (
+    build_run(config).create_state().momentum.text_queue for _ in range(2)
+  )
+  helpers.assert_same(first, second)
+  config.seed += 1
+  other = build_run(config).create_state().momentum.text_queue
+  assert (first != other).any()

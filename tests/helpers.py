@@ -664,3 +664,15 @@ def write_pretrained(workdir):
     make_quick(monkeypatch)
     train.train(config, str(workdir))
   return workdir
+
+
+def pair_batch(rows=4, **more):
+  """A random batch of image-text pairs for the goldens' tiny models."""
+  keys = jax.random.split(jax.random.key(1), 2)
+  ids = jax.random.randint(keys[1], (rows, 6), 4, 400)
+  return {
+    "image": jax.random.normal(keys[0], (rows, 32, 32, 3)),
+    "input_ids": ids,
+    "attention_mask": jnp.ones_like(ids),
+    **more,
+  }

@@ -1,0 +1,131 @@
+"""Ranking by cosine and re-ranking by ITM, with bad rows and padding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip_jax.evaluators import ranking
+from blip_jax.evaluators.scores import recall
+from blip_jax.models import blip
+from blip_jax.models import config as model_config
+from blip_jax.tasks import base as tasks
+from blip_jax.tasks import retrieval as retrieval_task
+from tests import helpers
+
+
+@pytest.mark.parametrize("captions", [1, 2])
+@pytest.mark.parametrize("bad", [(), (2, 6)])
+def test_unreadable_images_are_left_out(captions, bad):
+  split = helpers.colour_split(helpers.ColourImages(bad=bad, captions=captions))
+  ranker = ranking.Ranking(split, helpers.ColourTask())
+  results = helpers.evaluate(ranker)
+  assert results["txt_r1"] == results["img_r1"] == 100
+  similarities = ranker.similarities({})
+  assert similarities.sim.shape == (7 - len(bad), captions * (7 - len(bad)))
+  assert set(similarities.rows) == set(range(7)) - set(bad)
+  colour_of_row = [
+    helpers.COLOURS.index(split.source[r]["caption"][0])
+    for r in similarities.rows
+  ]
+  for text, image in zip(
+    similarities.text_rows, similarities.image_of, strict=True
+  ):
+    assert (
+      helpers.COLOURS[colour_of_row[image]] in ranker.texts[text]["caption"]
+    )
+
+
+@pytest.mark.parametrize("k_test", [3, 100])
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_re_ranking_equals_scoring_every_pair(k_test, batch_size):
+  """Every pair alone, and sorting: the original's evaluation, written out. Two
+  captions per image, one unreadable image, and `k_test` above their number."""
+  sizes = model_config.variant(
+    "tiny",
+    image_size=8,
+    vocab_size=helpers.scenes_tokenizer().vocab_size,
+    tokens=model_config.SpecialTokens(**helpers.scenes_tokenizer().special_ids),
+    med=dict(depth=1),
+    vit=dict(depth=1),
+  )
+  model = blip.Blip(sizes)
+  task = retrieval_task.Retrieval(
+    model, queue_size=4, ema_decay=0.9, alpha=0.4, alpha_ramp_steps=1
+  )
+  params = task.init(jax.random.key(0))
+  params = jax.tree.map(lambda x: 3 * x if x.ndim == 2 else x, params)
+  split = helpers.colour_split(
+    helpers.ColourImages(bad=(2,), captions=2), batch_size
+  )
+  ranker = ranking.Ranking(split, task, k_test)
+  results = helpers.evaluate(ranker, params)
+
+  apply = jax.jit(model.apply, static_argnames="method")
+  call = functools.partial(apply, {"params": params})
+  rows = [row for n, row in enumerate(split.source) if n != 2]
+  texts = [caption for row in rows for caption in row["caption"]]
+  ids, mask = map(jnp.asarray, helpers.scenes_tokenizer().encode(texts, 6))
+  pixels = jnp.stack([jnp.asarray(row["image"]) for row in rows])
+  embeds, image_feat = call(tasks.normalise(pixels), method="image_features")
+  sim = np.asarray(image_feat @ call(ids, mask, method="text_feat").T)
+  scores = sim.copy()
+  for i, image_embeds in enumerate(embeds):
+    kv = call(image_embeds[None], method="image_kv")
+    for j in range(len(texts)):
+      logits = call(ids[j : j + 1], mask[j : j + 1], kv, method="match")
+      scores[i, j] += logits[0, 1]
+  image_of = np.repeat(np.arange(len(rows)), 2)
+  lists = []
+  for similar, score in ((sim, scores), (sim.T, scores.T)):
+    outside = np.argsort(-similar, axis=1)[:, k_test:]
+    lists.append(score.copy())
+    np.put_along_axis(lists[-1], outside, -100, axis=1)
+  reranked = ranker.rerank(params, ranker.similarities(params))
+  for both, expected in zip(reranked, lists, strict=True):
+    np.testing.assert_allclose(both, expected, atol=2e-5)
+  for name, value in recall.recall(*lists, image_of).items():
+    assert results[name] == pytest.approx(value)
+  for name, value in recall.recall(sim, sim.T, image_of).items():
+    assert results[f"itc_{name}"] == pytest.approx(value)
+
+
+def test_wrong_features_find_nothing():
+  task = helpers.ColourTask(
+    text_feat=lambda params, ids, mask: jnp.roll(
+      helpers.colour_of_text(ids, mask), 1, axis=-1
+    )
+  )
+  results = helpers.evaluate(
+    ranking.Ranking(helpers.colour_split(helpers.ColourImages()), task)
+  )
+  assert results["txt_r1"] == results["img_r1"] == 0
+
+
+def test_an_image_counts_only_if_it_and_a_text_of_it_can_be_read():
+  """Of seven images, one is broken and one has only an empty caption."""
+  source = helpers.ColourImages(bad=(2,))
+  source[5]["caption"] = ["..."]
+  split = helpers.colour_split(source)
+  ranker = ranking.Ranking(split, helpers.ColourTask())
+  similarities = ranker.similarities({})
+  assert similarities.rows.tolist() == [0, 1, 3, 4, 6]
+  assert similarities.sim.shape == (5, 5)
+  np.testing.assert_array_equal(similarities.image_of, np.arange(5))
+  results = helpers.evaluate(ranker)
+  assert results["txt_r1"] == results["img_r1"] == 100
+
+
+def test_short_lists_by_hand():
+  sim = np.array([[0.9, 0.1, 0.5], [0.8, 0.7, 0.6]], np.float32)
+  lists = ranking.ShortLists.nearest(sim, 1)
+  np.testing.assert_array_equal(lists.i2t, [[1, 0, 0], [1, 0, 0]])
+  np.testing.assert_array_equal(lists.t2i, [[1, 0], [0, 1], [0, 1]])
+  np.testing.assert_array_equal(lists.pairs, [[1, 0, 0], [1, 1, 1]])
+  i2t, t2i = lists.ranked(sim)
+  np.testing.assert_array_equal(i2t[0], sim[0] * [1, 0, 0] - [0, 100, 100])
+  np.testing.assert_array_equal(t2i[1], [-100, np.float32(0.7)])
+  everything = ranking.ShortLists.nearest(sim, 256)
+  assert everything.i2t.all() and everything.t2i.all()

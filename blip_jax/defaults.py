@@ -25,23 +25,23 @@ def generation() -> Config:
 
 
 def caption_images() -> Config:
-  """Defaults of captioning pictures with a model that is finished."""
+  """Defaults of captioning images with a trained model."""
   return Config(
     dict(
       job="caption",
-      images="",  # a folder, tar shards, or what README, "Data" lists
+      images="",  # a folder, tar shards, or any other source; docs/data.md
       image_root="",
-      out="",  # captions.jsonl, one line per picture
+      out="",  # unset: captions.jsonl in the workdir
       model="Salesforce/blip-image-captioning-base",  # what blip_jax.load takes
       tokenizer="",  # unset: the model's
       dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
-      batch_size=32,  # pictures at a time, of all devices together
+      batch_size=32,  # images, of all devices together
       mesh=dict(data=-1, fsdp=1, tensor=1),
-      sidecars=False,  # whether to write a .txt beside every picture too
+      sidecars=False,  # whether to also write a .txt next to every image
       num_threads=8,
-      seed=0,  # of what is sampled
+      seed=0,  # of sampled captions
       prompt=config_dict.placeholder(str),  # unset: the model's
-      # Unset: the model's; with `sample`, the original's.
+      # Unset: the model's defaults; with `sample`, those of the original.
       generation=dict(
         sample=False,
         num_return_sequences=1,
@@ -61,26 +61,26 @@ def caption_images() -> Config:
 
 
 def search() -> Config:
-  """Defaults of looking for pictures."""
+  """Defaults of searching a gallery of images."""
   return Config(
     dict(
       job="search",
-      images="",  # a folder, tar shards, or what README, "Data" lists
+      images="",  # a folder, tar shards, or any other source; docs/data.md
       image_root="",
-      # A text, a picture, or a file of them: a line each, or a JSON list.
+      # A text, an image, or a file of either: one per line, or a JSON list.
       queries="",
-      out="",  # search.json; a .png goes beside it
-      index="",  # the folder of the pictures' embeddings, made once
+      out="",  # unset: search.json in the workdir; a .png goes next to it
+      index="",  # folder of the embeddings; unset: in the workdir
       model="model_base_retrieval_coco",  # what blip_jax.load takes
       tokenizer="",  # unset: the model's
       dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
-      batch_size=32,  # pictures at a time, of all devices together
+      batch_size=32,  # images, of all devices together
       mesh=dict(data=-1, fsdp=1, tensor=1),
       num_threads=8,
-      num_frames=0,  # of videos, which the gallery then has; 0: of pictures
-      top=10,  # pictures found for each query
-      rerank=64,  # so many, the nearest to a text, are ranked anew by ITM
-      faiss="",  # unset: compares with every picture; else FAISS's factory
+      num_frames=0,  # frames of each video; 0: the gallery has images
+      top=10,  # results per query
+      rerank=64,  # images nearest to a text that ITM re-ranks
+      faiss="",  # unset: compare with every image; else a FAISS factory
     )
   )
 

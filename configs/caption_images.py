@@ -1,14 +1,14 @@
-"""Captions of a folder of pictures, or of tar shards.
+"""Captions of a folder of images, or of tar shards.
 
   python -m blip_jax.main --config configs/caption_images.py \
     --config.images=FOLDER --config.out=captions.jsonl
 
-A line of the result is one picture: {"row", "id", "caption", "log_prob",
-"score"}, or {"row", "id", "error"} if it cannot be read.  A job that was
-stopped goes on where it was when it is started again.
+Each image is a line of the result: {"row", "id", "caption", "log_prob",
+"score"}, or {"row", "id", "error"} if it cannot be read. The same command
+resumes a job that was stopped; other settings are refused.
 
-Useful: `--config.model=WORKDIR` for a model of your own, `--config.sidecars`
-for a .txt beside every picture, `--config.generation.sample
+Useful: `--config.model=WORKDIR` for your own model, `--config.sidecars` for a
+.txt next to every image, `--config.generation.sample
 --config.generation.num_return_sequences=5` for several different captions of
 each.
 """

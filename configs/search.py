@@ -1,17 +1,18 @@
-"""Looks for pictures in a gallery, by texts or by pictures.
+"""Search of a gallery of images by texts or by images.
 
   python -m blip_jax.main --config configs/search.py \
     --config.images=FOLDER --config.queries='a dog on a beach' \
     --config.out=found.json
 
-`found.json` lists the best pictures of each query, `found.png` shows them.
-The pictures are embedded once, into WORKDIR/index, where a job that was stopped
-goes on; further queries take seconds.
+`found.json` lists the best images of each query, `found.png` shows them. The
+images are embedded once, into WORKDIR/index; a job that was stopped resumes
+there, and further queries take seconds.
 
-Useful: `--config.queries=queries.txt` for many, `--config.queries=dog.jpg` for
-what looks like a picture, `--config.model=WORKDIR` for a model of your own,
-`--config.num_frames=8` for a folder of videos (extra [video]),
-`--config.faiss=HNSW32` for millions of pictures (extra [search]).
+Useful: `--config.queries=queries.txt` for several queries,
+`--config.queries=dog.jpg` for images similar to an image,
+`--config.model=WORKDIR` for your own model, `--config.num_frames=8` for a
+folder of videos (extra [video]), `--config.faiss=HNSW32` for millions of images
+(extra [search]).
 """
 
 from blip_jax import defaults

@@ -119,7 +119,7 @@ def test_a_pretrained_model_captions_too(images):
       dict(prompt="red " * 20),
       "no room after a prompt of 21",
     ),
-    (helpers.make_model, dict(bems=3), "bems: no option"),
+    (helpers.make_model, dict(bems=3), "bems: no such decoding option"),
   ],
 )
 def test_impossible_requests_are_refused(model_of, options, message, images):

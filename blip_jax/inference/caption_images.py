@@ -54,16 +54,17 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
     return {"images": len(source)}
 
   mesh = sharding.make_mesh(config.mesh)
+  dtype = config.dtype or model_lib.quick_dtype()
   model = model_lib.load(
     config.model,
     task="caption",
-    dtype=config.dtype or model_lib.quick_dtype(),
+    dtype=dtype,
     mesh=mesh,
     tokenizer=config.tokenizer or None,
   )
   options = {k: v for k, v in config.generation.items() if v is not None}
   generate = model.captioner(config.prompt, **options)
-  rows = _begin(out, _settings(config, model, source, options), source)
+  rows = _begin(out, _settings(config, dtype, model, source, options), source)
   todo = sources.Noted(sources.Rows(source, rows), _note)
   log.info("%d of %d images to caption", len(todo), len(source))
 
@@ -121,6 +122,7 @@ def _images(config: Config) -> str:
 
 def _settings(
   config: Config,
+  dtype: str,
   model: model_lib.Model,
   source: Any,
   options: Mapping[str, Any],
@@ -134,7 +136,7 @@ def _settings(
     params = multihost_utils.process_allgather(params, tiled=True)
   return {
     "weights": snapshot.digest(params),
-    "dtype": model.card.config.vit.dtype,
+    "dtype": dtype,
     "image_size": list(model.card.config.vit.image_size),
     "tokenizer": config.tokenizer,
     "prompt": prompt,

@@ -1,18 +1,16 @@
-"""How quickly captions are written, beside `transformers` on the same machine.
+"""Measure captioning, compared with `transformers` on the same machine.
 
   python tools/bench/caption.py                      BLIP-base, 384 px, beam 3
   python tools/bench/caption.py --variant tiny --image-size 32   a quick try
 
-Both get the same random weights, pictures and settings in one process, and must
-write the same ids before anything is timed.  `transformers` runs each of its
-attention implementations at each batch size, and its best counts.  Needs torch
-(the extra [parity]).  Prints a table, and writes JSON with --out.
+Both get the same random weights, images and settings in one process, and must
+generate the same ids before anything is timed. `transformers` runs with each of
+its attention implementations at each batch size, and its best result counts.
+Needs torch (the extra [parity]). Prints a table, and writes JSON with --out.
 """
 
 import argparse
 import functools
-import json
-import pathlib
 import resource
 import sys
 import tempfile
@@ -20,17 +18,19 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 
 from blip_jax.inference import model as model_lib
+from blip_jax.models import blip, decoding
 from blip_jax.models import config as model_config
-from blip_jax.models import decoding
+from blip_jax.runtime import files
 from blip_jax.tasks import base
 from blip_jax.tasks import caption as caption_lib
 
-# [DEC] a picture of, with sixteen tokens behind it, whatever they are.
+# "[DEC] a picture of"; sixteen tokens are generated after it.
 PROMPT = (30522, 1037, 3861, 1997)
 LENGTH = 20
 SAMPLES = 10
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--num-beams", type=int, default=3)
   parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8])
   parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--out", help="a JSON file for the numbers")
+  parser.add_argument("--out", help="write the results as JSON")
   args = parser.parse_args(argv)
 
   on_gpu = jax.default_backend() == "gpu"
@@ -55,14 +55,14 @@ def main(argv: list[str] | None = None) -> int:
   device = "cuda" if on_gpu else "cpu"
   rng = np.random.default_rng(0)
   shape = (max(args.batch_sizes), args.image_size, args.image_size, 3)
-  pictures = rng.integers(0, 256, shape, np.uint8)
+  images = rng.integers(0, 256, shape, np.uint8)
   settings = decoding.Decoding(
     LENGTH, LENGTH, num_beams=args.num_beams, length_norm="generated"
   )
   with tempfile.TemporaryDirectory() as folder:
-    make_theirs(args.variant, args.image_size).save_pretrained(folder)
-    ours = model_lib.load(folder, dtype=dtype)
-    theirs = open_theirs(folder, device, dtype, "eager")
+    make_external(args.variant, args.image_size).save_pretrained(folder)
+    native = model_lib.load(folder, dtype=dtype)
+    external = open_external(folder, device, dtype, "eager")
     row = {
       "device": str(jax.devices()[0].device_kind),
       "dtype": dtype,
@@ -74,23 +74,23 @@ def main(argv: list[str] | None = None) -> int:
       "versions": {
         m.__name__: m.__version__ for m in (jax, torch, transformers)
       },
-      "same_ids": same_ids(ours, theirs, pictures[:2], settings),
+      "same_ids": same_ids(native, external, images[:2], settings),
     }
-    del theirs
-    row["ours"] = time_ours(ours, pictures, settings, args)
-    row["samples"] = time_samples(ours, pictures[:1], args.repeats)
-    row["transformers"] = time_theirs(folder, device, dtype, pictures, args)
+    del external
+    row["native"] = time_native(native, images, settings, args)
+    row["samples"] = time_samples(native, images[:1], args.repeats)
+    row["transformers"] = time_external(folder, device, dtype, images, args)
   quickest = lambda rows: max(r["images_per_second"] for r in rows)
-  row["ratio"] = quickest(row["ours"]) / quickest(row["transformers"])
+  row["ratio"] = quickest(row["native"]) / quickest(row["transformers"])
   row["peak_memory_gb"] = peak_memory_gb()
   print_table(row)
   if args.out:
-    pathlib.Path(args.out).write_text(json.dumps(row, indent=2) + "\n")
+    files.write_json(args.out, row)
   return 0 if row["same_ids"] else 1
 
 
-def make_theirs(variant: str, image_size: int):
-  """A captioner of `transformers` with random weights."""
+def make_external(variant: str, image_size: int):
+  """A `transformers` captioner with random weights."""
   sizes = model_config.VARIANTS[variant]
   vision, text = sizes["vit"], sizes["med"]
   config = transformers.BlipConfig(
@@ -121,41 +121,47 @@ def make_theirs(variant: str, image_size: int):
   model = transformers.BlipForConditionalGeneration(config)
   with torch.no_grad():
     for parameter in model.text_decoder.parameters():
-      # Sharper, so that no two tokens are as good as each other.
+      # Larger, so that no two tokens have almost the same probability.
       if parameter.ndim == 2:
         parameter *= 3
   return model
 
 
 def program(model: model_lib.Model, settings: decoding.Decoding):
-  """What writes texts about pictures, as a function of parameters and those."""
-  prompt = np.array(PROMPT, np.int32)
-  room = decoding.num_positions_for(LENGTH, model.card.config.med.max_positions)
+  """A jitted function (params, images) -> generated texts."""
+  module = model.module
+  assert isinstance(module, blip.Blip)
+  prompt = jnp.array(PROMPT, jnp.int32)
+  num_positions = decoding.num_positions_for(
+    LENGTH, model.card.config.med.max_positions
+  )
 
-  def write(params, image):
+  def generate(params, image):
     keys = jax.random.split(jax.random.key(0), len(image))
     return caption_lib.generate(
-      model.module, params, image, prompt, settings, room, keys
+      module, params, image, prompt, settings, num_positions, keys
     )
 
-  return jax.jit(write)
+  return jax.jit(generate)
 
 
-def same_ids(ours, theirs, pictures, settings) -> bool:
-  found = program(ours, settings)(ours.params, pictures).ids[:, 0, :LENGTH]
-  expected = their_ids(theirs, pictures, settings.num_beams)
-  return bool((np.asarray(found) == expected).all())
+def same_ids(native, external, images, settings) -> bool:
+  generated = program(native, settings)(native.params, images).ids[
+    :, 0, :LENGTH
+  ]
+  expected = external_ids(external, images, settings.num_beams)
+  return bool((np.asarray(generated) == expected).all())
 
 
-def their_ids(theirs, pictures, num_beams: int) -> np.ndarray:
-  image = np.array(base.normalise(jax.numpy.asarray(pictures)))
+def external_ids(external, images, num_beams: int) -> np.ndarray:
+  image = np.array(base.normalise(jax.numpy.asarray(images)))
   pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
-  prompt = torch.tensor([[*PROMPT, 102]] * len(pictures))
+  prompt = torch.tensor([[*PROMPT, 102]] * len(images))
   with torch.inference_mode():
     return (
-      theirs.generate(
-        pixel_values=pixels.to(theirs.device, theirs.dtype),
-        input_ids=prompt.to(theirs.device),
+      external.generate(
+        pixel_values=pixels.to(external.device, external.dtype),
+        input_ids=prompt.to(external.device),
         num_beams=num_beams,
         max_length=LENGTH,
         min_length=LENGTH,
@@ -166,46 +172,47 @@ def their_ids(theirs, pictures, num_beams: int) -> np.ndarray:
     )
 
 
-def time_ours(ours, pictures, settings, args) -> list[dict]:
-  """Images per second, and where the time goes, at each batch size."""
+def time_native(native, images, settings, args) -> list[dict]:
+  """Images per second and the shares of the parts, at each batch size."""
   rows = []
   for size in args.batch_sizes:
-    image = jax.device_put(pictures[:size])
-    write = program(ours, settings)
+    image = jax.device_put(images[:size])
+    generate = program(native, settings)
     start = time.perf_counter()
-    compiled = write.lower(ours.params, image).compile()
+    compiled = generate.lower(native.params, image).compile()
     compile_seconds = time.perf_counter() - start
-    encode = method_of(ours, "encode_image")
-    project = method_of(ours, "decoder_kv")
-    normal = base.normalise(image)
-    states = encode(ours.params, normal)
-    parts = (compiled, image), (encode, normal), (project, states)
-    whole, vit, kv = (
-      seconds(functools.partial(part, ours.params, x), args.repeats)
+    encode = method_of(native, "encode_image")
+    project = method_of(native, "decoder_kv")
+    pixels = base.normalise(image)
+    states = encode(native.params, pixels)
+    parts = (compiled, image), (encode, pixels), (project, states)
+    total, vit, kv = (
+      seconds(functools.partial(part, native.params, x), args.repeats)
       for part, x in parts
     )
-    cost = lambda f, x: f.lower(ours.params, x).compile().cost_analysis()
-    flops = cost(encode, normal)["flops"] + cost(project, states)["flops"]
+    cost = lambda f, x: f.lower(native.params, x).compile().cost_analysis()
+    flops = cost(encode, pixels)["flops"] + cost(project, states)["flops"]
+    memory = compiled.memory_analysis()
     rows.append(
       {
         "batch_size": size,
-        "images_per_second": size / whole,
-        "share_vit": vit / whole,
-        "share_projection": kv / whole,
-        "share_decode": 1 - (vit + kv) / whole,
-        # XLA counts the body of a loop once: the decoder's is added by hand.
+        "images_per_second": size / total,
+        "share_vit": vit / total,
+        "share_projection": kv / total,
+        "share_decode": 1 - (vit + kv) / total,
+        # XLA counts the body of a loop once, so the decoder is computed here.
         "gflop_vit_and_projection": flops / size / 1e9,
-        "gflop_decode": decode_gflop(ours.card.config, settings.num_beams),
+        "gflop_decode": decode_gflop(native.card.config, settings.num_beams),
         "compile_seconds": compile_seconds,
-        "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "temporary_mb": memory.temp_size_in_bytes / 1e6 if memory else None,
       }
     )
   return rows
 
 
 def decode_gflop(config, num_beams: int) -> float:
-  """Of one picture's beams: all matrix products of the decoder, per token, and
-  the scores of the vocabulary."""
+  """GFLOP of one image's beams: the decoder's matrix products for all tokens,
+  and the logits of the vocabulary."""
   med, vit = config.med, config.vit
   square = 4 + 2  # self-attention; query and output of cross-attention
   layer = square * med.width**2 + 2 * med.width * med.mlp_dim
@@ -213,7 +220,7 @@ def decode_gflop(config, num_beams: int) -> float:
   head = med.width**2 + med.width * med.vocab_size
   steps = LENGTH - len(PROMPT)
   body = med.depth * (layer + attention)
-  # The prompt is read once for all beams.
+  # The prompt is processed once for all beams.
   tokens = len(PROMPT) + num_beams * (steps - 1)
   heads = 1 + num_beams * (steps - 1)
   return 2 * (tokens * body + heads * head) / 1e9
@@ -230,22 +237,22 @@ def method_of(model, method: str):
   return _method(model.module, method)
 
 
-def time_samples(ours, pictures, repeats: int) -> dict[str, float]:
-  """How much more several samples of a picture cost than one."""
+def time_samples(native, images, repeats: int) -> dict[str, float]:
+  """The cost of several samples of an image, relative to one."""
   times = {}
-  for number in (1, SAMPLES):
+  for num_samples in (1, SAMPLES):
     settings = decoding.Decoding(
       LENGTH,
       LENGTH,
       num_beams=1,
-      num_return_sequences=number,
+      num_return_sequences=num_samples,
       sample=True,
       top_k=50,
       top_p=0.9,
     )
-    write = program(ours, settings)
-    run = functools.partial(write, ours.params, jax.device_put(pictures))
-    times[number] = seconds(run, repeats)
+    generate = program(native, settings)
+    run = functools.partial(generate, native.params, jax.device_put(images))
+    times[num_samples] = seconds(run, repeats)
   return {
     "number": SAMPLES,
     "seconds_one": times[1],
@@ -254,17 +261,19 @@ def time_samples(ours, pictures, repeats: int) -> dict[str, float]:
   }
 
 
-def time_theirs(folder, device, dtype, pictures, args) -> list[dict]:
+def time_external(folder, device, dtype, images, args) -> list[dict]:
   rows = []
   for attention in ("eager", "sdpa"):
     try:
-      theirs = open_theirs(folder, device, dtype, attention)
+      external = open_external(folder, device, dtype, attention)
     except ValueError as error:
-      print(f"transformers has no {attention}: {error}", file=sys.stderr)
+      print(
+        f"transformers without {attention} attention: {error}", file=sys.stderr
+      )
       continue
     for size in args.batch_sizes:
-      some = pictures[:size]
-      run = functools.partial(their_ids, theirs, some, args.num_beams)
+      batch = images[:size]
+      run = functools.partial(external_ids, external, batch, args.num_beams)
       rows.append(
         {
           "attention": attention,
@@ -275,14 +284,14 @@ def time_theirs(folder, device, dtype, pictures, args) -> list[dict]:
   return rows
 
 
-def open_theirs(folder, device, dtype, attention: str):
+def open_external(folder, device, dtype, attention: str):
   return transformers.BlipForConditionalGeneration.from_pretrained(
     folder, attn_implementation=attention, dtype=getattr(torch, dtype)
   ).to(device)
 
 
 def seconds(run: Callable, repeats: int) -> float:
-  """The least of some times, after one that does not count."""
+  """The shortest of `repeats` runs, after one to warm up."""
   jax.block_until_ready(run())
   times = []
   for _ in range(repeats):
@@ -293,7 +302,7 @@ def seconds(run: Callable, repeats: int) -> float:
 
 
 def peak_memory_gb() -> float:
-  """Of the process, both libraries together."""
+  """Peak memory of the process, both libraries together."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -304,7 +313,7 @@ def print_table(row: dict) -> None:
   )
   print(f"same ids: {row['same_ids']}")
   print("batch  img/s   ViT  K/V  decode  GFLOP/img  compile")
-  for r in row["ours"]:
+  for r in row["native"]:
     gflop = r["gflop_vit_and_projection"] + r["gflop_decode"]
     print(
       f"{r['batch_size']:5d} {r['images_per_second']:6.2f} "

@@ -1,19 +1,18 @@
-"""How quickly ITM ranks candidates anew, beside projecting every pair's image.
+"""Measure ITM re-ranking, with each image projected once or for every pair.
 
   python tools/bench/rerank.py                   BLIP-base, 384 px, 128 texts
   python tools/bench/rerank.py --variant tiny --image-size 32    a quick try
 
-The plain way is the original's: tokens of the image are repeated for each text
-and projected with it.  Both have the same random weights and texts of 35 tokens
-in one process, take turns, and must give the same scores.  A third row has
-texts of the lengths that captions have, which we cut.  Prints a table and the
-plan of the blocks of a large evaluation, and writes JSON with --out.
+"per pair" is the original's way: the tokens of the image are repeated for each
+text and projected again. "shared" projects each image once. Both use the same
+random weights and texts of 35 tokens in one process, alternate, and must give
+the same scores. "shared, captions" has texts of the lengths of COCO's captions,
+which are trimmed. Prints a table and the planned blocks of a large evaluation,
+and writes JSON with --out.
 """
 
 import argparse
 import functools
-import json
-import pathlib
 import resource
 import statistics
 import time
@@ -25,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from blip_jax.inference import scoring
-from blip_jax.models import blip, families
+from blip_jax.models import blip, families, med
 from blip_jax.models import config as model_config
-from blip_jax.runtime import sharding
+from blip_jax.runtime import files, sharding
 from blip_jax.tasks import align
 
 LENGTH = 35
@@ -44,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     "--variant", default="base", choices=model_config.VARIANTS
   )
   parser.add_argument("--image-size", type=int, default=384)
-  parser.add_argument("--k", type=int, default=128, help="texts of an image")
-  parser.add_argument("--images", type=int, default=1, help="at a time")
+  parser.add_argument("--k", type=int, default=128, help="texts per image")
+  parser.add_argument("--images", type=int, default=1, help="images per batch")
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument(
     "--plan",
@@ -53,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     nargs=3,
     default=(5000, 25000, 256),
     metavar="N",
-    help="images, texts and candidates of the evaluation to plan",
+    help="images, texts and k_test of the evaluation to plan",
   )
-  parser.add_argument("--out", help="a JSON file for the numbers")
+  parser.add_argument("--out", help="write the results as JSON")
   args = parser.parse_args(argv)
 
   on_gpu = jax.default_backend() == "gpu"
@@ -82,19 +81,19 @@ def main(argv: list[str] | None = None) -> int:
   shared = functools.partial(
     scorer.itm_logits, params, embeds, candidates=candidates
   )
-  ways = {
-    "plain": functools.partial(plain, model, params, embeds, long),
+  methods = {
+    "per pair": functools.partial(per_pair, model, params, embeds, long),
     "shared": lambda: np.stack(shared(texts=long)),
     "shared, captions": lambda: np.stack(
       shared(texts=make_texts(args.k, lengths.astype(int)))
     ),
   }
-  # Which compiles them, too.
-  scores = {name: way() for name, way in ways.items()}
-  difference = np.abs(scores["plain"] - scores["shared"]).max()
+  # This compiles them too.
+  scores = {name: run() for name, run in methods.items()}
+  difference = np.abs(scores["per pair"] - scores["shared"]).max()
   # Scores of random weights are about 1; bfloat16 has three digits.
   same = bool(difference < (0.05 if on_gpu else 1e-4))
-  seconds = take_turns(ways, args.repeats)
+  seconds = alternate(methods, args.repeats)
   number = args.k * args.images
   row = {
     "device": str(jax.devices()[0].device_kind),
@@ -106,13 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     "largest_difference": float(difference),
     "same_scores": same,
     "pairs_per_second": {n: number / s for n, s in seconds.items()},
-    "ratio": {n: seconds["plain"] / s for n, s in seconds.items()},
+    "ratio": {n: seconds["per pair"] / s for n, s in seconds.items()},
     "plan": plan(sizes, *args.plan),
     "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
   }
   print_table(row)
   if args.out:
-    pathlib.Path(args.out).write_text(json.dumps(row, indent=2) + "\n")
+    files.write_json(args.out, row)
   return 0 if same else 1
 
 
@@ -123,33 +122,35 @@ def make_texts(number: int, lengths: np.ndarray) -> scoring.Texts:
   return scoring.Texts(ids * mask, mask)
 
 
-def plain(model, params, embeds, texts: scoring.Texts) -> np.ndarray:
-  """Logits of all texts with each image, which every pair projects anew."""
-  found = []
+def per_pair(
+  model: blip.Blip, params: med.Params, embeds: jax.Array, texts: scoring.Texts
+) -> np.ndarray:
+  """Logits of all texts with each image, projected again for every pair."""
+  logits = []
   for image in embeds:
     for start in range(0, len(texts.input_ids), scoring.TEXTS_AT_ONCE):
       rows = np.arange(start, min(start + scoring.TEXTS_AT_ONCE, len(texts[0])))
       batch = texts.rows(rows, LENGTH)
       repeated = jnp.repeat(image[None], len(rows), axis=0)
-      found.append(_each_alone(model, params, repeated, *batch.values()))
-  return np.concatenate(found).reshape(len(embeds), -1, 2)
+      logits.append(_match(model, params, repeated, *batch.values()))
+  return np.concatenate(logits).reshape(len(embeds), -1, 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _each_alone(model, params, image_embeds, ids, mask):
+def _match(model, params, image_embeds, ids, mask):
   call = functools.partial(model.apply, {"params": params})
   return call(ids, mask, call(image_embeds, method="image_kv"), method="match")
 
 
-def take_turns(
-  ways: dict[str, Callable[[], Any]], repeats: int
+def alternate(
+  methods: dict[str, Callable[[], Any]], repeats: int
 ) -> dict[str, float]:
-  """Median seconds of each."""
-  seconds = {name: [] for name in ways}
+  """Runs the methods in turn; returns the median seconds of each."""
+  seconds = {name: [] for name in methods}
   for _ in range(repeats):
-    for name, way in ways.items():
+    for name, run in methods.items():
       start = time.perf_counter()
-      way()
+      run()
       seconds[name].append(time.perf_counter() - start)
   return {name: statistics.median(times) for name, times in seconds.items()}
 
@@ -157,15 +158,15 @@ def take_turns(
 def plan(
   sizes: model_config.BlipConfig, images: int, texts: int, k: int
 ) -> dict[str, Any]:
-  """What an evaluation holds on one device, and in which blocks it runs."""
+  """The memory that an evaluation needs on one device, and its blocks."""
   nbytes = lambda tree: sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
   weights = nbytes(families.abstract("itm", sizes))
   block = scoring.block_size(sizes, sharding.one_device(), LENGTH)
-  of_image = scoring.image_bytes(sizes, LENGTH)
-  # A pair on both lists is looked at once; at most, none is.
-  number = images * min(k, texts) + texts * min(k, images)
+  per_image = scoring.image_bytes(sizes, LENGTH)
+  # An upper bound: a pair on both lists is scored once.
+  num_pairs = images * min(k, texts) + texts * min(k, images)
   return {
     "images": images,
     "texts": texts,
@@ -173,10 +174,10 @@ def plan(
     "images_at_a_time": block,
     "texts_at_a_time": block * scoring.TEXTS_AT_ONCE,
     "blocks": -(-images // block),
-    "pairs": number,
+    "pairs": num_pairs,
     "weights_gb": weights / 1e9,
-    "block_gb": block * of_image / 1e9,
-    "device_gb": (weights + block * of_image) / 1e9,
+    "block_gb": block * per_image / 1e9,
+    "device_gb": (weights + block * per_image) / 1e9,
     "host_gb_of_scores": 3 * images * texts * 4 / 1e9,
     "host_gb_of_features": (images + texts) * sizes.embed_dim * 4 / 1e9,
   }

@@ -62,6 +62,7 @@ def content(**changes):
 def test_the_page_shows_the_statistics():
   page = Page(report_html.render(content(), {"Web texts kept": ["CARD"]}))
   assert "300 of 1,200 texts are kept, for 1 of 3 images" in page.text
+  assert "totalkeptdroppedunusableimages3111" in page.text
   assert "below threshold" in page.text
   assert "25.0%" in page.text
   assert "Web texts keptCARD" in page.text

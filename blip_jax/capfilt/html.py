@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 THUMBNAIL = 160  # pixels of the longer side
 _MAX_TEXT = 300  # characters shown of a text
 _MAX_DAMAGE = 20  # lines shown
+_IMAGE_OUTCOMES = ("in", "kept", "dropped", "bad")
 
 
 def card(item: findings.GalleryItem, work_units: Sequence[WorkUnit]) -> str:
@@ -108,7 +109,10 @@ def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
     f"{num_kept:,} of {num_texts:,} texts are kept, for "
     f"{image_counts['kept']:,} of {image_counts['in']:,} images",
     _text_table(texts)
-    + _table(["images", *image_counts], [["", *image_counts.values()]]),
+    + _table(
+      ["", "total", "kept", "dropped", "unusable"],
+      [["images", *(image_counts[key] for key in _IMAGE_OUTCOMES)]],
+    ),
   )
   yield _section(
     "Matching probability (itm_prob) and the threshold",
@@ -119,7 +123,7 @@ def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
   )
   yield _section(
     "Kept texts per image",
-    "<p>Number of kept texts: how many images have as many.</p>"
+    "<p>Left: number of kept texts. Right: how many images have it.</p>"
     + _bars(content["texts_per_image"].items()),
   )
   lengths = "".join(
@@ -138,6 +142,7 @@ def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
         ["new training set", *_word_counts(after)],
       ],
     )
+    + "<p>Left: number of words. Right: how many texts have it.</p>"
     + f"<div class=side>{lengths}</div>",
   )
   yield _section(
@@ -156,10 +161,10 @@ def _text_table(texts: Mapping[str, Mapping[str, int]]) -> str:
   )
   titles = [reason.replace("_", " ") for reason in reasons]
   return _table(
-    ["texts", "in", "kept", "share kept", *titles],
+    ["", "total", "kept", "share kept", *titles],
     [
       [
-        source,
+        f"{source} texts",
         counts.get("in", 0),
         counts.get("kept", 0),
         f"{counts.get('kept', 0) / max(counts.get('in', 0), 1):.1%}",
@@ -269,5 +274,8 @@ figure p { margin: 4px 0; font-size: 13px; color: #6e737a;
   overflow-wrap: anywhere } figure p.this { color: #202124; font-weight: 600 }
 b.web { color: #a15c00 } b.synthetic { color: #4472b8 } small { color: #8a8f96;
   overflow-wrap: anywhere } pre { overflow-x: auto; font-size: 12px }
-</style><h1>CapFilt report</h1>BODY</html>
+</style><h1>CapFilt report</h1>
+<p>What the rules of config.merge keep of the work units that are done. Under an
+image, each of its texts has its source and its matching probability; the text
+that the image is shown for is in bold.</p>BODY</html>
 """

@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from blip_jax.convert import adapt, opening
+from blip_jax.convert import adapt, opening, weights
 from blip_jax.models import families, vit
 from blip_jax.runtime import snapshot
 from tests import helpers
@@ -65,6 +65,20 @@ def test_retrieval_takes_the_queues_of_pretraining():
     "blip_pretrain", task="retrieval", keep_momentum=False
   )
   assert not params_only.item("momentum")
+
+
+def test_the_queues_of_retrieval_start_at_their_first_row():
+  """Wherever pre-training stopped; in the golden checkpoint that is row 0."""
+  pretrained = helpers.open_golden("blip_pretrain")
+  stopped = {"momentum/queue_ptr": weights.Leaf.from_array(np.int32(4))}
+  leaves = adapt.to_family(
+    {**pretrained.leaves, **stopped},
+    "pretrain",
+    "retrieval",
+    pretrained.card.config,
+    weights.Report(),
+  )
+  assert leaves["momentum/queue_ptr"].read() == 0
 
 
 def test_position_embeddings_are_interpolated_and_reported():

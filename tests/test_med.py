@@ -31,7 +31,7 @@ def decoder():
   return {"params": helpers.params("blip_decoder")["text_decoder"]}
 
 
-def look_at(module, variables, golden):
+def encoder_kv(module, variables, golden):
   """Cross-attention keys and values, and the mask over them."""
   states = golden["encoder_hidden_states"]
   kv = module.apply(variables, states, method="encoder_kv")
@@ -44,7 +44,7 @@ def test_text_mode(golden, encoder):
 
 
 def test_multimodal_mode(golden, encoder):
-  kv, mask = look_at(ENCODER, encoder, golden)
+  kv, mask = encoder_kv(ENCODER, encoder, golden)
   hidden = ENCODER.apply(
     encoder, golden["input_ids"], golden["attention_mask"], kv, mask
   )
@@ -52,7 +52,7 @@ def test_multimodal_mode(golden, encoder):
 
 
 def test_causal_mode(golden, encoder):
-  kv, mask = look_at(ENCODER, encoder, golden)
+  kv, mask = encoder_kv(ENCODER, encoder, golden)
   hidden = ENCODER.apply(
     encoder,
     golden["input_ids"],
@@ -78,7 +78,7 @@ def decode(decoder, golden, kv, mask):
 
 
 def test_decoder_logits_and_loss(golden, decoder):
-  logits = decode(decoder, golden, *look_at(DECODER, decoder, golden))
+  logits = decode(decoder, golden, *encoder_kv(DECODER, decoder, golden))
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   close(logits, golden["dec.logits"])
   close(logits[:, :-1], golden["dec.return_logits"])
@@ -98,7 +98,7 @@ def test_decoder_without_image(golden, decoder):
 
 def test_cached_decoding(golden, decoder):
   """A prompt of three tokens, then one at a time."""
-  kv, mask = look_at(DECODER, decoder, golden)
+  kv, mask = encoder_kv(DECODER, decoder, golden)
   ids = golden["input_ids"]
   cache = DECODER.apply(decoder, len(ids), 10, method="init_cache")
   steps = []
@@ -108,7 +108,7 @@ def test_cached_decoding(golden, decoder):
     )
     logits = DECODER.apply(decoder, hidden[:, -1:], method="logits")
     steps.append(logits[:, 0])
-  # As all logits here: some are of 7, and a CPU's order of sums has its say.
+  # Some logits are as large as 7, and CPUs differ in the order of sums.
   np.testing.assert_allclose(
     jnp.stack(steps, axis=1),
     golden["dec_cached.logits"],
@@ -123,34 +123,36 @@ def test_cached_decoding(golden, decoder):
   )
 
 
-def test_texts_of_one_image_go_on_from_each_other(golden, decoder):
-  """With a prompt in common; as each does alone, whatever its ancestors."""
-  kv, mask = look_at(DECODER, decoder, golden)
+def test_cached_texts_can_continue_each_other(golden, decoder):
+  """Texts of one image share a prompt; each gets the hidden states that it
+  would get alone, whichever texts it has continued."""
+  kv, mask = encoder_kv(DECODER, decoder, golden)
   extend = jax.jit(functools.partial(DECODER.apply, method="extend"))
   images, prompt = len(golden["input_ids"]), golden["input_ids"][:, :2]
-  room = functools.partial(
+  init_cache = functools.partial(
     DECODER.apply, decoder, images, 8, method="init_cache"
   )
   words = jax.random.randint(jax.random.key(0), (4, images, 3), 5, 20)
-  # The first dies out, the last goes on twice; then all go on from one.
+  # The first text is dropped, the last is continued twice; later, all continue
+  # the same one.
   ancestors = jnp.array([[2, 1, 2], [0, 1, 2], [1, 1, 1], [1, 2, 0]])
-  _, cache = extend(decoder, prompt, room(3), kv, mask)
+  _, cache = extend(decoder, prompt, init_cache(3), kv, mask)
   texts = jnp.repeat(prompt[:, None], 3, axis=1)
-  for new, came_from in zip(words, ancestors, strict=True):
+  for new, parents in zip(words, ancestors, strict=True):
     hidden, cache = extend(decoder, new.reshape(-1, 1), cache, kv, mask)
-    written = jnp.concatenate([texts, new[..., None]], axis=2)
-    texts = written[:, came_from]
-    cache = cache._replace(ancestors=cache.ancestors[:, came_from])
+    extended = jnp.concatenate([texts, new[..., None]], axis=2)
+    texts = extended[:, parents]
+    cache = cache._replace(ancestors=cache.ancestors[:, parents])
   for text in range(3):
-    alone, _ = extend(decoder, written[:, text], room(1), kv, mask)
+    alone, _ = extend(decoder, extended[:, text], init_cache(1), kv, mask)
     np.testing.assert_allclose(
       hidden.reshape(images, 3, -1)[:, text], alone[:, -1], atol=1e-5
     )
 
 
-def test_texts_of_one_image_share_its_keys(golden, encoder):
-  """Three texts an image, without copying the image, equal three copies."""
-  kv, _ = look_at(ENCODER, encoder, golden)
+def test_texts_share_the_keys_of_their_image(golden, encoder):
+  """Three texts per image give the same result as three copies of the image."""
+  kv, _ = encoder_kv(ENCODER, encoder, golden)
   ids = jnp.repeat(golden["input_ids"], 3, axis=0)[::-1]
   mask = jnp.repeat(golden["attention_mask"], 3, axis=0)[::-1]
   folded = ENCODER.apply(encoder, ids, mask, kv)
@@ -161,8 +163,8 @@ def test_texts_of_one_image_share_its_keys(golden, encoder):
 
 
 def test_causality_through_gradients(decoder, golden):
-  """No token may move the scores that come before it."""
-  kv, _ = look_at(DECODER, decoder, golden)
+  """A token has no influence on the hidden states before it."""
+  kv, _ = encoder_kv(DECODER, decoder, golden)
 
   def score(table, position):
     params = {**decoder["params"], "position_embeddings": table}
@@ -173,11 +175,11 @@ def test_causality_through_gradients(decoder, golden):
     return hidden[:, position].sum()
 
   table = decoder["params"]["position_embeddings"]
-  moved = jnp.abs(jax.grad(score)(table, 4)).sum(axis=1) > 0
-  np.testing.assert_array_equal(moved[:12], np.arange(12) <= 4)
+  influences = jnp.abs(jax.grad(score)(table, 4)).sum(axis=1) > 0
+  np.testing.assert_array_equal(influences[:12], np.arange(12) <= 4)
 
 
-def test_too_long_text(encoder):
+def test_a_text_longer_than_the_position_embeddings(encoder):
   ids = jnp.ones((1, 65), jnp.int32)
   with pytest.raises(ValueError, match="only 64 positions"):
     ENCODER.apply(encoder, ids, ids)
@@ -186,12 +188,12 @@ def test_too_long_text(encoder):
 def test_dropout_is_active_only_in_training(golden, encoder):
   cfg = dataclasses.replace(helpers.MED, dropout=0.1)
   args = encoder, golden["input_ids"], golden["attention_mask"]
-  still = med.Med(cfg).apply(*args)
-  np.testing.assert_allclose(still, golden["text.hidden2"], atol=1e-5)
-  moving = med.Med(cfg).apply(
+  deterministic = med.Med(cfg).apply(*args)
+  np.testing.assert_allclose(deterministic, golden["text.hidden2"], atol=1e-5)
+  dropped = med.Med(cfg).apply(
     *args, deterministic=False, rngs={"dropout": jax.random.key(0)}
   )
-  assert np.abs(moving - still).max() > 1e-2
+  assert np.abs(dropped - deterministic).max() > 1e-2
 
 
 def test_tie_and_drop_tied_are_inverse():
@@ -201,13 +203,13 @@ def test_tie_and_drop_tied_are_inverse():
   assert "crossattention" not in stored["text_decoder"]["layer_0"]
   assert "ln" in stored["text_decoder"]["layer_0"]["attention"]
   full = med.tie(stored)
-  # The original's checkpoint holds every tied tensor under both names.
+  # The original's checkpoint contains every tied tensor under both names.
   jax.tree.map(np.testing.assert_array_equal, full, params)
 
 
 @pytest.mark.parametrize("policy", config.REMAT_POLICIES)
-def test_remat_changes_memory_not_numbers(golden, encoder, policy):
-  kv, _ = look_at(ENCODER, encoder, golden)
+def test_remat_does_not_change_gradients(golden, encoder, policy):
+  kv, _ = encoder_kv(ENCODER, encoder, golden)
   module = med.Med(dataclasses.replace(helpers.MED, remat=policy))
 
   def loss(variables, module=module):

@@ -1,4 +1,4 @@
-"""The same numbers on one device and on eight, however they are arranged."""
+"""One device and several meshes of eight give the same numbers."""
 
 import functools
 
@@ -17,13 +17,13 @@ from tests import helpers
 MESHES = {
   "global": [(1, 8, 1), (2, 2, 2), (2, 1, 4)],
   "local": [(8, 1, 1), (2, 2, 2)],
-  # As COCO's recipe: ITC within a shard, negatives of ITM from all of them.
+  # Like COCO's recipe: ITC within a shard, ITM negatives from all shards.
   "retrieval": [(2, 2, 2)],
 }
 
 
 def make_task(scope, mesh):
-  """Groups stay those of eight shards, whatever the mesh."""
+  """Local groups are those of eight shards, whatever the mesh is."""
   fields = dict(
     queue_size=12,
     ema_decay=0.995,
@@ -32,8 +32,8 @@ def make_task(scope, mesh):
     groups=1 if scope == "global" else 8,
     num_shards=sharding.num_data_shards(mesh),
   )
-  kind = retrieval.Retrieval if scope == "retrieval" else pretrain.Pretrain
-  return kind(blip.Blip(helpers.BLIP), **fields)
+  task = retrieval.Retrieval if scope == "retrieval" else pretrain.Pretrain
+  return task(blip.Blip(helpers.BLIP), **fields)
 
 
 def make_mesh(shape):
@@ -105,7 +105,7 @@ def test_losses_and_gradients(scope, shape):
   momentum_8, metrics_8, grads_8 = losses_and_grads(scope, shape)
   for name, value in metrics.items():
     np.testing.assert_allclose(metrics_8[name], value, rtol=1e-5, err_msg=name)
-  # Against the global norm: key biases have no gradient but rounding.
+  # Relative to the global norm: gradients of key biases are rounding errors.
   norm = optax.tree.norm(grads)
   error = optax.tree.norm(jax.tree.map(np.subtract, grads_8, grads))
   assert error / norm < 1e-5
@@ -117,13 +117,13 @@ def test_losses_and_gradients(scope, shape):
 
 
 def test_scopes_differ():
-  """Or the two scopes above would be one test."""
+  """Otherwise the test above would not test both scopes."""
   (_, metrics, _), (_, others, _) = map(one_device, ("global", "local"))
   assert abs(metrics["loss_itc"] - others["loss_itc"]) > 1e-3
 
 
 def test_training_step_keeps_the_state_sharded():
-  """Parameters, moments and twin leave a step where they entered it."""
+  """Parameters, moments and momentum encoders keep their shardings."""
   mesh = make_mesh((2, 2, 2))
   task = make_task("global", mesh)
   tx = optax.adamw(1e-3)

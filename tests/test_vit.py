@@ -49,18 +49,18 @@ def test_resize_pos_embed_keeps_rows_and_columns_apart():
 
 
 def test_other_image_size_interpolates(golden, params):
-  """The original resizes the weights; we resize on the fly."""
+  """The original resizes the stored weights; here it happens in the model."""
   features = forward(params, helpers.image(golden["image_big"]))
   np.testing.assert_allclose(features, golden["features_big"], atol=1e-5)
 
 
-def test_impossible_image_size(params):
+def test_image_size_that_the_patch_size_does_not_divide(params):
   with pytest.raises(ValueError, match="multiples of the patch size 8"):
     forward(params, jnp.zeros((1, 33, 32, 3)))
 
 
 @pytest.mark.parametrize("policy", config.REMAT_POLICIES)
-def test_remat_changes_memory_not_numbers(golden, params, policy):
+def test_remat_does_not_change_gradients(golden, params, policy):
   image = helpers.image(golden["image"])
   cfg = dataclasses.replace(helpers.VIT, remat=policy)
 
@@ -79,20 +79,20 @@ def test_remat_changes_memory_not_numbers(golden, params, policy):
   assert recomputes == (policy != "none")
 
 
-def test_drop_path_drops_whole_samples_and_rescales(params):
-  """Only the last block may drop, so its output is kept or its input."""
+def test_drop_path_drops_the_residual_of_entire_examples(params):
+  """Only the last block drops, so an example gets its output or its input."""
   cfg = dataclasses.replace(helpers.VIT, drop_path=0.9)
   image = jax.random.normal(jax.random.key(0), (64, 32, 32, 3))
-  still = forward(params, image, cfg)
-  moving = forward(
+  deterministic = forward(params, image, cfg)
+  dropped = forward(
     params, image, cfg, deterministic=False, rngs={"dropout": jax.random.key(1)}
   )
   first_block_only = dataclasses.replace(helpers.VIT, depth=1)
   expected = forward(params, image, first_block_only)
-  unchanged = jnp.abs(moving - expected).max(axis=(1, 2)) < 1e-5
+  unchanged = jnp.abs(dropped - expected).max(axis=(1, 2)) < 1e-5
   # Both branches drop with probability 0.81.
   assert 0.6 < unchanged.mean() < 0.95
-  assert jnp.abs(still - expected).max() > 1e-2
+  assert jnp.abs(deterministic - expected).max() > 1e-2
 
 
 def test_bfloat16_computes_in_bfloat16_over_float32_parameters(golden, params):

@@ -10,6 +10,11 @@ import sys
 import numpy as np
 import pytest
 
+from blip_jax import defaults
+from blip_jax.data import datasets
+from blip_jax.inference import caption_images
+from blip_jax.inference import model as model_lib
+from blip_jax.runtime import resumable
 from tests import QUICK_TO_COMPILE, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -112,13 +117,23 @@ def test_two_processes_caption_a_folder(tmp_path):
   )
   out = lambda name: f"--config.out={tmp_path / name}"
   finish([start("caption_images", tmp_path, 1, *flags, out("one"))])
-  # Of an earlier run, cut in a line.
+  # An earlier run with the same settings, cut in a line.
   lines = (tmp_path / "one").read_text().splitlines(keepends=True)
   assert len(lines) == 7
+  config = defaults.caption_images()
+  config.images = str(images)
+  settings = caption_images._settings(
+    config,
+    "float32",
+    model_lib.load(model),
+    datasets.open_images(str(images)),
+    {"sample": False, "num_return_sequences": 1},
+  )
+  resumable.begin(tmp_path / "two.job.json", settings, hint="")
   (tmp_path / "two.part1").write_text(lines[2] + lines[4][:9])
   printed, _ = finish(start_two("caption_images", tmp_path, *flags, out("two")))
   assert (tmp_path / "two").read_text().splitlines(keepends=True) == lines
-  assert not list(tmp_path.glob("two.part*"))
+  assert not list(tmp_path.glob("two.*"))
   output = [line.split() for line in printed.splitlines()]
   assert ["images", "7"] in output and ["unreadable", "1"] in output
 

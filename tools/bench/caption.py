@@ -13,7 +13,6 @@ import argparse
 import functools
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
   settings = decoding.Decoding(
     LENGTH, LENGTH, num_beams=args.num_beams, length_norm="generated"
   )
-  with tempfile.TemporaryDirectory() as folder:
+  with files.temporary_folder() as folder:
     make_external(args.variant, args.image_size).save_pretrained(folder)
     native = model_lib.load(folder, dtype=dtype)
     external = open_external(folder, device, dtype, "eager")

@@ -28,8 +28,8 @@ def test_op_equals_the_original(name, golden, facts):
   entries = [entry for entry in facts["ops"] if entry["op"] == name]
   assert entries, f"no golden case for {name}"
   for entry in entries:
-    found = apply(golden["image"], name, *entry["args"])
-    np.testing.assert_array_equal(found, golden[entry["key"]], entry["key"])
+    result = apply(golden["image"], name, *entry["args"])
+    np.testing.assert_array_equal(result, golden[entry["key"]], entry["key"])
 
 
 def test_every_golden_op_is_implemented(facts):
@@ -55,8 +55,8 @@ def test_strength_equals_the_original(facts):
 def test_flat_image_equals_the_original(golden):
   for key in (key for key in golden.files if key.startswith("flat.")):
     op = randaugment.OPS[key.removeprefix("flat.")]
-    found = op.apply(golden["flat"], *op.strength(5))
-    np.testing.assert_array_equal(found, golden[key], key)
+    result = op.apply(golden["flat"], *op.strength(5))
+    np.testing.assert_array_equal(result, golden[key], key)
 
 
 def test_pipeline_equals_the_original(golden, facts):
@@ -78,21 +78,21 @@ def test_auto_contrast_stretches_only_channels_that_reach_black():
   image = np.full((2, 2, 3), 40, np.uint8)
   image[0, 0] = [0, 20, 40]
   image[1, 1] = 51
-  found = randaugment.auto_contrast(image)
+  result = randaugment.auto_contrast(image)
   # Red ranges from 0 to 51 (times 5); the minimum of the others is above 0.
-  np.testing.assert_array_equal(found[..., 0], [[0, 200], [200, 255]])
-  assert (found[..., 1:] == 255).all()
+  np.testing.assert_array_equal(result[..., 0], [[0, 200], [200, 255]])
+  assert (result[..., 1:] == 255).all()
 
 
 def test_translation_moves_pixels_and_fills_with_grey(golden):
   """As in PIL, a positive shift moves the content to the left or upwards."""
   image = golden["image"]
-  found = randaugment.translate_x(image, 5.0)
-  np.testing.assert_array_equal(found[:, :-5], image[:, 5:])
-  assert (found[:, -5:] == randaugment.FILL).all()
-  found = randaugment.translate_y(image, -5.0)
-  np.testing.assert_array_equal(found[5:], image[:-5])
-  assert (found[:5] == randaugment.FILL).all()
+  result = randaugment.translate_x(image, 5.0)
+  np.testing.assert_array_equal(result[:, :-5], image[:, 5:])
+  assert (result[:, -5:] == randaugment.FILL).all()
+  result = randaugment.translate_y(image, -5.0)
+  np.testing.assert_array_equal(result[5:], image[:-5])
+  assert (result[:5] == randaugment.FILL).all()
 
 
 def test_ops_and_signs_are_sampled_uniformly():

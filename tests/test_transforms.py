@@ -82,15 +82,15 @@ def test_modes_are_converted_as_pil_does(mode, photo):
   image = PIL.Image.fromarray(photo).convert("RGB").convert(mode)
   format = {"CMYK": "JPEG", "YCbCr": "JPEG"}.get(mode, "PNG")
   raw = encode(image, format)
-  found = transforms.decode(raw, MAX_PIXELS)
+  result = transforms.decode(raw, MAX_PIXELS)
   expected = PIL.Image.open(io.BytesIO(raw)).convert("RGB")
-  np.testing.assert_array_equal(found, np.asarray(expected))
+  np.testing.assert_array_equal(result, np.asarray(expected))
 
 
 def test_cmyk_jpeg_keeps_its_colours(photo):
   image = PIL.Image.fromarray(photo).convert("CMYK")
-  found = transforms.decode(encode(image, "JPEG", quality=95), MAX_PIXELS)
-  assert np.abs(found.astype(int) - photo).mean() < 3
+  result = transforms.decode(encode(image, "JPEG", quality=95), MAX_PIXELS)
+  assert np.abs(result.astype(int) - photo).mean() < 3
 
 
 @pytest.mark.parametrize("transparency", [0, bytes(range(256))])
@@ -101,24 +101,24 @@ def test_transparent_palettes_are_converted_without_warnings(
   raw = encode(image, "PNG", transparency=transparency)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    found = transforms.decode(raw, MAX_PIXELS)
-  np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+    result = transforms.decode(raw, MAX_PIXELS)
+  np.testing.assert_array_equal(result, np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_keeps_its_upper_bits(format):
   deep = np.arange(0, 0x10000, 0x101, dtype=np.uint16).reshape(16, 16)
-  found = transforms.decode(encode(deep, format), MAX_PIXELS)
-  np.testing.assert_array_equal(found, (deep >> 8)[..., None].repeat(3, -1))
-  assert found.max() == 255
+  result = transforms.decode(encode(deep, format), MAX_PIXELS)
+  np.testing.assert_array_equal(result, (deep >> 8)[..., None].repeat(3, -1))
+  assert result.max() == 255
 
 
 def test_16_bit_colour_keeps_its_upper_bits():
   deep = np.random.default_rng(0).integers(0, 0x10000, (5, 6, 3), np.uint16)
   encoded, png = cv2.imencode(".png", deep[..., ::-1])
   assert encoded
-  found = transforms.decode(png.tobytes(), MAX_PIXELS)
-  np.testing.assert_array_equal(found, deep >> 8)
+  result = transforms.decode(png.tobytes(), MAX_PIXELS)
+  np.testing.assert_array_equal(result, deep >> 8)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
@@ -129,8 +129,8 @@ def test_an_animation_gives_its_first_frame(format):
   raw = encode(
     frames[0], format, save_all=True, append_images=frames[1:], **options
   )
-  found = transforms.decode(raw, MAX_PIXELS)
-  assert found.shape == (6, 8, 3) and (found == [255, 0, 0]).all()
+  result = transforms.decode(raw, MAX_PIXELS)
+  assert result.shape == (6, 8, 3) and (result == [255, 0, 0]).all()
 
 
 def test_exif_orientation_is_ignored_as_in_the_original(photo):
@@ -150,8 +150,8 @@ def test_arrays_are_converted(channels, photo):
     alpha = np.full_like(photo[..., :1], 7)
     image = np.concatenate([photo, alpha], -1)[..., :channels]
     expected = photo
-  found = transforms.decode(image, MAX_PIXELS)
-  np.testing.assert_array_equal(found, expected)
+  result = transforms.decode(image, MAX_PIXELS)
+  np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +214,8 @@ def test_damaged_files_give_a_bad_sample_or_an_image(photo):
       where = rng.integers(len(raw), size=8)
       broken[where] = rng.integers(0, 256, size=8)
       try:
-        found = transforms.decode(broken.tobytes(), 100_000)
-        assert found.ndim == 3 and found.dtype == np.uint8
+        result = transforms.decode(broken.tobytes(), 100_000)
+        assert result.ndim == 3 and result.dtype == np.uint8
       except transforms.BadSample as error:
         reasons.add(error.reason)
   assert {"corrupt", "not_an_image", "too_large"} <= reasons
@@ -274,14 +274,14 @@ def test_bad_samples_can_be_pickled():
 def test_resized_crop_equals_the_original(key, box, flip, golden, golden_dir):
   path = golden_dir / "images" / "grad_rgb.png"
   image = transforms.decode(path, MAX_PIXELS)
-  found = transforms.resized_crop(image, *box, size=32, flip=flip)
-  np.testing.assert_array_equal(found, golden[key])
+  result = transforms.resized_crop(image, *box, size=32, flip=flip)
+  np.testing.assert_array_equal(result, golden[key])
 
 
 def test_sizes_can_be_rectangular(photo):
   expected = PIL.Image.fromarray(photo).resize((20, 10), PIL.Image.BICUBIC)
-  found = transforms.EvalImage((10, 20))(photo)
-  np.testing.assert_array_equal(found, np.asarray(expected))
+  result = transforms.EvalImage((10, 20))(photo)
+  np.testing.assert_array_equal(result, np.asarray(expected))
   train = transforms.TrainImage((10, 20), 0.5, randaugment.RandAugment())
   assert train(photo, np.random.default_rng(0)).shape == (10, 20, 3)
 

@@ -100,3 +100,25 @@ def test_ranges_and_folders(tmp_path):
   files.remove(path)
   files.remove(path)
   assert not files.exists(path)
+
+
+def test_a_file_is_hashed(tmp_path):
+  (tmp_path / "a").write_bytes(b"abc")
+  # FIPS 180-4.
+  assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_the_time_of_a_missing_file_is_set_only_by_creating_it(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    files.touch(tmp_path / "a", create=False)
+  assert not (tmp_path / "a").exists()
+  files.touch(tmp_path / "a")
+  os.utime(tmp_path / "a", (100, 100))
+  files.touch(tmp_path / "a", create=False)
+  assert files.stat(tmp_path / "a").modified > 100
+
+
+def test_a_temporary_folder_is_deleted():
+  with files.temporary_folder() as folder:
+    (folder / "a").write_text("x")
+  assert not folder.exists()

@@ -17,12 +17,12 @@ import optax
 from blip_jax import config as run_config
 from blip_jax import task_table
 from blip_jax.config import Config
-from blip_jax.convert import companions
+from blip_jax.convert import companions, opening
 from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card, families
 from blip_jax.models import config as model_config
-from blip_jax.runtime import optim, sharding, train_state
+from blip_jax.runtime import checkpoint, optim, sharding, train_state
 from blip_jax.tasks import base
 
 
@@ -57,6 +57,14 @@ class Run:
   def model_files(self) -> dict[str, str]:
     """Contents of the companion files of the parameters, by name."""
     return companions.model_files(self.card, self.tokenizer)
+
+  def open_weights(self, name_or_path: str) -> checkpoint.Weights:
+    """Weights for this model, of any checkpoint that `blip_jax.load` opens.
+
+    Raises:
+      ValueError: there is no such checkpoint, or it cannot be adapted.
+    """
+    return opening.open_weights(name_or_path, self.card)
 
   @functools.cached_property
   def optimiser(

@@ -9,7 +9,7 @@ misspelt key is an error and not a silent default.
 from ml_collections import config_dict
 
 from blip_jax.config import Config
-from blip_jax.convert import registry
+from blip_jax.models import card
 
 
 def generation() -> Config:
@@ -17,7 +17,7 @@ def generation() -> Config:
   prompt, [DEC] and [SEP]."""
   return Config(
     dict(
-      **registry.GENERATION["caption"],
+      **card.GENERATION["caption"],
       no_repeat_ngram_size=0,
       length_norm="full",  # full | generated
     )

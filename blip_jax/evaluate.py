@@ -11,7 +11,6 @@ import optax
 from blip_jax import build, task_table
 from blip_jax import config as run_config
 from blip_jax.config import Config
-from blip_jax.convert import opening
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
 from blip_jax.runtime import checkpoint, files, snapshot
@@ -31,7 +30,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
   tx = optax.identity()
   abstract = run.abstract_state(tx)
   if config.init.weights:
-    weights = opening.open_weights(config.init.weights, run.card)
+    weights = run.open_weights(config.init.weights)
     create = lambda params: run.create_state(params, tx)
     params, report = checkpoint.load_weights(
       config.init, weights, abstract, create

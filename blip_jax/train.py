@@ -21,7 +21,6 @@ from blip_jax import build, task_table
 from blip_jax import config as run_config
 from blip_jax import evaluate as evaluate_lib
 from blip_jax.config import Config
-from blip_jax.convert import opening
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
 from blip_jax.runtime import (
@@ -72,7 +71,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   )
   state, origin = checkpoint.initialise(
     config.init,
-    functools.partial(opening.open_weights, card=run.card),
+    run.open_weights,
     checkpoints,
     run.abstract_state(),
     run.create_state,

@@ -14,16 +14,28 @@ Needs no download.  See WORKDIR/table.md and WORKDIR/results.json.
 """
 
 from blip_jax import defaults
-from blip_jax.capfilt import bootstrap
+from blip_jax.config import Config
+from blip_jax.tasks import caption, pretrain, retrieval
 
 WIDTH = 32  # pixels a side
 STEPS = 2000
 
 
 def get_config():
-  config = bootstrap.defaults()
-  config.web = "scenes:train?num=3000&noise=0.4&junk=web&seed={seed}"
-  config.clean = "scenes:train?num=1000&seed=1{seed:03d}"
+  config = Config(
+    dict(
+      job="bootstrap",
+      seeds=(0, 1, 2),
+      # Noisy pairs; {seed} is replaced by the seed.
+      web="scenes:train?num=3000&noise=0.4&junk=web&seed={seed}",
+      # Clean pairs, on which captioner and filter are fine-tuned.
+      clean="scenes:train?num=1000&seed=1{seed:03d}",
+      pretrain=pretrain.defaults(),
+      captioner=caption.defaults(),
+      filter=retrieval.defaults(),
+      capfilt=defaults.capfilt(),
+    )
+  )
   test = "scenes:test?num=500"
 
   _tiny(config.pretrain)

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from blip_jax.convert import registry
+from blip_jax.models import card, families
 from blip_jax.models import config as models_config
-from blip_jax.models import families
 
 FILES = {
   "model_base_14M.pth": ("pretrain", "base", 224),
@@ -109,7 +109,7 @@ def test_decoding_is_the_originals():
       num_beams=3, max_length=20, min_length=5, repetition_penalty=1.0
     ),
     "vqa": dict(num_beams=3, max_length=10, min_length=1),
-  } == registry.GENERATION
+  } == card.GENERATION
 
 
 @pytest.mark.parametrize(

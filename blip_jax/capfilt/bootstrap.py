@@ -13,12 +13,10 @@ import pathlib
 import statistics
 from collections.abc import Callable, Mapping
 
-from blip_jax import defaults as default_keys
 from blip_jax import train
 from blip_jax.capfilt import job, label, ledger, merge, rows
 from blip_jax.config import Config
 from blip_jax.runtime import files
-from blip_jax.tasks import caption, pretrain, retrieval
 
 log = logging.getLogger(__name__)
 
@@ -32,22 +30,6 @@ RUNS = {
 METRICS = ("caption_exact", "txt_r1", "img_r1")
 
 Results = dict[str, float]
-
-
-def defaults() -> Config:
-  """Defaults of pre-training, both fine-tunings and CapFilt."""
-  return Config(
-    dict(
-      job="bootstrap",
-      seeds=(0, 1, 2),
-      web="",  # source of noisy pairs; {seed} is replaced by the seed
-      clean="",  # source of clean pairs to fine-tune captioner and filter on
-      pretrain=pretrain.defaults(),
-      captioner=caption.defaults(),
-      filter=retrieval.defaults(),
-      capfilt=default_keys.capfilt(),
-    )
-  )
 
 
 def bootstrap(config: Config, workdir: str) -> Results:

@@ -247,8 +247,8 @@ def _adapt(
     card = dataclasses.replace(
       card,
       family=target,
-      prompt=registry.PROMPT if target == "caption" else "",
-      generation=registry.GENERATION.get(target, {}),
+      prompt=card_lib.PROMPT if target == "caption" else "",
+      generation=card_lib.GENERATION.get(target, {}),
     )
   same = target == opened.card.family and image_size is None
   folder = opened.folder if same else None
@@ -308,8 +308,8 @@ def _open_external(
       path, family, config, released is not None
     )
   prompt = (
-    registry.PROMPT if family == "caption" and layout == "original" else ""
+    card_lib.PROMPT if family == "caption" and layout == "original" else ""
   )
-  generation = registry.GENERATION.get(family, {})
+  generation = card_lib.GENERATION.get(family, {})
   card = card_lib.Card(family, config, prompt, generation, path.name)
   return Checkpoint(card, leaves, None, report)

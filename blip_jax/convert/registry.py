@@ -11,18 +11,6 @@ import difflib
 
 from blip_jax.models import config as model_config
 
-# How the original decodes: configs/caption_coco.yaml and models/blip_vqa.py.
-# The lengths are in tokens and count the prompt, [DEC] and [SEP].
-GENERATION = {
-  "caption": dict(
-    num_beams=3, max_length=20, min_length=5, repetition_penalty=1.0
-  ),
-  "vqa": dict(num_beams=3, max_length=10, min_length=1),
-}
-
-# The original's captioners never saw a caption without it.
-PROMPT = "a picture of "
-
 _ORIGINAL = (
   "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 )

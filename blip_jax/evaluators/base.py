@@ -31,7 +31,8 @@ class Split:
 
   Attributes:
     source: random access to records.
-    example: record -> model inputs, without augmentation.
+    example: record -> model inputs, without augmentation, as the task makes
+      them; what evaluators of image-text pairs take is a `PairExample`.
     batch_size: rows per batch, of all processes together; rounded up to what
       the mesh can divide.
     mesh: where programs run.
@@ -39,7 +40,7 @@ class Split:
   """
 
   source: Any
-  example: examples.PairExample
+  example: Any
   batch_size: int
   mesh: jax.sharding.Mesh
   bad_samples: rejects.BadSamples
@@ -121,7 +122,7 @@ class Context:
   settings: Config
   config: Config
   task: tasks.Task
-  example: examples.PairExample
+  example: examples.Example
   mesh: jax.sharding.Mesh
   bad_samples: rejects.BadSamples
   workdir: str

@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 from blip_jax import config as run_config
 from blip_jax import defaults as default_keys
 from blip_jax.config import Config
-from blip_jax.convert import registry
 from blip_jax.data import examples, tokenizer
-from blip_jax.models import blip, decoding, families, generation
+from blip_jax.models import blip, card, decoding, families, generation
 from blip_jax.tasks import base, losses
 
 FAMILY = "caption"
@@ -28,7 +27,7 @@ def defaults() -> Config:
   config = default_keys.fine_tuning("caption")
   config.num_epochs = 5.0
   config.caption = dict(
-    prompt=registry.PROMPT,  # prefix of every caption; not in the loss
+    prompt=card.PROMPT,  # prefix of every caption; not in the loss
     label_smoothing=0.1,
   )
   # For evaluation; fields of `models.decoding.Decoding`.

@@ -1,4 +1,4 @@
-"""Eight fake devices, and where the golden arrays are."""
+"""Eight fake devices, the order and the selection of tests, common fixtures."""
 
 import json
 import os
@@ -18,8 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
   )
 )
 
-# Programs that several tests, or the processes they start, have in common are
-# compiled once.
+# Programs that tests, or the processes they start, have in common are compiled
+# once.
 _CACHE = tempfile.mkdtemp(prefix="blip_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
 
@@ -27,28 +27,84 @@ import jax
 import pytest
 from absl import flags
 
-# grain's worker processes read absl flags, which pytest never parses.
+# Worker processes of grain read absl flags, which pytest does not parse.
 flags.FLAGS.mark_as_parsed()
 
-# A silent rank promotion is a broadcasting mistake in waiting.
+# Silent rank promotion hides broadcasting mistakes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-# Files that take minutes begin first; the last one would keep one worker busy
-# while the other has nothing left to do.
+# Files that take minutes start first: the last file keeps one worker busy while
+# the other has nothing left to do.
 _LONG = (
+  "test_parity.py",
   "test_train.py",
   "test_docs.py",
-  "test_parity.py",
   "test_mesh.py",
   "test_pretrain.py",
 )
 
+# The inner loop (`-m quick`) leaves out files that compile models, train, or
+# start processes.  Single tests of these files can be marked quick.
+_NOT_QUICK = (
+  "test_annotations.py",
+  "test_bad_input.py",
+  "test_best.py",
+  "test_bootstrap.py",
+  "test_build.py",
+  "test_caption.py",
+  "test_caption_images.py",
+  "test_captions.py",
+  "test_checkpoint.py",
+  "test_convert_checkpoint.py",
+  "test_distributed.py",
+  "test_docs.py",
+  "test_evaluators_base.py",
+  "test_generation.py",
+  "test_held_out_loss.py",
+  "test_hub.py",
+  "test_hugging_face.py",
+  "test_inspect_checkpoint.py",
+  "test_install.py",
+  "test_itm_accuracy.py",
+  "test_java.py",
+  "test_job.py",
+  "test_label.py",
+  "test_loader.py",
+  "test_matching.py",
+  "test_med.py",
+  "test_mesh.py",
+  "test_model.py",
+  "test_momentum.py",
+  "test_nlvr.py",
+  "test_opening.py",
+  "test_parity.py",
+  "test_pretrain.py",
+  "test_public_face.py",
+  "test_quickstart.py",
+  "test_retrieval.py",
+  "test_samples.py",
+  "test_scenes.py",
+  "test_scoring.py",
+  "test_search.py",
+  "test_sharding.py",
+  "test_train.py",
+  "test_video.py",
+  "test_vit.py",
+  "test_vqa.py",
+  "test_write.py",
+)
 
+
+# First, for pytest selects by markers in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.path.name not in _LONG)
+  for item in items:
+    if item.path.name not in _NOT_QUICK and not item.get_closest_marker("slow"):
+      item.add_marker(pytest.mark.quick)
 
 
 def pytest_unconfigure():
@@ -83,10 +139,10 @@ def golden_facts(golden_manifest):
 
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
-  """Material too large or not free to be committed (README, "Tests")."""
+  """Material that is too large, or not licensed, to be committed (README)."""
   path = pathlib.Path(os.environ.get("BLIP_JAX_SHARED", ROOT.parent / "shared"))
   if not path.is_dir():
     if "BLIP_JAX_SHARED" in os.environ:
-      pytest.fail(f"BLIP_JAX_SHARED: {path} is no folder")
+      pytest.fail(f"BLIP_JAX_SHARED: {path} is not a folder")
     pytest.skip(f"needs the shared material; set BLIP_JAX_SHARED ({path})")
   return path

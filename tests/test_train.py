@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -395,7 +394,7 @@ def test_contact_sheet_and_captions(tmp_path, capsys):
   config.evals.scenes_val.samples = 6
   results = train.train(config, str(tmp_path))
   assert "scenes_val/caption_exact" in results
-  assert capsys.readouterr().out.count("written:") == 5
+  assert capsys.readouterr().out.count("generated:") == 5
   with Image.open(tmp_path / "samples.png") as sheet:
     assert sheet.width > 600
 
@@ -514,7 +513,8 @@ def test_heads_that_do_not_split():
   config = helpers.shrunk_config("quickstart")
   config.model.variant = "large"
   with pytest.raises(ValueError, match=r"config\.mesh\.tensor: 16 attention"):
-    build.build(config, types.SimpleNamespace(shape={"tensor": 3}))
+    devices = np.array(jax.devices()[:3]).reshape(1, 1, 3)
+    build.build(config, jax.sharding.Mesh(devices, sharding.AXES))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from blip_jax import build, evaluate, recipes, train
 from blip_jax import config as run_config
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import sharding, snapshot
 from tests import QUICK_TO_COMPILE, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -14,15 +14,15 @@ import jax
 import numpy as np
 import optax
 
-from blip_jax import config as run_config
 from blip_jax import task_table
-from blip_jax.config import Config
 from blip_jax.convert import companions, opening
 from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card, families
 from blip_jax.models import config as model_config
 from blip_jax.runtime import checkpoint, optim, sharding, train_state
+from blip_jax.runtime import config as run_config
+from blip_jax.runtime.config import Config
 from blip_jax.tasks import base
 
 

@@ -8,8 +8,8 @@ misspelt key is an error and not a silent default.
 
 from ml_collections import config_dict
 
-from blip_jax.config import Config
 from blip_jax.models import card
+from blip_jax.runtime.config import Config
 
 
 def generation() -> Config:

@@ -9,11 +9,11 @@ import jax
 import optax
 
 from blip_jax import build, task_table
-from blip_jax import config as run_config
-from blip_jax.config import Config
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
 from blip_jax.runtime import checkpoint, files, snapshot
+from blip_jax.runtime import config as run_config
+from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
 

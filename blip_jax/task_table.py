@@ -7,9 +7,9 @@ and add a line to `TASKS`.
 
 from typing import NamedTuple
 
-from blip_jax.config import Config
 from blip_jax.evaluators import base as evaluators
 from blip_jax.evaluators import captions, retrieval_suite
+from blip_jax.runtime.config import Config
 from blip_jax.tasks import base, caption, pretrain, retrieval
 
 

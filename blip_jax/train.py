@@ -18,9 +18,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Int
 
 from blip_jax import build, task_table
-from blip_jax import config as run_config
 from blip_jax import evaluate as evaluate_lib
-from blip_jax.config import Config
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
 from blip_jax.runtime import (
@@ -32,6 +30,8 @@ from blip_jax.runtime import (
   sharding,
   train_state,
 )
+from blip_jax.runtime import config as run_config
+from blip_jax.runtime.config import Config
 from blip_jax.tasks import base as tasks
 
 State = train_state.TrainState

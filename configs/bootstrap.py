@@ -14,7 +14,7 @@ Needs no download.  See WORKDIR/table.md and WORKDIR/results.json.
 """
 
 from blip_jax import defaults
-from blip_jax.config import Config
+from blip_jax.runtime.config import Config
 from blip_jax.tasks import caption, pretrain, retrieval
 
 WIDTH = 32  # pixels a side

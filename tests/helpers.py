@@ -17,7 +17,6 @@ import optax
 import pytest
 from PIL import Image
 
-from blip_jax import config as run_config
 from blip_jax import defaults, train
 from blip_jax.capfilt import job, label, ledger, rows
 from blip_jax.convert import opening, reader, tensor_files, weights, write
@@ -26,6 +25,7 @@ from blip_jax.evaluators import base
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, config, families, generation
 from blip_jax.runtime import checkpoint, sharding, snapshot, train_state
+from blip_jax.runtime import config as run_config
 from blip_jax.tasks import pretrain
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from blip_jax import build, evaluate, recipes, train
-from blip_jax import config as run_config
+from blip_jax.runtime import config as run_config
 from blip_jax.runtime import sharding, snapshot
 from tests import QUICK_TO_COMPILE, helpers
 

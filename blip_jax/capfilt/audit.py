@@ -9,8 +9,8 @@ import tqdm
 from blip_jax.capfilt import job, rows
 from blip_jax.capfilt.ledger import Ledger
 from blip_jax.capfilt.work_units import WorkUnit
-from blip_jax.config import Config
 from blip_jax.runtime import files
+from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 
 from blip_jax import train
 from blip_jax.capfilt import job, label, ledger, merge, rows
-from blip_jax.config import Config
 from blip_jax.runtime import files
+from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
 

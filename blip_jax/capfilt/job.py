@@ -16,9 +16,9 @@ import blip_jax
 from blip_jax.capfilt import label, rows
 from blip_jax.capfilt import ledger as ledger_lib
 from blip_jax.capfilt import work_units as work_units_lib
-from blip_jax.config import Config
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, sharding, snapshot
+from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
 

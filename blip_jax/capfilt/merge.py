@@ -16,9 +16,9 @@ import tqdm
 from blip_jax.capfilt import job, pair_files, rows, rules
 from blip_jax.capfilt.ledger import Ledger
 from blip_jax.capfilt.work_units import WorkUnit
-from blip_jax.config import Config
 from blip_jax.data import datasets, sources, transforms
 from blip_jax.runtime import files
+from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 
-from blip_jax.config import Config
 from blip_jax.data import (
   datasets,
   examples,
@@ -12,6 +11,7 @@ from blip_jax.data import (
   rejects,
   transforms,
 )
+from blip_jax.runtime.config import Config
 
 
 def train_loader(

@@ -10,9 +10,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
-from blip_jax.config import Config
 from blip_jax.data import examples, loader, rejects, transforms
 from blip_jax.runtime import sharding, train_state
+from blip_jax.runtime.config import Config
 from blip_jax.tasks import base as tasks
 
 

@@ -18,10 +18,10 @@ import tqdm
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from blip_jax.config import Config
 from blip_jax.data import datasets, examples, loader, rejects, sources
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, resumable, sharding, snapshot
+from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Int
 
-from blip_jax.config import Config
 from blip_jax.data import datasets, folders
 from blip_jax.inference import images
 from blip_jax.inference import index as index_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import contact_sheet, files, sharding
+from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
 

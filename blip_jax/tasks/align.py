@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from blip_jax.config import Config
 from blip_jax.models import blip
+from blip_jax.runtime.config import Config
 from blip_jax.tasks import base, losses
 from blip_jax.tasks import momentum as momentum_lib
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from blip_jax.config import Config
 from blip_jax.data import examples, tokenizer
 from blip_jax.models import blip
 from blip_jax.models import config as model_config
+from blip_jax.runtime.config import Config
 
 Params = dict
 Batch = Mapping[str, Array]

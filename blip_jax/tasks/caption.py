@@ -12,11 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
-from blip_jax import config as run_config
 from blip_jax import defaults as default_keys
-from blip_jax.config import Config
 from blip_jax.data import examples, tokenizer
 from blip_jax.models import blip, card, decoding, families, generation
+from blip_jax.runtime import config as run_config
+from blip_jax.runtime.config import Config
 from blip_jax.tasks import base, losses
 
 FAMILY = "caption"

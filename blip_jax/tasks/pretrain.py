@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blip_jax import config as run_config
 from blip_jax import defaults as default_keys
-from blip_jax.config import Config
 from blip_jax.data import examples, tokenizer
 from blip_jax.models import blip, families, med
+from blip_jax.runtime import config as run_config
+from blip_jax.runtime.config import Config
 from blip_jax.tasks import align, base, caption, losses
 from blip_jax.tasks import momentum as momentum_lib
 

@@ -122,3 +122,63 @@ def test_a_temporary_folder_is_deleted():
   with files.temporary_folder() as folder:
     (folder / "a").write_text("x")
   assert not folder.exists()
+
+
+# Modules that reach the file system by another way, and which.
+OTHER_WAYS = {
+  "runtime/snapshot.py": {"exists", "is_dir", "iterdir", "read_text"}
+  | {"write_text"},  # etils.epath, as Orbax needs it
+  "runtime/checkpoint.py": {"exists"},  # likewise
+  "runtime/best.py": {"read_text"},  # likewise
+  "runtime/host.py": {"fsync"},  # a file that is synced in portions
+  "evaluators/scores/java.py": {"shutil"},  # the path of a program
+}
+MODULES = {"shutil", "tempfile", "glob"}
+OF_OS = {
+  *("open", "listdir", "scandir", "walk", "makedirs", "mkdir", "remove"),
+  *("unlink", "rename", "replace", "link", "stat", "truncate", "utime"),
+  *("access", "fsync"),
+}
+OF_OS_PATH = {"exists", "isfile", "isdir", "getsize", "getmtime", "realpath"}
+OF_PATHS = {
+  *("read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir"),
+  *("iterdir", "unlink", "touch", "is_file", "is_dir", "rglob", "exists"),
+}
+
+
+def file_accesses(source):
+  """Names by which Python code reaches the file system."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      yield from {alias.name for alias in node.names} & MODULES
+    elif isinstance(node, ast.ImportFrom):
+      yield from {node.module} & MODULES
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+      yield from {node.func.id} & {"open"}
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+      owner, name = ast.unparse(node.func.value), node.func.attr
+      if owner == "os":
+        yield from {name} & OF_OS
+      elif owner == "os.path":
+        yield from {name} & OF_OS_PATH
+      elif owner not in ("files", "files_lib"):
+        yield from {name} & OF_PATHS
+
+
+def test_accesses_are_recognised():
+  assert set(file_accesses("import shutil")) == {"shutil"}
+  assert set(file_accesses("from glob import glob")) == {"glob"}
+  assert set(file_accesses("open(path)")) == {"open"}
+  assert set(file_accesses("os.path.exists(path)")) == {"exists"}
+  assert set(file_accesses("os.replace(a, b)")) == {"replace"}
+  assert set(file_accesses("(folder / name).read_text()")) == {"read_text"}
+  assert not set(file_accesses("files.exists(os.path.join(a, b))"))
+
+
+def test_there_is_one_door_to_the_file_system():
+  for path in sorted(PACKAGE.rglob("*.py")):
+    name = path.relative_to(PACKAGE).as_posix()
+    if name == "runtime/files.py":
+      continue
+    found = set(file_accesses(path.read_text()))
+    assert found == OTHER_WAYS.get(name, set()), name

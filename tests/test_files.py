@@ -1,5 +1,6 @@
 """Files are complete or absent, and nothing else opens them."""
 
+import ast
 import json
 import math
 import os

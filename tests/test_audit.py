@@ -6,19 +6,23 @@ import pytest
 
 from blip_jax import defaults
 from blip_jax.capfilt import audit
-from tests import helpers
+from tests import jobs
 
 
 @pytest.fixture
 def config(tmp_path):
   """A finished job over three shards of five images."""
-  shards = helpers.write_scene_shards(tmp_path / "shards")
+  shards = jobs.write_scene_shards(tmp_path / "shards")
   config = defaults.capfilt().lock()
   config.update(source=(str(shards / "*.tar"),), out=str(tmp_path / "out"))
-  texts = {f"{n:05d}": [helpers.IMAGE_TEXTS] * 5 for n in range(3)}
+  texts = {f"{n:05d}": [jobs.IMAGE_TEXTS] * 5 for n in range(3)}
   # The second image of the second shard cannot be read.
-  texts["00001"] = [helpers.IMAGE_TEXTS[:1], (), *[helpers.IMAGE_TEXTS[:2]] * 3]
-  helpers.write_capfilt_job(config.out, config, texts)
+  texts["00001"] = [
+    jobs.IMAGE_TEXTS[:1],
+    (),
+    *[jobs.IMAGE_TEXTS[:2]] * 3,
+  ]
+  jobs.write_capfilt_job(config.out, config, texts)
   return config
 
 

@@ -9,7 +9,7 @@ from blip_jax.configs import capfilt_paper
 from blip_jax import defaults
 from blip_jax.capfilt import bootstrap
 from blip_jax.data import scenes
-from tests import helpers
+from tests import jobs
 
 SPEC = "scenes:train?num=10&noise=0.4&junk=web"
 
@@ -27,7 +27,7 @@ def test_labels_are_compared_with_the_truth(tmp_path):
     web = ("web", 0.9 if n < 2 else 0.1, record["caption"])
     caption = record["references"][0] if n % 2 else "a blue elephant"
     texts.append([web, ("synthetic", 0.8 if n < 5 else 0.2, caption)])
-  helpers.write_capfilt_job(config.out, config, {"scenes-train-00000": texts})
+  jobs.write_capfilt_job(config.out, config, {"scenes-train-00000": texts})
   results = bootstrap.compare(config.out)
   num_wrong, num_kept_wrong = sum(is_wrong), sum(is_wrong[:2])
   assert 0 < num_wrong < 10

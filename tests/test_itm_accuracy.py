@@ -5,27 +5,26 @@ import pytest
 
 from blip_jax.evaluators import itm_accuracy
 from tests import helpers
+from tests.colour_task import (
+  COLOURS,
+  ColourImages,
+  ColourTask,
+  colour_split,
+  evaluate,
+)
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 100])
 def test_padding_does_not_count(batch_size):
-  split = helpers.colour_split(helpers.ColourImages(bad=(3,)), batch_size)
+  split = colour_split(ColourImages(bad=(3,)), batch_size)
   assert (
-    helpers.evaluate(itm_accuracy.ItmAccuracy(split, helpers.ColourTask()))[
-      "itm_acc"
-    ]
-    == 100
+    evaluate(itm_accuracy.ItmAccuracy(split, ColourTask()))["itm_acc"] == 100
   )
 
 
 def test_a_split_of_one_text_has_no_accuracy(caplog):
-  split = helpers.colour_split(
-    helpers.ColourImages(1) + helpers.ColourImages(1)
-  )
-  assert (
-    helpers.evaluate(itm_accuracy.ItmAccuracy(split, helpers.ColourTask()))
-    == {}
-  )
+  split = colour_split(ColourImages(1) + ColourImages(1))
+  assert evaluate(itm_accuracy.ItmAccuracy(split, ColourTask())) == {}
   assert "itm_acc is left out" in caplog.text
 
 
@@ -46,31 +45,28 @@ def test_partners_are_other_valid_rows(valid, partner):
 
 @pytest.mark.parametrize("answer, accuracy", [(1.0, 50.0), (0.0, 50.0)])
 def test_a_constant_answer_scores_chance(answer, accuracy):
-  task = helpers.ColourTask(
+  task = ColourTask(
     match=lambda params, ids, mask, kv, legacy_cls=False: jnp.stack(
       [jnp.full(len(ids), 0.5), jnp.full(len(ids), answer)], axis=-1
     )
   )
-  split = helpers.colour_split(helpers.ColourImages(), 8)
-  assert (
-    helpers.evaluate(itm_accuracy.ItmAccuracy(split, task))["itm_acc"]
-    == accuracy
-  )
+  split = colour_split(ColourImages(), 8)
+  assert evaluate(itm_accuracy.ItmAccuracy(split, task))["itm_acc"] == accuracy
 
 
 def test_the_head_gets_the_mask_of_each_text():
   """This head is right only if the mask hides the padding, and nothing else."""
   pad = helpers.scenes_tokenizer().pad_id
-  task = helpers.ColourTask()
+  task = ColourTask()
 
   def match(params, ids, mask, image_kv, legacy_cls=False):
     logits = task.predict_fns["match"](params, ids, mask, image_kv)
     is_right = (mask == (ids != pad)).all(axis=-1)
     return jnp.where(is_right[:, None], logits, logits[:, ::-1])
 
-  split = helpers.colour_split(helpers.ColourImages(), 8)
+  split = colour_split(ColourImages(), 8)
   # Texts of one to three words, so that their masks differ.
   for row, record in enumerate(split.source):
-    record["caption"] = ["a ", "", "one big "][row % 3] + helpers.COLOURS[row]
-  evaluator = itm_accuracy.ItmAccuracy(split, helpers.ColourTask(match=match))
-  assert helpers.evaluate(evaluator) == {"itm_acc": 100}
+    record["caption"] = ["a ", "", "one big "][row % 3] + COLOURS[row]
+  evaluator = itm_accuracy.ItmAccuracy(split, ColourTask(match=match))
+  assert evaluate(evaluator) == {"itm_acc": 100}

@@ -24,18 +24,18 @@ from blip_jax.capfilt import audit, job, ledger, rows
 from blip_jax.inference import model as model_lib
 from blip_jax.models import families
 from blip_jax.runtime import sharding
-from tests import QUICK_TO_COMPILE, helpers
-from tests.helpers import NOISY_SCENES, capfilt_config
+from tests import QUICK_TO_COMPILE, helpers, jobs
+from tests.jobs import NOISY_SCENES, capfilt_config
 
 
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch):
-  monkeypatch.setattr(model_lib, "load", helpers.load_tiny)
+  monkeypatch.setattr(model_lib, "load", jobs.load_tiny)
 
 
 @pytest.fixture
 def shards(tmp_path):
-  return helpers.write_scene_shards(tmp_path / "shards")
+  return jobs.write_scene_shards(tmp_path / "shards")
 
 
 def run(config):
@@ -102,8 +102,8 @@ def test_scores_and_captions_are_those_of_the_models(shards, tmp_path):
   run(capfilt_config(shards / "*.tar", tmp_path / "out", seed=3))
   table = rows.read(tmp_path / "out" / "00000.parquet")
   mesh = sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-  filter_model = helpers.load_tiny("one", "itm", mesh)
-  captioner = helpers.load_tiny("one", "caption", mesh)
+  filter_model = jobs.load_tiny("one", "itm", mesh)
+  captioner = jobs.load_tiny("one", "caption", mesh)
   images = [NOISY_SCENES[n]["image"] for n in range(5)]
   for row in table:
     match = filter_model.match(images[row["row"]], row["text"])
@@ -139,7 +139,7 @@ def test_a_list_of_images_with_several_texts(tmp_path):
   lines = []
   for n in range(5):
     path = tmp_path / f"{n}.png"
-    path.write_bytes(helpers.png(NOISY_SCENES[n]["image"]))
+    path.write_bytes(jobs.png(NOISY_SCENES[n]["image"]))
     texts = [NOISY_SCENES[n]["caption"], "a red circle"]
     lines.append({"image": path.name, "caption": texts, "image_id": n})
   (tmp_path / "web.json").write_text(json.dumps(lines))
@@ -201,9 +201,9 @@ def test_other_settings_are_refused_unless_forced(shards, tmp_path):
 def test_a_new_shard_joins_and_a_changed_one_is_done_again(shards, tmp_path):
   config = capfilt_config(shards / "*.tar", tmp_path / "out")
   run(config)
-  helpers.write_tar(shards / "00003.tar", helpers.scene_members(20, 5))
+  jobs.write_tar(shards / "00003.tar", jobs.scene_members(20, 5))
   # Of the same size.
-  helpers.write_tar(shards / "00000.tar", helpers.scene_members(30, 4))
+  jobs.write_tar(shards / "00000.tar", jobs.scene_members(30, 4))
   results = run(config)
   assert results["images/in"] == 19
   table = rows.read(tmp_path / "out" / "00000.parquet")
@@ -228,9 +228,9 @@ def test_hostile_members_do_no_harm(tmp_path):
   path = folder / "0.tar"
   bomb = io.BytesIO()
   PIL.Image.new("1", (30_000, 30_000)).save(bomb, "png")
-  members = dict(helpers.scene_members(0, 2)) | {
-    "../../escape.png": helpers.png(NOISY_SCENES[0]["image"]),
-    "/absolute.png": helpers.png(NOISY_SCENES[1]["image"]),
+  members = dict(jobs.scene_members(0, 2)) | {
+    "../../escape.png": jobs.png(NOISY_SCENES[0]["image"]),
+    "/absolute.png": jobs.png(NOISY_SCENES[1]["image"]),
     "evil.pkl": b"cos\nsystem\n(S'touch evil'\ntR.",
     "bomb.png": bomb.getvalue(),
     "bomb.txt": b"a red circle",
@@ -254,8 +254,8 @@ def test_hostile_members_do_no_harm(tmp_path):
 
 
 def test_unusable_texts_are_counted(tmp_path):
-  images = [helpers.png(NOISY_SCENES[n]["image"]) for n in range(3)]
-  path = helpers.write_tar(
+  images = [jobs.png(NOISY_SCENES[n]["image"]) for n in range(3)]
+  path = jobs.write_tar(
     tmp_path / "0.tar",
     [
       ("a.png", images[0]),
@@ -277,9 +277,7 @@ def test_unusable_texts_are_counted(tmp_path):
 
 
 def test_a_source_without_a_usable_image_is_an_error(tmp_path):
-  path = helpers.write_tar(
-    tmp_path / "0.tar", [("a.png", b"no"), ("a.txt", b"a")]
-  )
+  path = jobs.write_tar(tmp_path / "0.tar", [("a.png", b"no"), ("a.txt", b"a")])
   with pytest.raises(ValueError, match=r"no image can be used; 0\.tar:a"):
     run(capfilt_config(path, tmp_path / "out"))
 
@@ -346,8 +344,8 @@ def test_killed_processes_do_not_change_the_result(tmp_path, monkeypatch):
   folder = tmp_path / "shards"
   folder.mkdir()
   for shard in range(12):
-    helpers.write_tar(
-      folder / f"{shard:05d}.tar", helpers.scene_members(8 * shard, 8)
+    jobs.write_tar(
+      folder / f"{shard:05d}.tar", jobs.scene_members(8 * shard, 8)
     )
   monkeypatch.setenv("XLA_FLAGS", QUICK_TO_COMPILE)  # one device per process
   # Where the fork server looks for the modules that it imports in advance.

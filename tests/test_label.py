@@ -5,9 +5,9 @@ import pytest
 
 from blip_jax.capfilt import label
 from blip_jax.data import sources
-from tests import helpers
+from tests import helpers, jobs
 
-PIXELS = helpers.NOISY_SCENES[0]["image"]
+PIXELS = jobs.NOISY_SCENES[0]["image"]
 
 
 def open_rows(keys, caption=()):

@@ -7,13 +7,13 @@ import pytest
 from blip_jax import defaults
 from blip_jax.capfilt import merge
 from blip_jax.data import datasets
-from tests import helpers
-from tests.helpers import IMAGE_TEXTS
+from tests import jobs
+from tests.jobs import IMAGE_TEXTS
 
 
 @pytest.fixture
 def listed(tmp_path):
-  return helpers.write_listed_capfilt_job(tmp_path)
+  return jobs.write_listed_capfilt_job(tmp_path)
 
 
 def run(config):
@@ -95,12 +95,12 @@ def test_a_missing_image_does_not_affect_others(listed, tmp_path):
 
 
 def test_shards_are_merged_into_shards(tmp_path):
-  shard = helpers.write_tar(tmp_path / "0.tar", helpers.scene_members(0, 2))
+  shard = jobs.write_tar(tmp_path / "0.tar", jobs.scene_members(0, 2))
   config = defaults.capfilt().lock()
   config.update(source=(str(shard),), out=str(tmp_path / "out"))
   config.merge.out = str(tmp_path / "clean")
   texts = {"0": [IMAGE_TEXTS, IMAGE_TEXTS[:1]]}
-  helpers.write_capfilt_job(config.out, config, texts)
+  jobs.write_capfilt_job(config.out, config, texts)
   run(config)
   source = datasets.open_source(str(tmp_path / "clean" / "*.tar"))
   assert [source[n]["caption"].decode() for n in range(len(source))] == [
@@ -108,7 +108,7 @@ def test_shards_are_merged_into_shards(tmp_path):
     "a red circle left of a blue star",
     "A red circle.",
   ]
-  images = [helpers.png(helpers.NOISY_SCENES[n]["image"]) for n in (0, 0, 1)]
+  images = [jobs.png(jobs.NOISY_SCENES[n]["image"]) for n in (0, 0, 1)]
   assert [source[n]["image"] for n in range(len(source))] == images
   # A list has no image files to refer to.
   config.merge.out = str(tmp_path / "clean.json")
@@ -126,7 +126,7 @@ def test_several_jobs_are_merged(listed, tmp_path):
   other = defaults.capfilt().lock()
   other.update(source=listed.source, image_root=listed.image_root)
   texts = {"web.json-00000": [[("web", 0.7, "another")]] + [()] * 4}
-  helpers.write_capfilt_job(tmp_path / "other", other, texts)
+  jobs.write_capfilt_job(tmp_path / "other", other, texts)
   listed.merge.jobs = (str(tmp_path / "other"),)
   run(listed)
   assert captions(tmp_path / "clean.json")[-1] == "another"

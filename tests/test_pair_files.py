@@ -8,9 +8,9 @@ import pytest
 
 from blip_jax.capfilt import pair_files
 from blip_jax.data import datasets, transforms
-from tests import helpers
+from tests import jobs
 
-PIXELS = helpers.NOISY_SCENES[0]["image"]
+PIXELS = jobs.NOISY_SCENES[0]["image"]
 
 
 def row(text, image=None, image_id=None):

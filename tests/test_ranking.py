@@ -14,28 +14,33 @@ from blip_jax.models import config as model_config
 from blip_jax.tasks import base as tasks
 from blip_jax.tasks import retrieval as retrieval_task
 from tests import helpers
+from tests.colour_task import (
+  COLOURS,
+  ColourImages,
+  ColourTask,
+  colour_of_text,
+  colour_split,
+  evaluate,
+)
 
 
 @pytest.mark.parametrize("captions", [1, 2])
 @pytest.mark.parametrize("bad", [(), (2, 6)])
 def test_unreadable_images_are_left_out(captions, bad):
-  split = helpers.colour_split(helpers.ColourImages(bad=bad, captions=captions))
-  ranker = ranking.Ranking(split, helpers.ColourTask())
-  results = helpers.evaluate(ranker)
+  split = colour_split(ColourImages(bad=bad, captions=captions))
+  ranker = ranking.Ranking(split, ColourTask())
+  results = evaluate(ranker)
   assert results["txt_r1"] == results["img_r1"] == 100
   similarities = ranker.similarities({})
   assert similarities.sim.shape == (7 - len(bad), captions * (7 - len(bad)))
   assert set(similarities.rows) == set(range(7)) - set(bad)
   colour_of_row = [
-    helpers.COLOURS.index(split.source[r]["caption"][0])
-    for r in similarities.rows
+    COLOURS.index(split.source[r]["caption"][0]) for r in similarities.rows
   ]
   for text, image in zip(
     similarities.text_rows, similarities.image_of, strict=True
   ):
-    assert (
-      helpers.COLOURS[colour_of_row[image]] in ranker.texts[text]["caption"]
-    )
+    assert COLOURS[colour_of_row[image]] in ranker.texts[text]["caption"]
 
 
 @pytest.mark.parametrize("k_test", [3, 100])
@@ -57,11 +62,9 @@ def test_re_ranking_equals_scoring_every_pair(k_test, batch_size):
   )
   params = task.init(jax.random.key(0))
   params = jax.tree.map(lambda x: 3 * x if x.ndim == 2 else x, params)
-  split = helpers.colour_split(
-    helpers.ColourImages(bad=(2,), captions=2), batch_size
-  )
+  split = colour_split(ColourImages(bad=(2,), captions=2), batch_size)
   ranker = ranking.Ranking(split, task, k_test)
-  results = helpers.evaluate(ranker, params)
+  results = evaluate(ranker, params)
 
   apply = jax.jit(model.apply, static_argnames="method")
   call = functools.partial(apply, {"params": params})
@@ -93,28 +96,26 @@ def test_re_ranking_equals_scoring_every_pair(k_test, batch_size):
 
 
 def test_wrong_features_find_nothing():
-  task = helpers.ColourTask(
+  task = ColourTask(
     text_feat=lambda params, ids, mask: jnp.roll(
-      helpers.colour_of_text(ids, mask), 1, axis=-1
+      colour_of_text(ids, mask), 1, axis=-1
     )
   )
-  results = helpers.evaluate(
-    ranking.Ranking(helpers.colour_split(helpers.ColourImages()), task)
-  )
+  results = evaluate(ranking.Ranking(colour_split(ColourImages()), task))
   assert results["txt_r1"] == results["img_r1"] == 0
 
 
 def test_an_image_counts_only_if_it_and_a_text_of_it_can_be_read():
   """Of seven images, one is broken and one has only an empty caption."""
-  source = helpers.ColourImages(bad=(2,))
+  source = ColourImages(bad=(2,))
   source[5]["caption"] = ["..."]
-  split = helpers.colour_split(source)
-  ranker = ranking.Ranking(split, helpers.ColourTask())
+  split = colour_split(source)
+  ranker = ranking.Ranking(split, ColourTask())
   similarities = ranker.similarities({})
   assert similarities.rows.tolist() == [0, 1, 3, 4, 6]
   assert similarities.sim.shape == (5, 5)
   np.testing.assert_array_equal(similarities.image_of, np.arange(5))
-  results = helpers.evaluate(ranker)
+  results = evaluate(ranker)
   assert results["txt_r1"] == results["img_r1"] == 100
 
 

@@ -6,25 +6,23 @@ import pytest
 
 from blip_jax import defaults
 from blip_jax.capfilt import report
-from tests import helpers
+from tests import jobs
 
 HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture
 def listed(tmp_path):
-  return helpers.write_listed_capfilt_job(tmp_path)
+  return jobs.write_listed_capfilt_job(tmp_path)
 
 
 def test_a_report_shows_what_the_rules_keep(listed, tmp_path):
   config = defaults.capfilt().lock()
   config.update(source=listed.source, image_root=listed.image_root)
   config.out = str(tmp_path / "other")
-  texts = helpers.IMAGE_TEXTS
+  texts = jobs.IMAGE_TEXTS
   labels = [[("web", 0.9, HOSTILE)], texts, texts[1:2], (), texts[:2]]
-  job = helpers.write_capfilt_job(
-    config.out, config, {"web.json-00000": labels}
-  )
+  job = jobs.write_capfilt_job(config.out, config, {"web.json-00000": labels})
   (job.folder / "log").mkdir()
   line = {"work_unit": "web.json-00000", "images": 5, "seconds": 2.0}
   (job.folder / "log" / "here-1.jsonl").write_text(

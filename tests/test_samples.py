@@ -2,15 +2,15 @@
 
 from blip_jax.evaluators import ranking, samples
 from blip_jax.runtime import contact_sheet
-from tests import helpers
+from tests.colour_task import ColourImages, ColourTask, colour_split, evaluate
 
 
 def test_unreadable_images_are_not_shown(tmp_path, capsys):
-  split = helpers.colour_split(helpers.ColourImages(bad=(0,)))
-  ranker = ranking.Ranking(split, helpers.ColourTask())
+  split = colour_split(ColourImages(bad=(0,)))
+  ranker = ranking.Ranking(split, ColourTask())
   path = tmp_path / "samples.png"
-  sheet = samples.Samples(split, helpers.ColourTask(), ranker, 3, path)
-  assert helpers.evaluate(sheet) == {"caption_exact": 100.0}
+  sheet = samples.Samples(split, ColourTask(), ranker, 3, path)
+  assert evaluate(sheet) == {"caption_exact": 100.0}
   assert path.exists()
   printed = capsys.readouterr().out
   assert "true:      green" in printed and "generated: green" in printed
@@ -22,12 +22,12 @@ def test_the_sheet_labels_its_lines(tmp_path, monkeypatch):
   monkeypatch.setattr(
     contact_sheet, "contact_sheet", lambda cells, path: sheets.append(cells)
   )
-  split = helpers.colour_split(helpers.ColourImages())
-  ranker = ranking.Ranking(split, helpers.ColourTask())
+  split = colour_split(ColourImages())
+  ranker = ranking.Ranking(split, ColourTask())
   evaluator = samples.Samples(
-    split, helpers.ColourTask(), ranker, 3, tmp_path / "samples.png"
+    split, ColourTask(), ranker, 3, tmp_path / "samples.png"
   )
-  helpers.evaluate(evaluator)
+  evaluate(evaluator)
   ((*_, last),) = sheets
   assert len(sheets[0]) == 3
   assert [tuple(line) for line in last.lines] == [

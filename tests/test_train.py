@@ -18,7 +18,7 @@ from PIL import Image
 from blip_jax import build, evaluate, recipes, train
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import sharding, snapshot
-from tests import QUICK_TO_COMPILE, helpers
+from tests import QUICK_TO_COMPILE, helpers, short_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = [ROOT / "configs" / f"{name}.py" for name in recipes.names()]
@@ -59,12 +59,12 @@ TRAINING = [
 
 @pytest.fixture(autouse=True)
 def quick_to_compile(monkeypatch):
-  helpers.make_quick(monkeypatch)
+  short_runs.make_quick(monkeypatch)
 
 
 @pytest.mark.parametrize("path", TRAINING)
 def test_every_config_trains_two_steps(path, tmp_path):
-  config = helpers.shrunk_config(path.stem)
+  config = short_runs.shrunk_config(path.stem)
   if config.task == "caption":
     config.evals.val.source = "scenes:val?num=24"
   results = train.train(config, str(tmp_path))
@@ -81,7 +81,7 @@ def test_every_config_trains_two_steps(path, tmp_path):
 
 def test_recipes_have_the_published_numbers():
   """Compared with the original's YAML and section 4.1 of the paper."""
-  get = helpers.load_config
+  get = short_runs.load_config
   yaml, base, large = map(
     get, ("pretrain_14m", "pretrain_paper_base", "pretrain_paper_large")
   )
@@ -110,7 +110,7 @@ def test_recipes_have_the_published_numbers():
 
 def test_captioning_recipes_have_the_published_numbers():
   """The original's caption_coco.yaml and nocaps.yaml."""
-  get = helpers.load_config
+  get = short_runs.load_config
   coco, large, nocaps = map(
     get, ("caption_coco", "caption_coco_large", "caption_nocaps")
   )
@@ -134,12 +134,12 @@ def test_captioning_recipes_have_the_published_numbers():
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-  return helpers.write_pretrained(tmp_path_factory.mktemp("pretrained"))
+  return short_runs.write_pretrained(tmp_path_factory.mktemp("pretrained"))
 
 
 def test_a_run_starts_from_another_at_a_larger_image_size(tmp_path, pretrained):
   """The same task at another size: position embeddings are interpolated."""
-  config = helpers.shrunk_config("quickstart")
+  config = short_runs.shrunk_config("quickstart")
   config.evals.scenes_val.source = ""
   config.init.weights = str(pretrained)
   config.model.image_size = 48
@@ -160,7 +160,7 @@ def test_a_run_starts_from_another_at_a_larger_image_size(tmp_path, pretrained):
 def test_captioner_from_pretraining_and_its_files(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run, counts its steps in epochs,
   and a run without captions to compare with writes its own only."""
-  get = helpers.shrunk_config
+  get = short_runs.shrunk_config
   tuned, nocaps = tmp_path / "tuned", tmp_path / "nocaps"
   config = get("caption_folder")
   config.init.weights = str(pretrained)
@@ -198,7 +198,7 @@ def test_captioner_from_pretraining_and_its_files(tmp_path, pretrained):
 
 def test_retrieval_recipes_have_the_published_numbers():
   """The original's retrieval_coco.yaml and retrieval_flickr.yaml."""
-  get = lambda name: helpers.load_config(f"retrieval_{name}")
+  get = lambda name: short_runs.load_config(f"retrieval_{name}")
   names = ("coco", "coco_large", "flickr", "flickr_large")
   coco, coco_large, flickr, flickr_large = configs = [*map(get, names)]
   for config in configs:
@@ -233,7 +233,7 @@ def test_retrieval_recipes_have_the_published_numbers():
 def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):
   """Fine-tuning starts from a pre-trained run and ranks by ITM; what it keeps
   as the best is evaluated alone, and starts another run."""
-  get = helpers.shrunk_config
+  get = short_runs.shrunk_config
   tuned, alone = tmp_path / "tuned", tmp_path / "alone"
   config = get("retrieval_custom")
   config.init.weights = str(pretrained)
@@ -390,7 +390,7 @@ def test_a_finished_run_only_evaluates(uninterrupted):
 
 
 def test_contact_sheet_and_captions(tmp_path, capsys):
-  config = helpers.shrunk_config("quickstart")
+  config = short_runs.shrunk_config("quickstart")
   config.evals.scenes_val.samples = 6
   results = train.train(config, str(tmp_path))
   assert "scenes_val/caption_exact" in results
@@ -401,7 +401,7 @@ def test_contact_sheet_and_captions(tmp_path, capsys):
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
   """The step and its rows are named, and the state stays as it was before."""
-  config = helpers.shrunk_config("quickstart")
+  config = short_runs.shrunk_config("quickstart")
   config.num_steps = 6
   config.optim.clip = 0.0
   config.checkpoint.every_steps = 1
@@ -502,7 +502,7 @@ def test_one_bad_batch_stops_all_later_updates():
   ],
 )
 def test_mistakes_are_refused_at_start(tmp_path, key, value, message):
-  config = helpers.shrunk_config("quickstart")
+  config = short_runs.shrunk_config("quickstart")
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
     train.train(config, str(tmp_path))
@@ -510,7 +510,7 @@ def test_mistakes_are_refused_at_start(tmp_path, key, value, message):
 
 
 def test_heads_that_do_not_split():
-  config = helpers.shrunk_config("quickstart")
+  config = short_runs.shrunk_config("quickstart")
   config.model.variant = "large"
   with pytest.raises(ValueError, match=r"config\.mesh\.tensor: 16 attention"):
     devices = np.array(jax.devices()[:3]).reshape(1, 1, 3)

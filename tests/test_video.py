@@ -9,17 +9,17 @@ import pytest
 
 from blip_jax import evaluate
 from blip_jax.data import examples, transforms, video
-from tests import helpers
+from tests import helpers, short_runs
 
 
 @pytest.fixture(autouse=True)
 def quick_to_compile(monkeypatch):
-  helpers.make_quick(monkeypatch)
+  short_runs.make_quick(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-  return helpers.write_pretrained(tmp_path_factory.mktemp("pretrained"))
+  return short_runs.write_pretrained(tmp_path_factory.mktemp("pretrained"))
 
 
 def clip(num_frames, height=32, width=48):
@@ -76,7 +76,7 @@ def test_unusable_videos_give_a_reason(tmp_path):
 def msrvtt_config(tmp_path, rows, root, weights):
   """MSR-VTT's recipe on other clips, shrunk."""
   (tmp_path / "clips.json").write_text(json.dumps(rows))
-  config = helpers.shrunk_config("retrieval_msrvtt")
+  config = short_runs.shrunk_config("retrieval_msrvtt")
   config.init.weights = str(weights)
   config.evals.test.source = f"{tmp_path}/clips.json?image=video"
   config.evals.test.image_root = str(root)

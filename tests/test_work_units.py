@@ -8,12 +8,12 @@ import pytest
 
 from blip_jax.capfilt import work_units
 from blip_jax.data import datasets
-from tests import helpers
+from tests import jobs
 
 
 @pytest.fixture
 def shards(tmp_path):
-  return helpers.write_scene_shards(tmp_path / "shards")
+  return jobs.write_scene_shards(tmp_path / "shards")
 
 
 def find(*specs, rows=2, root=""):
@@ -34,7 +34,7 @@ def test_a_shard_is_a_work_unit(shards):
   records, damage = units[1].open()
   assert len(records) == 5
   assert damage == []
-  assert records[0]["caption"] == [helpers.NOISY_SCENES[5]["caption"].encode()]
+  assert records[0]["caption"] == [jobs.NOISY_SCENES[5]["caption"].encode()]
   assert records[3]["caption"] == []
   assert records[3]["no_text"] == "missing_caption"
 
@@ -62,7 +62,7 @@ def test_specs_of_shards():
 def test_shards_of_the_same_name_are_refused(shards, tmp_path):
   other = tmp_path / "more"
   other.mkdir()
-  helpers.write_tar(other / "00000.tar", helpers.scene_members(20, 2))
+  jobs.write_tar(other / "00000.tar", jobs.scene_members(20, 2))
   with pytest.raises(ValueError, match="2 shards are named '00000'"):
     find(shards / "*.tar", other / "*.tar")
 

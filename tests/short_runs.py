@@ -1,0 +1,86 @@
+"""Recipes at a size at which two steps take seconds."""
+
+import functools
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+
+from blip_jax import train
+from blip_jax.models import config
+from blip_jax.runtime import config as run_config
+from blip_jax.runtime import sharding
+from blip_jax.tasks import pretrain
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def load_config(name):
+  """Returns the config of a recipe."""
+  path = ROOT / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config().lock()
+
+
+def shrunk_config(name):
+  """Returns a recipe on Scenes, at a size where two steps take seconds."""
+  config = load_config(name)
+  config.batch_size = 16
+  config.num_steps = 2
+  config.log_every_steps = 1
+  config.tokenizer = "scenes"
+  config.model.image_size = 16
+  if config.model.variant == "base" or config.task != "caption":
+    # Recipes in bfloat16 and with recomputation take twice as long to compile
+    # on a CPU, so only the large captioner keeps them.
+    config.model.dtype, config.model.vit_remat = "float32", "none"
+  config.model.variant = "tiny"
+  # The largest mesh axis that two devices allow.
+  config.mesh.fsdp = min(config.mesh.fsdp, 2)
+  if config.task == "pretrain":
+    # Programs with the same constants are compiled only once.
+    config.pretrain.update(pretrain.defaults().pretrain)
+    config.data.max_length = 18
+  if config.task in ("pretrain", "retrieval"):
+    config[config.task].queue_size = 24
+  config.optim.lr, config.optim.min_lr, config.optim.warmup_lr = 1e-3, 1e-5, 0.0
+  config.optim.decay_rate, config.optim.betas = 0.9, (0.9, 0.98)
+  if config.task == "retrieval":
+    config.evals.test.source = ""
+  config.init.weights = ""
+  config.data.train = ("scenes:train?num=64",)
+  if config.data.rotate:
+    config.data.rotate = ""
+  config.data.num_workers = 0
+  config.optim.warmup_steps = 1
+  config.optim.steps_per_epoch = 1
+  config.evals.every_steps = 0
+  config.evals.batch_size = 16
+  for split in run_config.splits(config).values():
+    split.source = "scenes:val?num=24"
+  return config
+
+
+def make_quick(monkeypatch):
+  """Two devices and two layers; `test_mesh.py` is about eight devices."""
+  make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:2])
+  monkeypatch.setattr(sharding, "make_mesh", make_mesh)
+  tiny = config.VARIANTS["tiny"]
+  shallow = {
+    "vit": {**tiny["vit"], "depth": 1},
+    "med": {**tiny["med"], "depth": 1},
+  }
+  monkeypatch.setitem(config.VARIANTS, "tiny", {**tiny, **shallow})
+
+
+def write_pretrained(workdir):
+  """Returns a workdir after two steps of the quick start."""
+  config = shrunk_config("quickstart")
+  config.evals.scenes_val.source = ""
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_quick(monkeypatch)
+    train.train(config, str(workdir))
+  return workdir

@@ -46,8 +46,9 @@ _LONG = (
   "test_pretrain.py",
 )
 
-# The inner loop (`-m quick`) leaves out files that compile models, train, or
-# start processes.  Single tests of these files can be marked quick.
+# The inner loop (`-m quick`) leaves out files that compile models, train, start
+# processes, or read much data.  Single tests in these files can be marked quick
+# too.
 _NOT_QUICK = (
   "test_annotations.py",
   "test_bad_input.py",
@@ -56,6 +57,7 @@ _NOT_QUICK = (
   "test_build.py",
   "test_caption.py",
   "test_caption_images.py",
+  "test_caption_metrics.py",
   "test_captions.py",
   "test_checkpoint.py",
   "test_convert_checkpoint.py",
@@ -78,10 +80,12 @@ _NOT_QUICK = (
   "test_mesh.py",
   "test_model.py",
   "test_momentum.py",
+  "test_names.py",
   "test_nlvr.py",
   "test_opening.py",
   "test_parity.py",
   "test_pretrain.py",
+  "test_ptb.py",
   "test_public_face.py",
   "test_quickstart.py",
   "test_retrieval.py",

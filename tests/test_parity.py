@@ -16,7 +16,7 @@ MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
 CASES = tuple(case["name"] for case in MANIFEST["cases"])
 
 # The cases of the inner loop (`-m quick`): they compile little.
-QUICK = ("lr_schedules", "tokenizer_tiny", "randaugment", "vit", "blip_itm")
+QUICK = ("lr_schedules", "tokenizer_tiny", "vit", "blip_itm", "retrieval_eval")
 
 
 def run(capsys, *args):

@@ -164,7 +164,7 @@ def generate(
   )
 
 
-@replay.jit_of_model
+@replay.jit_of_generation
 def _generate(model_and_length, params, states, prompt, settings, sampled):
   model, num_positions = model_and_length
   pick = None

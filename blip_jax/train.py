@@ -89,7 +89,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   kept_best = best.Best(
     workdir, _best_metrics(config.evals.best, evaluators), run.model_files
   )
-  evaluate = functools.partial(_evaluate, evaluators, monitor, kept_best)
+  measure = functools.partial(_evaluate, evaluators, monitor, kept_best)
   stop = StopSignal()
 
   # 6. The loop.  The host reads the metrics of a step while the devices
@@ -119,10 +119,10 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         return {}
       if not last and _due(step, config.evals.every_steps):
         monitor.flush()
-        evaluate(step, state)
+        measure(step, state)
 
     # 7. The results.
-    results = evaluate(config.num_steps, state)
+    results = measure(config.num_steps, state)
   if results and jax.process_index() == 0:
     files.write_json(os.path.join(workdir, "results.json"), results)
   return results

@@ -1,4 +1,4 @@
-"""Pre-training on 129M pictures as in the paper, with ViT-B.
+"""Pre-training on 129M images as in the paper, with ViT-B.
 
   python -m blip_jax.main --config configs/pretrain_paper_base.py \
     --workdir W --distributed auto

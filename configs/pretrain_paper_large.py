@@ -1,4 +1,4 @@
-"""Pre-training on 129M pictures as in the paper, with ViT-L.
+"""Pre-training on 129M images as in the paper, with ViT-L.
 
   python -m blip_jax.main --config configs/pretrain_paper_large.py \
     --workdir W --distributed auto

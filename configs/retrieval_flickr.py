@@ -3,8 +3,8 @@
   python -m blip_jax.main --config configs/retrieval_flickr.py --workdir W
 
 Section 5.1 of arXiv 2201.12086; `configs/retrieval_flickr.yaml` of the
-original: as COCO, but 128 candidates are ranked anew and ITM draws negatives
-from the own GPU.
+original: as COCO, but 128 candidates are re-ranked and ITM samples negatives
+from the batch of the same GPU.
 
 Data: `flickr30k_{train,val,test}.json` of the original, 29,000 images with
 five captions each for training.  Expect 97.3 (text) and 87.3 (image) R@1 on

@@ -84,7 +84,7 @@ def params(name: str, prefix: str = "") -> dict:
 
 
 def momentum_params(name: str) -> dict:
-  """The momentum twin's tree of a golden checkpoint."""
+  """The parameters of a golden checkpoint's momentum encoders."""
   return item(leaves(state_dict(name)), "momentum/params_m")
 
 
@@ -228,7 +228,7 @@ def make_model(family="caption", mesh=None, **fields):
     med=dict(depth=1),
   )
   params = families.init(family, sizes, jax.random.key(0))
-  # Sharper, so that texts of pictures differ.
+  # Sharper, so that texts of images differ.
   params = jax.tree.map(lambda x: 5 * x if x.ndim == 2 else x, params)
   generation = dict(num_beams=3, max_length=12, min_length=5)
   return model_lib.Model(
@@ -254,7 +254,7 @@ def write_captioner(target):
 
 
 def write_images(folder):
-  """Seven files, of which one is no picture and one lies deeper."""
+  """Seven files, of which one is not an image and one is in a subfolder."""
   (folder / "deeper").mkdir(parents=True)
   rng = np.random.default_rng(0)
   names = [f"{i}.png" for i in range(5)] + [DEEP_IMAGE]

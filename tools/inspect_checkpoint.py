@@ -74,6 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  # The digest is of bytes; no accelerator is wanted, nor waited for.
+  # A digest of bytes needs no accelerator, and should not wait for one.
   jax.config.update("jax_platforms", "cpu")
   sys.exit(main())

@@ -98,6 +98,15 @@ def test_position_embeddings_are_interpolated_and_reported():
     np.testing.assert_array_equal(checkpoint.leaves[path].read(), expected)
 
 
+def test_position_embeddings_of_the_same_grid_stay():
+  checkpoint = helpers.open_golden("blip_pretrain", image_size=32)
+  assert not [rule for rule in checkpoint.report.changed if "4 x 4" in rule]
+  np.testing.assert_array_equal(
+    checkpoint.leaves["params/visual_encoder/pos_embed"].read(),
+    helpers.state_dict("blip_pretrain")["visual_encoder.pos_embed"],
+  )
+
+
 def test_half_precision_becomes_float32(tmp_path):
   def halve(state):
     for name in state:

@@ -110,6 +110,13 @@ def test_ops_and_signs_are_sampled_uniformly():
   assert abs(np.mean(angles)) < 2
 
 
+@pytest.mark.parametrize("prob, number", [(0.0, 0), (1.0, 3)])
+def test_the_probability_is_that_of_applying_an_op(prob, number):
+  augment = randaugment.RandAugment(num_ops=3, prob=prob)
+  rng = np.random.default_rng(0)
+  assert {len(augment.sample(rng)) for _ in range(100)} == {number}
+
+
 def test_the_image_depends_only_on_the_generator(golden):
   augment = randaugment.RandAugment(num_ops=4, prob=1.0)
   first = augment(golden["image"], np.random.default_rng(3))

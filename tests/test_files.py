@@ -96,8 +96,6 @@ def test_ranges_and_folders(tmp_path):
   assert files.list_folder(tmp_path) == ["deep"]
   assert files.list_folder(tmp_path / "absent") == []
   assert files.glob(f"{tmp_path}/**/*.bin") == [str(path)]
-  files.link(path, tmp_path / "b.bin")
-  assert files.read_bytes(tmp_path / "b.bin") == b"0123456789"
   files.remove(path)
   files.remove(path)
   assert not files.exists(path)

@@ -157,8 +157,7 @@ def _begin(
     ValueError: the job was started with other settings or other images.
   """
   job, parts = _job(out), _parts(out)
-  begun = resumable.settings(job) is not None
-  if parts and not begun:
+  if parts and resumable.settings(job) is None:
     raise ValueError(
       f"{parts[0]}: has captions of a job, but there is no {job.name} with its "
       "settings; delete the file to start again"
@@ -167,14 +166,11 @@ def _begin(
     "Use the same settings, name another file with config.out, or delete "
     f"{job} and {out}.part* to start again"
   )
-  if begun:  # Every process compares, so that all of them stop.
-    resumable.begin(job, settings, hint)
+  resumable.begin(job, settings, hint, write=jax.process_index() == 0)
   rows = _rows_left(parts, source)
   if jax.process_count() > 1:
     # All processes have read before one of them writes.
     multihost_utils.sync_global_devices("caption_images: parts are read")
-  if not begun and jax.process_index() == 0:
-    resumable.begin(job, settings, hint)
   return rows
 
 

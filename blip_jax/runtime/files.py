@@ -159,18 +159,10 @@ def append_line(path: Path, line: str) -> None:
     file.write(line + "\n")
 
 
-def truncate(path: Path, size: int) -> None:
-  os.truncate(path, size)
-
-
 def drop_partial_line(path: Path) -> None:
   """Cuts what a process that was killed left of its last line."""
-  if not exists(path):
-    return
-  with open(path, "rb") as file:
-    whole = sum(len(line) for line in file if line.endswith(b"\n"))
-  if whole < size(path):
-    truncate(path, whole)
+  if exists(path):
+    os.truncate(path, sum(map(len, complete_lines(path))))
 
 
 def complete_lines(path: Path) -> Iterator[bytes]:
@@ -282,11 +274,3 @@ def remove_folder(path: Path) -> None:
 def rename(source: Path, target: Path) -> None:
   """Gives a file or folder another name at once; replaces a file there."""
   os.replace(source, target)
-
-
-def link(source: Path, target: Path) -> None:
-  """Makes `target` the same file as `source`, or a copy of it."""
-  try:
-    os.link(source, target)
-  except OSError:  # another file system
-    shutil.copyfile(source, target)

@@ -22,6 +22,7 @@ def begin(
   settings_now: Mapping[str, Any],
   hint: str,
   force: bool = False,
+  write: bool = True,
 ) -> dict[str, Any]:
   """Starts a job, or resumes it.
 
@@ -30,6 +31,8 @@ def begin(
     settings_now: everything that decides what the job produces.
     hint: what to do about other settings; the end of the error.
     force: replaces other settings instead of refusing them.
+    write: whether this process may write the file; one of several that work on
+      the same job together does, and all of them refuse other settings.
 
   Returns:
     The settings as they will be read.
@@ -50,5 +53,6 @@ def begin(
     raise ValueError(
       f"{path}: this job was started with other settings:\n{lines}\n{hint}"
     )
-  files.write_json(path, now)
+  if write:
+    files.write_json(path, now)
   return now

@@ -15,9 +15,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from blip_jax.inference.captioning import Caption
   from blip_jax.inference.images import Image, ImageReader
   from blip_jax.inference.matching import HiddenStates, Match
-  from blip_jax.inference.model import Caption, Model, load
+  from blip_jax.inference.model import Model, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
 # Name -> module, imported when first used: processes that only load data import
 # this package too, and need neither JAX nor a second to start.
 _MODULES = {
-  "Caption": "blip_jax.inference.model",
+  "Caption": "blip_jax.inference.captioning",
   "HiddenStates": "blip_jax.inference.matching",
   "Image": "blip_jax.inference.images",
   "ImageReader": "blip_jax.inference.images",

@@ -28,6 +28,7 @@ from PIL import Image
 from blip_jax import recipes
 from blip_jax.capfilt import rows
 from blip_jax.data import datasets, scenes
+from blip_jax.inference import captioning
 from blip_jax.inference import model as model_lib
 from blip_jax.models import decoding
 from tests import QUICK_TO_COMPILE, helpers
@@ -334,7 +335,7 @@ def test_columns_of_capfilt_are_documented():
 
 def test_fields_and_options_of_captions_are_documented():
   page = PAGES["docs/captioning.md"]
-  fields = {field.name for field in dataclasses.fields(model_lib.Caption)}
+  fields = {field.name for field in dataclasses.fields(captioning.Caption)}
   assert set(first_cells(page, "| field of `Caption` |")) == fields
   options = set(inspect.signature(model_lib.Model.caption).parameters)
   options |= {field.name for field in dataclasses.fields(decoding.Decoding)}

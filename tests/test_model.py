@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from blip_jax.data import scenes
-from blip_jax.inference import model as model_lib
+from blip_jax.inference import captioning
 from blip_jax.models import med
 from blip_jax.runtime import sharding
 from tests import helpers
@@ -55,9 +55,9 @@ def test_a_caption_does_not_depend_on_the_batch(model, images):
 
 def test_the_last_batch_is_not_compiled_separately(model, images):
   model.caption(images[:4], batch_size=4)
-  compiled = model_lib._generate._cache_size()
+  compiled = captioning._generate._cache_size()
   model.caption(images, batch_size=4, max_length=11)
-  assert model_lib._generate._cache_size() == compiled
+  assert captioning._generate._cache_size() == compiled
 
 
 def test_the_fields_of_a_caption_are_consistent(model, images):

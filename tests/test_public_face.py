@@ -9,11 +9,11 @@ import sys
 import pytest
 
 import blip_jax
-from blip_jax.inference import images, matching
+from blip_jax.inference import captioning, images, matching
 from blip_jax.inference import model as model_lib
 
 PUBLIC = {
-  "Caption": model_lib.Caption,
+  "Caption": captioning.Caption,
   "HiddenStates": matching.HiddenStates,
   "Image": images.Image,
   "ImageReader": images.ImageReader,

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from blip_jax.data import examples, loader, rejects, sources, transforms
-from blip_jax.inference import matching
+from blip_jax.inference import captioning, matching
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import ahead, sharding
 
@@ -210,7 +210,7 @@ def image_seed(key: str) -> int:
 
 
 def _with_captions(
-  image: LabelledImage, caption: model_lib.Caption
+  image: LabelledImage, caption: captioning.Caption
 ) -> LabelledImage:
   if image.bad:
     return image

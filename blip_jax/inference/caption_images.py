@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from blip_jax.data import datasets, examples, loader, rejects, sources
+from blip_jax.inference import captioning
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, resumable, sharding, snapshot
 from blip_jax.runtime.config import Config
@@ -212,7 +213,7 @@ def _numbered(
     yield range(start, start + len(ids)), ids, arrays
 
 
-def _as_json(caption: model_lib.Caption) -> dict[str, Any]:
+def _as_json(caption: captioning.Caption) -> dict[str, Any]:
   line: dict[str, Any] = {
     "caption": caption.text,
     "log_prob": round(caption.log_prob, 4),
@@ -223,7 +224,7 @@ def _as_json(caption: model_lib.Caption) -> dict[str, Any]:
   return line
 
 
-def _write_sidecar(image: str, caption: model_lib.Caption) -> None:
+def _write_sidecar(image: str, caption: captioning.Caption) -> None:
   """Writes a text file next to an image, unless there is one: somebody may have
   written it by hand."""
   if not image:

@@ -116,7 +116,9 @@ def test_columns_can_be_named(annotations):
   [
     ({"image_id": 1, "img_id": 2, "id": 3}, 1),
     ({"img_id": 2, "id": 3}, 2),
-    ({"id": "3"}, "3"),
+    ({"cocoid": 4, "imgid": 5}, 4),
+    ({"imgid": 5}, 5),
+    ({"id": "3"}, None),
     ({"image_id": None}, None),
     ({}, None),
   ],

@@ -73,6 +73,33 @@ def test_captions_of_an_image_share_a_number():
   assert all(0 <= n < 2**31 for n in set.union(*numbers))
 
 
+def test_an_image_is_the_same_in_any_row_and_spelling():
+  key = sources.image_key
+  path = {"image": "i/a.jpg", "id": "x:0"}
+  assert key(path) == key({"image": "i//./a.jpg", "id": "x:1"})
+  assert key(path) != key({"image": "i/b.jpg", "id": "x:0"})
+  assert key(path | {"image_id": 3}) == key({"image": b"jpeg", "image_id": "3"})
+  assert key(path | {"image_id": 3}) != key(path | {"image_id": 4})
+  assert key({"image": "3"}) != key({"image": "i/a.jpg", "image_id": 3})
+  square = np.zeros((2, 2), np.uint8)
+  keys = [key({"image": square.reshape(shape)}) for shape in ((2, 2), (1, 4))]
+  assert keys[0] == key({"image": square.copy()}) != keys[1]
+  assert len({key(path), *keys}) == 3  # hashable
+
+
+@pytest.mark.parametrize("name", ["b\udce9b\udce9.jpg", "a\ud800.jpg"])
+def test_an_image_whose_name_is_no_utf8_has_a_number(name):
+  assert sources.image_number({"image": name}) >= 0
+  assert sources.image_number({"image": b"", "image_id": name}) >= 0
+
+
+def test_the_id_of_a_row_is_no_image_id():
+  rows = [{"image": "a.jpg", "text": "t", "id": row} for row in (0, 1)]
+  first, second = (sources.Columns().record(row, "x", "x") for row in rows)
+  assert "image_id" not in first
+  assert sources.image_key(first) == sources.image_key(second)
+
+
 def test_kept_columns_join_the_record_unchanged():
   columns = sources.Columns(keep=("answers", "size", "url"))
   row = {"url": "http://a.org/b.jpg", "text": "c", "answers": [{"yes": 3}]}

@@ -16,6 +16,7 @@ Images are only read later, in `transforms.decode`.
 """
 
 import dataclasses
+import hashlib
 import os
 import re
 import urllib.parse
@@ -38,8 +39,9 @@ INDEX_THREADS = 16
 # for the same caption names.
 _IMAGES = ("image", "url", "image_path", "file_name")
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
-# NoCaps says `img_id`. A row's `id` may be that of a caption, so it is last.
-_IMAGE_IDS = ("image_id", "img_id", "id")
+# NoCaps says `img_id`, Karpathy's splits `cocoid` and `imgid`. A row's `id` may
+# be that of a caption or of the row itself, so it is none of these.
+_IMAGE_IDS = ("image_id", "img_id", "cocoid", "imgid")
 # Keys that records have a meaning for; `keep` cannot name them.
 _RESERVED = ("image", "caption", "id", "image_id")
 
@@ -140,19 +142,32 @@ def row_id(source: Any, row: int) -> str | None:
     return None
 
 
+def image_key(record: Record) -> tuple[str, str]:
+  """Returns which image a record is of: a key that its other rows share.
+
+  That is the annotation's `image_id` if there is one, else the image's path,
+  else its content. Ids are compared as texts: 7 and "7" are one image.
+  """
+  if (annotated := record.get("image_id")) is not None:
+    return "image_id", str(annotated)
+  image = record["image"]
+  if isinstance(image, str | os.PathLike):
+    return "path", os.path.normpath(image)
+  if isinstance(image, np.ndarray):
+    prefix = f"{image.dtype} {image.shape}:".encode()
+    image = prefix + image.tobytes()
+  return "content", hashlib.sha256(image).hexdigest()
+
+
 def image_number(record: Record) -> int:
   """Returns a number below 2**31 that all captions of one image share.
 
-  It is a hash of the annotation's `image_id` if there is one, else of the
-  image's path or content. Among COCO's 113,287 images, about three pairs are
-  expected to share a number by chance.
+  It is a hash of `image_key`. Among COCO's 113,287 images, about three pairs
+  are expected to share a number by chance.
   """
-  key = record.get("image_id", record["image"])
-  if isinstance(key, np.ndarray):
-    key = key.tobytes()
-  elif not isinstance(key, bytes):
-    key = str(key).encode()
-  return zlib.crc32(key) & 0x7FFFFFFF
+  _, key = image_key(record)
+  # Names of files and broken JSON may have halves of characters in them.
+  return zlib.crc32(key.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +178,7 @@ class Columns:
   `image` (or `url`, `image_path`, `file_name`) is a path or encoded bytes;
   `path_of_url` defines where the image of a URL is expected. `caption` (or
   `captions`, `text`, `texts`, `sentences`) is text or a list of texts.
-  `image_id` (or `img_id`, `id`) becomes the record's `image_id`.
+  `image_id` (or `img_id`, `cocoid`, `imgid`) becomes the record's `image_id`.
 
   Attributes:
     image_root: folder that relative image paths start from.

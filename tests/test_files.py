@@ -117,6 +117,73 @@ def test_the_time_of_a_missing_file_is_set_only_by_creating_it(tmp_path):
   assert files.stat(tmp_path / "a").modified > 100
 
 
+# Name on disk -> how it is written.
+NAMES = {
+  b"caf\xe9.jpg": r"caf\xe9.jpg",  # latin-1
+  b"\x94L.jpg": r"\x94L.jpg",  # Shift-JIS
+  b"a\nb\t.jpg": r"a\x0ab\x09.jpg",
+  b"\x1b[31m.jpg": r"\x1b[31m.jpg",
+  b"\xc2\x85.jpg": r"\xc2\x85.jpg",  # a line end of Unicode
+  b"\xe2\x80\xa8.jpg": r"\xe2\x80\xa8.jpg",  # another
+  rb"literally\xe9.jpg": r"literally\x5cxe9.jpg",
+  rb"a\b\new\x.jpg": r"a\b\new\x.jpg",
+  "sub/\u00e9 \u65e5\u672c \U0001f415.jpg".encode(): (
+    "sub/\u00e9 \u65e5\u672c \U0001f415.jpg"
+  ),
+}
+
+
+@pytest.mark.parametrize("raw, text", NAMES.items())
+def test_any_name_can_be_written_and_found_again(tmp_path, raw, text):
+  name = os.fsdecode(raw)
+  assert files.printable(name) == text
+  assert files.named(text) == name
+  assert len(text.encode().splitlines()) == 1
+  path = tmp_path / "folder" / name
+  files.make_folder(path.parent)
+  files.write_text(path, "x")
+  assert files.read_text(files.named(files.printable(str(path)))) == "x"
+
+
+def test_names_that_differ_are_written_differently():
+  raw = [bytes([92, 120, a, b]) for a in b"0a\\x\xe9" for b in b"9f\\x\xe9\n"]
+  raw += [b"\\" + one for one in raw] + [b"\n", b"\xe9", b"\x0a"]
+  names = {os.fsdecode(one) for one in raw}
+  assert len({files.printable(name) for name in names}) == len(names)
+  assert {files.named(files.printable(name)) for name in names} == names
+
+
+def test_half_of_a_surrogate_pair_can_be_written():
+  assert files.printable("a\ud83d.jpg") == r"a\xed\xa0\xbd.jpg"
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00e9", "\udce9"])
+def test_the_longest_names_are_written(tmp_path, letter):
+  path = tmp_path / (letter * (255 // len(os.fsencode(letter))))
+  files.write_text(path, "first")
+  files.write_text(path, "second")
+  assert files.read_text(path) == "second"
+  assert len(files.list_folder(tmp_path)) == 1
+
+
+def test_a_name_with_a_suffix_fits_into_a_folder(tmp_path):
+  assert files.fitting("a" * 200, ".done.json") == "a" * 200 + ".done.json"
+  names = [
+    files.fitting(os.fsdecode(stem), suffix)
+    for stem in (
+      b"a" * 250 + b"b",
+      b"a" * 250 + b"c",
+      b"\xe9" * 250,
+      "é".encode() * 125,
+    )
+    for suffix in (".done.json", ".parquet")
+  ]
+  for name in names:
+    files.write_text(tmp_path / name, name.encode("utf-8", "replace").decode())
+  assert len(files.list_folder(tmp_path)) == len(set(names)) == 8
+  assert all(name.endswith((".done.json", ".parquet")) for name in names)
+
+
 def test_a_temporary_folder_is_deleted():
   with files.temporary_folder() as folder:
     (folder / "a").write_text("x")

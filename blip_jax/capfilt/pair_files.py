@@ -5,7 +5,6 @@ import io
 import json
 import pathlib
 import tarfile
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
@@ -76,7 +75,7 @@ def open_writer(path: pathlib.Path) -> Iterator[Writer]:
       f"config.merge.out: {path} already exists; name another folder, or move "
       "it away first"
     )
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+  temporary = files.temporary_path(path)
   files.make_folder(temporary)
   try:
     with contextlib.closing(_ShardWriter(temporary)) as writer:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import uuid
@@ -22,6 +23,15 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, BinaryIO, NamedTuple
 
 Path = str | os.PathLike[str]
+
+# File systems allow names of 255 bytes; this leaves room for a dot in front.
+_MAX_NAME_BYTES = 240
+# Bytes that are not UTF-8 (half of a surrogate pair, in Python), control
+# characters, line ends, and what looks like an escape already.
+_UNPRINTABLE = re.compile(
+  r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|\\(?=x[0-9a-f]{2})"
+)
+_ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 class Stat(NamedTuple):
@@ -36,6 +46,47 @@ class Stat(NamedTuple):
   size: int
   modified: float
   modified_ns: int
+
+
+def printable(name: str) -> str:
+  r"""A file name, or any text, as one line of UTF-8; see `named`.
+
+  Names on disk are bytes. Those that are UTF-8 stay as they are; other bytes,
+  and those of control characters and line ends, become `\xNN`. So does a
+  backslash before `xNN`: different names stay different.
+
+  This is how ids, JSON, Parquet, logs and reports have every name.
+  """
+  return _UNPRINTABLE.sub(_escaped, name)
+
+
+def _escaped(match: re.Match[str]) -> str:
+  try:
+    raw = match[0].encode("utf-8", "surrogateescape")
+  except UnicodeEncodeError:  # JSON can have one that no file name has
+    raw = match[0].encode("utf-8", "surrogatepass")
+  return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def named(text: str) -> str:
+  """The file name that `printable` wrote as this text."""
+  raw = _ESCAPE.sub(
+    lambda match: bytes.fromhex(match[1].decode()), text.encode()
+  )
+  return raw.decode("utf-8", "surrogateescape")
+
+
+def fitting(stem: str, suffix: str) -> str:
+  """A file name that no file system finds too long.
+
+  The end of a long stem gives way to a hash of all of it.
+  """
+  raw, room = os.fsencode(stem), _MAX_NAME_BYTES - len(suffix)
+  if len(raw) <= room:
+    return stem + suffix
+  digest = hashlib.sha256(raw).hexdigest()[:16]
+  start = raw[: room - len(digest) - 1].decode("utf-8", "ignore")
+  return f"{start}-{digest}{suffix}"
 
 
 def exists(path: Path) -> bool:
@@ -173,12 +224,20 @@ def complete_lines(path: Path) -> Iterator[bytes]:
         yield line
 
 
+def temporary_path(path: Path) -> pathlib.Path:
+  """A hidden path next to another, for what gets that name when it is complete.
+
+  Processes of several hosts may write the same file, so it is unique. It does
+  not contain the name, which may be as long as a name can be.
+  """
+  return pathlib.Path(path).with_name(f".{uuid.uuid4().hex}.tmp")
+
+
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
   """A file that gets its name once it is complete and on disk, or never."""
   path = pathlib.Path(path)
-  # Processes of several hosts may write the same file.
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+  temporary = temporary_path(path)
   try:
     with open(temporary, "wb") as file:
       yield file

@@ -1,5 +1,6 @@
 """The comparison with the original BLIP: every committed case, and failures."""
 
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from blip_jax.convert import reader, tensor_files
 from tests import helpers
 from tests.parity import __main__ as parity
+from tests.parity import goldens, models, ties
 
 GOLDEN = helpers.GOLDEN
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
@@ -198,3 +200,99 @@ def test_an_unknown_case_is_a_failure(capsys, folder, case):
 def test_a_folder_without_goldens(capsys, tmp_path):
   assert parity.main([str(tmp_path)]) == 1
   assert "no manifest.json" in capsys.readouterr().err
+
+
+def ranks_in_any_order(scores, own):
+  """Ranks of the first right candidate, for every order of equal scores."""
+  groups = [
+    itertools.permutations(np.flatnonzero(scores == value))
+    for value in sorted({*scores}, reverse=True)
+  ]
+  right = {*np.flatnonzero(own)}
+  return {
+    next(rank for rank, n in enumerate(itertools.chain(*order)) if n in right)
+    for order in itertools.product(*groups)
+  }
+
+
+def hits(ranks):
+  return tuple(sum(rank < k for rank in ranks) for k in (1, 5, 10))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_recall_may_be_that_of_any_order_of_equal_scores(seed):
+  """Every number of hits is tried: those that an order gives are reached, and
+  no others."""
+  rng = np.random.default_rng(seed)
+  scores, own = np.zeros((3, 11), np.float32), np.zeros((3, 11), bool)
+  for row in range(3):
+    sizes = rng.permutation([2, 4, 5])
+    scores[row] = rng.permutation(np.repeat([0.5, -100, 0.1], sizes))
+    own[row, rng.permutation(11)[: rng.integers(1, 3)]] = True
+  ranks = [*map(ranks_in_any_order, scores, own)]
+  possible = {hits(one) for one in itertools.product(*ranks)}
+  assert len(possible) > 1
+  for wanted in itertools.product(range(4), repeat=3):
+    ranked = ties.ranked(scores, own, [100 * x / 3 for x in wanted])
+    for before, after in zip(scores, ranked, strict=True):
+      assert sorted(after) == [*range(11)]
+      assert (np.diff(before[after.argsort()]) >= 0).all()
+    first = [
+      sum(row > row[is_own].max())
+      for row, is_own in zip(ranked, own, strict=True)
+    ]
+    assert hits(first) in possible
+    assert (hits(first) == wanted) == (wanted in possible)
+
+
+def verdict_on_recall(**metrics):
+  """The tool's verdict on a golden recall, where the second image and the
+  second text rank right and wrong ones equally."""
+  metrics = {
+    **{
+      f"{direction}_r{k}": 100.0
+      for direction in ("txt", "img")
+      for k in (5, 10)
+    },
+    **metrics,
+  }
+  i2t = np.array([[0.9, 0.1, 0.2], [-100, -100, -100]], np.float32)
+  t2i = np.array([[0.9, 0.1], [0.5, 0.5], [0.1, 0.2]], np.float32)
+  golden = goldens.Golden(None, {"name": "x", "facts": {"recall": metrics}}, {})
+  models._compare_recall(golden, "recall", i2t, t2i, {0: 0, 1: 1, 2: 1})
+  (check,) = golden.checks
+  return check.verdict
+
+
+def recall_of(txt_r1, img_r1):
+  txt, img = (txt_r1 + 200) / 3, (img_r1 + 200) / 3
+  return dict(
+    txt_r1=txt_r1,
+    img_r1=img_r1,
+    txt_r_mean=txt,
+    img_r_mean=img,
+    r_mean=(txt + img) / 2,
+  )
+
+
+@pytest.mark.parametrize("txt_r1", [50.0, 100.0])
+@pytest.mark.parametrize("img_r1", [200 / 3, 100.0])
+def test_a_golden_recall_of_some_order_holds(txt_r1, img_r1):
+  assert verdict_on_recall(**recall_of(txt_r1, img_r1)) == "ok"
+
+
+@pytest.mark.parametrize(
+  "forged",
+  [
+    recall_of(0.0, 100.0),
+    recall_of(75.0, 100.0),
+    recall_of(50.0, 100 / 3),
+    recall_of(50.0, 250 / 3),
+    recall_of(50.0 + 1e-5, 100.0),
+    {**recall_of(50.0, 100.0), "txt_r5": 50.0},
+    {**recall_of(50.0, 100.0), "r_mean": recall_of(100.0, 100.0)["r_mean"]},
+    {**recall_of(50.0, 100.0), "more": 1.0},
+  ],
+)
+def test_a_golden_recall_that_no_order_gives_fails(forged):
+  assert verdict_on_recall(**forged) == "FAIL"

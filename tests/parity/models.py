@@ -17,7 +17,7 @@ from blip_jax.tasks import align, losses
 from blip_jax.tasks import caption as caption_lib
 from blip_jax.tasks import nlvr as nlvr_lib
 from blip_jax.tasks import vqa as vqa_lib
-from tests.parity import generated, replay, verdicts
+from tests.parity import generated, replay, ties, verdicts
 from tests.parity.goldens import Golden
 
 # The original's lengths, for texts without ids in the goldens.
@@ -106,12 +106,19 @@ def retrieval_eval(golden: Golden) -> None:
 
 
 def _compare_recall(golden, name, i2t, t2i, image_of) -> None:
-  # The original's argsort breaks ties; the package scores their expected
-  # value, so it gets the ranks.
-  ranks = (np.argsort(np.argsort(x)).astype(np.float32) for x in (i2t, t2i))
-  text_to_image = np.array([image_of[text] for text in range(len(t2i))])
-  actual = recall.recall(*ranks, text_to_image)
+  """Accepts what any order of equal scores gives, and nothing else."""
   expected = golden.fact(name)
+  text_to_image = np.array([image_of[text] for text in range(len(t2i))])
+  own = text_to_image == np.arange(len(i2t))[:, None]
+  percents = {
+    direction: [expected[f"{direction}_r{k}"] for k in recall.KS]
+    for direction in ("txt", "img")
+  }
+  actual = recall.recall(
+    ties.ranked(i2t, own, percents["txt"]),
+    ties.ranked(t2i, own.T, percents["img"]),
+    text_to_image,
+  )
   errors = {
     key: verdicts.difference(actual.get(key, np.nan), expected.get(key, np.nan))
     for key in actual.keys() | expected.keys()

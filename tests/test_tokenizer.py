@@ -281,3 +281,203 @@ def test_vocabulary_that_recognises_no_word_is_refused(tmp_path):
   tokens = [*SPECIAL, "DOG", "CAT"]
   with pytest.raises(ValueError, match="none of the words"):
     tokenizer.Tokenizer.load(write_vocab(tmp_path, tokens))
+
+
+ADDED = {"zorkon": 9, "red circle": 10, "<loc>": 11}
+
+
+def added_tokens_json(directory, bert):
+  write_vocab(directory, WORDS)
+  (directory / "added_tokens.json").write_text(json.dumps(ADDED))
+
+
+def tokenizer_config_json(directory, bert):
+  entries = {
+    str(id): dict(
+      content=token,
+      lstrip=token == "<loc>",
+      rstrip=False,
+      normalized=token != "<loc>",
+      single_word=token == "zorkon",
+      special=token == "<loc>",
+    )
+    for token, id in ADDED.items()
+  }
+  write_vocab(directory, WORDS, {"added_tokens_decoder": entries})
+
+
+def special_tokens_map_json(directory, bert):
+  write_vocab(directory, WORDS)
+  special = {"additional_special_tokens": [*ADDED]}
+  (directory / "special_tokens_map.json").write_text(json.dumps(special))
+
+
+def added_by_transformers(directory, bert):
+  bert.add_tokens([*ADDED])
+  bert.save_pretrained(directory)
+
+
+def tokenizer_json_alone(directory, bert):
+  added_by_transformers(directory, bert)
+  for path in directory.iterdir():
+    if path.name != "tokenizer.json":
+      path.unlink()
+
+
+def added_behind_enc(directory, bert):
+  bert.add_special_tokens({"bos_token": "[DEC]"})
+  bert.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+  added_by_transformers(directory, bert)
+
+
+def added_words_of_the_vocabulary(directory, bert):
+  import tokenizers
+
+  bert.add_tokens(
+    [*ADDED, "dog", tokenizers.AddedToken("do", single_word=True)]
+  )
+  bert.save_pretrained(directory)
+
+
+WORDS = [*SPECIAL, "a", "red", "dog", "##s"]
+
+
+@pytest.mark.parametrize(
+  "write",
+  [
+    added_tokens_json,
+    tokenizer_config_json,
+    special_tokens_map_json,
+    added_by_transformers,
+    tokenizer_json_alone,
+    added_behind_enc,
+    added_words_of_the_vocabulary,
+  ],
+)
+def test_added_tokens_survive_saving(tmp_path, write):
+  import transformers
+
+  (tmp_path / "plain").mkdir()
+  bert = transformers.BertTokenizer.from_pretrained(
+    write_vocab(tmp_path / "plain", WORDS)
+  )
+  (tmp_path / "extended").mkdir()
+  write(tmp_path / "extended", bert)
+  extended = tokenizer.Tokenizer.load(tmp_path / "extended")
+  extended.save(tmp_path / "saved")
+  saved = tokenizer.Tokenizer.load(tmp_path / "saved")
+  first = 11 if write is added_behind_enc else 9
+  texts = ["a zorkon", "Red Circle", "dogs <loc> red", "redzorkon do"]
+  for tok in (extended, saved):
+    assert tok.pieces([*range(first, first + 3)]) == [*ADDED]
+    assert first in tok.encode(texts[:1], 5)[0]
+    assert tok.special_ids == extended.special_ids
+  assert extended.special_ids["dec"] == (
+    9 if first == 11 else tok.vocab_size - 2
+  )
+  for one, two in zip(
+    extended.encode(texts, 9), saved.encode(texts, 9), strict=True
+  ):
+    np.testing.assert_array_equal(one, two)
+  ids = extended.encode(texts, 9)[0]
+  assert extended.decode(ids) == saved.decode(ids)
+
+
+@pytest.mark.parametrize(
+  "tokens, added, message",
+  [
+    ([*WORDS, "dog", "cat"], {}, r"vocab\.txt: 'dog' has the id 7, .* get 9"),
+    (WORDS, {"zorkon": 12}, r"added_tokens\.json: 'zorkon' has the id 12"),
+    (WORDS, {"zorkon": 7}, r"added_tokens\.json: 'zorkon' has the id 7"),
+  ],
+)
+def test_ids_that_cannot_be_kept_are_refused(tmp_path, tokens, added, message):
+  write_vocab(tmp_path, tokens)
+  (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+  with pytest.raises(ValueError, match=message):
+    tokenizer.Tokenizer.load(tmp_path)
+
+
+def external_json(directory, tokens, change, config=None):
+  """A tokenizer.json without vocab.txt, after `change` has edited it."""
+  import transformers
+
+  write_vocab(directory, tokens, {"do_lower_case": False})
+  bert = transformers.BertTokenizer.from_pretrained(directory)
+  for path in directory.iterdir():
+    path.unlink()
+  backend = json.loads(bert.backend_tokenizer.to_str())
+  change(backend)
+  (directory / "tokenizer.json").write_text(json.dumps(backend))
+  if config is not None:
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+  return directory
+
+
+CASED = [*SPECIAL, "A", "a", "Dog", "dog", "é", "e"]
+
+
+@pytest.mark.parametrize(
+  "config, expected",
+  [
+    (None, [[2, 5, 7, 9, 3]]),
+    ({}, [[2, 5, 7, 9, 3]]),
+    ({"do_lower_case": True}, [[2, 6, 8, 10, 3]]),
+  ],
+)
+def test_a_tokenizer_json_says_whether_texts_are_lower_cased(
+  tmp_path, config, expected
+):
+  """Unless tokenizer_config.json says otherwise, as in transformers."""
+  external_json(tmp_path, CASED, lambda backend: None, config)
+  cased = tokenizer.Tokenizer.load(tmp_path)
+  cased.save(tmp_path / "saved")
+  again = tokenizer.Tokenizer.load(tmp_path / "saved")
+  for tok in (cased, again):
+    assert tok.encode(["A Dog é"], 5)[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("normalizer", {"type": "Lowercase"}),
+    ("pre_tokenizer", {"type": "WhitespaceSplit"}),
+  ],
+)
+def test_a_tokenizer_json_that_is_not_berts_is_refused(tmp_path, key, value):
+  external_json(tmp_path, CASED, lambda backend: backend.update({key: value}))
+  with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{key}.*Bert"):
+    tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_that_would_change_by_saving_is_not_saved(tmp_path):
+  config = {"unk_token": "[MASK]", "mask_token": "[UNK]"}
+  write_vocab(tmp_path, WORDS, config)
+  odd = tokenizer.Tokenizer.load(tmp_path)
+  with pytest.raises(ValueError, match="cannot be saved"):
+    odd.save(tmp_path / "saved")
+  assert not (tmp_path / "saved").exists()
+
+
+def test_all_files_of_a_vocabulary_are_fetched_from_the_hub(monkeypatch):
+  import fnmatch
+
+  import huggingface_hub
+
+  asked = []
+
+  def download(name, allow_patterns):
+    asked.extend(allow_patterns)
+    raise OSError("no network")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  with pytest.raises(ValueError):
+    tokenizer.Tokenizer.load("no-such-user/name")
+  for name in (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+  ):
+    assert any(fnmatch.fnmatch(name, pattern) for pattern in asked), name

@@ -4,6 +4,7 @@ A folder gets its final name once it is complete.
 """
 
 import json
+import logging
 import os
 import pathlib
 
@@ -14,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from blip_jax.convert import (
   adapt,
   companions,
+  model_configs,
   names,
   tensor_files,
   weights,
@@ -24,6 +26,8 @@ from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
 from blip_jax.runtime import files, sharding, snapshot
 from blip_jax.tasks import momentum
+
+log = logging.getLogger(__name__)
 
 LAYOUTS = ("orbax", "hf", "original")
 
@@ -66,6 +70,7 @@ def write(
         "original can be a .pth file"
       )
     _save_pth(path, checkpoint)
+    _warn_without_vocabulary(path, checkpoint)
     return path
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
@@ -161,6 +166,20 @@ def _save_pth(path: pathlib.Path, checkpoint: Checkpoint) -> None:
   tensor_files.save_torch(
     path, {n: leaf.read for n, leaf in tensors.items()}, ties
   )
+
+
+def _warn_without_vocabulary(
+  path: pathlib.Path, checkpoint: Checkpoint
+) -> None:
+  size = checkpoint.card.config.med.vocab_size
+  if size != model_configs.BERT_VOCAB:
+    log.warning(
+      "%s: the model's vocabulary of %d tokens is not in this file; keep it, "
+      "and give its folder when you load the file (tokenizer=), or write a "
+      "folder instead",
+      path,
+      size,
+    )
 
 
 def original_state(

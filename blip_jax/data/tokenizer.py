@@ -2,7 +2,8 @@
 
 A text is [CLS] words [SEP]. On the device, its first token is replaced by
 [DEC] (language modelling) or [ENC] (multimodal encoding). These two tokens are
-added here at the end of the vocabulary.
+added here at the end of a vocabulary that lacks them. A vocabulary may have
+further added tokens, which are found in a text before it is split into words.
 
 Dimensions: B texts, L text length.
 """
@@ -11,6 +12,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -18,9 +20,10 @@ from jaxtyping import Int, Int32
 
 from blip_jax.runtime import files as files_lib
 
-_VOCAB_FILES = ("vocab.txt", "tokenizer_config.json")
-# Either of these contains the words; transformers 5 writes tokenizer.json.
-_WORDS_FILES = ("vocab.txt", "tokenizer.json")
+# Either of the first two contains the words; transformers 5 writes the second.
+_WORDS_FILES = _VOCAB, _JSON = ("vocab.txt", "tokenizer.json")
+_CONFIG, _ADDED = "tokenizer_config.json", "added_tokens.json"
+FILES = (*_WORDS_FILES, _CONFIG, _ADDED, "special_tokens_map.json")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -31,7 +34,7 @@ class Tokenizer:
   processes that unpickle it do not import transformers.
 
   Attributes:
-    vocab_size: number of tokens; [DEC] and [ENC] have the last two ids.
+    vocab_size: number of tokens, the added ones included.
     pad_id: id of [PAD].
     cls_id: id of [CLS].
     sep_id: id of [SEP].
@@ -54,20 +57,23 @@ class Tokenizer:
     """Returns the tokenizer of a vocabulary.
 
     Args:
-      name_or_dir: a directory with vocab.txt (one token per line) and, if
-        texts should not be lower-cased, a tokenizer_config.json; or the name
-        of a repository on the Hugging Face hub, such as "bert-base-uncased".
+      name_or_dir: a directory with vocab.txt (one token per line) or
+        tokenizer.json and, if texts should not be lower-cased or tokens were
+        added, the other FILES of transformers; or the name of a repository on
+        the Hugging Face hub, such as "bert-base-uncased".
 
     Raises:
-      ValueError: there is no such vocabulary, or it cannot be used.
+      ValueError: there is no such vocabulary, or it cannot be used: it is not
+        BERT's kind, or its tokens would not get the ids that its files state.
     """
     directory = _directory(name_or_dir)
+    options = _options_of_json(directory)
     # The import takes a second, and workers that only encode do not need it.
     import transformers
 
     # Not `BertTokenizer(vocab_file=...)`: transformers 5 ignores the argument
     # and makes every word [UNK].
-    bert = transformers.BertTokenizer.from_pretrained(directory)
+    bert = transformers.BertTokenizer.from_pretrained(directory, **options)
     vocab = bert.backend_tokenizer.get_vocab(with_added_tokens=False)
     missing = [token for token in _SPECIAL if token not in vocab]
     if missing:
@@ -78,6 +84,7 @@ class Tokenizer:
     # In separate calls, because checkpoints rely on the order of the two ids.
     bert.add_special_tokens({"bos_token": "[DEC]"})
     bert.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    _check_ids(bert.backend_tokenizer, directory)
     _check_words(bert.backend_tokenizer, vocab, directory)
     return cls(bert.backend_tokenizer)
 
@@ -156,28 +163,62 @@ class Tokenizer:
     return [self._backend.id_to_token(int(id)) or "" for id in ids]
 
   def save(self, directory: str | os.PathLike) -> None:
-    """Writes a vocabulary directory from which `load` makes this tokenizer."""
-    files_lib.make_folder(directory)
-    for name, text in self.files().items():
-      files_lib.write_text(pathlib.Path(directory) / name, text)
+    """Writes a vocabulary directory from which `load` makes this tokenizer.
+
+    Raises:
+      ValueError: as `files`; nothing is written then.
+    """
+    _write(directory, self.files())
 
   def files(self) -> dict[str, str]:
-    """Returns the files of a vocabulary directory: name -> text."""
+    """Returns the files of a vocabulary directory: name -> text.
+
+    Raises:
+      ValueError: `load` would make another tokenizer of them.
+    """
+    added = self._backend.get_added_tokens_decoder()
+    entries = {str(id): _token_as_json(token) for id, token in added.items()}
+    # Most need no list of added tokens: `load` adds the usual ones.
+    for further in ({}, {"added_tokens_decoder": entries}):
+      texts = self._files(further)
+      with files_lib.temporary_folder() as folder:
+        _write(folder, texts)
+        again = Tokenizer.load(folder)
+      if again._backend.to_str() == self._backend.to_str():
+        return texts
+    raise ValueError(
+      "this vocabulary cannot be saved: read again, it would give other ids. "
+      "Expected words, added tokens, and the settings do_lower_case, "
+      "strip_accents and tokenize_chinese_chars; it has others, such as "
+      "special tokens that were renamed"
+    )
+
+  def _files(self, further: dict[str, Any]) -> dict[str, str]:
     vocab = self._backend.get_vocab(with_added_tokens=False)
     tokens = sorted(vocab, key=lambda token: vocab[token])
-    lines = "".join(f"{token}\n" for token in tokens)
     normalizer = self._backend.normalizer
     config = {
       "do_lower_case": normalizer.lowercase,
       "strip_accents": normalizer.strip_accents,
       "tokenize_chinese_chars": normalizer.handle_chinese_chars,
       "tokenizer_class": "BertTokenizer",
+      **further,
     }
-    vocab_file, config_file = _VOCAB_FILES
     return {
-      vocab_file: lines,
-      config_file: json.dumps(config, indent=2) + "\n",
+      _VOCAB: "".join(f"{token}\n" for token in tokens),
+      _CONFIG: json.dumps(config, indent=2) + "\n",
     }
+
+
+def _write(directory: str | os.PathLike, texts: dict[str, str]) -> None:
+  files_lib.make_folder(directory)
+  for name, text in texts.items():
+    files_lib.write_text(pathlib.Path(directory) / name, text)
+
+
+def _token_as_json(token: tokenizers.AddedToken) -> dict[str, Any]:
+  flags = ("lstrip", "rstrip", "normalized", "single_word", "special")
+  return {"content": token.content} | {f: getattr(token, f) for f in flags}
 
 
 def _special_id(backend: tokenizers.Tokenizer, token: str) -> int:
@@ -212,7 +253,7 @@ def _from_hub(name: str) -> pathlib.Path:
 
   try:
     return pathlib.Path(
-      huggingface_hub.snapshot_download(name, allow_patterns=[*_VOCAB_FILES])
+      huggingface_hub.snapshot_download(name, allow_patterns=[*FILES])
     )
   # HFValidationError (an invalid name) is a ValueError, the others are
   # OSErrors.
@@ -222,6 +263,83 @@ def _from_hub(name: str) -> pathlib.Path:
       "downloaded from the Hugging Face hub. Without network, set "
       "config.tokenizer to a directory that contains its vocab.txt."
     ) from error
+
+
+def _options_of_json(directory: pathlib.Path) -> dict[str, Any]:
+  """What transformers ignores in a tokenizer.json, as its arguments.
+
+  It takes only the tokens from this file. Settings in tokenizer_config.json
+  come first.
+
+  Raises:
+    ValueError: it is not a tokenizer of BERT's kind.
+  """
+  path = directory / _JSON
+  if not files_lib.is_file(path):
+    return {}
+  stored = _backend_of(path)
+  for part, expected in (
+    ("model", tokenizers.models.WordPiece),
+    ("normalizer", tokenizers.normalizers.BertNormalizer),
+    ("pre_tokenizer", tokenizers.pre_tokenizers.BertPreTokenizer),
+  ):
+    found = getattr(stored, part)
+    if not isinstance(found, expected):
+      raise ValueError(
+        f"{path}: expected the {part} {expected.__name__}, as BERT has, found "
+        f"{type(found).__name__}; BLIP's vocabulary is BERT's"
+      )
+  options = {
+    "do_lower_case": stored.normalizer.lowercase,
+    "strip_accents": stored.normalizer.strip_accents,
+    "tokenize_chinese_chars": stored.normalizer.handle_chinese_chars,
+  }
+  config = _json(directory / _CONFIG)
+  return {key: value for key, value in options.items() if key not in config}
+
+
+def _check_ids(backend: tokenizers.Tokenizer, directory: pathlib.Path) -> None:
+  """Raises `ValueError` if a token does not have the id that a file states."""
+  lines = _lines(directory / _VOCAB)
+  decoder = _json(directory / _CONFIG).get("added_tokens_decoder", {})
+  stated = {
+    _VOCAB: [(token, number) for number, token in enumerate(lines)],
+    _ADDED: _json(directory / _ADDED).items(),
+    _CONFIG: [(token["content"], int(id)) for id, token in decoder.items()],
+    _JSON: [],
+  }
+  if files_lib.is_file(directory / _JSON):
+    stored = _backend_of(directory / _JSON)
+    stated[_JSON] = stored.get_vocab(with_added_tokens=True).items()
+  for name, tokens in stated.items():
+    for token, id in tokens:
+      found = backend.token_to_id(token)
+      if found != id:
+        raise ValueError(
+          f"{directory / name}: {token!r} has the id {id}, but it would get "
+          f"{found}: the ids of a vocabulary's words and then of its added "
+          "tokens must be 0, 1, 2, ..., and each token may be there once, with "
+          "one id in all files of the folder"
+        )
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  if not files_lib.is_file(path):
+    return []
+  text = files_lib.read_text(path).replace("\r\n", "\n")
+  return text.removesuffix("\n").split("\n")
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  return files_lib.read_json(path) if files_lib.is_file(path) else {}
+
+
+def _backend_of(path: pathlib.Path) -> tokenizers.Tokenizer:
+  try:
+    return tokenizers.Tokenizer.from_str(files_lib.read_text(path))
+  # tokenizers raises no narrower class.
+  except Exception as error:
+    raise ValueError(f"{path}: not a tokenizer: {error}") from error
 
 
 def _check_words(

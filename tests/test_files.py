@@ -248,3 +248,59 @@ def test_there_is_one_door_to_the_file_system():
       continue
     found = set(file_accesses(path.read_text()))
     assert found == OTHER_WAYS.get(name, set()), name
+
+
+SCHEMES = (
+  "gs://bucket/run",
+  "GS://bucket/run",
+  " gs://bucket/run",
+  "gs:/bucket/run",
+  "s3://bucket/run",
+  "hdfs://host:9000/run",
+  "file:///tmp/run",
+  "https://a.org/run",
+  "s3+boto-1.0://bucket/run",
+  "data/gs://bucket/run",
+)
+
+
+@pytest.mark.parametrize("path", [*SCHEMES, pathlib.Path("gs://bucket/run")])
+def test_paths_with_a_scheme_are_refused_before_anything_exists(
+  tmp_path, monkeypatch, path
+):
+  """`os.makedirs` alone would make a folder that is called "gs:"."""
+  monkeypatch.chdir(tmp_path)
+  for access in (
+    files.absolute,
+    files.make_folder,
+    files.touch,
+    files.list_folder,
+    files.read_bytes,
+    files.open_append,
+    lambda path: files.write_text(path, "x"),
+    lambda path: files.write_json(path, {}),
+    lambda path: files.claim(path, "x"),
+    lambda path: files.glob(str(path)),
+    lambda path: list(files.walk(path)),
+    lambda path: files.rename(tmp_path, path),
+  ):
+    # Readers of rows count an OSError, and jobs report a ValueError.
+    for kind in (OSError, ValueError):
+      with pytest.raises(kind, match=r"gs://.* not supported: mount or copy"):
+        access(path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_web_address_is_no_file_yet():
+  """Callers that download look for a file of this name first."""
+  assert not files.exists("https://a.org/model.pth")
+  assert not files.is_folder("https://a.org/model.pth")
+  with pytest.raises(ValueError, match="s3://"):
+    files.exists("s3://bucket/model.pth")
+
+
+@pytest.mark.parametrize("name", ["a:b.jpg", "12:30/x", "scenes:val", "x: y"])
+def test_names_with_colons_are_files(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  files.write_json(name, {})
+  assert files.is_file(name)

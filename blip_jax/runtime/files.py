@@ -11,6 +11,7 @@ exception.
 import contextlib
 import glob as glob_lib
 import hashlib
+import io
 import json
 import math
 import os
@@ -32,6 +33,9 @@ _UNPRINTABLE = re.compile(
   r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|\\(?=x[0-9a-f]{2})"
 )
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
+# gs://bucket and the like; one slash is left after pathlib or abspath.
+_SCHEME = re.compile(r"(?is)\s*[a-z][a-z0-9+.-]*:/|.*://")
+_URL = ("http://", "https://")
 
 
 class Stat(NamedTuple):
@@ -46,6 +50,24 @@ class Stat(NamedTuple):
   size: int
   modified: float
   modified_ns: int
+
+
+def local(path: Path) -> Path:
+  """The path itself, if it is one of a local or mounted file system.
+
+  Without this check, "gs://bucket" would be a folder called "gs:".
+
+  Raises:
+    io.UnsupportedOperation: an `OSError` and a `ValueError`: it has a scheme,
+      such as gs:// or file://.
+  """
+  if _SCHEME.match(os.fspath(path)):
+    raise io.UnsupportedOperation(
+      f"{path}: expected the path of a file or folder, found a URL; gs://, "
+      "s3://, file:// and other schemes are not supported: mount or copy what "
+      "is there, and give its local path"
+    )
+  return path
 
 
 def printable(name: str) -> str:
@@ -89,30 +111,35 @@ def fitting(stem: str, suffix: str) -> str:
   return f"{start}-{digest}{suffix}"
 
 
+def _is_web(path: Path) -> bool:
+  """Whether it is a URL that callers may download, which is no file yet."""
+  return os.fspath(path).startswith(_URL)
+
+
 def exists(path: Path) -> bool:
-  return os.path.exists(path)
+  return not _is_web(path) and os.path.exists(local(path))
 
 
 def is_file(path: Path) -> bool:
-  return os.path.isfile(path)
+  return not _is_web(path) and os.path.isfile(local(path))
 
 
 def is_folder(path: Path) -> bool:
-  return os.path.isdir(path)
+  return not _is_web(path) and os.path.isdir(local(path))
 
 
 def is_writable(folder: Path) -> bool:
   """Whether this process may create files in a folder."""
-  return os.access(folder, os.W_OK)
+  return os.access(local(folder), os.W_OK)
 
 
 def absolute(path: Path) -> str:
-  return os.path.abspath(path)
+  return os.path.abspath(local(path))
 
 
 def stat(path: Path) -> Stat:
   """Raises `FileNotFoundError` if there is no such file."""
-  found = os.stat(path)
+  found = os.stat(local(path))
   return Stat(found.st_size, found.st_mtime, found.st_mtime_ns)
 
 
@@ -123,7 +150,7 @@ def size(path: Path) -> int:
 def list_folder(folder: Path) -> list[str]:
   """Names of what is in a folder, sorted; empty if there is no folder."""
   try:
-    return sorted(os.listdir(folder))
+    return sorted(os.listdir(local(folder)))
   except FileNotFoundError:
     return []
 
@@ -140,12 +167,12 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
   def fail(error: OSError) -> None:
     raise error
 
-  return os.walk(folder, followlinks=True, onerror=fail)
+  return os.walk(local(folder), followlinks=True, onerror=fail)
 
 
 def glob(pattern: str) -> list[str]:
   """Paths that match a pattern with `*`, `?`, `[]` or `**`, sorted."""
-  return sorted(glob_lib.glob(pattern, recursive=True))
+  return sorted(glob_lib.glob(str(local(pattern)), recursive=True))
 
 
 def has_magic(pattern: str) -> bool:
@@ -155,17 +182,17 @@ def has_magic(pattern: str) -> bool:
 
 def real_path(path: Path) -> str:
   """Where a path leads in the end, behind all links."""
-  return os.path.realpath(path)
+  return os.path.realpath(local(path))
 
 
 def read_bytes(path: Path) -> bytes:
-  with open(path, "rb") as file:
+  with open(local(path), "rb") as file:
     return file.read()
 
 
 def read_text(path: Path) -> str:
   """Raises `UnicodeDecodeError`, a `ValueError`, if it is no UTF-8."""
-  return pathlib.Path(path).read_text(encoding="utf-8")
+  return pathlib.Path(local(path)).read_text(encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -174,35 +201,35 @@ def read_json(path: Path) -> Any:
 
 def read_range(path: Path, start: int, size: int) -> bytes:
   """`size` bytes from `start` on, or as many as there are."""
-  with open(path, "rb") as file:
+  with open(local(path), "rb") as file:
     file.seek(start)
     return file.read(size)
 
 
 def sha256(path: Path) -> str:
   """The hash of a file's content, in hexadecimal."""
-  with open(path, "rb") as file:
+  with open(local(path), "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_read(path: Path) -> BinaryIO:
   """A file to read in pieces, and to seek in."""
-  return open(path, "rb")
+  return open(local(path), "rb")
 
 
 def open_text(path: Path) -> IO[str]:
   """A text file to read line by line; a byte order mark is skipped."""
-  return open(path, encoding="utf-8-sig", newline=None)
+  return open(local(path), encoding="utf-8-sig", newline=None)
 
 
 def open_append(path: Path) -> IO[str]:
   """A text file to write behind its end; flush it to be sure of a line."""
-  return open(path, "a", encoding="utf-8")
+  return open(local(path), "a", encoding="utf-8")
 
 
 def open_append_bytes(path: Path) -> BinaryIO:
   """A binary file to write behind its end; created if it does not exist."""
-  return open(path, "ab")
+  return open(local(path), "ab")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -213,12 +240,12 @@ def append_line(path: Path, line: str) -> None:
 def drop_partial_line(path: Path) -> None:
   """Cuts what a process that was killed left of its last line."""
   if exists(path):
-    os.truncate(path, sum(map(len, complete_lines(path))))
+    os.truncate(local(path), sum(map(len, complete_lines(path))))
 
 
 def complete_lines(path: Path) -> Iterator[bytes]:
   """All lines but a last one that was cut in the middle."""
-  with open(path, "rb") as file:
+  with open(local(path), "rb") as file:
     for line in file:
       if line.endswith(b"\n"):
         yield line
@@ -230,13 +257,13 @@ def temporary_path(path: Path) -> pathlib.Path:
   Processes of several hosts may write the same file, so it is unique. It does
   not contain the name, which may be as long as a name can be.
   """
-  return pathlib.Path(path).with_name(f".{uuid.uuid4().hex}.tmp")
+  return pathlib.Path(local(path)).with_name(f".{uuid.uuid4().hex}.tmp")
 
 
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
   """A file that gets its name once it is complete and on disk, or never."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(local(path))
   temporary = temporary_path(path)
   try:
     with open(temporary, "wb") as file:
@@ -263,7 +290,7 @@ def write_json(path: Path, value: Any) -> None:
 
   Numbers that JSON lacks become the strings "NaN", "Infinity", "-Infinity".
   """
-  make_folder(pathlib.Path(path).parent)
+  make_folder(pathlib.Path(local(path)).parent)
   write_text(path, json.dumps(jsonable(value), indent=2) + "\n")
 
 
@@ -284,7 +311,7 @@ def jsonable(value: Any) -> Any:
 def claim(path: Path, content: str) -> bool:
   """Creates a file unless it exists; of several processes, one succeeds."""
   try:
-    with open(path, "x", encoding="utf-8") as file:
+    with open(local(path), "x", encoding="utf-8") as file:
       file.write(content)
   except FileExistsError:
     return False
@@ -298,19 +325,19 @@ def touch(path: Path, create: bool = True) -> None:
     FileNotFoundError: there is no such file and `create` is False.
   """
   if create:
-    pathlib.Path(path).touch()
+    pathlib.Path(local(path)).touch()
   else:
     os.utime(path)
 
 
 def free_bytes(folder: Path) -> int:
   """Free space of the disk that a folder is on."""
-  return shutil.disk_usage(folder).free
+  return shutil.disk_usage(local(folder)).free
 
 
 def make_folder(path: Path) -> None:
   """Creates a folder and those above it; it may exist."""
-  os.makedirs(path, exist_ok=True)
+  os.makedirs(local(path), exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -322,14 +349,14 @@ def temporary_folder() -> Iterator[pathlib.Path]:
 
 def remove(path: Path) -> None:
   """Deletes a file; it may be gone."""
-  pathlib.Path(path).unlink(missing_ok=True)
+  pathlib.Path(local(path)).unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
   """Deletes a folder with all that is in it; it may be gone."""
-  shutil.rmtree(path, ignore_errors=True)
+  shutil.rmtree(local(path), ignore_errors=True)
 
 
 def rename(source: Path, target: Path) -> None:
   """Gives a file or folder another name at once; replaces a file there."""
-  os.replace(source, target)
+  os.replace(local(source), local(target))

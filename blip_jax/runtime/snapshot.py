@@ -25,7 +25,7 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import sharding
+from blip_jax.runtime import files, sharding
 
 FOLDER = "checkpoints"
 ARRAYS = ("params", "momentum", "opt_state")
@@ -40,7 +40,7 @@ def find(path: str | os.PathLike) -> epath.Path:
   Raises:
     ValueError: there is none; says what was expected.
   """
-  path = epath.Path(path).absolute()
+  path = epath.Path(files.local(path)).absolute()
   if (path / "params").exists():
     return path
   root = path / FOLDER if (path / FOLDER).exists() else path

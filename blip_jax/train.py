@@ -11,7 +11,6 @@ import signal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import stages
 from jax.experimental import multihost_utils
@@ -22,11 +21,11 @@ from blip_jax import evaluate as evaluate_lib
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
 from blip_jax.runtime import (
-  alarms,
   best,
   checkpoint,
   files,
   metrics,
+  monitoring,
   sharding,
   train_state,
 )
@@ -79,13 +78,13 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   )
   first_step = int(state.step)
   log.info("Starting at step %d: %s", first_step, origin)
-  metrics.print_overview(state.params)
+  metrics.log_parameters(state.params)
   log.info("State: %s", sharding.describe(state, mesh))
 
   # 5. The program of a step, and what monitors it.
   train_step = make_train_step(run.task, tx, config.seed)
   evaluators = evaluate_lib.build_evaluators(run, workdir)
-  monitor = Monitor(config, workdir, first_step, learning_rate)
+  monitor = monitoring.Monitor(config, workdir, first_step, learning_rate)
   kept_best = best.Best(
     workdir, _best_metrics(config.evals.best, evaluators), run.model_files
   )
@@ -103,6 +102,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     for step in range(first_step + 1, config.num_steps + 1):
       batch, ids = next(loader)
       batch = sharding.put_batch(batch, mesh)
+      monitor.dispatching(step)
       state, step_metrics = train_step(state, batch, step - 1)
       monitor.dispatched(step, step_metrics, ids)
 
@@ -110,15 +110,14 @@ def train(config: Config, workdir: str) -> dict[str, float]:
       stopping = stop.requested(step)
       if last or stopping or _due(step, config.checkpoint.every_steps):
         # Only a state that is known to be finite is saved.
-        monitor.flush()
-        checkpoints.save(
-          step, state, loader, config.to_dict(), force=last or stopping
-        )
+        with monitor.paused(step, "saving", "save_seconds"):
+          checkpoints.save(
+            step, state, loader, config.to_dict(), force=last or stopping
+          )
       if stopping:
         log.warning("Stopped at step %d on request; the state is saved.", step)
         return {}
       if not last and _due(step, config.evals.every_steps):
-        monitor.flush()
         measure(step, state)
 
     # 7. The results.
@@ -164,61 +163,6 @@ def make_train_step(
   return train_step
 
 
-class Monitor:
-  """Reads metrics one step behind, writes them, and raises the alarm."""
-
-  def __init__(
-    self,
-    config: Config,
-    workdir: str,
-    first_step: int,
-    learning_rate: optax.Schedule,
-  ):
-    self._writer = metrics.MetricWriter(workdir, first_step)
-    self.timer = metrics.StepTimer(config.batch_size)
-    self._config = config
-    self._workdir = workdir
-    self._learning_rate = learning_rate
-    self._progress = metrics.Progress(config.num_steps, first_step)
-    self._collapse = alarms.CollapseAlarm()
-    self._pending: tuple[int, dict, list[str]] | None = None
-
-  def dispatched(self, step: int, metrics: dict, ids: list[str]) -> None:
-    """Records a step that is running; reads the one before it."""
-    self.flush()
-    self._pending = step, metrics, ids
-
-  def flush(self) -> None:
-    """Reads the step that is running, if any.
-
-    Raises:
-      FloatingPointError: its loss is not finite.
-    """
-    if self._pending is None:
-      return
-    step, metrics, ids = self._pending
-    self._pending = None
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    alarms.check_finite(self._workdir, step, metrics, ids)
-    if "loss_itm" in metrics:
-      self._collapse.update(step, metrics["loss_itm"])
-    if step == 1 or _due(step, self._config.log_every_steps):
-      rate = float(np.asarray(self._learning_rate(step - 1)))
-      metrics = {**metrics, "lr": rate, **self.timer.tick(step)}
-      metrics = {f"train/{name}": value for name, value in metrics.items()}
-      self._writer.write(step, metrics)
-      self._progress.update(step, metrics)
-
-  def write(self, step: int, results: dict[str, float]) -> None:
-    """Writes the results of evaluators."""
-    if results:
-      self._writer.write(step, results)
-
-  def close(self) -> None:
-    self._progress.close()
-    self._writer.close()
-
-
 class StopSignal:
   """SIGTERM, which a scheduler sends before it takes the machine away."""
 
@@ -240,13 +184,15 @@ class StopSignal:
 
 def _evaluate(
   evaluators: base.Evaluators,
-  monitor: Monitor,
+  monitor: monitoring.Monitor,
   kept_best: best.Best,
   step: int,
   state: State,
 ) -> dict[str, float]:
   """Runs the evaluators after a step; writes and compares their results."""
-  with monitor.timer.paused():
+  if not evaluators:
+    return {}
+  with monitor.paused(step, "evaluating", "eval_seconds"):
     results = base.run(evaluators, state)
     monitor.write(step, results)
     kept_best.update(step, state.params, results)

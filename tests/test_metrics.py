@@ -1,11 +1,11 @@
-"""Metrics can be read back, and the progress line fits where it is shown."""
+"""Metrics can be read back; the time of a step is only its own."""
 
-import io
 import json
 import math
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tensorboardX.proto import event_pb2
 
 from blip_jax.runtime import metrics
@@ -93,10 +93,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
   writer = metrics.MetricWriter(tmp_path)
   writer.write(1, {"train/loss": 1.0})
   writer.close()
-  stream = io.StringIO()
-  metrics.Progress(10, stream=stream).update(1, {"train/loss": 1.0})
-  metrics.print_overview({"temp": jnp.ones(())}, stream)
-  assert not list(tmp_path.iterdir()) and not stream.getvalue()
+  assert not list(tmp_path.iterdir())
 
 
 class Clock:
@@ -107,58 +104,45 @@ class Clock:
     return self.now
 
 
-def test_timer_leaves_out_compilation_and_pauses():
+def test_time_of_a_step_without_compilation_and_pauses():
+  timer = metrics.StepTimer(batch_size=32)
+  timer.leave_out(5.0)  # nothing to leave it out of
+  assert timer.lap(1, 60.0) == {}
+  assert timer.lap(10, 64.5) == {"step_time": 0.5, "images_per_second": 64.0}
+  timer.leave_out(1000.0)
+  timer.leave_out(10.0)
+  assert timer.lap(14, 1076.5)["step_time"] == 0.5
+  assert timer.lap(15, 1077.0)["step_time"] == 0.5
+
+
+def test_the_time_of_a_step_is_taken_when_its_metrics_are_there():
   clock = Clock()
-  timer = metrics.StepTimer(batch_size=32, clock=clock)
-  clock.now += 60  # compilation, and step 1
-  assert timer.tick(1) == {}
-  clock.now += 4.5
-  assert timer.tick(10) == {"step_time": 0.5, "images_per_second": 64.0}
-  clock.now += 1
-  with timer.paused():
-    clock.now += 1000
-  clock.now += 1
-  assert timer.tick(14)["step_time"] == 0.5
+
+  class Loss:
+    def __array__(self, *_, **__):
+      clock.now += 7
+      return np.float32(2.5)
+
+  read = metrics.read({"loss": Loss(), "lr": jnp.float32(0.5)}, clock)
+  assert read == ({"loss": 2.5, "lr": 0.5}, 107.0)
 
 
-METRICS = {
-  "train/loss_itc": 3.21987,
-  "train/lr": 1e-4,
-  "step_time": 0.11,
-  "images_per_second": 145.3,
+PARAMS = {
+  "temp": jnp.float32(0.07),
+  "text_encoder": {"kernel": jnp.ones((640, 400)), "bias": jnp.ones(400)},
+  "itm_head": {"bias": jnp.ones(2, jnp.bfloat16)},
 }
 
 
-def test_progress_is_plain_lines_off_a_terminal():
-  stream = io.StringIO()
-  progress = metrics.Progress(1724, stream=stream)
-  progress.update(1, {"train/loss_itc": 5.0})
-  progress.update(724, METRICS)
-  progress.close()
-  assert stream.getvalue() == (
-    "step 1/1724  loss_itc 5\n"
-    "step 724/1724  loss_itc 3.22  lr 0.0001  110 ms/step  145.3 img/s  "
-    "eta 01:50\n"
+def test_parameters_are_one_line():
+  assert metrics.parameter_summary(PARAMS) == (
+    "256,403 parameters, 1.0 MiB: text_encoder 256,400, itm_head 2, temp 1"
   )
 
 
-class Terminal(io.StringIO):
-  def isatty(self):
-    return True
-
-
-def test_progress_is_a_bar_on_a_terminal():
-  stream = Terminal()
-  progress = metrics.Progress(1724, start_step=700, stream=stream)
-  progress.update(724, METRICS)
-  progress.close()
-  text = stream.getvalue()
-  assert "\r" in text and "700/1724" in text
-  assert "724/1724, loss_itc 3.22" in text and "eta 01:50" in text
-
-
-def test_overview_names_every_parameter_once():
-  stream = io.StringIO()
-  metrics.print_overview({"itm_head": {"bias": jnp.ones(2)}}, stream)
-  assert stream.getvalue().count("itm_head/bias") == 1
-  assert "Total: 2" in stream.getvalue()
+@pytest.mark.parametrize("level, number", [("INFO", 0), ("DEBUG", 1)])
+def test_the_table_of_parameters_is_shown_on_request(caplog, level, number):
+  with caplog.at_level(level, "blip_jax"):
+    metrics.log_parameters(PARAMS)
+  assert caplog.text.count("text_encoder/kernel ") == number
+  assert caplog.text.count("256,403 parameters") == 1

@@ -1,31 +1,53 @@
-"""Metrics of a run: files for programs and TensorBoard, and a progress line."""
+"""Metrics of a run: files for programs and TensorBoard; time of a step."""
 
-import contextlib
-import io
 import json
+import logging
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import jax
 import tensorboardX
-import tqdm
 from clu import parameter_overview
 
 from blip_jax.runtime import files
 
+log = logging.getLogger(__name__)
 
-def print_overview(params: Any, stream: io.TextIOBase | None = None) -> None:
-  """Prints the parameters: names, shapes, types, sizes, mesh axes."""
-  if jax.process_index() == 0:
+
+def log_parameters(params: Any) -> None:
+  """Logs their number, by part and in bytes; at level DEBUG, each of them."""
+  log.info("%s", parameter_summary(params))
+  if log.isEnabledFor(logging.DEBUG):
     # Means and deviations would gather every weight to this host.
     table = parameter_overview.get_parameter_overview(
       params, include_stats="sharding"
     )
-    print(table, file=sys.stderr if stream is None else stream)
+    log.debug("Parameters:\n%s", table)
+
+
+def parameter_summary(params: Any) -> str:
+  """One line: the number of parameters, their bytes, and the largest parts.
+
+  Args:
+    params: a dict of parts, each an array or a tree of arrays.
+  """
+  sizes = {name: _size(part) for name, part in params.items()}
+  num_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+  parts = [
+    f"{name} {size:,}"
+    for name, size in sorted(sizes.items(), key=lambda item: -item[1])
+  ]
+  return (
+    f"{sum(sizes.values()):,} parameters, {num_bytes / 2**20:,.1f} MiB: "
+    f"{', '.join(parts)}"
+  )
+
+
+def _size(tree: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(tree))
 
 
 class MetricWriter:
@@ -79,94 +101,50 @@ def _lines_up_to(path: pathlib.Path, step: int) -> Iterator[str]:
       yield line.decode()
 
 
-class StepTimer:
-  """Measures the time of a step, without what happens between steps.
+def read(
+  metrics: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+) -> tuple[dict[str, float], float]:
+  """Waits until a step is done.
 
-  Call `tick` when the host has read a step's metrics: only then the step is
-  over. The first tick starts the clock, so that the first step, which compiles,
-  is left out.
+  Called in a thread of its own, because the host waits elsewhere: for data, or
+  in the call of a step, which on some devices returns only when it is done.
+
+  Returns:
+    The metrics of the step, and the time at which it was done.
+  """
+  values, done = jax.device_get(dict(metrics)), clock()
+  return {name: float(value) for name, value in values.items()}, done
+
+
+class StepTimer:
+  """The mean time of a step, without the pauses between steps.
+
+  Times are seconds of any one clock.
   """
 
-  def __init__(
-    self, batch_size: int, clock: Callable[[], float] = time.monotonic
-  ):
+  def __init__(self, batch_size: int):
     self._batch_size = batch_size
-    self._clock = clock
     self._last: tuple[int, float] | None = None
 
-  def tick(self, step: int) -> dict[str, float]:
-    """Returns seconds per step and images per second since the last tick."""
-    now, last = self._clock(), self._last
-    self._last = (step, now)
-    if last is None or step <= last[0] or now <= last[1]:
+  def lap(self, step: int, done: float) -> dict[str, float]:
+    """Returns seconds per step and images per second since the last lap.
+
+    The first lap only starts the clock: its step has been compiled.
+
+    Args:
+      step: number of the step.
+      done: when the devices had completed it.
+    """
+    last, self._last = self._last, (step, done)
+    if last is None or done <= last[1]:
       return {}
-    step_time = (now - last[1]) / (step - last[0])
+    step_time = (done - last[1]) / (step - last[0])
     return {
       "step_time": step_time,
       "images_per_second": self._batch_size / step_time,
     }
 
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Leaves out what runs inside, such as evaluation or saving."""
-    begin = self._clock()
-    yield
+  def leave_out(self, seconds: float) -> None:
+    """Leaves out a pause since the last lap, in which no step was running."""
     if self._last is not None:
-      self._last = (self._last[0], self._last[1] + self._clock() - begin)
-
-
-class Progress:
-  """Shows a bar on a terminal, and plain lines anywhere else.
-
-  A bar redraws itself with carriage returns, which would turn a log file into
-  one unreadable line.
-  """
-
-  def __init__(
-    self,
-    num_steps: int,
-    start_step: int = 0,
-    stream: io.TextIOBase | None = None,
-  ):
-    self._num_steps = num_steps
-    self._stream = sys.stderr if stream is None else stream
-    self._quiet = jax.process_index() != 0
-    self._bar = None
-    if self._stream.isatty() and not self._quiet:
-      # tqdm's own ETA would include the compilation, so it is replaced.
-      self._bar = tqdm.tqdm(
-        total=num_steps,
-        initial=start_step,
-        file=self._stream,
-        dynamic_ncols=True,
-        bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}",
-      )
-
-  def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Shows a step and its metrics, without the prefix `train/`."""
-    if self._quiet:
-      return
-    text = _status(step, self._num_steps, metrics)
-    if self._bar is None:
-      print(f"step {step}/{self._num_steps}  {text}", file=self._stream)
-      self._stream.flush()
-      return
-    self._bar.n = step
-    self._bar.set_postfix_str(text)
-
-  def close(self) -> None:
-    if self._bar is not None:
-      self._bar.close()
-
-
-def _status(step: int, num_steps: int, metrics: Mapping[str, Any]) -> str:
-  values = {name.removeprefix("train/"): v for name, v in metrics.items()}
-  step_time = values.pop("step_time", None)
-  speed = values.pop("images_per_second", None)
-  parts = [f"{name} {float(value):.4g}" for name, value in values.items()]
-  if step_time is not None:
-    eta = tqdm.tqdm.format_interval(step_time * (num_steps - step))
-    parts.append(f"{1e3 * step_time:.0f} ms/step")
-    parts.append(f"{speed:.1f} img/s")
-    parts.append(f"eta {eta}")
-  return "  ".join(parts)
+      self._last = (self._last[0], self._last[1] + seconds)

@@ -1,6 +1,7 @@
 """What several test files need: golden arrays, toy runs, tiny models."""
 
 import functools
+import os
 import pathlib
 import types
 
@@ -360,4 +361,21 @@ def pair_batch(rows=4, **more):
     "input_ids": ids,
     "attention_mask": jnp.ones_like(ids),
     **more,
+
+
+# Names that are no UTF-8 text (latin-1, Shift-JIS), not one line, or as long
+# as a file system allows, each without its ending of four bytes.
+HARD_NAMES = tuple(
+  map(os.fsdecode, (b"caf\xe9", b"\x94L", b"a\nb\x1b", b"n" * 251, rb"a\xe9"))
+)
+
+
+def write_hard_names(folder):
+  """PNG files with `HARD_NAMES`, and a text file next to each."""
+  folder.mkdir()
+  for n, name in enumerate(HARD_NAMES):
+    pixels = np.full((8, 8, 3), 40 * n, np.uint8)
+    Image.fromarray(pixels).save(folder / f"{name}.png")
+    (folder / f"{name}.txt").write_text(f"a grey square {n}")
+  return folder
   }

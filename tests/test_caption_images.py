@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import tarfile
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from blip_jax import defaults
 from blip_jax.inference import caption_images
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import sharding
+from blip_jax.runtime import files, sharding
 from tests import helpers
 
 GOLDEN = helpers.GOLDEN
@@ -183,6 +184,53 @@ def test_an_existing_text_file_is_kept(captioner, images, tmp_path):
   caption_images.caption_images(c, str(tmp_path))
   assert (images / "0.txt").read_text() == "mine"
   assert (images / "1.txt").exists()
+
+
+def test_any_names_are_captioned(captioner, tmp_path):
+  folder = helpers.write_hard_names(tmp_path / "images")
+  (folder / os.fsdecode(b"\xff.jpg")).write_bytes(b"broken")
+  for text in folder.glob("*.txt"):
+    text.unlink()
+  c = make(captioner, folder, sidecars=True)
+  results = caption_images.caption_images(c, str(tmp_path))
+  assert results == {"images": 6, "unreadable": 1}
+  lines = lines_of(tmp_path / "captions.jsonl")
+  names = sorted(os.listdir(folder))
+  assert {files.named(line["id"]) for line in lines} == {
+    name for name in names if not name.endswith(".txt")
+  }
+  for line in lines:
+    if "caption" in line:
+      text = folder / files.named(line["id"].replace(".png", ".txt"))
+      assert text.read_text() == line["caption"] + "\n"
+
+
+def test_an_image_that_is_gone_has_its_name_in_the_line(captioner, tmp_path):
+  folder = helpers.write_hard_names(tmp_path / "images")
+  listed = tmp_path / "listed.jsonl"
+  names = [os.fsdecode(b"gone\xe9.jpg"), "caf\udce9.png", "half\ud83d.jpg"]
+  rows = [json.dumps({"image": name}) + "\n" for name in names]
+  listed.write_text("".join(rows))
+  c = make(captioner, listed, image_root=str(folder))
+  results = caption_images.caption_images(c, str(tmp_path))
+  assert results == {"images": 3, "unreadable": 2}
+  lines = lines_of(tmp_path / "captions.jsonl")
+  assert lines[0]["error"] == rf"missing: {folder}/gone\xe9.jpg"
+  assert "caption" in lines[1]
+  assert r"half\xed\xa0\xbd.jpg" in lines[2]["error"]
+
+
+def test_any_names_in_shards_are_captioned(captioner, tmp_path):
+  folder = helpers.write_hard_names(tmp_path / "images")
+  shard = tmp_path / os.fsdecode(b"\xe9.tar")
+  with tarfile.open(shard, "w") as tar:
+    for name in sorted(os.listdir(folder)):
+      tar.add(folder / name, name)
+  caption_images.caption_images(make(captioner, shard), str(tmp_path))
+  lines = lines_of(tmp_path / "captions.jsonl")
+  assert {files.named(line["id"]) for line in lines} == {
+    f"{shard.name}:{name}" for name in helpers.HARD_NAMES
+  }
 
 
 def test_shards_and_several_samples(captioner, images, tmp_path):

@@ -153,6 +153,11 @@ def test_names_that_differ_are_written_differently():
   assert {files.named(files.printable(name)) for name in names} == names
 
 
+def test_a_text_with_names_becomes_one_line():
+  text = os.fsdecode(b"caf\xe9.jpg") + ": [Errno 2]\nb'\\xff'"
+  assert files.one_line(text) == r"caf\xe9.jpg: [Errno 2]\x0ab'\xff'"
+
+
 def test_half_of_a_surrogate_pair_can_be_written():
   assert files.printable("a\ud83d.jpg") == r"a\xed\xa0\xbd.jpg"
 
@@ -166,22 +171,14 @@ def test_the_longest_names_are_written(tmp_path, letter):
   assert len(files.list_folder(tmp_path)) == 1
 
 
-def test_a_name_with_a_suffix_fits_into_a_folder(tmp_path):
-  assert files.fitting("a" * 200, ".done.json") == "a" * 200 + ".done.json"
-  names = [
-    files.fitting(os.fsdecode(stem), suffix)
-    for stem in (
-      b"a" * 250 + b"b",
-      b"a" * 250 + b"c",
-      b"\xe9" * 250,
-      "é".encode() * 125,
-    )
-    for suffix in (".done.json", ".parquet")
-  ]
+def test_a_long_name_is_shortened_and_stays_unique(tmp_path):
+  assert files.shortened("a" * 190) == "a" * 190
+  long = b"a" * 250
+  stems = (long + b"b", long + b"c", b"\xe9" * 250, b"\xc3\xa9" * 125)
+  names = [files.shortened(os.fsdecode(stem)) for stem in stems]
   for name in names:
-    files.write_text(tmp_path / name, name.encode("utf-8", "replace").decode())
-  assert len(files.list_folder(tmp_path)) == len(set(names)) == 8
-  assert all(name.endswith((".done.json", ".parquet")) for name in names)
+    files.write_text(tmp_path / (name + "x" * 65), "")
+  assert len(files.list_folder(tmp_path)) == len(stems)
 
 
 def test_a_temporary_folder_is_deleted():

@@ -58,7 +58,8 @@ def test_images_become_records(tmp_path):
   names = ["a.jpg", "sub/\u00fc.jpg", os.fsdecode(b"\xff.jpg")]
   source = pickle.loads(pickle.dumps(folders.Images(str(tmp_path), names)))
   assert list(source) == [
-    {"image": str(tmp_path / name), "id": name} for name in names
+    {"image": str(tmp_path / name), "id": id}
+    for name, id in zip(names, [*names[:2], r"\xff.jpg"], strict=True)
   ]
   assert len(source) == 3 and source[-1] == source[2]
   with pytest.raises(IndexError):

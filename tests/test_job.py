@@ -3,6 +3,7 @@
 import errno
 import gc
 import hashlib
+import html
 import io
 import json
 import multiprocessing
@@ -20,10 +21,11 @@ import PIL.Image
 import psutil
 import pytest
 
-from blip_jax.capfilt import audit, job, ledger, rows
+from blip_jax.capfilt import audit, job, ledger, merge, report, rows
+from blip_jax.data import datasets
 from blip_jax.inference import model as model_lib
 from blip_jax.models import families
-from blip_jax.runtime import sharding
+from blip_jax.runtime import files, sharding
 from tests import QUICK_TO_COMPILE, helpers, jobs
 from tests.jobs import NOISY_SCENES, capfilt_config
 
@@ -220,6 +222,53 @@ def test_a_damaged_shard_does_not_affect_others(shards, tmp_path):
   for name in ("00002", "00003"):
     done = json.loads((tmp_path / "out" / f"{name}.done.json").read_text())
     assert done["damage"]
+
+
+def label_and_merge(source, tmp_path, out, **changes):
+  """Runs a job that keeps all web texts, and what follows it.
+
+  Returns the ids of its images, and the records of `out`.
+  """
+  config = capfilt_config(source, tmp_path / "out", **changes)
+  config.merge.update(threshold=0.0, sources=("web",), out=str(tmp_path / out))
+  assert run(config)["images/bad"] == 0
+  audit.verify(config, config.out)
+  report.report(config, config.out)
+  page = (tmp_path / "out" / "report.html").read_text()
+  keys = {
+    row["key"]
+    for path in (tmp_path / "out").glob("*.parquet")
+    for row in rows.read(path)
+  }
+  assert all(html.escape(key) in page for key in keys)
+  merge.merge(config, config.out)
+  kept = config.merge.out + ("" if "." in out else "/*.tar")
+  return {files.named(key) for key in keys}, [*datasets.open_source(kept)]
+
+
+def test_any_names_of_files_are_labelled_and_merged(tmp_path):
+  folder = helpers.write_hard_names(tmp_path / os.fsdecode(b"im\xe9ges"))
+  ids, merged = label_and_merge(
+    *(folder, tmp_path, "clean.jsonl"), image_root=str(folder), work_unit_rows=2
+  )
+  assert ids == {f"{name}.png" for name in helpers.HARD_NAMES}
+  assert {record["image"] for record in merged} == ids
+  for record in merged:
+    text = (folder / record["image"]).with_suffix(".txt").read_text()
+    assert text == record["caption"]
+
+
+def test_any_names_of_members_are_labelled_and_merged(tmp_path):
+  folder = helpers.write_hard_names(tmp_path / "images")
+  shard = tmp_path / (os.fsdecode(b"\xe9") * 251 + ".tar")
+  with tarfile.open(shard, "w") as tar:
+    for name in sorted(os.listdir(folder)):
+      tar.add(folder / name, name)
+  ids, merged = label_and_merge(shard, tmp_path, "clean")
+  assert ids == {f"{shard.name}:{name}" for name in helpers.HARD_NAMES}
+  assert {record["caption"].decode() for record in merged} == {
+    f"a grey square {n}" for n in range(len(ids))
+  }
 
 
 def test_hostile_members_do_no_harm(tmp_path):

@@ -129,7 +129,8 @@ def _kept_pairs(
     if reason:
       stats[row["source"]][reason] += 1
     else:
-      path = _relative(row["image"], work_unit.image_root)
+      path = row["image"] and files.named(row["image"])
+      path = _relative(path, work_unit.image_root)
       read_image = functools.partial(_image, source, row["row"])
       yield row | {"image": path}, read_image
 

@@ -31,7 +31,7 @@ class Writer(Protocol):
     """Adds a pair.
 
     Args:
-      row: as in `capfilt.rows`.
+      row: as in `capfilt.rows`, with the path of the image as it is on disk.
       read_image: returns its image; called only if the image is copied.
 
     Raises:
@@ -107,7 +107,8 @@ class _ListWriter:
       item["image_id"] = row["image_id"]
     line = json.dumps(item | _metadata(row), ensure_ascii=False)
     prefix = self._start if self._is_empty else self._separator
-    self._file.write((prefix + line).encode())
+    # A path that is no UTF-8 text has the escapes by which JSON can say it.
+    self._file.write((prefix + line).encode(errors="backslashreplace"))
     self._is_empty = False
 
   def close(self) -> None:
@@ -128,10 +129,8 @@ class _ShardWriter:
     if self._tar is None or not index_in_shard:
       self._tar = self._open(shard)
     image, suffix = _encoded(read_image())
-    metadata = _metadata(row) | {
-      "image_id": row["image_id"],
-      "image": row["image"],
-    }
+    path = row["image"] and files.printable(row["image"])
+    metadata = _metadata(row) | {"image_id": row["image_id"], "image": path}
     for name, content in (
       (suffix, image),
       ("txt", row["text"].encode()),

@@ -15,7 +15,7 @@ KEPT, BELOW = "", "below_threshold"
 COLUMNS = {
   "key": "string",  # id of the image
   "row": "int64",  # index of the image in the source of its work unit
-  "image": "string",  # path of the image, if it is a file of its own
+  "image": "string",  # its path, printable, if it is a file of its own
   "image_id": "string",
   "text": "string",
   "source": "string",  # web | synthetic
@@ -48,7 +48,7 @@ def of_image(
     yield {
       "key": image.key,
       "row": image.row,
-      "image": image.path or None,
+      "image": files.printable(image.path) or None,
       "image_id": image.image_id,
       "text": text.text,
       "source": text.source,

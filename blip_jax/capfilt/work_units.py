@@ -101,12 +101,13 @@ def find(
   for spec in filter(None, specs):
     shards = datasets.shard_specs(spec)
     for shard in shards:
-      name = os.path.splitext(os.path.basename(datasets.path_of(shard)))[0]
+      stem = os.path.splitext(os.path.basename(datasets.path_of(shard)))[0]
+      name = files.shortened(files.printable(stem))
       work_units.append(WorkUnit(name, shard, image_root, with_texts))
     if not shards:
       num_rows = len(_ImagesWithTexts(spec, image_root, with_texts))
       stem = os.path.basename(os.path.normpath(datasets.path_of(spec)))
-      stem = re.sub(r"[^\w.-]+", "-", stem)
+      stem = files.shortened(re.sub(r"[^\w.-]+", "-", stem))
       for start in range(0, num_rows, work_unit_rows):
         name = f"{stem}-{start // work_unit_rows:05d}"
         rows = start, min(start + work_unit_rows, num_rows)

@@ -21,7 +21,8 @@ class Images:
 
   Args:
     root: the folder, or "".
-    names: the files' paths relative to `root`, which are also their ids.
+    names: the files' paths relative to `root`, which are also their ids, as
+      `files.printable` writes them.
   """
 
   def __init__(self, root: str, names: Sequence[str]):
@@ -33,7 +34,8 @@ class Images:
 
   def __getitem__(self, index: int) -> sources.Record:
     name = self._names[range(len(self))[index]]
-    return {"image": os.path.join(self._root, name), "id": name}
+    path = os.path.join(self._root, name)
+    return {"image": path, "id": files.printable(name)}
 
 
 class CaptionedImages(Images):

@@ -74,7 +74,8 @@ def cache_path(path: str, kind: str, suffix: str) -> pathlib.Path:
   """
   stat = files.stat(path)
   file = pathlib.Path(files.real_path(path))
-  name = f"{file.name}.{kind}-{stat.size}-{stat.modified_ns}{suffix}"
+  name = files.shortened(file.name)
+  name = f"{name}.{kind}-{stat.size}-{stat.modified_ns}{suffix}"
   if files.is_writable(file.parent):
     return file.parent / f".{name}"
   root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

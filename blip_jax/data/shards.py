@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from blip_jax.data import offsets, sources
+from blip_jax.data import offsets, schema, sources
 from blip_jax.runtime import files
 
 
@@ -46,7 +46,7 @@ class TarShards:
     self.paths = sources.existing(paths, "shards")
     self._folder = sources.shared_folder(paths)
     self._with_captions = with_captions
-    self._keep = sources.kept_names(keep)
+    self._keep = schema.kept_names(keep)
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
       build = functools.partial(_tar_index, keep=self._keep)
       indexed = list(pool.map(build, self.paths))
@@ -69,7 +69,7 @@ class TarShards:
       record["caption"] = _caption(path, sample, id)
     if self._keep:
       row = self._row(path, sample, id)
-      record |= sources.kept_values(self._keep, row, id, f"{path}: {id}")
+      record |= schema.kept_values(self._keep, row, id, f"{path}: {id}")
     return record
 
   def _find(self, index: int) -> tuple[str, np.void, str]:
@@ -80,7 +80,8 @@ class TarShards:
     sample = rows[index - self._ends[shard]]  # counted from the shard's end
     path = self.paths[shard]
     label = path.removeprefix(self._folder)
-    return path, sample, f"{label}:{os.fsdecode(bytes(sample['key']))}"
+    id = files.printable(f"{label}:{os.fsdecode(bytes(sample['key']))}")
+    return path, sample, id
 
   def _row(self, path: str, sample: np.void, id: str) -> dict[str, Any]:
     """Returns what may be kept of a sample, by name."""
@@ -109,7 +110,7 @@ class TarShards:
       has_json = sample["json"][0] >= 0
       return [*(_json(path, sample, id) if has_json else ()), *endings]
 
-    sources.search_kept(sought, columns, len(self), self.paths[0])
+    schema.search_kept(sought, columns, len(self), self.paths[0])
 
   def _has_member(self, ending: str) -> bool:
     field = offsets.member_field(ending)

@@ -55,12 +55,13 @@ class BadSample(Exception):
     reason: a short code, by which samples are counted. Images: missing,
       unreadable, empty, not_an_image, too_large, truncated, corrupt,
       bad_array. Texts: invalid_utf8, empty_caption, too_long.
-    detail: what exactly is wrong, for the report.
+    detail: what exactly is wrong, for the report, in one line.
   """
 
   def __init__(self, reason: str, detail: str):
     # `Exception` gets both arguments so that the error can be pickled, to be
     # passed between processes.
+    detail = files.one_line(detail)
     super().__init__(reason, detail)
     self.reason = reason
     self.detail = detail
@@ -89,12 +90,13 @@ def decode(
   """
   if isinstance(image, np.ndarray):
     return _to_rgb(_from_array(image), max_pixels)
+  name = "bytes" if isinstance(image, bytes) else os.fspath(image)
   try:
     stream = _open(image)
   except FileNotFoundError as error:
-    raise BadSample("missing", str(image)) from error
+    raise BadSample("missing", name) from error
   except (OSError, ValueError) as error:
-    raise BadSample("unreadable", f"{image!r}: {error}") from error
+    raise BadSample("unreadable", f"{name}: {error}") from error
   with stream:
     return _read(stream, max_pixels)
 

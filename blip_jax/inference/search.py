@@ -193,7 +193,7 @@ def _rerank(
 def _path(source: Any, row: int) -> dict[str, str]:
   """The path of an image that is a file of its own."""
   image = source[row]["image"]
-  return {"image": image} if isinstance(image, str) else {}
+  return {"image": files.printable(image)} if isinstance(image, str) else {}
 
 
 def _draw(

@@ -25,13 +25,13 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 Path = str | os.PathLike[str]
 
-# File systems allow names of 255 bytes; this leaves room for a dot in front.
-_MAX_NAME_BYTES = 240
+# File systems allow names of 255 bytes; this leaves room for what is added to
+# the name of a file to name what is made of it.
+_MAX_STEM_BYTES = 190
 # Bytes that are not UTF-8 (half of a surrogate pair, in Python), control
-# characters, line ends, and what looks like an escape already.
-_UNPRINTABLE = re.compile(
-  r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|\\(?=x[0-9a-f]{2})"
-)
+# characters and line ends.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 # gs://bucket and the like; one slash is left after pathlib or abspath.
 _SCHEME = re.compile(r"(?is)\s*[a-z][a-z0-9+.-]*:/|.*://")
@@ -71,7 +71,7 @@ def local(path: Path) -> Path:
 
 
 def printable(name: str) -> str:
-  r"""A file name, or any text, as one line of UTF-8; see `named`.
+  r"""A file name as one line of UTF-8; `named` gives the name back.
 
   Names on disk are bytes. Those that are UTF-8 stay as they are; other bytes,
   and those of control characters and line ends, become `\xNN`. So does a
@@ -79,7 +79,12 @@ def printable(name: str) -> str:
 
   This is how ids, JSON, Parquet, logs and reports have every name.
   """
-  return _UNPRINTABLE.sub(_escaped, name)
+  return one_line(_LIKE_AN_ESCAPE.sub(_escaped, name))
+
+
+def one_line(text: str) -> str:
+  """A text with names in it, such as an error, as one line of UTF-8."""
+  return _UNPRINTABLE.sub(_escaped, text)
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -98,17 +103,17 @@ def named(text: str) -> str:
   return raw.decode("utf-8", "surrogateescape")
 
 
-def fitting(stem: str, suffix: str) -> str:
-  """A file name that no file system finds too long.
+def shortened(name: str) -> str:
+  """A name to which a file system lets one add 65 bytes.
 
-  The end of a long stem gives way to a hash of all of it.
+  The end of a long name gives way to a hash of all of it.
   """
-  raw, room = os.fsencode(stem), _MAX_NAME_BYTES - len(suffix)
-  if len(raw) <= room:
-    return stem + suffix
+  raw = os.fsencode(name)
+  if len(raw) <= _MAX_STEM_BYTES:
+    return name
   digest = hashlib.sha256(raw).hexdigest()[:16]
-  start = raw[: room - len(digest) - 1].decode("utf-8", "ignore")
-  return f"{start}-{digest}{suffix}"
+  start = raw[: _MAX_STEM_BYTES - len(digest) - 1].decode("utf-8", "ignore")
+  return f"{start}-{digest}"
 
 
 def _is_web(path: Path) -> bool:

@@ -1,0 +1,110 @@
+"""What a run may change when it is resumed.
+
+Most settings decide what is computed, and a run is one computation: resumed
+with another batch size, it would train too long or end early, at rates that
+belong to other steps.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from blip_jax.runtime import snapshot
+
+log = logging.getLogger(__name__)
+
+# Where and how fast it runs, what it reports and keeps, and what only a start
+# reads. The vocabulary is compared by its content, not by its path.
+MAY_CHANGE = (
+  "job",
+  "log_every_steps",
+  "mesh",
+  "checkpoint",
+  "evals",
+  "generation",
+  "init",
+  "tokenizer",
+  "data.image_root",
+  "data.num_threads",
+  "data.num_workers",
+  "data.max_bad_fraction",
+  "model.vit_remat",
+  "model.text_remat",
+  "optim.clip",
+)
+# Companion files that follow from the config.
+_DESCRIPTIONS = {"model.json", "preprocessor_config.json"}
+
+
+def config_of(folder: str | os.PathLike) -> dict[str, Any]:
+  """The config that a checkpoint was saved with; {} if it has none."""
+  path = snapshot.find(folder) / "config" / "config.json"
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The values of nested dictionaries, by keys with dots."""
+  values: dict[str, Any] = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      values |= flat(value, f"{prefix}{name}.")
+    else:
+      values[prefix + name] = value
+  return values
+
+
+def check(
+  folder: str | os.PathLike,
+  config: Mapping[str, Any],
+  model_files: Mapping[str, str],
+  refuse: bool = True,
+) -> None:
+  """Compares the config of a checkpoint with the one that resumes it.
+
+  Changes that are allowed are logged. Keys that only one of them has come from
+  another version of the package, and are not compared.
+
+  Args:
+    folder: of the checkpoint.
+    config: values that JSON can express.
+    model_files: companion files of the parameters, name -> text.
+    refuse: whether other changes are errors; if not, they are logged too.
+
+  Raises:
+    ValueError: a change that is not allowed; names the key, then, and now.
+  """
+  then, now = flat(config_of(folder)), flat(json.loads(json.dumps(config)))
+  changed = {
+    key: f"  config.{key}: {then[key]!r} then, {now[key]!r} now"
+    for key in now
+    if key in then and then[key] != now[key]
+  }
+  # Epochs only give the number of steps.
+  if changed.keys() & {"num_epochs", "num_steps"} == {"num_epochs"}:
+    del changed["num_epochs"]
+  # A vocabulary may move, but not change.
+  model = snapshot.find(folder) / "model"
+  for name in model_files.keys() - _DESCRIPTIONS:
+    if (model / name).exists() and (
+      (model / name).read_text() != model_files[name]
+    ):
+      changed[name] = f"  the vocabulary: {name} differs"
+  refused = [key for key in changed if not _may_change(key)]
+  if refused and refuse:
+    lines = "\n".join(changed[key] for key in refused)
+    raise ValueError(
+      f"{folder} was saved by a run with other settings:\n{lines}\n"
+      "A run keeps them to its end. To resume it, use the settings of then; to "
+      "train on from this state with those of now, use another --workdir with "
+      "--config.init.restore set to this one"
+    )
+  if changed:
+    log.info(
+      "Changed since %s was saved:\n%s", folder, "\n".join(changed.values())
+    )
+
+
+def _may_change(key: str) -> bool:
+  return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)

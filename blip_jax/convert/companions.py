@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,11 @@ def hints(
   return hints
 
 
+def folder_of(path: pathlib.Path) -> pathlib.Path:
+  """The folder of weights, which are a file or a folder."""
+  return path if files.is_folder(path) else path.parent
+
+
 def tokenizer_of(
   card: card_lib.Card,
   path: pathlib.Path,
@@ -94,7 +100,7 @@ def tokenizer_of(
     ValueError: the vocabulary and the model differ in size.
   """
   size = card.config.med.vocab_size
-  folder = path if files.is_folder(path) else path.parent
+  folder = folder_of(path)
   if name_or_dir is None and tokenizer_lib.has_vocabulary(folder):
     name_or_dir = folder
   reason = f"the model's vocabulary of {size} tokens is not BERT's"
@@ -123,7 +129,6 @@ def tokenizer_of(
 
 
 def hugging_face_warnings(
-  path: pathlib.Path,
   family: str,
   config: model_config.BlipConfig,
   is_released: bool,
@@ -131,7 +136,6 @@ def hugging_face_warnings(
   """Differences from Hugging Face's results with the same weights.
 
   Args:
-    path: the folder of the weights.
     family: of the model.
     config: of the model.
     is_released: whether `registry` has the checkpoint, and so its own note
@@ -155,19 +159,102 @@ def hugging_face_warnings(
       "position embeddings are for 384 x 384 pixels; the original answers at "
       "480 x 480, and they cannot be scaled back"
     )
-  file = path / "preprocessor_config.json"
-  if files.is_file(file):
-    values = _json(file)
-    for key, expected in (
-      ("image_mean", model_config.IMAGE_MEAN),
-      ("image_std", model_config.IMAGE_STD),
-    ):
-      if not np.allclose(values.get(key, expected), expected, atol=1e-6):
-        warnings.append(
-          f"{file.name}: {key} is {values[key]}; replaced by {list(expected)}, "
-          "which BLIP was trained with"
-        )
   return warnings
+
+
+# What BlipImageProcessor and its variants do not do.
+_NOT_DONE = {"do_center_crop": False, "do_pad": False}
+
+
+def image_warnings(folder: pathlib.Path, card: card_lib.Card) -> list[str]:
+  """What image processors next to weights do and this package does not.
+
+  Args:
+    folder: of the weights. transformers 5 writes `processor_config.json`,
+      earlier versions `preprocessor_config.json`.
+    card: of the model, in its own image size.
+  """
+  warnings = []
+  for name in ("processor_config.json", "preprocessor_config.json"):
+    values = _json(folder / name) if files.is_file(folder / name) else {}
+    values = values.get("image_processor", values)
+    for key, expected in {**preprocessing(card), **_NOT_DONE}.items():
+      found = values.get(key, expected)
+      if not _same(key, found, expected):
+        why = (
+          "the size of the weights' position embeddings (image_size=)"
+          if key == "size"
+          else "as BLIP was trained"
+        )
+        warnings.append(f"{name}: {key} is {found}; {expected} is used, {why}")
+  return warnings
+
+
+def _same(key: str, found: Any, expected: Any) -> bool:
+  if key == "image_processor_type":
+    return str(found).startswith(expected)
+  if key == "size" and isinstance(found, int):
+    return {"height": found, "width": found} == expected
+  if key in ("image_mean", "image_std", "rescale_factor"):
+    return np.shape(found) == np.shape(expected) and np.allclose(
+      found, expected, rtol=0, atol=1e-6
+    )
+  return found == expected
+
+
+# Hugging Face's name -> the field of `decoding.Decoding`, and what to add to
+# the value: new tokens follow [DEC].
+_GENERATION = {
+  "max_length": ("max_length", 0),
+  "max_new_tokens": ("max_length", 1),
+  "min_length": ("min_length", 0),
+  "min_new_tokens": ("min_length", 1),
+  "num_beams": ("num_beams", 0),
+  "num_return_sequences": ("num_return_sequences", 0),
+  "repetition_penalty": ("repetition_penalty", 0),
+  "no_repeat_ngram_size": ("no_repeat_ngram_size", 0),
+  "temperature": ("temperature", 0),
+  "top_k": ("top_k", 0),
+  "top_p": ("top_p", 0),
+}
+# Says nothing about the texts. Token ids come from `config.json`, in
+# transformers too.
+_NO_OPTION = re.compile(r"transformers_version|_.*|.*_token_id|.*cache.*")
+
+
+def generation(folder: pathlib.Path, report: weights.Report) -> dict[str, Any]:
+  """Reads decoding options from Hugging Face's `generation_config.json`.
+
+  Args:
+    folder: of the weights.
+    report: gets a warning for each option that is not implemented.
+
+  Returns:
+    Fields of `decoding.Decoding`; none if there is no such file.
+  """
+  file, options = folder / "generation_config.json", {}
+  values = _json(file) if files.is_file(file) else {}
+  if values.get("do_sample"):
+    options = {"sample": True, "num_beams": 1, "top_k": 50}
+  for key, value in values.items():
+    if key in _GENERATION and value is not None:
+      field, more = _GENERATION[key]
+      options[field] = value + more
+    elif not (key in _GENERATION or key == "do_sample" or _neutral(key, value)):
+      report.warnings.append(
+        f"{file.name}: {key} is {value}, which is not implemented; captions "
+        "differ from Hugging Face's"
+      )
+  return options
+
+
+def _neutral(key: str, value: Any) -> bool:
+  """Whether an option changes nothing: most do at another value than 0 or 1."""
+  return (
+    bool(_NO_OPTION.fullmatch(key))
+    or not value
+    or (value == 1 and value is not True)
+  )
 
 
 def _json(path: pathlib.Path) -> Any:

@@ -21,6 +21,7 @@ import filelock
 import tqdm
 
 from blip_jax.convert import registry
+from blip_jax.data import tokenizer
 from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,8 @@ _HUB_FILES = (
   "config.json",
   "generation_config.json",
   "preprocessor_config.json",
-  "vocab.txt",
-  "tokenizer*.json",
-  "special_tokens_map.json",
+  "processor_config.json",
+  *tokenizer.FILES,
 )
 # In order of preference: many repositories have the same weights in both.
 _HUB_WEIGHTS = (
@@ -74,7 +74,7 @@ def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
       SHA-256 is not the registry's; says what to do without a network.
   """
   name = os.fspath(name_or_path)
-  if files.exists(name):
+  if "://" not in name and files.exists(name):
     return pathlib.Path(name)
   released = registry.find(name)
   source = released.source if released else name

@@ -181,6 +181,9 @@ def open_checkpoint(
     opened.card, path, tokenizer, opened.report
   )
   opened = dataclasses.replace(opened, card=card, tokenizer=vocabulary)
+  opened.report.warnings += companions.image_warnings(
+    companions.folder_of(path), card
+  )
   return _adapt(opened, task, image_size, keep_momentum)
 
 
@@ -217,6 +220,29 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
   source = opened.card.source or str(path)
   card = dataclasses.replace(card, source=source)
   return dataclasses.replace(opened, card=card, leaves=leaves)
+
+
+def describe(
+  name_or_path: str | os.PathLike,
+) -> tuple[card_lib.Card, pathlib.Path]:
+  """Describes a checkpoint without reading its parameters.
+
+  Args:
+    name_or_path: as of `open_checkpoint`.
+
+  Returns:
+    Its card, and the folder with its companion files.
+
+  Raises:
+    ValueError: as `open_checkpoint`.
+  """
+  path = hub.fetch(name_or_path)
+  if files.is_folder(path) and snapshot.holds_one(path):
+    folder = snapshot.find(path)
+    return _card(folder), pathlib.Path(folder) / "model"
+  hints = companions.hints(path, None)
+  card = _open_external(os.fspath(name_or_path), path, None, hints).card
+  return card, path if files.is_folder(path) else path.parent
 
 
 def _adapt(
@@ -305,11 +331,14 @@ def _open_external(
     report.warnings += filter(None, known)
   if layout == "hf":
     report.warnings += companions.hugging_face_warnings(
-      path, family, config, released is not None
+      family, config, released is not None
     )
   prompt = (
     card_lib.PROMPT if family == "caption" and layout == "original" else ""
   )
   generation = card_lib.GENERATION.get(family, {})
+  if layout == "hf" and generation:
+    folder = companions.folder_of(path)
+    generation = {**generation, **companions.generation(folder, report)}
   card = card_lib.Card(family, config, prompt, generation, path.name)
   return Checkpoint(card, leaves, None, report)

@@ -58,6 +58,8 @@ def test_shards_are_one_source(tmp_path):
     ({"a.jpg": b"j", "a.json": b"[]"}, "broken_row"),
     ({"a.jpg": b"j", "a.json": b"{}"}, "broken_row"),
     ({"a.jpg": b"j", "a.json": b'{"caption": null}'}, "empty_caption"),
+    ({"a.jpg": b"j", "a.json": b'{"captions": []}'}, "empty_caption"),
+    ({"a.jpg": b"j", "a.json": b'{"caption": ["a", 1]}'}, "broken_row"),
   ],
 )
 def test_an_incomplete_sample_is_bad(tmp_path, members, reason):
@@ -65,6 +67,46 @@ def test_an_incomplete_sample_is_bad(tmp_path, members, reason):
   with pytest.raises(sources.BadRow) as bad:
     source[0]
   assert (bad.value.id, bad.value.reason) == ("s.tar:a", reason)
+
+
+def test_json_may_have_several_captions(tmp_path):
+  members = {
+    "a.jpg": b"j",
+    "a.json": b'{"caption": ["one", "two"]}',
+    "b.JPG": b"j",
+    "b.json": b'{"url": "u", "captions": ["one"]}',
+    "c.gif": b"j",
+    "c.json": b'{"text": "one"}',
+    "d.jfif": b"j",
+    "d.Caption": b"one",
+  }
+  source = shards.TarShards([_tar(tmp_path / "s.tar", members)])
+  captions = [record["caption"] for record in source]
+  assert captions == [["one", "two"], ["one"], "one", b"one"]
+
+
+def test_members_that_are_not_used_are_logged_once(tmp_path, monkeypatch):
+  """Also if the index of the shard was in the cache."""
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  logged = []
+  monkeypatch.setattr(
+    shards.logging, "warning", lambda text, *args: logged.append(text % args)
+  )
+  members = {"a.jpg": b"j", "a.txt": b"t", "a.seg.png": b"s", "b.heic": b"h"}
+  paths = [_tar(tmp_path / f"{i}.tar", members) for i in range(2)]
+  for _ in range(3):
+    shards._log_unused.cache_clear()  # as a new process does
+    for _ in range(2):
+      source = shards.TarShards(paths)
+    assert [record["id"] for record in source] == ["0.tar:a", "1.tar:a"]
+    assert source.problems == []
+    assert logged == [
+      f"{path}: members that are not used: 1 such as b.heic, "
+      "1 such as a.seg.png"
+      for path in paths
+    ]
+    logged.clear()
+  assert len([*tmp_path.glob(".*.npy")]) == 2
 
 
 def test_images_alone_need_no_text(tmp_path):

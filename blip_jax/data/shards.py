@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from blip_jax.data import offsets, schema, sources
+from blip_jax.data import offsets, schema, sources, tar_index
 from blip_jax.runtime import files
 
 
 class TarShards:
   """Samples of webdataset or img2dataset tar files, read in place.
 
-  A sample consists of the members that share a name up to its first dot: an
-  image (jpg, jpeg, png, webp) and its caption (txt, or the key "caption" of
-  json). Nothing is extracted, and members of other kinds are never read.
+  A sample consists of the members that share a name up to its first dot (see
+  `tar_index` for further dots): an image (jpg, jpeg, png, webp, or any other of
+  `transforms.ENDINGS`) and its caption (txt, or else caption, or else the key
+  of json that is named as in annotations), text or a list of texts. Nothing is
+  extracted, and members of other kinds are never read, but counted in the log.
   Without captions an image is all that a sample needs.
 
   `problems` lists the damage of each shard; samples that are intact stay.
@@ -48,19 +50,23 @@ class TarShards:
     self._with_captions = with_captions
     self._keep = schema.kept_names(keep)
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
-      build = functools.partial(_tar_index, keep=self._keep)
+      build = functools.partial(tar_index.cached, keep=self._keep)
       indexed = list(pool.map(build, self.paths))
     self._shards = [offsets.Mapped(index) for index, _ in indexed]
-    self._ends = list(itertools.accumulate(len(index) for index, _ in indexed))
+    numbers = [tar_index.num_samples(index) for index, _ in indexed]
+    self._starts = list(itertools.accumulate(numbers, initial=0))
     self.problems = [line for _, damage in indexed for line in damage]
     for line in self.problems:
       logging.warning("Damaged shard: %s", line)
+    for path, (index, _) in zip(self.paths, indexed, strict=True):
+      if members := tar_index.unused(index):
+        _log_unused(path, tuple(members))
     if not len(self):
       raise ValueError(f"No samples in {paths[0]} and {len(paths) - 1} others.")
     self._check_kept()
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return self._starts[-1]
 
   def __getitem__(self, index: int) -> sources.Record:
     path, sample, id = self._find(index)
@@ -75,9 +81,8 @@ class TarShards:
   def _find(self, index: int) -> tuple[str, np.void, str]:
     """Returns the shard, the entry of its index and the id of a sample."""
     index = range(len(self))[index]
-    shard = bisect.bisect_right(self._ends, index)
-    rows = self._shards[shard].array
-    sample = rows[index - self._ends[shard]]  # counted from the shard's end
+    shard = bisect.bisect_right(self._starts, index) - 1
+    sample = self._shards[shard].array[index - self._starts[shard]]
     path = self.paths[shard]
     label = path.removeprefix(self._folder)
     id = files.printable(f"{label}:{os.fsdecode(bytes(sample['key']))}")
@@ -87,7 +92,7 @@ class TarShards:
     """Returns what may be kept of a sample, by name."""
     texts = {}
     for name in self._keep:
-      span = sample[offsets.member_field(name)]
+      span = sample[tar_index.member_field(name)]
       if span[0] >= 0:
         try:
           texts[name] = _member(path, span, id, name).decode("utf-8")
@@ -103,7 +108,7 @@ class TarShards:
     sought = [name for name in self._keep if not self._has_member(name)]
     if not sought:
       return
-    endings = offsets.tar_endings(self.paths[0])
+    endings = tar_index.endings(self.paths[0])
 
     def columns(index: int) -> list[str]:
       path, sample, id = self._find(index)
@@ -113,29 +118,29 @@ class TarShards:
     schema.search_kept(sought, columns, len(self), self.paths[0])
 
   def _has_member(self, ending: str) -> bool:
-    field = offsets.member_field(ending)
+    field = tar_index.member_field(ending)
     return any((s.array[field][:, 0] >= 0).any() for s in self._shards)
 
 
-def _tar_index(
-  path: str, keep: tuple[str, ...]
-) -> tuple[np.ndarray, list[str]]:
-  kind = f"samples{offsets.digest(keep)}" if keep else "samples"
-  build = functools.partial(offsets.tar_samples, keep=keep)
-  return offsets.cached(path, kind, build)
+@functools.cache  # CapFilt opens a shard several times
+def _log_unused(path: str, members: tuple[tuple[str, int], ...]) -> None:
+  counts = ", ".join(
+    f"{number} such as {files.printable(name)}" for name, number in members
+  )
+  logging.warning("%s: members that are not used: %s", path, counts)
 
 
-def _caption(path: str, sample: np.void, id: str) -> str | bytes:
+def _caption(
+  path: str, sample: np.void, id: str
+) -> str | bytes | list[str | bytes]:
   if sample["text"][0] >= 0 or sample["json"][0] < 0:
     return _member(path, sample["text"], id, "caption")
   row = _json(path, sample, id)
-  if "caption" not in row:
-    detail = f"{path}: json: no 'caption' among {list(row)!r:.200}"
+  key = next((key for key in schema.CAPTIONS if key in row), None)
+  if key is None:
+    detail = f"{path}: json: no caption among {list(row)!r:.200}"
     raise sources.BadRow(id, "broken_row", detail)
-  caption = row["caption"]
-  if not isinstance(caption, str):
-    raise sources.BadRow(id, "empty_caption", f"{path}: json: {caption!r:.200}")
-  return caption
+  return schema.caption(row[key], id, f"{path}: json: {key!r}")
 
 
 def _json(path: str, sample: np.void, id: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import re
 from typing import BinaryIO
 
 import numpy as np
+import PIL.features
 import PIL.Image
 from jaxtyping import UInt8
 
@@ -21,11 +22,16 @@ from blip_jax.runtime import files
 
 # PIL reads more formats, but some run an external program (EPS: Ghostscript),
 # which is unsafe for files from the web.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+_FORMATS = (
+  *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"),
+  *(["AVIF"] if "avif" in PIL.features.get_supported() else []),
+)
 # File name extensions of these formats.
 ENDINGS = (
   *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
   *(".ppm", ".pgm", ".jp2"),
+  *(".jfif", ".jpe", ".apng", ".avif", ".pbm", ".pnm"),
+  *(".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 )
 # PIL's modes for grey images of more than 8 bits.
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")

@@ -8,7 +8,9 @@ import pickle
 import pytest
 
 from blip_jax.data import annotations as annotations_lib
-from blip_jax.data import sources
+from blip_jax.data import schema, sources
+
+NAN = float("nan")
 
 
 def _annotations(path, rows, **options):
@@ -57,26 +59,52 @@ def test_annotations_become_records(annotations):
 
 
 @pytest.mark.parametrize(
-  "row, message",
+  "row, reason",
   [
-    ({"caption": "c"}, r"row 1: expected a path under 'image' .*\['caption'\]"),
-    ({"image": 3, "caption": "c"}, "row 1: expected a path under 'image'"),
-    (
-      {"image": "a", "title": "c"},
-      r"text under 'caption' \(or 'captions', .*found \['image', 'title'",
-    ),
-    ({"image": "a", "caption": 5}, "text under 'caption', found 5"),
-    ({"image": "a", "caption": ["c", 5]}, "text under 'caption'"),
-    (["a", "c"], r"row 1: expected an object, found \['a', 'c'\]"),
+    ({"caption": "c"}, "missing_image"),
+    ({"image": NAN, "caption": "c"}, "missing_image"),
+    ({"image": 3, "caption": "c"}, "broken_row"),
+    ({"image": "a", "title": "c"}, "missing_caption"),
+    ({"image": "a", "caption": NAN}, "empty_caption"),
+    ({"image": "a", "caption": ["c", None]}, "broken_row"),
+    ({"image": "a", "caption": "c", "image_id": [1]}, "broken_row"),
+    (3, "broken_row"),
+    (None, "broken_row"),
   ],
 )
-def test_a_schema_mistake_names_file_row_and_key(annotations, row, message):
-  good = {"image": "a.jpg", "caption": "c"}
-  source = annotations([good, row, good])
-  assert source[0] and source[2]
+def test_a_bad_value_costs_its_row(annotations, row, reason):
+  good = {"image": "a.jpg", "caption": "c", "image_id": NAN}
+  for rows, number in (([good, row, good], 1), ([row, good, good], 0)):
+    source = annotations(rows)
+    with pytest.raises(sources.BadRow, match=f"row {number}") as bad:
+      source[number]
+    assert source.path in bad.value.detail
+    assert bad.value.id == f"{annotations.name}:{number}"
+    assert bad.value.reason == reason
+    assert "image_id" not in source[2]
+
+
+@pytest.mark.parametrize(
+  "row, message",
+  [
+    ({"caption": "c"}, r"rows 0 to 2: .*a path under 'image' .*\['caption'\]"),
+    (
+      {"image": "a", "title": "c"},
+      r"rows 0 to 2: .*text under 'caption' \(or .*found \['image', 'title'",
+    ),
+    ("a", r"rows 0 to 2: none .* expected an object, found 'a'"),
+  ],
+)
+def test_a_key_that_no_row_has_is_a_mistake(annotations, row, message):
   with pytest.raises(ValueError, match=message) as error:
-    source[1]
-  assert source.path in str(error.value)
+    annotations([row] * 3)
+  assert annotations.name in str(error.value)
+
+
+def test_sentences_of_karpathy_are_captions(annotations):
+  sentences = [{"raw": "A cat.", "tokens": ["a", "cat"]}, {"raw": "Two."}]
+  (record,) = annotations([{"image": "a.jpg", "sentences": sentences}])
+  assert record["caption"] == ["A cat.", "Two."]
 
 
 @pytest.mark.parametrize("caption", [None, []])
@@ -179,7 +207,7 @@ def test_a_column_that_no_row_has_cannot_be_kept(annotations, monkeypatch):
     annotations(rows, keep=("answer", "question"))
   assert annotations.name in str(error.value)
   assert len(annotations(rows, keep=("answer",))) == 4
-  monkeypatch.setattr(sources, "_SCHEMA_ROWS", 3)
+  monkeypatch.setattr(schema, "_SCHEMA_ROWS", 3)
   with pytest.raises(ValueError, match=r"rows 0 to 2: .*\['answer'\]"):
     annotations(rows, keep=("answer",))
 

@@ -14,6 +14,7 @@ import tarfile
 import zlib
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -223,28 +224,90 @@ def test_a_broken_row_of_a_json_list_loses_one_row(tmp_path, example):
   broken = [
     b'{"image": "a.png", "caption": "\xff"}',
     b'{"image": "a.png", "caption": }',
-    b"{},,",
+    b"{}",
+    b"null",
+    b"",
   ]
   path = tmp_path / "rows.json"
   path.write_bytes(b"[" + b",\n".join([good, *broken, good]) + b"]")
   source = datasets.open_source(str(path), str(tmp_path))
   report = tmp_path / "bad_samples.jsonl"
   good_rows, _ = _rows(example, source, report)
-  assert sorted(good_rows) == ["rows.json:0", "rows.json:4"]
-  assert set(_listed(report).values()) == {"broken_row"}
+  assert sorted(good_rows) == ["rows.json:0", "rows.json:6"]
+  reasons = ["broken_row", "broken_row", "missing_image", "broken_row"]
+  assert list(_listed(report).values()) == [*reasons, "broken_row"]
 
 
-def test_a_row_without_a_key_ends_the_run_and_is_named(tmp_path, example):
+BAD_VALUES = [
+  ({"image": None}, "missing_image"),
+  ({"image": float("nan")}, "missing_image"),
+  ({"image": ""}, "missing_image"),
+  ({"image": 7}, "broken_row"),
+  ({"image": "a\0.png"}, "unreadable"),
+  ({"image": "\ud800.png"}, "unreadable"),
+  ({"image": "n" * 5000}, "unreadable"),
+  ({"caption": None}, "empty_caption"),
+  ({"caption": float("nan")}, "empty_caption"),
+  ({"caption": ""}, "empty_caption"),
+  ({"caption": 2023}, "broken_row"),
+  ({"caption": [None, "a red circle"]}, "broken_row"),
+  ({"image_id": [3]}, "broken_row"),
+  ({"size": None}, "missing_column"),
+  ({"size": float("nan")}, "missing_column"),
+]
+
+
+def test_a_bad_value_loses_one_row(tmp_path, example):
+  """Also if it is in the first row, or the key is absent."""
   (tmp_path / "a.png").write_bytes(_image())
-  rows = [{"image": "a.png", "caption": "a red circle"}] * 5
-  rows[3] = {"img": "a.png", "caption": "a red circle"}
-  path = tmp_path / "rows.json"
-  path.write_text(json.dumps(rows))
+  good = {"image": "a.png", "caption": "a red circle", "size": 3}
+  expected = [reason for _, reason in BAD_VALUES]
+  rows = [good | bad for bad, _ in BAD_VALUES]
+  for key, reason in [
+    ("image", "missing_image"),
+    ("caption", "missing_caption"),
+    ("size", "missing_column"),
+  ]:
+    rows.append({name: good[name] for name in good if name != key})
+    expected.append(reason)
+  (tmp_path / "rows.jsonl").write_text(
+    "\n".join(map(json.dumps, [*rows, good]))
+  )
+  (tmp_path / "rows.json").write_text(json.dumps([*rows, good]))
+  for name in ("rows.jsonl", "rows.json"):
+    source = datasets.open_source(f"{tmp_path}/{name}?keep=size", str(tmp_path))
+    report = tmp_path / f"{name}.bad"
+    good_rows, _ = _rows(example, source, report, max_fraction=0.99)
+    assert list(good_rows) == [f"{name}:{len(rows)}"]
+    assert list(_listed(report).values()) == expected
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_empty_cells_of_pandas_lose_one_row(tmp_path, example, kind):
+  nan = float("nan")
+  cells = {
+    "image": [nan, "a.png", "a.png", "a.png"],
+    "caption": ["a red circle", nan, "a red circle", "a red circle"],
+    "image_id": [1, 2, nan, 4],
+  }
+  path = tmp_path / f"rows.{kind}"
+  if kind == "csv":
+    rows = zip(*cells.values(), strict=True)
+    lines = [[str(x) if x == x else "" for x in row] for row in rows]
+    path.write_text("\n".join(map(",".join, [list(cells), *lines])))
+  else:
+    table = {key: pyarrow.array(cells[key], from_pandas=True) for key in cells}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+  (tmp_path / "a.png").write_bytes(_image())
   source = datasets.open_source(str(path), str(tmp_path))
-  batches = loader.train_loader([source], example, batch_size=5, seed=0)
-  with pytest.raises(ValueError, match=rf"{path}: row 3: .*'image'.*'img'"):
-    next(batches)
-  batches.close()
+  report = tmp_path / "bad_samples.jsonl"
+  good_rows, _ = _rows(example, source, report)
+  assert sorted(good_rows) == [f"{path.name}:2", f"{path.name}:3"]
+  assert _listed(report) == {
+    f"{path.name}:0": "missing_image",
+    f"{path.name}:1": "empty_caption",
+  }
+  assert "image_id" not in source[2] and source[3]["image_id"] == 4
 
 
 def test_a_damaged_shard_loses_only_its_damaged_rows(tmp_path, example):

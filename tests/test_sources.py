@@ -1,6 +1,4 @@
-"""What all sources share: ids, URLs, columns to keep."""
-
-import pickle
+"""What all sources share: ids and URLs."""
 
 import numpy as np
 import pytest
@@ -91,48 +89,6 @@ def test_an_image_is_the_same_in_any_row_and_spelling():
 def test_an_image_whose_name_is_no_utf8_has_a_number(name):
   assert sources.image_number({"image": name}) >= 0
   assert sources.image_number({"image": b"", "image_id": name}) >= 0
-
-
-def test_the_id_of_a_row_is_no_image_id():
-  rows = [{"image": "a.jpg", "text": "t", "id": row} for row in (0, 1)]
-  first, second = (sources.Columns().record(row, "x", "x") for row in rows)
-  assert "image_id" not in first
-  assert sources.image_key(first) == sources.image_key(second)
-
-
-def test_kept_columns_join_the_record_unchanged():
-  columns = sources.Columns(keep=("answers", "size", "url"))
-  row = {"url": "http://a.org/b.jpg", "text": "c", "answers": [{"yes": 3}]}
-  row |= {"size": 0, "licence": "CC"}
-  assert columns.record(row, "x:0", "x: row 0") == {
-    "image": "a.org/b.jpg",
-    "caption": "c",
-    "id": "x:0",
-    "answers": [{"yes": 3}],
-    "size": 0,
-    "url": "http://a.org/b.jpg",
-  }
-  assert columns == pickle.loads(pickle.dumps(columns))
-
-
-@pytest.mark.parametrize("row", [{}, {"question": None}])
-def test_a_row_without_a_value_to_keep_is_bad(row):
-  columns = sources.Columns(with_captions=False, keep=("question",))
-  with pytest.raises(sources.BadRow, match=r"x: row 0: .*'question'") as bad:
-    columns.record({"image": "a.jpg"} | row, "x:0", "x: row 0")
-  assert (bad.value.id, bad.value.reason) == ("x:0", "missing_column")
-
-
-@pytest.mark.parametrize("name", ["image", "caption", "id", "image_id"])
-def test_keys_that_records_have_anyway_cannot_be_kept(name):
-  with pytest.raises(ValueError, match=rf"keep=.*\['{name}'\] cannot be kept"):
-    sources.Columns(keep=("question", name))
-
-
-def test_the_columns_to_keep_are_names_not_letters():
-  assert sources.kept_names(["b", "a", "b"]) == ("b", "a")
-  with pytest.raises(ValueError, match=r"keep: .* names, found 'question'"):
-    sources.kept_names("question")
 
 
 def test_selected_and_noted_rows_are_the_records_of_the_source():

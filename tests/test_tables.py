@@ -155,24 +155,51 @@ def test_the_lines_that_an_unclosed_quote_joins_are_bounded(table, monkeypatch):
     source[1]
 
 
-def test_a_row_without_an_image_is_bad(table):
-  source = table("image,caption\n,one\n")
-  with pytest.raises(sources.BadRow, match="missing_image"):
+@pytest.mark.parametrize(
+  "line, reason",
+  [
+    (",one", "missing_image"),
+    ("nan,one", "missing_image"),
+    ("a.jpg,NaN", "empty_caption"),
+    ("a.jpg,null", "empty_caption"),
+    ("a.jpg,[]", "empty_caption"),
+    ('a.jpg,"[""one"", null]"', "broken_row"),
+    ("a.jpg,[null]", "broken_row"),
+    ('a.jpg,"[""one"", 5]"', "broken_row"),
+  ],
+)
+def test_an_empty_cell_costs_its_row(table, line, reason):
+  source = table(f"image,caption\n{line}\na.jpg,one\n")
+  with pytest.raises(sources.BadRow) as bad:
     source[0]
+  assert (bad.value.id, bad.value.reason) == ("a.csv:0", reason)
+  assert source[1]["caption"] == "one"
 
 
 def test_multiple_captions_are_a_json_list(table):
   content = 'image,captions\na.jpg,"[""one"", ""two, 2""]"\nb.jpg,[three]\n'
+  content += 'c.jpg,[2019]\nd.jpg,"[{""raw"": ""four""}]"\n'
   source = table(content)
   assert [record["caption"] for record in source] == [
     ["one", "two, 2"],
     "[three]",
+    "[2019]",
+    ["four"],
   ]
 
 
 @pytest.mark.parametrize(
   "field, image_id",
-  [("7", 7), ("007", "007"), ("-7", "-7"), ("", None), ("a", "a")],
+  [
+    ("7", 7),
+    ("7.0", 7),
+    ("7.5", "7.5"),
+    ("007", "007"),
+    ("-7", "-7"),
+    ("", None),
+    ("nan", None),
+    ("a", "a"),
+  ],
 )
 def test_image_ids_in_plain_decimal_become_numbers(table, field, image_id):
   (record,) = table(f"image,caption,image_id\na.jpg,one,{field}\n")

@@ -4,19 +4,18 @@ import json
 import os
 from typing import Any
 
-from blip_jax.data import offsets, sources
+from blip_jax.data import json_index, offsets, schema, sources
 from blip_jax.runtime import files
 
 
 class Annotations:
   """Rows of a JSON list or of JSON lines, as COCO, Flickr30k and BLIP use.
 
-  A row is an object; see `sources.Columns` for its keys and the arguments.
+  A row is an object; see `schema.Columns` for its keys and the arguments.
 
   Raises:
-    ValueError: on opening, if the file is no list of rows, is truncated, or no
-      row has a column to keep; on access, if a row lacks a key or has a value
-      of another type. All name the file, the row (from 0) and the key.
+    ValueError: on opening, if the file is no list of rows, is truncated, or
+      none of its first rows has an image, a caption or a column to keep.
   """
 
   def __init__(
@@ -30,13 +29,15 @@ class Annotations:
     keep: tuple[str, ...] = (),
   ):
     self.path = sources.annotation_file(path)
-    find = offsets.jsonl_rows if _is_jsonl(self.path) else offsets.json_rows
-    self._columns = sources.Columns(
+    find = (
+      json_index.line_rows if _is_jsonl(self.path) else json_index.list_rows
+    )
+    self._columns = schema.Columns(
       os.fspath(image_root), with_captions, image, caption, keep
     )
     self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
-    sources.search_kept(
-      self._columns.keep,
+    schema.search(
+      self._columns.check,
       lambda index: self._parse(index, ""),
       len(self),
       self.path,
@@ -61,7 +62,10 @@ class Annotations:
       detail = f"{self.path}: row {index} (byte {start}): {error}"
       raise sources.BadRow(id, "broken_row", detail) from error
     if not isinstance(row, dict):
-      raise sources.mistake(f"{self.path}: row {index}", "an object", row)
+      detail = (
+        f"{self.path}: row {index}: expected an object, found {row!r:.200}"
+      )
+      raise sources.BadRow(id, "broken_row", detail)
     return row
 
 

@@ -13,6 +13,7 @@ from blip_jax.data import (
   annotations,
   folders,
   scenes,
+  schema,
   shards,
   sources,
   tables,
@@ -173,11 +174,11 @@ def _open_scenes(
   address: str, keep: Sequence[str], with_captions: bool
 ) -> scenes.Scenes:
   split, query = _split_query(address)
-  kept = sources.kept_names(_all_kept(query, keep))
+  kept = schema.kept_names(_all_kept(query, keep))
   options = _options(_without_keep(query), scenes.Scenes)
   source = scenes.Scenes(split, with_captions=with_captions, **options)
   if kept:  # records have these keys with and without `keep`
-    sources.check_kept(kept, source[0].keys(), f"scenes:{split}")
+    schema.check_kept(kept, source[0].keys(), f"scenes:{split}")
   return source
 
 
@@ -306,7 +307,7 @@ def _all_kept(query: str, keep: Sequence[str]) -> tuple[str, ...]:
   """Returns the columns to keep: the argument's, then the query's."""
   named = [value for key, value in _pairs(query) if key == "keep"]
   # Refuses a text, whose letters would become columns.
-  given = sources.kept_names(keep)
+  given = schema.kept_names(keep)
   return (*given, *(name for value in named for name in value.split(",")))
 
 

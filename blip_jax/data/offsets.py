@@ -9,13 +9,12 @@ import hashlib
 import os
 import pathlib
 import re
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from blip_jax.runtime import files
 
@@ -25,22 +24,7 @@ _CHUNK = 1 << 24
 MIN_CACHED_BYTES = 1 << 26
 
 _BOM = b"\xef\xbb\xbf"
-_QUOTE, _BACKSLASH, _NEWLINE, _RETURN = b'"\\\n\r'
-_OPEN_LIST, _CLOSE_LIST = b"[]"
-_STRUCTURE = np.isin(np.arange(256), np.frombuffer(b'"{}[]', np.uint8))
-_STEP = np.zeros(256, np.int64)
-_STEP[list(b"{[")], _STEP[list(b"}]")] = 1, -1
-
-# What is read from a tar shard by default. Anything else, pickles above all,
-# is not. As in webdataset, a name is split at its first dot.
-PARTS = {
-  "jpg": "image",
-  "jpeg": "image",
-  "png": "image",
-  "webp": "image",
-  "txt": "text",
-  "json": "json",
-}
+_QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 
 
 def cached(
@@ -124,74 +108,6 @@ class Mapped:
     self.array = state
 
 
-def json_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
-  """Finds the rows of a JSON list of objects.
-
-  Row `i` is between offsets `i` and `i + 1`, including the comma that follows
-  it; the last offset is that of the closing bracket. Only quotes and brackets
-  are examined: whether a row is valid JSON is checked when it is read.
-
-  Returns:
-    The offsets in bytes, one more than there are rows; and no damage.
-
-  Raises:
-    ValueError: the file is not a list, is empty, or ends before the list does.
-  """
-  data, first = open_text(path)
-  if first is None or data[first] != _OPEN_LIST:
-    raise ValueError(
-      f"{path}: expected a JSON list of rows ('['), found "
-      f"{_glimpse(data, first)}. Name a file with one row per line .jsonl."
-    )
-  starts, depth, in_string, end = [], 0, False, None
-  for marks, symbols in _structure(data):
-    quotes = symbols == _QUOTE
-    inside = (np.cumsum(quotes) + in_string) % 2 == 1
-    in_string = bool(inside[-1])
-    outside = ~inside & ~quotes
-    marks, steps = marks[outside], _STEP[symbols[outside]]
-    depths = depth + np.cumsum(steps)
-    if end is None and (closed := np.flatnonzero(depths == 0)).size:
-      end = int(marks[closed[0]])
-    if end is not None and marks.size and marks[-1] > end:
-      raise ValueError(
-        f"{path}: there is more after the list's end (byte {end})."
-      )
-    starts.append(marks[(steps == 1) & (depths == 2)])
-    depth = int(depths[-1]) if depths.size else depth
-  rows = np.concatenate(starts) if starts else np.zeros(0, np.int64)
-  if end is None:
-    last = f"row {len(rows) - 1} (byte {rows[-1]})" if len(rows) else "'['"
-    raise ValueError(
-      f"{path}: expected ']' at the end, found the end of the file (byte "
-      f"{len(data)}) in or after {last}. The file is truncated, or a quote in "
-      "that row is not closed."
-    )
-  if not len(rows) or bytes(data[first + 1 : rows[0]]).strip():
-    raise ValueError(
-      f"{path}: row 0: expected an object ('{{'), found "
-      f"{_glimpse(data, first + 1)}."
-    )
-  return np.append(rows, end), []
-
-
-def jsonl_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
-  """Finds the rows of a file with one JSON object per line; see `json_rows`.
-
-  Empty lines are skipped.
-
-  Raises:
-    ValueError: the file has no rows, or is a JSON list.
-  """
-  data, first = open_text(path)
-  if first is None or data[first] == _OPEN_LIST:
-    raise ValueError(
-      f"{path}: expected one JSON object per line, found "
-      f"{_glimpse(data, first)}. Name a file with a JSON list .json."
-    )
-  return np.append(line_starts(data, first), len(data)), []
-
-
 def open_text(
   path: str, blank: bytes | None = None
 ) -> tuple[np.ndarray, int | None]:
@@ -234,138 +150,6 @@ def odd_quotes(
   return np.flatnonzero(odd)
 
 
-def _glimpse(data: np.ndarray, first: int | None) -> str:
+def glimpse(data: np.ndarray, first: int | None) -> str:
+  """Returns the beginning of a text, for errors."""
   return "nothing" if first is None else repr(bytes(data[first : first + 40]))
-
-
-def _structure(
-  data: np.ndarray,
-) -> Iterator[tuple[Int[np.ndarray, "n"], np.ndarray]]:
-  """Yields offsets and values of quotes and brackets, chunk by chunk."""
-  for begin in range(0, len(data), _CHUNK):
-    marks = np.flatnonzero(_STRUCTURE[data[begin : begin + _CHUNK]]) + begin
-    symbols = data[marks]
-    quotes = np.flatnonzero(symbols == _QUOTE)
-    kept = np.ones(len(marks), bool)
-    kept[quotes] = ~_escaped(data, marks[quotes])
-    if kept.any():
-      yield marks[kept], symbols[kept]
-
-
-def _escaped(
-  data: np.ndarray, marks: Int[np.ndarray, "n"]
-) -> Bool[np.ndarray, "n"]:
-  """Returns whether an odd number of backslashes precedes each mark."""
-  odd = np.zeros(len(marks), bool)
-  left = np.arange(len(marks))
-  back = 1
-  while left.size:
-    left = left[marks[left] >= back]
-    left = left[data[marks[left] - back] == _BACKSLASH]
-    odd[left] ^= True
-    back += 1
-  return odd
-
-
-def member_field(ending: str) -> str:
-  """Returns the field of `tar_samples` for members with an ending."""
-  return f"member:{ending.lower()}"
-
-
-def tar_samples(
-  path: str, keep: Iterable[str] = ()
-) -> tuple[np.ndarray, list[str]]:
-  """Finds the samples of a tar shard: members that share a name up to a dot.
-
-  Only headers are read. After damage the scan continues at the next valid
-  header, so that the samples after it are kept as well.
-
-  Args:
-    keep: endings of further members to find. They make no sample of their own.
-
-  Returns:
-    A structured array with `key` and, for image, text, json and each
-    `member_field` of `keep`, offset and size in bytes (-1 where the sample has
-    none); and a list of damage.
-  """
-  samples: dict[str, dict[str, tuple[int, int]]] = {}
-  kept: dict[str, dict[str, tuple[int, int]]] = {}
-  kept_fields = {member_field(ending): None for ending in keep}  # ordered
-  damage = []
-  for member in _tar_members(path, damage):
-    key, ending = _split_name(member.name)
-    part = PARTS.get(ending.lower())
-    field = member_field(ending)
-    if not member.isreg() or member.issparse():
-      continue
-    span = (member.offset_data, member.size)
-    if field in kept_fields:
-      kept.setdefault(key, {}).setdefault(field, span)
-    if part is None:
-      continue
-    sample = samples.setdefault(key, {})
-    if part in sample:
-      damage.append(f"{path}: {member.name}: a second {part} of {key!r}")
-      continue
-    sample[part] = span
-  keys = [os.fsencode(key) for key in samples]
-  fields = ("image", "text", "json", *kept_fields)
-  index = np.full(
-    len(keys),
-    -1,
-    [("key", f"S{max(map(len, keys), default=1)}")]
-    + [(field, np.int64, 2) for field in fields],
-  )
-  index["key"] = keys
-  for row, (key, sample) in enumerate(samples.items()):
-    for field, span in (sample | kept.get(key, {})).items():
-      index[field][row] = span
-  if not len(index):
-    damage.append(f"{path}: no images or captions found")
-  return index, damage
-
-
-def tar_endings(path: str) -> list[str]:
-  """Returns the endings of a shard's members, each once."""
-  names = (member.name for member in _tar_members(path, []))
-  return list(dict.fromkeys(_split_name(name)[1] for name in names))
-
-
-def _split_name(name: str) -> tuple[str, str]:
-  """Returns the key of a member's sample and the member's ending."""
-  folder, _, name = name.rpartition("/")
-  stem, _, ending = name.partition(".")
-  return f"{folder}/{stem}" if folder else stem, ending
-
-
-def _tar_members(path: str, damage: list[str]) -> Iterator[tarfile.TarInfo]:
-  """Yields the intact members, and adds to `damage` what is not intact."""
-  size = files.size(path)
-  end = 0
-  try:
-    # Without `ignore_zeros`, tarfile takes a bad header for the end.
-    with (
-      files.open_read(path) as file,
-      tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar,
-    ):
-      while member := tar.next():
-        # tarfile keeps an object for every member here, which type stubs of
-        # it do not list.
-        vars(tar)["members"].clear()
-        _report_gap(path, end, member.offset, damage)
-        end = tar.offset
-        if member.offset_data + member.size > size:
-          damage.append(f"{path}: {member.name}: truncated")
-          return
-        yield member
-  except tarfile.ReadError as error:
-    damage.append(f"{path}: after byte {end}: {error}")
-    return
-  _report_gap(path, end, size, damage)
-
-
-def _report_gap(path: str, begin: int, end: int, damage: list[str]) -> None:
-  for at in range(begin, end, _CHUNK):
-    if any(files.read_range(path, at, min(_CHUNK, end - at))):
-      damage.append(f"{path}: bytes {begin} to {end} are not tar members")
-      return

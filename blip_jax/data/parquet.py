@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from absl import logging
 
-from blip_jax.data import offsets, sources
+from blip_jax.data import offsets, schema, sources
 from blip_jax.runtime import files
 
 try:
@@ -41,7 +41,7 @@ class Parquet:
   The image column is text (a path or URL), bytes, or a struct of `bytes` and
   `path`, as in Hugging Face datasets. The caption column is text or a list of
   texts. Columns to keep may be of any type and become Python values. See
-  `sources.Columns` for columns and arguments.
+  `schema.Columns` for columns and arguments.
 
   Raises:
     ValueError: on opening, if a file is missing or damaged, or if a column is
@@ -60,7 +60,7 @@ class Parquet:
   ):
     self.paths = sources.existing(paths, "Parquet files")
     self._folder = sources.shared_folder(self.paths)
-    self._columns = sources.Columns(
+    self._columns = schema.Columns(
       os.fspath(image_root), with_captions, image, caption, keep
     )
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
@@ -146,29 +146,29 @@ class _File:
     group_ends: the number of rows up to the end of each row group.
   """
 
-  def __init__(self, path: str, columns: sources.Columns):
+  def __init__(self, path: str, columns: schema.Columns):
     self.path = path
     self.footer = footer = _footer(path)
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     self.group_ends = np.cumsum([group.num_rows for group in groups])
-    schema = footer.schema.to_arrow_schema()
-    self.image = image = columns.image_key(schema.names, path)
-    type = schema.field(image).type
+    fields = footer.schema.to_arrow_schema()
+    columns.check(fields.names, path)
+    self.image = image = columns.image_key(fields.names, path)
+    type = fields.field(image).type
     if not _is_encoded(type) and not _is_text(type):
       expected = "a path, bytes or a struct of 'bytes' and 'path'"
-      raise _mistake(path, "image", expected, schema.field(image))
-    sources.check_kept(columns.keep, schema.names, path)
+      raise _mistake(path, "image", expected, fields.field(image))
     packed = {
       name
       for name in (image, *columns.keep)
-      if _is_encoded(schema.field(name).type)
+      if _is_encoded(fields.field(name).type)
     }
-    names = {image, columns.image_id_key(schema.names), *columns.keep}
+    names = {image, columns.image_id_key(fields.names), *columns.keep}
     if columns.with_captions:
-      caption = columns.caption_key(schema.names, path)
-      if not _is_caption(schema.field(caption).type):
+      caption = columns.caption_key(fields.names, path)
+      if not _is_caption(fields.field(caption).type):
         expected = "text or a list of texts"
-        raise _mistake(path, "caption", expected, schema.field(caption))
+        raise _mistake(path, "caption", expected, fields.field(caption))
       names.add(caption)
       packed.discard(caption)  # text, also if it is undecoded
     self.packed = sorted(packed)
@@ -211,6 +211,8 @@ def _is_encoded(type: pyarrow.DataType) -> bool:
 def _is_caption(type: pyarrow.DataType) -> bool:
   if pyarrow.types.is_list(type) or pyarrow.types.is_large_list(type):
     type = type.value_type
+    if pyarrow.types.is_struct(type):  # such as Karpathy's sentences
+      return not set(schema.TEXTS).isdisjoint(type.names)
   return _is_text(type) or _is_bytes(type)
 
 
@@ -263,8 +265,8 @@ def _unpack(path: str, names: list[str], file: BinaryIO) -> None:
   with files.open_read(path) as stream:
     packed = pyarrow.parquet.ParquetFile(stream)
     types = [_plain(packed.schema_arrow.field(name).type) for name in names]
-    schema = pyarrow.schema(list(zip(names, types, strict=True)))
-    with pyarrow.ipc.new_file(file, schema) as writer:
+    fields = pyarrow.schema(list(zip(names, types, strict=True)))
+    with pyarrow.ipc.new_file(file, fields) as writer:
       for batch in packed.iter_batches(columns=names):
         # Each batch has its own dictionary, which Arrow files do not support.
-        writer.write_batch(batch.select(names).cast(schema))
+        writer.write_batch(batch.select(names).cast(fields))

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from blip_jax.data import offsets, sources
+from blip_jax.data import offsets, schema, sources
 from blip_jax.runtime import files
 
 # The longest row that spans lines. This bounds how much an unclosed quote can
 # swallow, and the time to find out that it does.
 _MAX_JOINED_BYTES = 1 << 18
+# pandas, Python and SQL write these where there is no value.
+_EMPTY = ("nan", "NaN", "None", "null", "NULL", "<NA>")
 _LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)
 
 
@@ -32,7 +34,7 @@ class Csv:
 
   Several captions in one field are a JSON list of texts. A field that contains
   a delimiter, a quote or a line end is quoted, and quotes in it are doubled.
-  Columns to keep are texts, empty ones included. See `sources.Columns` for
+  Columns to keep are texts, empty ones included. See `schema.Columns` for
   columns and arguments.
 
   Args:
@@ -61,7 +63,7 @@ class Csv:
         f"{self.path}: expected one character as delimiter, found "
         f"{delimiter!r}."
       )
-    self._columns = sources.Columns(
+    self._columns = schema.Columns(
       os.fspath(image_root), with_captions, image, caption, keep
     )
     self._header = _header(self.path, self._delimiter)
@@ -86,12 +88,12 @@ class Csv:
         "?delimiter=CHARACTER after the file's name sets another one."
       )
     where = f"{self.path}: header"
+    self._columns.check(self._header, where)
     self._image = self._columns.image_key(self._header, where)
     self._image_id = self._columns.image_id_key(self._header)
     self._caption = None
     if self._columns.with_captions:
       self._caption = self._columns.caption_key(self._header, where)
-    sources.check_kept(self._columns.keep, self._header, where)
 
   def __len__(self) -> int:
     return len(self._rows.array) - 2  # the header, and the end
@@ -117,7 +119,7 @@ class Csv:
         "quote or a line end in it needs quotes around it"
       )
     texts = dict(zip(self._header, fields, strict=True))
-    row: dict[str, Any] = {**texts, self._image: texts[self._image] or None}
+    row: dict[str, Any] = {**texts, self._image: _cell(texts[self._image])}
     if self._caption:
       row[self._caption] = _texts(texts[self._caption])
     if self._image_id:
@@ -140,22 +142,33 @@ def _fields(raw: bytes, delimiter: str) -> list[str]:
   return rows[0]
 
 
-def _texts(field: str) -> str | list[str]:
-  """Returns the texts of a JSON list; the field itself if it is none."""
-  if not _LIST_OF_TEXTS.fullmatch(field):
-    return field
+def _cell(field: str) -> str | None:
+  """Returns a field, or None for what programs write into an empty cell."""
+  return None if field in _EMPTY else field
+
+
+def _texts(field: str) -> str | list[Any] | None:
+  """Returns the values of a JSON list; the field itself if it is none."""
+  if not (field.startswith("[") and field.endswith("]")):
+    return _cell(field)
   try:
-    return json.loads(field)
-  except (ValueError, RecursionError) as error:  # a list as Python prints it
-    raise ValueError(
+    texts = json.loads(field)
+  except (ValueError, RecursionError) as error:
+    if not _LIST_OF_TEXTS.fullmatch(field):
+      return field
+    raise ValueError(  # a list as Python prints it
       f"expected a JSON list of texts, found {field!r:.200}: {error}"
     ) from error
+  are_numbers = all(isinstance(text, (int, float)) for text in texts)
+  return field if texts and are_numbers else texts  # "[2019]" is a text
 
 
 def _image_id(field: str) -> str | int | None:
   """Returns an int if it prints as the field does, else the field."""
-  is_number = field.isdecimal() and str(int(field)) == field
-  return int(field) if is_number else field or None
+  # pandas writes a column of numbers as "7.0" as soon as one is missing.
+  digits = field.removesuffix(".0")
+  is_number = digits.isdecimal() and str(int(digits)) == digits
+  return int(digits) if is_number else _cell(field)
 
 
 def _header(path: str, delimiter: str) -> list[str]:

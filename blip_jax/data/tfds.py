@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from blip_jax.data import sources
+from blip_jax.data import schema, sources
 from blip_jax.runtime import files
 
 _IMAGE_IDS = ("image_id", "image/id", "image/filename")  # first match wins
@@ -54,7 +54,7 @@ class Tfds:
         "builder.download_and_prepare(file_format='array_record') first."
       )
     features = sorted(builder.info.features)
-    usual = [key for key in sources.CAPTIONS if key in features]
+    usual = [key for key in schema.CAPTIONS if key in features]
     self._caption = caption or next(iter(usual), "caption")
     self._with_captions = with_captions
     self._image = image
@@ -62,8 +62,8 @@ class Tfds:
     for key in needed:
       if key not in features:
         raise ValueError(f"tfds {name}: no feature {key!r} in {features}.")
-    self._keep = sources.kept_names(keep)
-    sources.check_kept(self._keep, features, f"tfds {name}")
+    self._keep = schema.kept_names(keep)
+    schema.check_kept(self._keep, features, f"tfds {name}")
     ids = [key for key in _IMAGE_IDS if key in features]
     self._image_id = ids[0] if ids else None
     self._rows = builder.as_data_source(
@@ -81,16 +81,14 @@ class Tfds:
     if self._with_captions:
       record["caption"] = self._captions(row, id)
     if self._image_id:
-      image_id = row[self._image_id]
-      # str and int as in other sources, not bytes and numpy's scalars.
-      is_text = isinstance(image_id, bytes)
-      record["image_id"] = image_id.decode() if is_text else int(image_id)
-    return record | sources.kept_values(self._keep, row, id, f"tfds {id}")
+      where = f"tfds {id}: {self._image_id!r}"
+      image_id = schema.image_id(row[self._image_id], id, where)
+      if image_id is not None:
+        record["image_id"] = image_id
+    return record | schema.kept_values(self._keep, row, id, f"tfds {id}")
 
   def _captions(self, row: dict[str, Any], id: str) -> Any:
     caption = row[self._caption]
     if isinstance(caption, dict):  # coco_captions: {"id": [...], "text": [...]}
       caption = caption["text"]
-    if not len(caption):
-      raise sources.BadRow(id, "empty_caption", f"tfds {id}")
-    return caption
+    return schema.caption(caption, id, f"tfds {id}: {self._caption!r}")

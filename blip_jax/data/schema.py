@@ -1,0 +1,332 @@
+"""From a row to a record: which columns hold what, in every file format.
+
+A row is a mapping from column names to values. Files come from many hands: any
+value of any row may be absent, NaN (as pandas writes an empty cell) or of
+another type. That costs its row. Only a column that no row has is an error.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from blip_jax.data import sources
+
+# The first name that a row has wins; a TFDS builder's features are searched
+# for the same caption names.
+_IMAGES = ("image", "url", "image_path", "file_name")
+CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
+# NoCaps says `img_id`, Karpathy's splits `cocoid` and `imgid`. A row's `id` may
+# be that of a caption or of the row itself, so it is none of these.
+_IMAGE_IDS = ("image_id", "img_id", "cocoid", "imgid")
+# Where a caption in a list is an object. Karpathy's have `raw` and `tokens`.
+TEXTS = ("raw", "caption", "text")
+# Keys that records have a meaning for; `keep` cannot name them.
+_RESERVED = ("image", "caption", "id", "image_id")
+
+# Formats without a schema are searched this far for the columns: where even
+# more rows lack one, too many rows would be bad anyway.
+_SCHEMA_ROWS = 10_000
+
+# Above this a float no longer tells neighbouring numbers apart.
+_MAX_EXACT_FLOAT = 2**53
+_MAX_ID_LENGTH = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """Which columns of a row hold what, and the record that they make.
+
+  `image` (or `url`, `image_path`, `file_name`) is a path or encoded bytes;
+  `sources.path_of_url` defines where the image of a URL is expected. `caption`
+  (or `captions`, `text`, `texts`, `sentences`) is text or a list of texts.
+  `image_id` (or `img_id`, `cocoid`, `imgid`) becomes the record's `image_id`.
+
+  Attributes:
+    image_root: folder that relative image paths start from.
+    with_captions: whether records have a caption; if not, rows need none.
+    image: name of the image's column; None: the first of the usual names.
+    caption: name of the caption's column, likewise.
+    keep: further columns; the record gets each under its own name, with the
+      value that the row has.
+
+  Raises:
+    ValueError: `keep` names a key that records have anyway.
+  """
+
+  image_root: str = ""
+  with_captions: bool = True
+  image: str | None = None
+  caption: str | None = None
+  keep: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    object.__setattr__(self, "keep", kept_names(self.keep))
+
+  @property
+  def _images(self) -> Sequence[str]:
+    return (self.image,) if self.image else _IMAGES
+
+  @property
+  def _captions(self) -> Sequence[str]:
+    return (self.caption,) if self.caption else CAPTIONS
+
+  def image_key(self, columns: Collection[str], where: str) -> str:
+    """Returns the image's column; `ValueError` if there is none."""
+    return _key(columns, "image", "a path", self._images, where)
+
+  def caption_key(self, columns: Collection[str], where: str) -> str:
+    """Returns the caption's column; `ValueError` if there is none."""
+    return _key(columns, "caption", "text", self._captions, where)
+
+  def image_id_key(self, columns: Collection[str]) -> str | None:
+    return _first(_IMAGE_IDS, columns)
+
+  def check(self, columns: Collection[str], where: str) -> None:
+    """Raises `ValueError` unless all columns that a record needs are there."""
+    self.image_key(columns, where)
+    if self.with_captions:
+      self.caption_key(columns, where)
+    check_kept(self.keep, columns, where)
+
+  def record(
+    self, row: Mapping[str, Any], id: str, where: str
+  ) -> sources.Record:
+    """Returns the record of a row.
+
+    Args:
+      id: the record's id.
+      where: file and row, for errors.
+
+    Raises:
+      BadRow: this row has no image, no caption or no value of a kept column,
+        or one of another type.
+    """
+    record = {"image": self._image(row, id, where), "id": id}
+    if self.with_captions:
+      key = _first(self._captions, row)
+      if key is None:
+        detail = _absent(where, self._captions, row)
+        raise sources.BadRow(id, "missing_caption", detail)
+      record["caption"] = caption(row[key], id, f"{where}: {key!r}")
+    if key := self.image_id_key(row):
+      number = image_id(row[key], id, f"{where}: {key!r}")
+      if number is not None:
+        record["image_id"] = number
+    return record | kept_values(self.keep, row, id, where)
+
+  def _image(self, row: Mapping[str, Any], id: str, where: str) -> str | bytes:
+    key = _first(self._images, row)
+    if key is None:
+      detail = _absent(where, self._images, row)
+      raise sources.BadRow(id, "missing_image", detail)
+    image = row[key]
+    if isinstance(image, bytes):
+      return image
+    if is_missing(image):
+      detail = f"{where}: nothing under {key!r}"
+      raise sources.BadRow(id, "missing_image", detail)
+    if not isinstance(image, str):
+      raise _mistake(id, f"{where}: {key!r}", "a path", image)
+    if image.startswith(("http://", "https://")):
+      try:
+        image = sources.path_of_url(image)
+      except ValueError as error:
+        detail = f"{where}: {error}"
+        raise sources.BadRow(id, "broken_row", detail) from error
+    return os.path.join(self.image_root, image)
+
+
+def is_missing(value: Any) -> bool:
+  """Whether a cell is empty: null, NaN, or text of only white space."""
+  if isinstance(value, str):
+    return not value.strip()
+  is_float = isinstance(value, (float, np.floating))
+  return value is None or (is_float and math.isnan(value))
+
+
+def caption(value: Any, id: str, where: str) -> str | bytes | list[str | bytes]:
+  """Returns a caption, text or a list of texts, from a row's value.
+
+  An object in a list, as in Karpathy's `sentences`, stands for its `raw`,
+  `caption` or `text`.
+
+  Raises:
+    BadRow: there is no caption, or a value that is no text.
+  """
+  if isinstance(value, np.ndarray):
+    value = value.tolist()
+  if value == [] or (is_missing(value) and not isinstance(value, str)):
+    detail = f"{where}: expected text, found {value}"
+    raise sources.BadRow(id, "empty_caption", detail)
+  if isinstance(value, list):
+    return [_text(each, id, where) for each in value]
+  return _text(value, id, where)
+
+
+def _text(value: Any, id: str, where: str) -> str | bytes:
+  if isinstance(value, Mapping):
+    key = _first(TEXTS, value)
+    value = value[key] if key else value
+  if not isinstance(value, (str, bytes)):
+    raise _mistake(id, where, "text", value)
+  return value
+
+
+def image_id(value: Any, id: str, where: str) -> int | str | None:
+  """Returns an `image_id` from a row's value; None if the cell is empty.
+
+  A whole float becomes an int: pandas makes floats of a column of numbers as
+  soon as one is missing.
+
+  Raises:
+    BadRow: the value identifies no image.
+  """
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, bytes):
+    value = value.decode("utf-8", "surrogateescape")
+  if is_missing(value):
+    return None
+  if isinstance(value, float) and abs(value) < _MAX_EXACT_FLOAT:
+    value = int(value) if value.is_integer() else value
+  if isinstance(value, (int, str)) and not isinstance(value, bool):
+    if len(str(value)) <= _MAX_ID_LENGTH:
+      return value
+  expected = f"an int or at most {_MAX_ID_LENGTH} characters"
+  raise _mistake(id, where, expected, value)
+
+
+def kept_names(keep: Sequence[str]) -> tuple[str, ...]:
+  """Returns the names of the columns to keep, each once.
+
+  Raises:
+    ValueError: a key that records have anyway is among them.
+  """
+  if isinstance(keep, str):
+    raise ValueError(f"keep: expected a tuple of column names, found {keep!r}.")
+  names = tuple(dict.fromkeys(keep))
+  reserved = [name for name in names if name in _RESERVED]
+  if reserved:
+    raise ValueError(
+      f"keep={list(names)}: {reserved} cannot be kept, because records have "
+      "these keys already. ?image=COLUMN&caption=COLUMN selects their columns."
+    )
+  return names
+
+
+def check_kept(
+  keep: Iterable[str], columns: Collection[str], where: str
+) -> None:
+  """Raises `ValueError` unless all columns to keep are there."""
+  missing = [name for name in keep if name not in columns]
+  if missing:
+    raise ValueError(
+      f"{where}: expected the columns {missing} that 'keep' names, found the "
+      f"columns {list(columns)}."
+    )
+
+
+def kept_values(
+  keep: Iterable[str], row: Mapping[str, Any], id: str, where: str
+) -> sources.Record:
+  """Returns the values of the columns to keep, by name.
+
+  Raises:
+    BadRow: the row has none under one of the names, or null or NaN.
+  """
+  values = {name: row.get(name) for name in keep}
+  for name, value in values.items():
+    if is_missing(value) and not isinstance(value, str):
+      detail = f"{where}: nothing under {name!r}, which 'keep' names"
+      raise sources.BadRow(id, "missing_column", detail)
+  return values
+
+
+def search_kept(
+  keep: Iterable[str],
+  columns_of: Callable[[int], Collection[str]],
+  num_rows: int,
+  where: str,
+) -> None:
+  """`search` for columns to keep alone."""
+  check = functools.partial(check_kept, list(keep))
+  search(check, columns_of, num_rows, where)
+
+
+def search(
+  check: Callable[[Collection[str], str], None],
+  columns_of: Callable[[int], Collection[str]],
+  num_rows: int,
+  where: str,
+) -> None:
+  """Checks the columns where no schema lists them.
+
+  Args:
+    check: raises `ValueError` unless the columns are enough.
+    columns_of: returns the columns of a row; may raise `BadRow`.
+    num_rows: number of rows, of which the first 10,000 are searched.
+
+  Raises:
+    ValueError: a column is in none of the rows searched, or none is readable.
+  """
+  columns: dict[str, None] = {}  # ordered
+  num_searched = min(num_rows, _SCHEMA_ROWS)
+  where = f"{where}: rows 0 to {num_searched - 1}"
+  unreadable = None
+  for index in range(num_searched):
+    try:
+      found = dict.fromkeys(columns_of(index))
+    except sources.BadRow as bad:
+      unreadable = unreadable or bad
+      continue
+    if found.keys() <= columns.keys():
+      continue
+    columns |= found
+    try:
+      return check(columns, where)
+    except ValueError:
+      continue
+  if unreadable and not columns:
+    raise ValueError(
+      f"{where}: none of these can be read. {unreadable}"
+    ) from unreadable
+  check(columns, where)
+
+
+def _first(names: Iterable[str], columns: Collection[str]) -> str | None:
+  return next((name for name in names if name in columns), None)
+
+
+def _key(
+  columns: Collection[str],
+  option: str,
+  what: str,
+  names: Sequence[str],
+  where: str,
+) -> str:
+  if (name := _first(names, columns)) is not None:
+    return name
+  raise ValueError(
+    f"{where}: expected {what} under {_choice(names)}, found "
+    f"{list(columns)!r:.200}. ?{option}=COLUMN after the file's name selects "
+    "another column."
+  )
+
+
+def _absent(where: str, names: Sequence[str], row: Mapping[str, Any]) -> str:
+  return f"{where}: no {_choice(names)} among {list(row)!r:.200}"
+
+
+def _choice(names: Sequence[str]) -> str:
+  first, *others = map(repr, names)
+  return f"{first} (or {', '.join(others)})" if others else first
+
+
+def _mistake(id: str, where: str, expected: str, found: Any) -> sources.BadRow:
+  detail = f"{where}: expected {expected}, found {found!r:.200}"
+  return sources.BadRow(id, "broken_row", detail)

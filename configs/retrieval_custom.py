@@ -4,8 +4,8 @@
     --config.data.train=train.json --config.data.image_root=images \
     --config.evals.val.source=val.json --config.evals.val.image_root=images
 
-`train` and `val` are any source that docs/data.md lists; a image may
-have several captions, in one row or in several with the same `image_id`.
+`train` and `val` are any source that docs/data.md lists; an image may have
+several captions, in one row or in several with the same image or `image_id`.
 Starts from the released model for COCO; `--config.init.weights=WORKDIR` takes
 one of your own, and `--config.init.weights=` starts from scratch.
 

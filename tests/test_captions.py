@@ -79,3 +79,66 @@ def test_the_sheet_labels_true_and_generated_captions(tmp_path, monkeypatch):
   assert [line.label for line in first.lines] == ["true", "generated"]
   assert [line.text for line in second.lines] == ["green", "green"]
   assert second.lines[1].right
+
+
+def test_a_free_caption_has_a_score_and_is_not_wrong(tmp_path, monkeypatch):
+  """Photographs can be described in more ways than their references."""
+  sheets = []
+  monkeypatch.setattr(
+    contact_sheet, "contact_sheet", lambda cells, path: sheets.append(cells)
+  )
+  source = ColourImages()
+  source[0]["caption"] = ["a red"]
+  source[1]["caption"] = ["nothing of it"]
+  run_captions(colour_split(source), tmp_path)
+  # All true captions of a rendered scene: no other can be right.
+  source[1]["references"] = ["nothing of it"]
+  run_captions(colour_split(source), tmp_path)
+  free, complete = [[tuple(x.lines[1]) for x in cells] for cells in sheets]
+  # One of two words, precision 1: 2.44 * 0.5 / (0.5 + 1.44) = 0.63.
+  assert free == [
+    ("generated, ROUGE-L 0.63", "red", None),
+    ("generated, ROUGE-L 0.00", "green", None),
+  ]
+  assert complete == [free[0], ("generated", "green", False)]
+
+
+def flat_rows(source, order):
+  """A row for each caption, in this order of (row, caption)."""
+  return [
+    {**source[row], "caption": source[row]["caption"][n], "id": f"{row}#{n}"}
+    for row, n in order
+  ]
+
+
+INTERLEAVED = [(row, n) for n in range(2) for row in range(7)]
+
+
+@pytest.mark.parametrize("with_id", [True, False])
+@pytest.mark.parametrize("order", [sorted(INTERLEAVED), INTERLEAVED])
+def test_rows_of_one_image_are_one_image(tmp_path, order, with_id):
+  """The model is right about the first of two captions of each image; one
+  image has another caption."""
+  source = ColourImages(captions=2)
+  source[3]["caption"] = ["nothing", "a thing that is red"]
+  for row, record in enumerate(source):
+    if with_id:
+      record["image_id"] = row
+  listed, rows = run_captions(colour_split(source), tmp_path)
+  flat, flat_results = run_captions(
+    colour_split(flat_rows(source, order)), tmp_path
+  )
+  assert flat == listed
+  assert flat["caption_exact"] == pytest.approx(600 / 7)
+  assert [row["caption"] for row in flat_results] == [*COLOURS]
+  assert len(rows) == 7
+  if with_id:
+    assert flat_results == rows
+
+
+def test_captions_of_shards_are_bytes(tmp_path):
+  source = ColourImages()
+  for record in source:
+    record["caption"] = record["caption"][0].encode()
+  scores, _ = run_captions(colour_split(source), tmp_path)
+  assert scores["caption_exact"] == 100 and scores["Bleu_1"] == pytest.approx(1)

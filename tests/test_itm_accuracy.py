@@ -70,3 +70,12 @@ def test_the_head_gets_the_mask_of_each_text():
     record["caption"] = ["a ", "", "one big "][row % 3] + COLOURS[row]
   evaluator = itm_accuracy.ItmAccuracy(split, ColourTask(match=match))
   assert evaluate(evaluator) == {"itm_acc": 100}
+
+
+def test_rows_of_one_image_are_never_wrong_pairs():
+  """Half a batch away is another caption of the same image."""
+  split = colour_split(ColourImages(4) + ColourImages(4), 8)
+  for row, record in enumerate(split.source):
+    record["caption"] = ["a ", "one "][row // 4] + record["caption"][0]
+  evaluator = itm_accuracy.ItmAccuracy(split, ColourTask())
+  assert evaluate(evaluator) == {"itm_acc": 100}

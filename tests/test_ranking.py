@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from blip_jax.data import sources
 from blip_jax.evaluators import ranking
 from blip_jax.evaluators.scores import recall
 from blip_jax.models import blip
@@ -130,3 +132,65 @@ def test_short_lists_by_hand():
   np.testing.assert_array_equal(t2i[1], [-100, np.float32(0.7)])
   everything = ranking.ShortLists.nearest(sim, 256)
   assert everything.i2t.all() and everything.t2i.all()
+
+
+@pytest.mark.parametrize("with_id", [True, False])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rows_of_one_image_are_one_image(interleaved, with_id):
+  """The same numbers as with a list of captions. All but one image are found,
+  which can happen only if no image counts twice."""
+  listed = ColourImages(captions=2)
+  listed[2]["caption"] = ["yellow", "a yellow square"]
+  order = [(row, n) for row in range(7) for n in range(2)]
+  if interleaved:
+    order.sort(key=lambda both: both[::-1])
+  flat = [
+    {**listed[row], "caption": listed[row]["caption"][n], "id": f"{row}:{n}"}
+    for row, n in order
+  ]
+  if with_id:
+    for record, (row, n) in zip(flat, order, strict=True):
+      # A number in one file, and text in another.
+      record["image_id"] = [row, str(row)][n]
+  expected, actual = (
+    evaluate(ranking.Ranking(colour_split(source), ColourTask()))
+    for source in (listed, flat)
+  )
+  assert actual == pytest.approx(expected)
+  assert actual["txt_r1"] > 80
+
+
+def test_paths_of_one_file_are_one_image(tmp_path):
+  """./a.png and a.png."""
+  listed = ColourImages(3, captions=2)
+  flat = []
+  for row, record in enumerate(listed):
+    path = tmp_path / f"{row}.png"
+    Image.fromarray(record["image"]).save(path)
+    for folder, caption in zip(
+      (f"{tmp_path}", f"{tmp_path}/./x/.."), record["caption"], strict=True
+    ):
+      flat.append(
+        {"image": f"{folder}/{row}.png", "caption": caption, "id": caption}
+      )
+  (tmp_path / "x").mkdir()
+  results = evaluate(ranking.Ranking(colour_split(flat), ColourTask()))
+  assert results["txt_r1"] == results["img_r1"] == 100
+
+
+def test_a_row_without_a_caption_does_not_hide_the_image():
+  """Such a row is counted; the image keeps its other captions."""
+
+  class Rows(list):
+    def __getitem__(self, row):
+      record = super().__getitem__(row)
+      if row == 1:
+        raise sources.BadRow(record["id"], "empty_caption", "nothing")
+      return record
+
+  images = ColourImages(3)
+  split = colour_split(Rows([*images, *images]))
+  ranker = ranking.Ranking(split, ColourTask())
+  assert ranker.similarities({}).sim.shape == (3, 5)
+  assert evaluate(ranker)["txt_r1"] == 100
+  assert split.bad_samples.reasons["empty_caption"] == 2  # one for each pass

@@ -4,8 +4,16 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from blip_jax.tools import score_captions
+from PIL import Image
+
+from blip_jax.data import datasets, scenes
+from blip_jax.evaluators import captions
+from blip_jax.inference import caption_images
+from blip_jax.models import decoding
+from tests.colour_task import COLOURS, ColourTask, colour_split, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +98,80 @@ def test_the_script_runs(root, files):
   )
   assert done.returncode == 0, done.stderr
   assert "CIDEr" in done.stdout
+
+
+@pytest.fixture(params=["image_id", "path"])
+def split(request, tmp_path):
+  """A split with a row per caption, of images with names of every kind, and
+  the rows that a data source reads."""
+  images = [
+    "0.png",
+    "1000092795.jpg",
+    "dog.jpg",
+    "sub/dog.jpg",
+    "img_00042.jpg",
+  ]
+  colours = COLOURS[: len(images)]
+  rows = [
+    {"image": image, "caption": f"{word} {colour}"}
+    for word in ("a", "the")
+    for image, colour in zip(images, colours, strict=True)
+  ]
+  if request.param == "image_id":
+    for n, row in enumerate(rows):
+      row["image_id"] = str(n % 5)
+  (tmp_path / "p" / "sub").mkdir(parents=True)
+  for image, colour in zip(images, colours, strict=True):
+    pixels = np.full((8, 8, 3), scenes.COLOURS[colour], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p" / image, "png")
+  path = tmp_path / "val.json"
+  path.write_text(json.dumps(rows))
+  return path
+
+
+def test_a_run_is_scored_by_the_split_that_it_captioned(tool, split, tmp_path):
+  """The scores are those of the run, whatever the images are called."""
+  source = datasets.open_source(str(split), str(tmp_path / "p"))
+  results = tmp_path / "val_captions.json"
+  evaluator = captions.Captions(
+    colour_split(source),
+    ColourTask(),
+    decoding.Decoding(6, 0, num_beams=1),
+    None,
+    results,
+    tmp_path / "samples.png",
+    0,
+  )
+  scores = evaluate(evaluator)
+  out = tmp_path / "s.json"
+  arguments = ["--results", str(results), "--references", str(split)]
+  assert tool.main([*arguments, "--out", str(out)]) == 0
+  exact = scores.pop("caption_exact")
+  assert exact == 0 and scores["CIDEr"] > 0
+  assert json.loads(out.read_text()) == pytest.approx(scores)
+
+
+def test_the_caption_job_is_scored_by_the_list_that_it_captioned(
+  tool, split, tmp_path
+):
+  """A list, whose ids are numbers of rows, and the folder of its images."""
+  outputs = []
+  for images in (str(split), str(tmp_path / "p")):
+    lines = [
+      {"row": row, "id": record["id"]}
+      | caption_images._note(row, record)[1]
+      | {"caption": "a red dog"}
+      for row, record in enumerate(
+        datasets.open_images(images, str(tmp_path / "p"))
+      )
+    ]
+    results, out = tmp_path / "captions.jsonl", tmp_path / "s.json"
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["--results", str(results), "--references", str(split)]
+    if "image_id" not in lines[0] and '"image_id"' in split.read_text():
+      continue  # A folder does not know the ids of a list.
+    assert tool.main([*arguments, "--out", str(out)]) == 0
+    outputs.append(json.loads(out.read_text()))
+  assert all(output == outputs[0] for output in outputs)
+  # Of fifteen words, "a" is right for every image, and one of them is red.
+  assert outputs[0]["Bleu_1"] == pytest.approx(6 / 15)

@@ -1,12 +1,13 @@
 """Score captions by BLEU, ROUGE-L and CIDEr, as COCO's official scorer does.
 
-  python tools/score_captions.py --results R.json --references ANN.json \
+  python tools/score_captions.py --results R.json --references SOURCE \
     [--out S.json] [--per-image P.json] [--java METEOR SPICE]
 
-R.json is a list of {"image_id": ..., "caption": ...}. ANN.json has COCO's
-annotations, or a list of {"image": ..., "caption": [...]} as in the Karpathy
-split, where the id is "image_id" or the number at the end of the file name.
-Images of ANN.json that are not in R.json are not scored; their number is shown.
+R.json is a list of {"image_id": ..., "caption": ...}, as a run writes it, or
+the .jsonl of the job `caption`. SOURCE has COCO's annotations, or is any source
+of images with captions (docs/data.md), such as the split that was captioned.
+Without an "image_id" in both, the names of the image files say what belongs
+together. Images without a result are not scored; their number is shown.
 """
 
 import argparse
@@ -15,7 +16,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from blip_jax.evaluators.scores import caption_files, caption_metrics, java
+from blip_jax.evaluators import references as human_captions
+from blip_jax.evaluators.scores import (
+  caption_files,
+  caption_metrics,
+  image_names,
+  java,
+)
 from blip_jax.runtime import files
 
 
@@ -31,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--results", required=True, metavar="R.json")
-  parser.add_argument("--references", required=True, metavar="ANN.json")
+  parser.add_argument("--references", required=True, metavar="SOURCE")
   parser.add_argument(
     "--out", metavar="S.json", help="write the scores as JSON"
   )
@@ -50,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     results = caption_files.read_results(args.results)
-    references = caption_files.read_references(args.references)
+    references = human_captions.read(args.references)
+    references = image_names.renamed(references, results)
     scores = caption_metrics.score(results, references, args.java)
   except ValueError as error:
     print(f"score_captions: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The interface of evaluators, and what they share."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
 from blip_jax.data import examples, loader, rejects, transforms
+from blip_jax.evaluators import by_image
 from blip_jax.runtime import sharding, train_state
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base as tasks
@@ -48,6 +50,13 @@ class Split:
   def __post_init__(self):
     # Every shard gets the same number of rows; padding is not valid.
     self.batch_size = sharding.padded_batch_size(self.batch_size, self.mesh)
+
+  @functools.cached_property
+  def by_image(self) -> "Split":
+    """The split with one row for each image; see `by_image.ByImage`."""
+    if isinstance(self.source, by_image.ByImage):
+      return self
+    return dataclasses.replace(self, source=by_image.ByImage(self.source))
 
   def image_example(self, num_frames: int = 0) -> examples.ImageExample:
     """The images of records alone; of videos, `num_frames` frames."""

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from blip_jax.data import examples, sources, transforms
-from blip_jax.evaluators import base
+from blip_jax.evaluators import base, references
 from blip_jax.models import decoding
+from blip_jax.runtime import contact_sheet
 from blip_jax.tasks import base as tasks
 
 
@@ -64,21 +65,25 @@ class CaptionGenerator:
     return example.tokenizer.decode(ids, self._prompt), valid
 
 
-def true_captions(
-  record: sources.Record, example: examples.PairExample
-) -> set[str]:
-  """Returns the captions that count as exactly right, cleaned for a model.
+def is_right(
+  text: str, record: sources.Record, example: examples.PairExample
+) -> bool:
+  """Whether a generated caption is one of `references.right_texts`, as they are
+  cleaned for a model."""
+  return text in {
+    transforms.pre_caption(right, example.max_words)
+    for right in references.right_texts(record)
+  }
 
-  They are the record's `references` (all true captions of a rendered scene) or,
-  without those, its captions.
+
+def line(
+  text: str, record: sources.Record, is_right: bool, rouge_l: float
+) -> contact_sheet.Line:
+  """A generated caption on a contact sheet.
+
+  A caption that equals no reference is wrong if the references are all that one
+  can say about the image. Otherwise its ROUGE-L says how similar it is.
   """
-  texts = record.get("references", sources.captions(record))
-  return {transforms.pre_caption(text, example.max_words) for text in texts}
-
-
-def first_caption(record: sources.Record) -> str:
-  """Returns the first caption of a record, to be shown."""
-  caption = sources.captions(record)[0]
-  return (
-    caption if isinstance(caption, str) else caption.decode(errors="replace")
-  )
+  if is_right or references.is_complete(record):
+    return contact_sheet.Line("generated", text, is_right)
+  return contact_sheet.Line(f"generated, ROUGE-L {rouge_l:.2f}", text)

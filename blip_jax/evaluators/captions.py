@@ -1,16 +1,21 @@
 """Generated captions of a split: scored, and saved in COCO's result format."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from blip_jax.data import datasets, sources, transforms
-from blip_jax.evaluators import base, caption_generator, held_out_loss
-from blip_jax.evaluators.scores import caption_files
+from blip_jax.data import datasets, transforms
+from blip_jax.evaluators import (
+  base,
+  caption_generator,
+  held_out_loss,
+)
+from blip_jax.evaluators import references as human_captions
 from blip_jax.evaluators.scores import caption_metrics as scores
+from blip_jax.evaluators.scores import image_names
 from blip_jax.models import decoding
 from blip_jax.runtime import (
   contact_sheet,
@@ -29,7 +34,7 @@ def build(context: base.Context) -> list[base.Evaluator]:
   split = context.split(open_rows(settings.source, settings.image_root))
   references = None
   if has_captions and settings.references:
-    references = caption_files.read_references(settings.references)
+    references = human_captions.read(settings.references)
   prompt_ids = split.example.tokenizer.prompt_ids(split.example.prompt)
   generated = Captions(
     split,
@@ -52,14 +57,16 @@ def build(context: base.Context) -> list[base.Evaluator]:
 class Captions:
   """Generates a caption of every image of a split, and scores them.
 
+  An image counts once, with the captions of all its rows as references.
   `caption_exact` is the percentage of captions that are exactly right; see
-  `caption_generator.true_captions`.
+  `caption_generator.is_right`.
 
   Args:
     split: images; nothing is scored if the records have no captions.
     task: with the predict function `caption`.
     settings: how to decode.
-    references: human captions by `image_id`; by default those of the records.
+    references: human captions by the names of images; by default those of the
+      records.
     results: path of the JSON file for the captions, a list of {image_id,
       caption} with each image once.
     sheet: path of the contact sheet.
@@ -76,78 +83,56 @@ class Captions:
     sheet: str | os.PathLike,
     num_shown: int,
   ):
-    self._split = split
+    self._split = split.by_image
     self._references = references
     self._results = results
     self._sheet = sheet
     self._num_shown = num_shown
     self._generate = caption_generator.CaptionGenerator(
-      split, task, settings, split.example.prompt
+      self._split, task, settings, split.example.prompt
     )
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
     texts, valid = self._generate(state.params)
     rows = np.flatnonzero(valid).tolist()
-    records = self._split.source
-    names = _image_names(records[row] for row in rows)
-    captions, truths, right, cells = {}, {}, [], []
-    for row, name in zip(rows, names, strict=True):
-      text = texts[row]
-      record = records[row]
-      captions.setdefault(name, text)
-      if "caption" not in record:
-        continue
-      truths.setdefault(name, []).extend(sources.captions(record))
-      is_right = text in caption_generator.true_captions(
-        record, self._split.example
-      )
-      right.append(is_right)
-      if len(cells) < self._num_shown:
-        cells.append(self._cell(record, text, is_right))
+    origins, truths, right = [], [], []
+    for row in rows:
+      record = self._split.source[row]
+      origins.append(human_captions.origin(record))
+      if "caption" in record:
+        truths.append(human_captions.texts(record))
+        right.append(
+          caption_generator.is_right(texts[row], record, self._split.example)
+        )
+    names = image_names.of_images(origins)
+    captions = {name: texts[row] for name, row in zip(names, rows, strict=True)}
     if jax.process_index() == 0:
       results = [{"image_id": k, "caption": v} for k, v in captions.items()]
       files.write_json(self._results, results)
-      if cells:
-        contact_sheet.contact_sheet(cells, self._sheet)
-    references = self._references or truths
-    if references:
-      yield from scores.score(captions, references).total.items()
-    if right:
-      yield "caption_exact", 100.0 * float(np.mean(right))
+    if not truths:
+      return
+    human = dict(zip(names, truths, strict=True))
+    if self._references:
+      human = image_names.renamed(self._references, names)
+    scored = scores.score(captions, human)
+    if jax.process_index() == 0 and self._num_shown:
+      cells = [
+        self._cell(row, texts[row], is_right, scored.per_image[name]["ROUGE_L"])
+        for row, is_right, name in zip(
+          rows[: self._num_shown], right, names, strict=False
+        )
+      ]
+      contact_sheet.contact_sheet(cells, self._sheet)
+    yield from scored.total.items()
+    yield "caption_exact", 100.0 * float(np.mean(right))
 
   def _cell(
-    self, record: sources.Record, text: str, is_right: bool
+    self, row: int, text: str, is_right: bool, rouge_l: float
   ) -> contact_sheet.Cell:
+    record = self._split.source[row]
     lines = (
-      contact_sheet.Line("true", caption_generator.first_caption(record)),
-      contact_sheet.Line("generated", text, is_right),
+      contact_sheet.Line("true", human_captions.texts(record)[0]),
+      caption_generator.line(text, record, is_right, rouge_l),
     )
     image = transforms.decode(record["image"], self._split.example.max_pixels)
     return contact_sheet.Cell(image, lines)
-
-
-def _image_names(records: Iterable[sources.Record]) -> list[int | str]:
-  """Names of images in the results: `image_id` if the record has one, else the
-  name of the file, or its path if two files have the same name."""
-  names = [_ImageName.from_record(record) for record in records]
-  paths = {name.path for name in names}
-  unique = len({os.path.basename(path) for path in paths}) == len(paths)
-  return [
-    name.image_id
-    if name.image_id is not None
-    else (os.path.basename(name.path) if unique else name.path)
-    for name in names
-  ]
-
-
-class _ImageName(NamedTuple):
-  """What identifies an image; keeps no pixels in memory."""
-
-  image_id: int | str | None
-  path: str
-
-  @classmethod
-  def from_record(cls, record: sources.Record) -> "_ImageName":
-    image = record["image"]
-    path = image if isinstance(image, str) else record["id"]
-    return cls(sources.image_id(record), path)

@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 class ItmAccuracy:
   """Accuracy of the ITM head, `itm_acc` in percent; half of the pairs are true.
 
-  The wrong text of an image is that of the row half a batch away, because
-  neighbours in a file are often captions of the same image.
+  The wrong text of an image is that of the image half a batch away, because
+  neighbours in a file often look alike.
   """
 
   def __init__(self, split: base.Split, task: tasks.Task):
-    self._split = split
+    self._split = split.by_image
     features = task.predict_fns["image_features"]
     project = task.predict_fns["image_kv"]
     match = task.predict_fns["match"]

@@ -30,7 +30,7 @@ class Similarities(NamedTuple):
   Attributes:
     sim: cosines, without the temperature.
     image_of: for each text, the row of `sim` of the image that it belongs to.
-    rows: for each image, its row in the source.
+    rows: for each image, its row in the source `by_image`.
     text_rows: for each text, its position in `Ranking.texts`.
     tokens: of the texts.
   """
@@ -82,7 +82,8 @@ def _best(sim: Float[np.ndarray, "N M"], k: int) -> Bool[np.ndarray, "N M"]:
 class Ranking:
   """Recall at 1, 5 and 10 over a split, in both directions.
 
-  All captions of an image count: any of them finds it.
+  All captions of an image count, in one row or in several: any of them finds
+  it.
 
   With `k_test`, the `k_test` candidates with the largest cosines are re-ranked
   as in the paper (section 5.1): ITM adds its logit, and all others come after
@@ -94,7 +95,8 @@ class Ranking:
   mean of those of the frames, and texts attend to the tokens of all frames.
 
   Args:
-    split: held-out pairs; a row may have several captions.
+    split: held-out pairs; a row may have several captions, and an image
+      several rows.
     task: with the predict functions of `tasks.align`.
     k_test: candidates to re-rank; 0: none.
     num_frames: sampled from each video; 0: the split has images.
@@ -107,14 +109,14 @@ class Ranking:
     k_test: int = 0,
     num_frames: int = 0,
   ):
-    self._split = split
+    self._split = split.by_image
     self._k_test = k_test
     self._num_frames = num_frames
     self._config = task.model.config
     self._scorer = scoring.Scorer(task.predict_fns, split.mesh)
     self._image_example = split.image_example(num_frames)
     self._recall = recall.video_recall if num_frames else recall.recall
-    self.texts, self._row_of_text = _texts(split.source)
+    self.texts, self._row_of_text = _texts(self._split.source)
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
     similarities = self.similarities(state.params)

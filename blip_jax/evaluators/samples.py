@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from blip_jax.data import sources, transforms
-from blip_jax.evaluators import base, caption_generator, ranking
+from blip_jax.evaluators import base, caption_generator, ranking, references
+from blip_jax.evaluators.scores import caption_metrics
 from blip_jax.models import decoding
 from blip_jax.runtime import contact_sheet, train_state
 from blip_jax.tasks import base as tasks
@@ -19,10 +20,10 @@ class Samples:
   and, if the task generates captions, a greedy caption.
 
   `caption_exact` is the percentage of captions that are exactly right; see
-  `caption_generator.true_captions`.
+  `caption_generator.is_right`.
 
   Args:
-    split: held-out pairs.
+    split: held-out pairs, the same as those of the ranking.
     task: the task of the model.
     ranking: the split's ranking.
     num_shown: images on the contact sheet.
@@ -37,7 +38,7 @@ class Samples:
     num_shown: int,
     path: str | os.PathLike,
   ):
-    self._split = split
+    self._split = split.by_image
     self._ranking = ranking
     self._num_shown = num_shown
     self._path = path
@@ -48,7 +49,7 @@ class Samples:
       )
       # Without a prompt, as in pre-training.
       self._generate = caption_generator.CaptionGenerator(
-        split, task, settings, prompt=""
+        self._split, task, settings, prompt=""
       )
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
@@ -56,7 +57,7 @@ class Samples:
     records = [self._split.source[int(row)] for row in rows]
     lines = [
       [
-        contact_sheet.Line("true", caption_generator.first_caption(record)),
+        contact_sheet.Line("true", references.texts(record)[0]),
         contact_sheet.Line("top-ranked", text, right),
       ]
       for record, text, right in zip(records, texts, is_right, strict=True)
@@ -64,12 +65,9 @@ class Samples:
     exact = []
     if self._generate is not None:
       captions, _ = self._generate(state.params, records)
-      for own_lines, record, caption in zip(
-        lines, records, captions, strict=True
-      ):
-        truths = caption_generator.true_captions(record, self._split.example)
-        exact.append(caption in truths)
-        own_lines.append(contact_sheet.Line("generated", caption, exact[-1]))
+      exact, generated = self._compared(captions, records)
+      for own_lines, line in zip(lines, generated, strict=True):
+        own_lines.append(line)
     cells = [
       contact_sheet.Cell(self._decode(record), own_lines)
       for record, own_lines in zip(
@@ -83,6 +81,22 @@ class Samples:
         for true, _, caption in lines[:5]:
           print(f"  true:      {true.text}\n  generated: {caption.text}\n")
       yield "caption_exact", 100.0 * float(np.mean(exact))
+
+  def _compared(
+    self, captions: list[str], records: list[sources.Record]
+  ) -> tuple[list[bool], list[contact_sheet.Line]]:
+    """Which captions are exactly right, and how the sheet shows them."""
+    scores = caption_metrics.score(
+      dict(enumerate(captions)),
+      {n: references.texts(record) for n, record in enumerate(records)},
+    )
+    exact, lines = [], []
+    for n, (caption, record) in enumerate(zip(captions, records, strict=True)):
+      right = caption_generator.is_right(caption, record, self._split.example)
+      rouge_l = scores.per_image[n]["ROUGE_L"]
+      exact.append(right)
+      lines.append(caption_generator.line(caption, record, right, rouge_l))
+    return exact, lines
 
   def _top_ranked(
     self, params: tasks.Params

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 def caption_images(config: Config, workdir: str) -> dict[str, int]:
   """Captions every image of `config.images` into `config.out`.
 
-  A line is {row, id, image_id?, caption, log_prob, score, others?}, or {row,
-  id, error} for an image that cannot be read; rows are in order. The file
+  A line is {row, id, image_id?, image?, caption, log_prob, score, others?}, or
+  has an `error` instead of the caption if the image cannot be read; rows are in
+  order. `image` is the path, where `id` is that of a row in a list. The file
   appears when it is complete. With several processes, each captions its share
   of the images.
 
@@ -197,10 +198,13 @@ def _rows_left(parts: list[pathlib.Path], source: Any) -> Int[np.ndarray, " n"]:
 
 
 def _note(position: int, record: sources.Record) -> tuple[str, dict[str, Any]]:
-  """The path of an image, and its `image_id` if it has one."""
-  image_id = sources.image_id(record)
+  """The path of an image, and what its line says besides the record's id: the
+  `image_id` if there is one, and the path if the id is not the end of it."""
+  image_id, path = sources.image_id(record), sources.image_path(record)
   note = {} if image_id is None else {"image_id": image_id}
-  return sources.image_path(record), note
+  if not (printable := files.printable(path)).endswith(record["id"]):
+    note |= {"image": printable} if path else {}
+  return path, note
 
 
 def _numbered(

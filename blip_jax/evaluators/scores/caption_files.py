@@ -1,39 +1,65 @@
-"""Reads the JSON files in which results and reference captions are kept."""
+"""Reads the JSON files in which results and reference captions are kept.
+
+Images have the names of `image_names`.
+"""
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from blip_jax.evaluators.scores import image_names
 from blip_jax.runtime import files
 
-ImageId = int | str
+ImageId = image_names.ImageId
+
+_IMAGE_KEYS = {"image_id", "image"}
 
 
 def read_results(path: str | os.PathLike) -> dict[ImageId, str]:
-  """Reads COCO results: a list of `{"image_id": ..., "caption": ...}`.
+  """Reads a caption for each image.
+
+  A .jsonl is what the job `caption` writes: images that it could not read are
+  left out, and an image of several rows has the caption of the first. Any other
+  file has COCO's format, a list of `{"image_id": ..., "caption": ...}`.
 
   Raises:
     ValueError: the file has another format, is empty, or has two captions of
       one image.
   """
-  results, rows = {}, {}
-  for row, entry in _rows(_parse(path), path):
-    image_id = _image_id(entry, path, row)
-    if image_id in rows:
+  is_job = os.fspath(path).endswith(".jsonl")
+  content = _parse_lines(path) if is_job else _parse(path)
+  captions, rows = {}, {}
+  for row, entry in _rows(content, path):
+    if is_job and "error" in entry:
+      continue
+    image = _image(entry, path, row, is_job)
+    if image not in captions:
+      captions[image] = _text(entry.get("caption"), path, row)
+    elif not is_job:
       raise ValueError(
-        f"{path}: rows {rows[image_id]} and {row} are both captions of image"
-        f" {image_id!r}; expected one caption per image. Merge the results of"
+        f"{path}: rows {rows[image]} and {row} are both captions of image"
+        f" {image[0]!r}; expected one caption per image. Merge the results of"
         " several processes and drop padding first."
       )
-    rows[image_id] = row
-    results[image_id] = _text(entry.get("caption"), path, row)
-  if not results:
+    rows.setdefault(image, row)
+  if not captions:
     raise ValueError(
       f"{path}: the list is empty; expected at least one caption."
     )
-  return results
+  names = image_names.of_images([*captions])
+  return dict(zip(names, captions.values(), strict=True))
+
+
+def has_references(path: str | os.PathLike) -> bool:
+  """Whether a file looks like one for `read_references`: a .json of COCO
+  annotations, or of rows with the usual keys."""
+  if not os.fspath(path).endswith(".json"):
+    return False
+  content = _parse(path)
+  if isinstance(content, list) and content and isinstance(content[0], dict):
+    return "caption" in content[0] and bool(content[0].keys() & _IMAGE_KEYS)
+  return True
 
 
 def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
@@ -41,12 +67,11 @@ def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
 
   COCO annotations are an object with `annotations`, a list of `{"image_id":
   ..., "caption": ...}`. A Karpathy split is a list of `{"image": "a/b_12.jpg",
-  "caption": [...]}`, where `caption` may also be one string, and rows of the
-  same image are combined. Without `image_id`, the id is the number at the end
-  of the file name: 391895 for `val2014/COCO_val2014_000000391895.jpg`.
+  "caption": [...]}`, where `caption` may also be one string, and an `image_id`
+  takes precedence over the path. Rows of the same image are combined.
 
   Raises:
-    ValueError: the file has another format, or two images have the same number.
+    ValueError: the file has another format.
   """
   content = _parse(path)
   if isinstance(content, dict):
@@ -56,35 +81,42 @@ def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
         f" {sorted(content)}."
       )
     content = content["annotations"]
-  references, names = {}, {}
+  captions = {}
   for row, entry in _rows(content, path):
-    image_id = _image_id(entry, path, row)
-    if "image_id" not in entry:
-      name = entry["image"]
-      if names.setdefault(image_id, name) != name:
-        raise ValueError(
-          f"{path}: row {row}: {name!r} ends with the same number as"
-          f" {names[image_id]!r}; give the rows an 'image_id'."
-        )
-    captions = entry.get("caption")
-    if not isinstance(captions, list):
-      captions = [captions]
-    references.setdefault(image_id, []).extend(
-      _text(caption, path, row) for caption in captions
+    texts = entry.get("caption")
+    if not isinstance(texts, list):
+      texts = [texts]
+    captions.setdefault(_image(entry, path, row), []).extend(
+      _text(text, path, row) for text in texts
     )
-  return references
+  names = image_names.of_images([*captions])
+  return dict(zip(names, captions.values(), strict=True))
 
 
 def _parse(path: str | os.PathLike) -> Any:
+  return _loads(_read(path), path)
+
+
+def _parse_lines(path: str | os.PathLike) -> list[Any]:
+  lines = (line for line in _read(path).split("\n") if line.strip())
+  return [_loads(line, f"{path}: row {n}") for n, line in enumerate(lines)]
+
+
+def _read(path: str | os.PathLike) -> str:
   try:
-    return json.loads(files.read_bytes(path).decode("utf-8-sig"))
+    return files.read_bytes(path).decode("utf-8-sig")
   except OSError as error:
     raise ValueError(f"{path}: {error.strerror}.") from error
   except UnicodeDecodeError as error:
     raise ValueError(f"{path}: not UTF-8 (byte {error.start}).") from error
-  except (json.JSONDecodeError, RecursionError) as error:
+
+
+def _loads(text: str, where: str | os.PathLike) -> Any:
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError) as error:
     raise ValueError(
-      f"{path}: expected one JSON list or object: {error}. Is the file"
+      f"{where}: expected one JSON list or object: {error}. Is the file"
       " complete?"
     ) from error
 
@@ -104,34 +136,26 @@ def _rows(content: Any, path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
     yield row, entry
 
 
-def _image_id(entry: dict, path: str | os.PathLike, row: int) -> ImageId:
-  """The id; a decimal string, such as "391895", becomes a number."""
-  if "image_id" not in entry:
-    return _number(entry, path, row)
-  image_id = entry["image_id"]
-  if isinstance(image_id, bool) or not isinstance(image_id, int | str):
-    raise ValueError(
-      f"{path}: row {row}: expected a number or a string under 'image_id',"
-      f" found {_brief(image_id)}."
-    )
-  if isinstance(image_id, str) and image_id.isdecimal():
-    return int(image_id)
-  return image_id
-
-
-def _number(entry: dict, path: str | os.PathLike, row: int) -> int:
-  name = entry.get("image")
+def _image(
+  entry: dict, path: str | os.PathLike, row: int, is_job: bool = False
+) -> tuple[ImageId | None, str]:
+  """The id of an image, or None and where it comes from."""
+  if "image_id" in entry:
+    image_id = entry["image_id"]
+    if isinstance(image_id, bool) or not isinstance(image_id, int | str):
+      raise ValueError(
+        f"{path}: row {row}: expected a number or a string under 'image_id',"
+        f" found {_brief(image_id)}."
+      )
+    return image_names.from_id(image_id), ""
+  name = entry.get("image", entry.get("id") if is_job else None)
   if not isinstance(name, str):
     raise ValueError(
       f"{path}: row {row}: expected 'image_id', or a file name under"
       f" 'image'; found {_brief(entry)}."
     )
-  if not (number := re.search(r"([0-9]+)(\.\w+)?$", name)):
-    raise ValueError(
-      f"{path}: row {row}: there is no number at the end of {name!r}; give the"
-      " rows an 'image_id'."
-    )
-  return int(number[1])
+  # The job has already made names printable.
+  return None, os.path.normpath(name if is_job else files.printable(name))
 
 
 def _text(caption: Any, path: str | os.PathLike, row: int) -> str:

@@ -1,0 +1,62 @@
+"""The human captions of images, from the records of a split or from a file."""
+
+import os
+from typing import Any
+
+from blip_jax.data import datasets, sources
+from blip_jax.evaluators import by_image
+from blip_jax.evaluators.scores import caption_files, image_names
+from blip_jax.runtime import files
+
+ImageId = image_names.ImageId
+
+
+def texts(record: sources.Record) -> list[str]:
+  """Returns the captions of a record, as they are written."""
+  return [_decoded(caption) for caption in sources.captions(record)]
+
+
+def right_texts(record: sources.Record) -> list[str]:
+  """Returns the texts that count as exactly right about an image."""
+  return [_decoded(text) for text in by_image.references(record)]
+
+
+def is_complete(record: sources.Record) -> bool:
+  """Whether any text is wrong that `right_texts` does not list."""
+  return "references" in record
+
+
+def origin(record: sources.Record) -> tuple[Any, str]:
+  """Returns what `image_names.of_images` needs: the id of an image, or None,
+  and where it comes from."""
+  path = files.printable(sources.image_path(record)) or record["id"]
+  return record.get("image_id"), os.path.normpath(path)
+
+
+def read(spec: str) -> dict[ImageId, list[str]]:
+  """Reads reference captions, by the names of their images.
+
+  Args:
+    spec: a file that `caption_files.read_references` reads, or any source of
+      images with captions.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  if caption_files.has_references(spec):
+    return caption_files.read_references(spec)
+  captions = {}
+  source = by_image.ByImage(datasets.open_source(spec))
+  for row in range(len(source)):
+    try:
+      record = source[row]
+    except sources.BadRow:
+      continue
+    captions[origin(record)] = texts(record)
+  return dict(
+    zip(image_names.of_images([*captions]), captions.values(), strict=True)
+  )
+
+
+def _decoded(text: str | bytes) -> str:
+  return text if isinstance(text, str) else text.decode(errors="replace")

@@ -138,7 +138,9 @@ def test_rows_of_one_image_are_one_image(tmp_path, order, with_id):
 
 def test_captions_of_shards_are_bytes(tmp_path):
   source = ColourImages()
-  for record in source:
+  for row, record in enumerate(source):
     record["caption"] = record["caption"][0].encode()
-  scores, _ = run_captions(colour_split(source), tmp_path)
+    record["id"] = f"00000.tar:COCO_val2014_{row:012d}"
+  scores, rows = run_captions(colour_split(source), tmp_path)
+  assert [row["image_id"] for row in rows] == [*range(7)]
   assert scores["caption_exact"] == 100 and scores["Bleu_1"] == pytest.approx(1)

@@ -18,7 +18,7 @@ from blip_jax.evaluators.scores import image_names
     (f"{'1' * 30}.jpg", f"{'1' * 30}.jpg"),
     ("val.json:3", "val.json:3"),
     ("00000.tar:000012", "00000.tar:000012"),
-    ("val.tar:000000391895", 391895),
+    ("val.tar:000000391895", "val.tar:000000391895"),
   ],
 )
 def test_files_without_an_id(path, name):

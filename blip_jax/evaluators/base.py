@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from blip_jax.evaluators import by_image
 from blip_jax.runtime import sharding, train_state
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base as tasks
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -137,14 +140,23 @@ class Context:
   workdir: str
 
   def split(self, source: Any) -> Split:
-    """Returns the rows of an open source as a split."""
-    return Split(
+    """Returns the rows of an open source as a split; logs their number."""
+    split = Split(
       source,
       self.example,
       self.config.evals.batch_size,
       self.mesh,
       self.bad_samples,
     )
+    images = split.by_image.source
+    log.info(
+      "Split %s: %d images, %d captions, in %d rows",
+      self.name,
+      len(images),
+      images.num_captions,
+      len(source),
+    )
+    return split
 
   def file(self, name: str) -> str:
     """Returns the path of a file in the workdir."""

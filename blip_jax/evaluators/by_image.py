@@ -16,16 +16,24 @@ class ByImage:
   Args:
     source: rows; those with the same `sources.image_key` are of one image. Each
       is read once, without decoding its image.
+
+  Attributes:
+    num_captions: of all images.
   """
 
   def __init__(self, source: Any):
     self._source = source
+    self.num_captions = 0
     rows_of_image: dict[Any, list[int]] = {}
     for row in range(len(source)):
       try:
-        key = sources.image_key(source[row])
+        record = source[row]
       except sources.BadRow:
         key = row
+      else:
+        key = sources.image_key(record)
+        if "caption" in record:
+          self.num_captions += len(sources.captions(record))
       rows_of_image.setdefault(key, []).append(row)
     self._rows_of_image = [*rows_of_image.values()]
 

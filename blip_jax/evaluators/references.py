@@ -29,8 +29,9 @@ def is_complete(record: sources.Record) -> bool:
 def origin(record: sources.Record) -> tuple[Any, str]:
   """Returns what `image_names.of_images` needs: the id of an image, or None,
   and where it comes from."""
-  path = files.printable(sources.image_path(record)) or record["id"]
-  return record.get("image_id"), os.path.normpath(path)
+  if path := files.printable(sources.image_path(record)):
+    return record.get("image_id"), os.path.normpath(path)
+  return sources.image_id(record), record["id"]
 
 
 def read(spec: str) -> dict[ImageId, list[str]]:

@@ -12,10 +12,25 @@ from blip_jax.evaluators import (
 
 def build(context: base.Context) -> list[base.Evaluator]:
   """Returns evaluators of recall, ITM accuracy and, if set, samples."""
+  return _of_split(context, _split(context))
+
+
+def build_with_losses(context: base.Context) -> list[base.Evaluator]:
+  """Returns the same evaluators after that of the held-out loss."""
+  split = _split(context)
+  losses = held_out_loss.HeldOutLoss(split, context.task)
+  return [losses, *_of_split(context, split)]
+
+
+def _split(context: base.Context) -> base.Split:
   settings = context.settings
-  split = context.split(
+  return context.split(
     datasets.open_source(settings.source, settings.image_root)
   )
+
+
+def _of_split(context: base.Context, split: base.Split) -> list[base.Evaluator]:
+  settings = context.settings
   ranker = ranking.Ranking(
     split, context.task, settings.k_test, settings.num_frames
   )
@@ -28,12 +43,3 @@ def build(context: base.Context) -> list[base.Evaluator]:
       samples.Samples(split, context.task, ranker, settings.samples, sheet)
     )
   return evaluators
-
-
-def build_with_losses(context: base.Context) -> list[base.Evaluator]:
-  """Returns the same evaluators after that of the held-out loss."""
-  settings = context.settings
-  split = context.split(
-    datasets.open_source(settings.source, settings.image_root)
-  )
-  return [held_out_loss.HeldOutLoss(split, context.task), *build(context)]

@@ -6,12 +6,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from blip_jax.data import sources
-
 ImageId = int | str
 
 _DIGITS = re.compile(r"[0-9]{1,18}")
-_NUMBER = re.compile(r"([0-9]{1,18})(?:\.\w+)?")
+_NUMBER = re.compile(r"(?:COCO_[a-z]+\d{4}_)?([0-9]{1,18})(?:\.\w+)?")
 _NUMBER_AT_END = re.compile(r"[^0-9:]([0-9]{1,18})\.\w+$")
 
 
@@ -28,9 +26,6 @@ def from_path(path: str) -> ImageId:
   COCO_val2014_000000391895.jpg) or that is all of the file name (12 for
   12.jpg), else the file name.
   """
-  number = sources.coco_image_id(path)
-  if number is not None:
-    return number
   name = os.path.basename(path)
   match = _NUMBER.fullmatch(name)
   return int(match[1]) if match else name

@@ -79,6 +79,47 @@ def test_sources_weights_and_rotation_come_from_the_config(tmp_path):
   assert sum(id.startswith("scenes/train:") for id in ids) == 2
 
 
+@pytest.mark.parametrize("batch_size, warned", [(12, False), (13, True)])
+def test_a_batch_larger_than_the_data_is_warned_of(
+  tmp_path, caplog, batch_size, warned
+):
+  config = _config()
+  config.batch_size = batch_size
+  _, ids = _first_batch(config, tmp_path)
+  assert len(ids) == batch_size and len(set(ids)) == 12
+  expected = ["config.batch_size: there are only 12 rows"] if warned else []
+  found = [record.getMessage() for record in caplog.records]
+  assert [message[:41] for message in found] == expected
+  assert all("--config.batch_size=12 or less" in message for message in found)
+
+
+def test_a_rotating_split_smaller_than_a_batch_is_warned_of(tmp_path, caplog):
+  for number, num_rows in enumerate((40, 3)):
+    rows = [{"image": "a.png", "caption": "a red circle"}] * num_rows
+    (tmp_path / f"split_{number}.json").write_text(json.dumps(rows))
+  config = _config(train=(), rotate=f"{tmp_path}/split_*.json")
+  inputs.train_loader(config, _example, str(tmp_path)).close()
+  assert "only 3 rows" in caplog.text
+
+
+def test_the_log_says_how_many_rows_each_source_has(tmp_path, caplog):
+  row = {"image": "a.png", "caption": ["a red circle", "a disc"]}
+  for number in range(2):
+    path = tmp_path / f"split_{number}.json"
+    path.write_text(json.dumps([row] * (5 + number)))
+  rotate = f"{tmp_path}/split_*.json"
+  config = _config(
+    train=("scenes:train?num=12", "", "scenes:train?num=3"), rotate=rotate
+  )
+  with caplog.at_level("INFO", "blip_jax"):
+    inputs.train_loader(config, _example, str(tmp_path)).close()
+  assert [record.getMessage() for record in caplog.records] == [
+    "Training data: 12 rows of scenes:train?num=12",
+    "Training data: 3 rows of scenes:train?num=3",
+    f"Training data, in turn: [5, 6] rows of {rotate}",
+  ]
+
+
 def test_each_process_has_its_own_list_of_bad_samples(tmp_path):
   config = _config()
   paths = [

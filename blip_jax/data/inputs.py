@@ -1,17 +1,21 @@
 """From a config to the training loader and the list of bad samples."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from blip_jax.data import (
   datasets,
   examples,
   loader,
+  order,
   randaugment,
   rejects,
   transforms,
 )
 from blip_jax.runtime.config import Config
+
+log = logging.getLogger(__name__)
 
 
 def train_loader(
@@ -38,10 +42,16 @@ def train_loader(
   image = transforms.EvalImage(size)
   if c.augment:
     image = transforms.TrainImage(size, c.min_scale, randaugment.RandAugment())
-  sources = [datasets.open_source(s, c.image_root) for s in c.train if s]
+  specs = [spec for spec in c.train if spec]
+  sources = [datasets.open_source(spec, c.image_root) for spec in specs]
+  for spec, source in zip(specs, sources, strict=True):
+    log.info("Training data: %d rows of %s", len(source), spec)
   rotate = []
   if c.rotate:
     rotate = datasets.open_rotation(c.rotate, c.image_root)
+    rows = [len(split) for split in rotate]
+    log.info("Training data, in turn: %s rows of %s", rows, c.rotate)
+  _warn_of_repeats(config, order.epoch_lengths(sources, rotate))
   return loader.train_loader(
     sources,
     make_example(image),
@@ -55,6 +65,20 @@ def train_loader(
     process_count=process_count,
     bad_samples=bad_samples(config, workdir, process_index),
   )
+
+
+def _warn_of_repeats(config: Config, epoch_lengths: Sequence[int]) -> None:
+  rows = min(epoch_lengths)
+  if 0 < rows < config.batch_size:
+    log.warning(
+      "config.batch_size: there are only %d rows to train on, fewer than the "
+      "%d examples of a batch. So every batch repeats rows, a contrastive loss "
+      "sees copies of a pair as its negatives, and one batch counts as an "
+      "epoch. Set --config.batch_size=%d or less, or add data",
+      rows,
+      config.batch_size,
+      rows,
+    )
 
 
 def bad_samples(

@@ -24,6 +24,8 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from blip_jax.runtime import devices as devices_lib
+
 AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> mesh axis or axes. `embed` shards weights only: activations
@@ -73,6 +75,7 @@ def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
   """Makes the mesh of `config.data`, `.fsdp` and `.tensor`.
 
   At most one of the three may be -1 and then takes the devices that are left.
+  The log says which devices these are.
 
   Raises:
     ValueError: the three do not multiply to the number of devices, or a group
@@ -101,6 +104,7 @@ def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
         f"over several processes; use at most the number of devices of "
         f"one process, {jax.local_device_count()}"
       )
+  devices_lib.report(devices)
   return mesh
 
 

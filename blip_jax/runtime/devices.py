@@ -1,0 +1,75 @@
+"""Which devices a job runs on, and which it leaves unused."""
+
+import collections
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from blip_jax.runtime import files
+
+log = logging.getLogger(__name__)
+
+# Where Linux shows an accelerator, and the extra of jax that uses it.
+_ACCELERATORS = (
+  (
+    "an NVIDIA GPU",
+    ("/dev/nvidia[0-9]*", "/proc/driver/nvidia/gpus/*"),
+    "jax[cuda12]",
+    ", or jax[cuda13] with a driver of version 580 or later",
+  ),
+  ("a TPU", ("/dev/accel[0-9]*",), "jax[tpu]", ""),
+)
+
+
+def report(devices: Sequence[Any]) -> None:
+  """Logs the devices of a job, and warns of an accelerator without a job."""
+  log.info("Devices: %s", describe(devices))
+  if all(device.platform == "cpu" for device in devices):
+    warning = unused()
+    if warning:
+      log.warning(warning)
+
+
+def describe(devices: Sequence[Any]) -> str:
+  """Number, kind and platform: `8 x NVIDIA H100 80GB HBM3 (gpu)`."""
+  kinds = collections.Counter((d.device_kind, d.platform) for d in devices)
+  text = ", ".join(
+    f"{number} x {kind} ({platform})"
+    for (kind, platform), number in kinds.items()
+  )
+  processes = len({device.process_index for device in devices})
+  return f"{text} of {processes} processes" if processes > 1 else text
+
+
+def unused() -> str:
+  """Says which accelerator of this machine JAX does not use, and what helps.
+
+  Call it if JAX runs on the CPU.  Returns "" if there is no accelerator.
+  """
+  for name, paths, extra, or_else in _ACCELERATORS:
+    if not any(map(files.glob, paths)):
+      continue
+    text = f"This job runs on the CPU only, although there is {name}: "
+    reason = _hidden_by()
+    if reason:
+      return f"{text}{reason}"
+    # Without its version, pip may choose a jax that this package does not take.
+    return (
+      f"{text}jax cannot use it. What helps: pip install "
+      f"'{extra}=={jax.__version__}'{or_else}"
+    )
+  return ""
+
+
+def _hidden_by() -> str:
+  """The setting that keeps JAX from using an accelerator; "" if none does."""
+  platforms = os.environ.get("JAX_PLATFORMS")
+  if platforms:
+    return f"JAX_PLATFORMS={platforms}"
+  visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+  if visible in ("", "-1"):
+    return f"CUDA_VISIBLE_DEVICES={visible}"
+  return ""

@@ -1,0 +1,91 @@
+"""The log says what a job runs on, and which accelerator it leaves unused."""
+
+import dataclasses
+import fnmatch
+
+import jax
+import pytest
+
+from blip_jax.runtime import devices
+
+
+@dataclasses.dataclass
+class Device:
+  device_kind: str
+  platform: str
+  process_index: int = 0
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize(
+  "found, expected",
+  [
+    ([Device("cpu", "cpu")], "1 x cpu (cpu)"),
+    ([Device(H100, "gpu")] * 8, f"8 x {H100} (gpu)"),
+    (
+      [Device("TPU v4", "tpu", i // 4) for i in range(8)],
+      "8 x TPU v4 (tpu) of 2 processes",
+    ),
+    (
+      [Device(H100, "gpu"), Device("A", "gpu")],
+      f"1 x {H100} (gpu), 1 x A (gpu)",
+    ),
+  ],
+)
+def test_devices_in_words(found, expected):
+  assert devices.describe(found) == expected
+
+
+@pytest.fixture
+def machine(monkeypatch):
+  """The devices that Linux shows; JAX has found the CPU only."""
+  paths = []
+  glob = lambda pattern: fnmatch.filter(paths, pattern)
+  monkeypatch.setattr(devices.files, "glob", glob)
+  for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
+    monkeypatch.delenv(name, raising=False)
+  return paths
+
+
+@pytest.mark.parametrize(
+  "path, expected",
+  [
+    ("/dev/nvidia0", ("an NVIDIA GPU", "jax[cuda12]", "jax[cuda13]")),
+    ("/proc/driver/nvidia/gpus/0000:01:00.0", ("an NVIDIA GPU",)),
+    ("/dev/accel0", ("a TPU", "jax[tpu]")),
+  ],
+)
+def test_an_accelerator_that_jax_does_not_use_is_warned_of(
+  machine, caplog, path, expected
+):
+  machine.append(path)
+  devices.report([Device("cpu", "cpu")])
+  for text in expected:
+    assert text in caplog.text
+  assert f"=={jax.__version__}'" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "path, device",
+  [
+    # The control device is there even if no GPU is.
+    ("/dev/nvidiactl", Device("cpu", "cpu")),
+    ("/dev/nvidia0", Device(H100, "gpu")),
+  ],
+)
+def test_no_warning_without_an_idle_accelerator(machine, caplog, path, device):
+  machine.append(path)
+  with caplog.at_level("INFO", "blip_jax"):
+    devices.report([device])
+  assert [record.levelname for record in caplog.records] == ["INFO"]
+  assert device.device_kind in caplog.text
+
+
+def test_what_hides_a_gpu_is_named(machine, monkeypatch):
+  machine.append("/dev/nvidia0")
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+  assert devices.unused().endswith("GPU: CUDA_VISIBLE_DEVICES=-1")
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  assert devices.unused().endswith("GPU: JAX_PLATFORMS=cpu")

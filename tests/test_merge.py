@@ -130,3 +130,30 @@ def test_several_jobs_are_merged(listed, tmp_path):
   listed.merge.jobs = (str(tmp_path / "other"),)
   run(listed)
   assert captions(tmp_path / "clean.json")[-1] == "another"
+
+
+@pytest.mark.parametrize("out", ["clean.json", "clean.jsonl", "clean"])
+def test_an_earlier_merge_is_replaced_and_nothing_else(listed, tmp_path, out):
+  path = tmp_path / "sets" / out
+  listed.merge.out = str(path)
+  pattern = path if path.suffix else path / "*.tar"
+  run(listed)
+  assert len(captions(pattern)) == 6
+  listed.merge.sources = ("web",)
+  run(listed)
+  assert len(captions(pattern)) == 2
+  stats = path.with_name(f"{out}.stats.json")
+  assert {*path.parent.iterdir()} == {path, stats}
+  stats.unlink()
+  with pytest.raises(ValueError, match="already exists, and is not the output"):
+    run(listed)
+  assert len(captions(pattern)) == 2
+
+
+def test_a_folder_with_other_files_is_not_replaced(listed, tmp_path):
+  listed.merge.out = str(tmp_path / "clean")
+  run(listed)
+  (tmp_path / "clean" / "notes.txt").write_text("mine")
+  with pytest.raises(ValueError, match="already exists, and is not the output"):
+    run(listed)
+  assert (tmp_path / "clean" / "notes.txt").read_text() == "mine"

@@ -38,7 +38,8 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
   ...}, for images that are files of their own, or a folder of webdataset
   shards. With `by_source`, web, synthetic and human texts get an output each,
   so that training can weight them. A .stats.json next to it says how many texts
-  were kept, and why others were dropped.
+  were kept, and why others were dropped. Where that is, the output is that of
+  an earlier merge and is replaced; anything else stays.
 
   Args:
     config: from `defaults.capfilt`.
@@ -48,8 +49,8 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
     `<source>/<outcome>`: the content of .stats.json.
 
   Raises:
-    ValueError: a work unit is not done, an option is invalid, or no text is
-      kept.
+    ValueError: a work unit is not done, an option is invalid, no text is kept,
+      or the output exists and is not that of an earlier merge.
   """
   selection = rules.Selection(rules_of(config))
   folder = config.out or workdir
@@ -60,6 +61,8 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
     for ledger, work_unit in _all_done(path)
   ]
   stats: _Stats = collections.defaultdict(collections.Counter)
+  stats_path = out.with_name(f"{out.name}.stats.json")
+  replace = files.exists(stats_path)
   with contextlib.ExitStack() as stack:
 
     @functools.cache
@@ -67,7 +70,7 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
       path = out
       if config.merge.by_source:
         path = pair_files.for_kind(out, source)
-      return stack.enter_context(pair_files.open_writer(path))
+      return stack.enter_context(pair_files.open_writer(path, replace))
 
     labelled = itertools.chain.from_iterable(
       _kept_pairs(ledger, work_unit, selection, stats)
@@ -91,7 +94,7 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
         f"config.merge: no text is kept; counts are {_flat(stats)}. Lower "
         "config.merge.threshold, and look at the report (config.job=report)"
       )
-  files.write_json(out.with_name(f"{out.name}.stats.json"), _flat(stats))
+  files.write_json(stats_path, _flat(stats))
   log.info("%d pairs are in %s", num_kept, out)
   return _flat(stats)
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pathlib
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from blip_jax.data import transforms
 from blip_jax.runtime import files
 
 PAIRS_PER_SHARD = 10_000
+_SHARD = re.compile(r"\d{5}\.tar")
 # First bytes of the formats that are stored unchanged. Others become PNG, which
 # is lossless.
 _FORMATS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
@@ -48,17 +50,25 @@ def for_kind(path: pathlib.Path, kind: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def open_writer(path: pathlib.Path) -> Iterator[Writer]:
+def open_writer(path: pathlib.Path, replace: bool = False) -> Iterator[Writer]:
   """Yields a writer whose output appears once it is complete, or never.
 
   Args:
     path: a .json or .jsonl file, for images that are files of their own, or a
       folder of tar shards.
+    replace: whether a file, or a folder of nothing but shards, that is there
+      may be replaced.
 
   Raises:
-    ValueError: the path has another suffix, or the folder exists.
+    ValueError: the path has another suffix, or what is there stays.
   """
   files.make_folder(path.parent)
+  if files.exists(path) and not (replace and _is_output(path)):
+    raise ValueError(
+      f"config.merge.out: {path} already exists, and is not the output of an "
+      "earlier merge with its .stats.json; name another file or folder, or "
+      "move it away first"
+    )
   if path.suffix in (".json", ".jsonl"):
     with files.open_atomic(path) as file:
       writer = _ListWriter(file, is_lines=path.suffix == ".jsonl")
@@ -70,19 +80,24 @@ def open_writer(path: pathlib.Path) -> Iterator[Writer]:
       f"config.merge.out: expected a .json, a .jsonl or a folder for tar "
       f"shards, found {path}"
     )
-  if files.exists(path):
-    raise ValueError(
-      f"config.merge.out: {path} already exists; name another folder, or move "
-      "it away first"
-    )
-  temporary = files.temporary_path(path)
+  temporary, earlier = files.temporary_path(path), files.temporary_path(path)
   files.make_folder(temporary)
   try:
     with contextlib.closing(_ShardWriter(temporary)) as writer:
       yield writer
+    if files.exists(path):  # a folder with files cannot be replaced at once
+      files.rename(path, earlier)
     files.rename(temporary, path)
+    files.remove_folder(earlier)
   finally:
     files.remove_folder(temporary)
+
+
+def _is_output(path: pathlib.Path) -> bool:
+  """Whether it is a file, or a folder with nothing but shards."""
+  return files.is_file(path) or all(
+    _SHARD.fullmatch(name) for name in files.list_folder(path)
+  )
 
 
 class _ListWriter:

@@ -97,6 +97,55 @@ def test_captions_are_in_files_next_to_the_images(tmp_path):
   ]
 
 
+def test_text_files_have_several_endings(tmp_path):
+  """As kohya's tools write them, and as Windows does."""
+  texts = ["a.caption", "b.TXT", "c.Caption", "d.caption", "d.txt", "e.txt"]
+  names = {f"{name}.JPG": None for name in "abcde"}
+  folder = _make(tmp_path, names | {name: f"of {name}" for name in texts})
+  source = pickle.loads(pickle.dumps(folders.CaptionedImages(folder)))
+  assert [record["caption"] for record in source] == [
+    "of a.caption",
+    "of b.TXT",
+    "of c.Caption",
+    "of d.txt",
+    "of e.txt",
+  ]
+  assert folders.text_file(f"{folder}/d.JPG") == f"{folder}/d.txt"
+  assert folders.text_file(f"{folder}/b.JPG") == f"{folder}/b.TXT"
+  assert folders.text_file(f"{folder}/f.JPG") is None
+
+
+def test_images_of_many_formats_are_listed(tmp_path):
+  names = ["a.JPG", "b.jfif", "c.jpe", "d.avif", "e.J2K", "f.pnm", "g.apng"]
+  assert folders.listing(_make(tmp_path, dict.fromkeys(names))) == names
+
+
+def test_files_that_are_not_used_are_counted_once(tmp_path, monkeypatch):
+  logged = []
+  monkeypatch.setattr(
+    folders.logging, "warning", lambda text, *args: logged.append(text % args)
+  )
+  names = ["a.jpg", "b.HEIC", "c.heic", "d.jxl", "README", ".hidden.heic"]
+  names += ["a.txt", "e.jpg", "e.caption", "e.txt", "Metadata.CSV"]
+  folder = _make(tmp_path, dict.fromkeys(names, "text"))
+  for _ in range(2):
+    folders.listing(folder)
+    folders.CaptionedImages(folder)
+  assert logged == [
+    f"{folder}: files that are not used: 2 .heic, 1 without ending, 1 .jxl",
+    f"{folder}: text files that are not used, because the image has another "
+    "one: 1",
+  ]
+
+
+def test_a_table_of_captions_may_be_named_in_any_case(tmp_path):
+  folder = _make(tmp_path, {"Metadata.CSV": "file_name,caption\n"})
+  assert folders.metadata(folder) == f"{folder}/Metadata.CSV"
+  _make(tmp_path, {"metadata.jsonl": "{}"})
+  with pytest.raises(ValueError, match=r"Metadata.CSV.*metadata.jsonl"):
+    folders.metadata(folder)
+
+
 @pytest.mark.parametrize(
   "files, id, reason, detail",
   [
@@ -128,7 +177,7 @@ def test_a_folder_may_have_a_table_of_captions(tmp_path):
   _make(tmp_path, {"metadata.csv": "image,caption"})
   assert folders.metadata(str(tmp_path)) == str(tmp_path / "metadata.csv")
   _make(tmp_path, {"metadata.jsonl": "{}"})
-  with pytest.raises(ValueError, match=r"metadata\.jsonl', .*metadata\.csv"):
+  with pytest.raises(ValueError, match=r"metadata\.csv', .*metadata\.jsonl"):
     folders.metadata(str(tmp_path))
 
 

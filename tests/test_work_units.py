@@ -80,6 +80,63 @@ def test_a_damaged_shard_has_no_rows(tmp_path):
   assert len(damage) == 1
 
 
+def write_folder(folder, names, lines):
+  folder.mkdir()
+  for name in names:
+    (folder / name).write_bytes(b"image")
+  rows = [{"file_name": name, "caption": text} for name, text in lines]
+  (folder / "metadata.jsonl").write_text(
+    "".join(json.dumps(r) + "\n" for r in rows)
+  )
+  return folder
+
+
+@pytest.mark.parametrize(
+  "names, lines, unlisted",
+  [
+    # More images than rows.
+    (["0.png", "1.png", "2.png"], [("0.png", "a"), ("2.png", "b")], 1),
+    # A row for each caption.
+    (["0.png", "1.png"], [("0.png", "a"), ("0.png", "b"), ("1.png", "c")], 0),
+    # A row without a caption, in another order than that of the names.
+    (["a.png", "b.png"], [("b.png", None), ("a.png", "of a")], 0),
+    # A row without a file, and a name in another spelling.
+    (["a.png"], [("gone.png", "x"), ("./a.png", "of a")], 0),
+  ],
+)
+@pytest.mark.parametrize("with_texts", [True, False])
+def test_the_rows_of_a_table_in_a_folder_are_labelled(
+  tmp_path, caplog, names, lines, unlisted, with_texts
+):
+  folder = write_folder(tmp_path / "set", names, lines)
+  units = work_units.find([str(folder)], "", with_texts, 2)
+  assert [unit.name for unit in units] == ["set-00000", "set-00001"][
+    : -(-len(lines) // 2)
+  ]
+  records = [record for unit in units for record in unit.open()[0]]
+  texts = [[text] if text else [] for _, text in lines]
+  assert [(record["image"], record["caption"]) for record in records] == [
+    (f"{folder}/{name}", text if with_texts else [])
+    for (name, _), text in zip(lines, texts, strict=True)
+  ]
+  reasons = [record.get("no_text") for record in records]
+  assert reasons == [
+    "empty_caption" if with_texts and not text else None for text in texts
+  ]
+  warned = f"{folder}: {unlisted} of its {len(names)} images are not in"
+  assert (warned in caplog.text) == bool(unlisted)
+
+
+def test_a_changed_table_in_a_folder_is_a_change(tmp_path):
+  folder = write_folder(tmp_path / "set", ["a.png"], [("a.png", "old")])
+  (unit,) = find(folder)
+  fingerprint = unit.fingerprint()
+  assert unit.unchanged(fingerprint, since=0.0)
+  write_folder(tmp_path / "other", [], [("a.png", "new")])
+  os.replace(tmp_path / "other/metadata.jsonl", folder / "metadata.jsonl")
+  assert not unit.unchanged(fingerprint, since=0.0)
+
+
 def test_the_fingerprint_of_a_file_has_its_hash(tmp_path):
   path = write_list(tmp_path / "web.json", 3)
   content = path.read_bytes()

@@ -1,20 +1,25 @@
 """Work units: the parts of a collection that processes label one at a time.
 
 Each tar shard or Parquet file is a work unit. Sources without shards
-(annotations, folders, TFDS) are cut into ranges of rows.
+(annotations, folders, TFDS) are cut into ranges of rows. If a folder has a
+table (metadata.csv), the rows are those of the table.
 """
 
 import collections
+import contextlib
 import dataclasses
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from blip_jax.data import datasets, folders, sources
 from blip_jax.runtime import files
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +60,11 @@ class WorkUnit:
   def fingerprint(self) -> dict[str, Any]:
     """Identifies the input: spec, rows, and the hash if it is one file.
 
-    Image files that annotations refer to are not hashed.
+    Of a folder it is that of its table, if it has one. Image files that
+    annotations or a table refer to are not hashed.
     """
     fingerprint = {"source": self.spec, "rows": self.rows and list(self.rows)}
-    path = datasets.path_of(self.spec)
+    path = datasets.path_of(_rows_of(self.spec, "")[0])
     if files.is_file(path):
       fingerprint |= {"bytes": files.size(path), "sha256": files.sha256(path)}
     return fingerprint
@@ -71,7 +77,7 @@ class WorkUnit:
       since: when it was taken, in seconds since the epoch; an older file is
         not read again.
     """
-    path = datasets.path_of(self.spec)
+    path = datasets.path_of(_rows_of(self.spec, "")[0])
     stat = files.stat(path) if files.is_file(path) else None
     size = stat and stat.size
     rows = self.rows and list(self.rows)
@@ -105,7 +111,9 @@ def find(
       name = files.shortened(files.printable(stem))
       work_units.append(WorkUnit(name, shard, image_root, with_texts))
     if not shards:
-      num_rows = len(_ImagesWithTexts(spec, image_root, with_texts))
+      images = _ImagesWithTexts(spec, image_root, with_texts)
+      images.warn_of_unlisted()
+      num_rows = len(images)
       stem = os.path.basename(os.path.normpath(datasets.path_of(spec)))
       stem = files.shortened(re.sub(r"[^\w.-]+", "-", stem))
       for start in range(0, num_rows, work_unit_rows):
@@ -133,10 +141,25 @@ def _refuse_equal_names(work_units: Sequence[WorkUnit]) -> None:
     )
 
 
+def _rows_of(spec: str, image_root: str) -> tuple[str, str]:
+  """The spec and image root of what is labelled.
+
+  If a folder has a table, these are the rows of the table, and not the files.
+  """
+  folder = datasets.path_of(spec)
+  table = folders.metadata(folder) if files.is_folder(folder) else None
+  if table is None:
+    return spec, image_root
+  return table + spec.removeprefix(folder), folder
+
+
 class _ImagesWithTexts:
   """All images of a source, each with a list of its texts, maybe empty."""
 
   def __init__(self, spec: str, image_root: str, with_texts: bool):
+    self._folder = datasets.path_of(spec)
+    spec, image_root = _rows_of(spec, image_root)
+    self._table = datasets.path_of(spec)
     self._captioned = None
     if with_texts:
       self._captioned = datasets.open_source(spec, image_root)
@@ -147,6 +170,36 @@ class _ImagesWithTexts:
 
   def __len__(self) -> int:
     return len(self._images)
+
+  def warn_of_unlisted(self) -> None:
+    """Counts images of a folder that the folder's table does not list."""
+    if self._table == self._folder:
+      return
+    try:
+      names = folders.listing(self._folder)
+    except ValueError:  # the images are in the table
+      return
+    listed = {os.path.normpath(path) for path in self._paths()}
+    unlisted = [
+      name
+      for name in names
+      if os.path.normpath(os.path.join(self._folder, name)) not in listed
+    ]
+    if unlisted:
+      log.warning(
+        "%s: %d of its %d images are not in %s, so they are not labelled, such "
+        "as %s",
+        self._folder,
+        len(unlisted),
+        len(names),
+        os.path.basename(self._table),
+        files.printable(unlisted[0]),
+      )
+
+  def _paths(self) -> Iterator[str]:
+    for row in range(len(self)):
+      with contextlib.suppress(sources.BadRow):
+        yield sources.image_path(self._images[row])
 
   @property
   def problems(self) -> list[str]:

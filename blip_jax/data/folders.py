@@ -1,19 +1,24 @@
 """Folders of images, with captions in files next to them or without any."""
 
 import collections
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 
 from blip_jax.data import sources, transforms
 from blip_jax.runtime import files
 
-_TEXT = ".txt"
+# Of text files, in lower case: that of the first kind is read if an image has
+# both. Kohya's tools write .caption.
+_TEXTS = (".txt", ".caption")
 # Common formats that FFmpeg reads.
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 # Names of a folder's table of captions, as in Hugging Face datasets.
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_MAX_ENDINGS = 10  # listed in a message
 
 
 class Images:
@@ -41,17 +46,19 @@ class Images:
 class CaptionedImages(Images):
   """Images of a folder, each with a text file next to it: a.jpg, a.txt.
 
-  Each line of the text file is a caption; blank lines are skipped. An image
-  without a text file and a text file without an image are bad rows.
+  The text file may also be a.caption, which is not read if there is an a.txt.
+  Each line of it is a caption; blank lines are skipped. An image without a text
+  file and a text file without an image are bad rows.
 
   Raises:
     ValueError: no image has a text file.
   """
 
   def __init__(self, folder: str):
-    names = listing(folder, also=(_TEXT,))
-    texts = {_stem(name) for name in names if name.endswith(_TEXT)}
-    images = [_stem(name) for name in names if not name.endswith(_TEXT)]
+    names = listing(folder, also=_TEXTS)
+    text_names = [name for name in names if _is_text(name)]
+    texts = {_stem(name) for name in text_names}
+    images = [_stem(name) for name in names if not _is_text(name)]
     if texts.isdisjoint(images):
       raise ValueError(
         f"{folder}: expected captions next to the images (a.txt for a.jpg), "
@@ -60,9 +67,16 @@ class CaptionedImages(Images):
         "file_name and caption), or name a table instead of the folder."
       )
     unmatched = texts.difference(images)
+    if len(texts) < len(text_names):
+      _warn_once(
+        f"{folder}: text files that are not used, because the image has "
+        f"another one: {len(text_names) - len(texts)}"
+      )
+    # As they are written: the case of a file's name matters.
+    self._endings = _by_preference({os.path.splitext(n)[1] for n in text_names})
     super().__init__(
       folder,
-      [n for n in names if not n.endswith(_TEXT) or _stem(n) in unmatched],
+      [n for n in names if not _is_text(n) or _stem(n) in unmatched],
     )
 
   def without_captions(self) -> Images:
@@ -73,21 +87,35 @@ class CaptionedImages(Images):
   def __getitem__(self, index: int) -> sources.Record:
     record = super().__getitem__(index)
     path, id = record["image"], record["id"]
-    if path.endswith(_TEXT):
+    if _is_text(path):
       detail = f"{path}: no image next to it ({' '.join(transforms.ENDINGS)})"
       raise sources.BadRow(id, "missing_image", detail)
-    return {**record, "caption": _captions(_stem(path) + _TEXT, id)}
+    text_path = text_file(path, self._endings)
+    if text_path is None:
+      detail = (
+        f"{_stem(path)}{_TEXTS[0]}: no such file, which should have the "
+        "captions of the image"
+      )
+      raise sources.BadRow(id, "missing_caption", detail)
+    return {**record, "caption": _captions(text_path, id)}
+
+
+def text_file(
+  image: str, endings: Sequence[str] = (*_TEXTS, *map(str.upper, _TEXTS))
+) -> str | None:
+  """Returns the text file next to an image; None if there is none.
+
+  Args:
+    endings: that it may have, the preferred ones first.
+  """
+  paths = (_stem(image) + ending for ending in endings)
+  return next((path for path in paths if files.is_file(path)), None)
 
 
 def _captions(path: str, id: str) -> str | list[str]:
   try:
     with files.open_text(path) as file:
       lines = [line.strip() for line in file]
-  except FileNotFoundError as error:
-    detail = (
-      f"{path}: no such file, which should have the captions of the image"
-    )
-    raise sources.BadRow(id, "missing_caption", detail) from error
   except (OSError, ValueError) as error:  # ValueError: not UTF-8
     raise sources.BadRow(id, "broken_row", f"{path}: {error}") from error
   captions = [line for line in lines if line]
@@ -102,8 +130,11 @@ def metadata(folder: str) -> str | None:
   Raises:
     ValueError: there is more than one.
   """
-  paths = [os.path.join(folder, name) for name in _METADATA]
-  tables = [path for path in paths if files.is_file(path)]
+  tables = [
+    os.path.join(folder, name)
+    for name in files.list_folder(folder)
+    if name.lower() in _METADATA
+  ]
   if len(tables) > 1:
     raise ValueError(
       f"{folder}: expected one table of captions, found {tables}. Name one of "
@@ -120,7 +151,8 @@ def listing(
   """Returns the files of a folder and its subfolders, sorted by path.
 
   Paths are relative to the folder. Hidden files and folders are skipped; links
-  are followed.
+  are followed. Files that are neither listed nor captions are counted in the
+  log, by their endings.
 
   Args:
     endings: endings of the files to list, in lower case.
@@ -129,18 +161,40 @@ def listing(
   Raises:
     ValueError: there is no file with one of `endings`.
   """
-  names = sorted(n for n in _walk(folder) if _ending(n) in (*endings, *also))
-  if not any(_ending(name) in endings for name in names):
-    counts = collections.Counter(_ending(name) for name in _walk(folder))
-    common = counts.most_common(5)
-    endings_found = ", ".join(f"{n} {e or 'without'}" for e, n in common)
+  listed, others = [], collections.Counter()
+  for name in _walk(folder):
+    ending = _ending(name)
+    if ending in endings or ending in also:
+      listed.append(name)
+    elif ending not in _TEXTS and os.path.basename(name).lower() not in (
+      _METADATA
+    ):
+      others[ending] += 1
+  if not any(_ending(name) in endings for name in listed):
+    others.update(_ending(name) for name in listed)
     what = "videos" if endings is VIDEOS else "images"
     raise ValueError(
       f"{folder}: expected {what} in it or in its subfolders, found files "
-      f"with the endings: {endings_found or 'no files'}. Supported endings are "
-      f"{' '.join(endings)}; hidden files are skipped."
+      f"with the endings: {_counts(others) or 'no files'}. Supported endings "
+      f"are {' '.join(endings)}; hidden files are skipped."
     )
-  return names
+  if others:
+    _warn_once(f"{folder}: files that are not used: {_counts(others)}")
+  return sorted(listed)
+
+
+def _counts(endings: collections.Counter[str]) -> str:
+  """Numbers of the commonest endings."""
+  common = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+  return ", ".join(
+    f"{number} {ending or 'without ending'}"
+    for ending, number in common[:_MAX_ENDINGS]
+  )
+
+
+@functools.cache  # a folder is listed once for each of its work units
+def _warn_once(message: str) -> None:
+  logging.warning("%s", message)
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -168,6 +222,15 @@ def is_image(path: str) -> bool:
 
 def _ending(path: str) -> str:
   return os.path.splitext(path)[1].lower()
+
+
+def _is_text(path: str) -> bool:
+  return _ending(path) in _TEXTS
+
+
+def _by_preference(endings: Collection[str]) -> list[str]:
+  lower = lambda ending: ending.lower()
+  return sorted(endings, key=lambda e: (_TEXTS.index(lower(e)), lower(e) != e))
 
 
 def _stem(path: str) -> str:

@@ -170,6 +170,12 @@ def test_a_missing_annotation_file_is_reported(tmp_path):
     annotations_lib.Annotations(tmp_path / "none.json")
 
 
+def test_the_name_of_the_file_may_be_no_utf8(tmp_path):
+  name = os.fsdecode(b"b\xe9\n.jsonl")
+  (record,) = _annotations(tmp_path / name, [{"image": "a", "caption": "c"}])
+  assert record["id"] == r"b\xe9\x0a.jsonl:0"
+
+
 def test_annotations_pickle(annotations):
   source = annotations([{"image": "a.jpg", "caption": "one"}] * 3)
   assert pickle.loads(pickle.dumps(source))[2] == source[2]

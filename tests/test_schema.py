@@ -125,6 +125,8 @@ def test_a_caption_is_text_or_texts(caption, expected):
     (np.float64(7), 7),
     ("007", "007"),
     (b"a", "a"),
+    (b"a\xff", r"a\xff"),
+    ("a\ud800\n", r"a\xed\xa0\x80\x0a"),
     (0, 0),
     (-1, -1),
     (None, None),

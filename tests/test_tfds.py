@@ -130,3 +130,34 @@ def test_further_features_can_be_kept(builder_dir):
     tfds_lib.Tfds(builder_dir, "train", keep=("title",))
   with pytest.raises(ValueError, match=r"'image_id'. cannot be kept"):
     tfds_lib.Tfds(builder_dir, "train", keep=("image_id",))
+
+
+@pytest.mark.parametrize(
+  "value, reason",
+  [
+    ({"caption": 3}, "broken_row"),
+    ({"caption": np.float32("nan")}, "empty_caption"),
+    ({"caption": np.array([], object)}, "empty_caption"),
+    ({"caption": np.array([b"one", 3], object)}, "broken_row"),
+    ({"image/id": np.array([1, 2])}, "broken_row"),
+    ({"caption2": np.float32("nan")}, "missing_column"),
+  ],
+)
+def test_a_bad_value_costs_its_row(builder_dir, monkeypatch, value, reason):
+  source = tfds_lib.Tfds(builder_dir, "train", keep=("caption2",))
+  good = {"image": b"png", "caption": b"one", "image/id": 7, "caption2": b"two"}
+  monkeypatch.setattr(source, "_rows", [good | value, good])
+  with pytest.raises(sources.BadRow, match=r"train:0: ") as bad:
+    source[0]
+  assert bad.value.reason == reason
+  assert source[1]["image_id"] == 7
+
+
+def test_an_image_id_may_be_absent_or_no_utf8(builder_dir, monkeypatch):
+  source = tfds_lib.Tfds(builder_dir, "train")
+  row = {"image": b"png", "caption": b"one"}
+  ids = [np.float32("nan"), np.float32(7), b"a\xff"]
+  rows = [row | {"image/id": image_id} for image_id in ids]
+  monkeypatch.setattr(source, "_rows", rows)
+  found = [record.get("image_id") for record in source]
+  assert found == [None, 7, r"a\xff"]

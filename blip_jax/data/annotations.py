@@ -48,7 +48,7 @@ class Annotations:
 
   def __getitem__(self, index: int) -> sources.Record:
     index = range(len(self))[index]
-    id = f"{os.path.basename(self.path)}:{index}"
+    id = f"{files.printable(os.path.basename(self.path))}:{index}"
     return self._columns.record(
       self._parse(index, id), id, f"{self.path}: row {index}"
     )

@@ -102,7 +102,8 @@ class Parquet:
     number = bisect.bisect_right(self._ends, index)
     file = self._files[number]
     row_number = index - self._ends[number] + len(file)
-    id = f"{file.path.removeprefix(self._folder)}:{row_number}"
+    name = files.printable(file.path.removeprefix(self._folder))
+    id = f"{name}:{row_number}"
     where = f"{file.path}: row {row_number}"
     row = {name: text[row_number].as_py() for name, text in file.text.items()}
     if file.packed:

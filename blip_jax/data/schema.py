@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from blip_jax.data import sources
+from blip_jax.runtime import files
 
 # The first name that a row has wins; a TFDS builder's features are searched
 # for the same caption names.
@@ -34,7 +35,6 @@ _SCHEMA_ROWS = 10_000
 
 # Above this a float no longer tells neighbouring numbers apart.
 _MAX_EXACT_FLOAT = 2**53
-_MAX_ID_LENGTH = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def caption(value: Any, id: str, where: str) -> str | bytes | list[str | bytes]:
   Raises:
     BadRow: there is no caption, or a value that is no text.
   """
-  if isinstance(value, np.ndarray):
+  if isinstance(value, (np.ndarray, np.generic)):
     value = value.tolist()
   if value == [] or (is_missing(value) and not isinstance(value, str)):
     detail = f"{where}: expected text, found {value}"
@@ -181,7 +181,7 @@ def image_id(value: Any, id: str, where: str) -> int | str | None:
   """Returns an `image_id` from a row's value; None if the cell is empty.
 
   A whole float becomes an int: pandas makes floats of a column of numbers as
-  soon as one is missing.
+  soon as one is missing. Text is as `files.printable` writes it.
 
   Raises:
     BadRow: the value identifies no image.
@@ -194,11 +194,10 @@ def image_id(value: Any, id: str, where: str) -> int | str | None:
     return None
   if isinstance(value, float) and abs(value) < _MAX_EXACT_FLOAT:
     value = int(value) if value.is_integer() else value
-  if isinstance(value, (int, str)) and not isinstance(value, bool):
-    if len(str(value)) <= _MAX_ID_LENGTH:
-      return value
-  expected = f"an int or at most {_MAX_ID_LENGTH} characters"
-  raise _mistake(id, where, expected, value)
+  is_bool = isinstance(value, bool)
+  if not isinstance(value, (int, str)) or is_bool or len(str(value)) > 1000:
+    raise _mistake(id, where, "an int or at most 1,000 characters", value)
+  return files.printable(value) if isinstance(value, str) else value
 
 
 def kept_names(keep: Sequence[str]) -> tuple[str, ...]:

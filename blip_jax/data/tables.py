@@ -101,7 +101,7 @@ class Csv:
   def __getitem__(self, index: int) -> sources.Record:
     index = range(len(self))[index]
     start, end = (int(n) for n in self._rows.array[index + 1 : index + 3])
-    id = f"{os.path.basename(self.path)}:{index}"
+    id = f"{files.printable(os.path.basename(self.path))}:{index}"
     where = f"{self.path}: row {index} (byte {start})"
     raw = files.read_range(self.path, start, end - start)
     try:

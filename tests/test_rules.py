@@ -27,6 +27,8 @@ def row(text, prob=0.9, source="web", image=None, key="k"):
     ({"max_repeats": 2}, "a dog and a cat", ""),
     ({"markup": False}, "<b>a dog</b>", "markup"),
     ({"markup": False}, "see https://a.org/b", "markup"),
+    ({"markup": False}, "it&#39;s a dog", "markup"),
+    ({"markup": True}, "it&#39;s a dog", ""),
     ({"markup": False}, "tea & cake, 1 < 2 > 0", ""),
     ({"threshold": 0.95}, "a dog", "below_threshold"),
     ({"threshold": 0.9}, "a dog", ""),

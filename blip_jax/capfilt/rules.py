@@ -3,15 +3,13 @@
 import collections
 import dataclasses
 import itertools
-import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from blip_jax.capfilt import markup
 from blip_jax.data import transforms
 
-# Remains of a web page. A few angle brackets in a text are not markup.
-_MARKUP = re.compile(r"<[a-zA-Z/!][^<>]*>|&[a-zA-Z]{2,8};|https?://|\{\{|\[\[")
 _MAX_WORDS = 10_000
 
 
@@ -26,7 +24,8 @@ class Rules:
     max_words: of a text; 0: no limit.
     max_repeats: how often a word may be repeated in a row, or a pair of words
       may occur; 0: no limit.
-    markup: whether a text may have tags, entities or URLs.
+    markup: whether a text may have remains of a web page; see
+      `capfilt.markup`.
     near_duplicates: a text is dropped if the Jaccard similarity of its word
       pairs to those of a better text of the same image is at least this; 1
       drops equal texts only, 0 drops none.
@@ -98,7 +97,7 @@ class Rules:
       return "other_source"
     if text["itm_prob"] < self.threshold:
       return "below_threshold"
-    if not self.markup and _MARKUP.search(text["text"]):
+    if not self.markup and markup.is_in(text["text"]):
       return "markup"
     words = words_of(text["text"])
     if len(words) < self.min_words:

@@ -109,14 +109,14 @@ def test_the_log_says_how_many_rows_each_source_has(tmp_path, caplog):
     path.write_text(json.dumps([row] * (5 + number)))
   rotate = f"{tmp_path}/split_*.json"
   config = _config(
-    train=("scenes:train?num=12", "", "scenes:train?num=3"), rotate=rotate
+    train=("scenes:train?num=1200", "", "scenes:train?num=3"), rotate=rotate
   )
   with caplog.at_level("INFO", "blip_jax"):
     inputs.train_loader(config, _example, str(tmp_path)).close()
   assert [record.getMessage() for record in caplog.records] == [
-    "Training data: 12 rows of scenes:train?num=12",
+    "Training data: 1,200 rows of scenes:train?num=1200",
     "Training data: 3 rows of scenes:train?num=3",
-    f"Training data, in turn: [5, 6] rows of {rotate}",
+    f"Training data, in turn: 5 | 6 rows of {rotate}",
   ]
 
 

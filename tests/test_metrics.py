@@ -107,12 +107,15 @@ class Clock:
 def test_time_of_a_step_without_compilation_and_pauses():
   timer = metrics.StepTimer(batch_size=32)
   timer.leave_out(5.0)  # nothing to leave it out of
-  assert timer.lap(1, 60.0) == {}
-  assert timer.lap(10, 64.5) == {"step_time": 0.5, "images_per_second": 64.0}
+  assert timer.so_far(1, 60.0) == {}
+  timer.restart(1, 60.0)
+  assert timer.so_far(3, 62.0)["step_time"] == 1.0
+  times = {"step_time": 0.5, "images_per_second": 64.0}
+  assert timer.so_far(10, 64.5) == times
+  timer.restart(10, 64.5)
   timer.leave_out(1000.0)
   timer.leave_out(10.0)
-  assert timer.lap(14, 1076.5)["step_time"] == 0.5
-  assert timer.lap(15, 1077.0)["step_time"] == 0.5
+  assert timer.so_far(14, 1076.5) == times
 
 
 def test_the_time_of_a_step_is_taken_when_its_metrics_are_there():

@@ -31,9 +31,9 @@ def test_progress_is_plain_lines_off_a_terminal():
   stream = io.StringIO()
   progress = progress_lib.Progress(1724, stream)
   progress.say("Compiling ...")
-  progress.update(1, {"loss_itc": 5.0})
-  progress.update(723)
-  progress.update(724, METRICS)
+  progress.update(1, {"loss_itc": 5.0}, logged=True)
+  progress.update(723, METRICS)
+  progress.update(724, METRICS, logged=True)
   progress.close()
   assert stream.getvalue() == (
     "Compiling ...\n"
@@ -95,11 +95,12 @@ def test_a_terminal_shows_one_line_that_moves_and_ends_at_100_percent():
   shown = []
   for step in range(1, 31):
     clock.now += 0.06 if step < 30 else 0.0
-    progress.update(step, METRICS if step % 10 == 1 else None)
+    progress.update(step, METRICS if step % 10 == 1 else {"loss": step / 10})
     shown.append(stream.screen)
   progress.close()
-  assert shown[3][0].startswith("step 3/30  10%  110 ms/step  145.3 img/s")
-  assert shown[4][0].startswith("step 5/30  16%  110 ms/step  145.3 img/s")
+  speed = "110 ms/step  145.3 img/s"
+  assert shown[3][0].startswith(f"step 3/30  10%  {speed}  eta 00:02  loss 0.3")
+  assert shown[4][0].startswith(f"step 5/30  16%  {speed}  eta 00:02  loss 0.5")
   assert all(len(lines) == 1 for lines in shown)
   assert stream.screen[0].startswith("step 30/30  100%  110 ms/step")
   assert stream.screen[1:] == [""]
@@ -123,7 +124,8 @@ def test_other_lines_do_not_mix_with_the_one_that_is_redrawn(monkeypatch):
   assert stream.screen == [
     "no match",
     "step 1723: saving ...",
-    "step 1724/1724  100%  loss 1",
+    "step 1724/1724  100%  110 ms/step  145.3 img/s  eta 00:00  loss 1  "
+    "loss_itc 3.22  alpha 0.4  lr 0.0001",
     "finished",
     "",
   ]
@@ -147,7 +149,7 @@ def test_only_the_first_process_shows_progress(monkeypatch):
   monkeypatch.setattr(progress_lib.jax, "process_index", lambda: 1)
   for stream in (io.StringIO(), Terminal()):
     progress = progress_lib.Progress(10, stream)
-    progress.update(1, {"loss": 1.0})
+    progress.update(1, {"loss": 1.0}, logged=True)
     progress.say("Compiling ...")
     progress.close()
     assert not stream.getvalue()

@@ -45,11 +45,11 @@ def train_loader(
   specs = [spec for spec in c.train if spec]
   sources = [datasets.open_source(spec, c.image_root) for spec in specs]
   for spec, source in zip(specs, sources, strict=True):
-    log.info("Training data: %d rows of %s", len(source), spec)
+    log.info("Training data: %s rows of %s", f"{len(source):,}", spec)
   rotate = []
   if c.rotate:
     rotate = datasets.open_rotation(c.rotate, c.image_root)
-    rows = [len(split) for split in rotate]
+    rows = " | ".join(f"{len(split):,}" for split in rotate)
     log.info("Training data, in turn: %s rows of %s", rows, c.rotate)
   _warn_of_repeats(config, order.epoch_lengths(sources, rotate))
   return loader.train_loader(

@@ -150,11 +150,9 @@ class Context:
     )
     images = split.by_image.source
     log.info(
-      "Split %s: %d images, %d captions, in %d rows",
+      "Split %s: %s images, %s captions, in %s rows",
       self.name,
-      len(images),
-      images.num_captions,
-      len(source),
+      *(f"{n:,}" for n in (len(images), images.num_captions, len(source))),
     )
     return split
 

@@ -124,27 +124,28 @@ class StepTimer:
 
   def __init__(self, batch_size: int):
     self._batch_size = batch_size
-    self._last: tuple[int, float] | None = None
+    self._start: tuple[int, float] | None = None
 
-  def lap(self, step: int, done: float) -> dict[str, float]:
-    """Returns seconds per step and images per second since the last lap.
+  def restart(self, step: int, done: float) -> None:
+    """Measures from here on: from the time when the step was done."""
+    self._start = (step, done)
 
-    The first lap only starts the clock: its step has been compiled.
+  def so_far(self, step: int, done: float) -> dict[str, float]:
+    """Returns seconds per step and images per second since the (re)start.
 
     Args:
-      step: number of the step.
+      step: number of a step.
       done: when the devices had completed it.
     """
-    last, self._last = self._last, (step, done)
-    if last is None or done <= last[1]:
+    if self._start is None or done <= self._start[1]:
       return {}
-    step_time = (done - last[1]) / (step - last[0])
+    step_time = (done - self._start[1]) / (step - self._start[0])
     return {
       "step_time": step_time,
       "images_per_second": self._batch_size / step_time,
     }
 
   def leave_out(self, seconds: float) -> None:
-    """Leaves out a pause since the last lap, in which no step was running."""
-    if self._last is not None:
-      self._last = (self._last[0], self._last[1] + seconds)
+    """Leaves out a pause since the (re)start, in which no step was running."""
+    if self._start is not None:
+      self._start = (self._start[0], self._start[1] + seconds)

@@ -78,17 +78,20 @@ class Monitor:
     if "loss_itm" in values:
       self._collapse.update(step, values["loss_itm"])
     first, last = step == self._first_step, step == self._config.num_steps
-    if not (first or last or step % self._config.log_every_steps == 0):
-      self._progress.update(step)
+    logged = first or last or step % self._config.log_every_steps == 0
+    values |= self._timer.so_far(step, done)
+    if not logged:
+      self._progress.update(step, values)
       return
-    rate = float(np.asarray(self._learning_rate(step - 1)))
-    values = {**values, "lr": rate, **self._timer.lap(step, done)}
+    # The first step has been compiled, and is left out.
+    self._timer.restart(step, done)
+    values["lr"] = float(np.asarray(self._learning_rate(step - 1)))
     seconds = {}
     if first:
       seconds["compile_seconds"] = done - self._first_called
       took = progress.duration(seconds["compile_seconds"])
       self._progress.say(f"Compiled the training step and ran it in {took}")
-    self._progress.update(step, values)
+    self._progress.update(step, values, logged=True)
     self._write(step, {**values, **seconds})
 
   @contextlib.contextmanager

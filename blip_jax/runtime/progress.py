@@ -50,24 +50,25 @@ class Progress:
       logging.setLogRecordFactory(self._make_room)
 
   def update(
-    self, step: int, metrics: Mapping[str, float] | None = None
+    self, step: int, metrics: Mapping[str, float], *, logged: bool = False
   ) -> None:
     """Shows that a step is done.
 
     Args:
       step: number of the step.
-      metrics: of the step, without the prefix `train/`. Steps without metrics
-        are shown on terminals only, with the metrics of an earlier one.
+      metrics: of the step, without the prefix `train/`. On a terminal, those
+        that it lacks are shown as they were before.
+      logged: whether to show the step where lines cannot be redrawn.
     """
-    self._metrics = self._metrics if metrics is None else metrics
-    parts = _parts(step, self._num_steps, self._metrics)
     if not self._redraws:
-      if metrics is not None:
-        self.say("  ".join(parts))
+      if logged:
+        self.say("  ".join(_parts(step, self._num_steps, metrics)))
       return
+    self._metrics = {**self._metrics, **metrics}
     now = self._clock()
     if now >= self._drawn_at + self._INTERVAL or step == self._num_steps:
       self._drawn_at = now
+      parts = _parts(step, self._num_steps, self._metrics)
       self._draw(_fitted(parts, _width(self._stream)))
 
   def say(self, text: str) -> None:

@@ -1,11 +1,14 @@
 """Status and verification of a job."""
 
 import json
+import os
+import pathlib
+import shlex
 
 import pytest
 
 from blip_jax import defaults
-from blip_jax.capfilt import audit
+from blip_jax.capfilt import audit, job, ledger, rows
 from tests import jobs
 
 
@@ -65,10 +68,63 @@ def test_counts_that_do_not_match_the_rows_are_found(config, tmp_path):
   assert "web: 11 texts were counted, but 10 rows are there" in str(error.value)
 
 
+def redo(config, error):
+  """Does what an error of `verify` says: deletes, and starts the job again.
+
+  Returns the names of the work units that the job does.
+  """
+  for line in str(error).splitlines():
+    if line.startswith("  rm "):
+      for path in shlex.split(line)[1:]:
+        pathlib.Path(path).unlink()
+  book = ledger.Ledger(config.out)
+  book.begin(book.settings, force=False)
+  work_units = job.find_work_units(book.settings)
+  done = []
+  for work_unit, _ in book.claims(work_units):
+    counts = rows.Counts([])
+    report = {"work_unit": work_unit.name, "input": work_unit.fingerprint()}
+    book.finish(work_unit, rows.to_parquet([]), report | counts.as_json())
+    done.append(work_unit.name)
+  return done
+
+
+def test_the_advice_for_what_the_job_notices_itself(config, tmp_path):
+  """Nothing is to be deleted."""
+  out = tmp_path / "out"
+  (out / "00000.done.json").unlink()
+  (out / "00001.parquet").write_bytes(b"shorter")
+  with pytest.raises(ValueError, match="2 problems") as error:
+    audit.verify(config, config.out)
+  assert "rm " not in str(error.value)
+  assert redo(config, error.value) == ["00000", "00001"]
+  assert audit.verify(config, config.out)["work_units"] == 3
+
+
+def test_the_advice_for_what_the_job_trusts(config, tmp_path):
+  """Rows of the right size, and an input with an old date, as rsync makes it:
+  without deletion, the job would do nothing."""
+  rows_path = tmp_path / "out" / "00002.parquet"
+  rows_path.write_bytes(b"\1" * rows_path.stat().st_size)
+  shard = tmp_path / "shards" / "00001.tar"
+  content = bytearray(shard.read_bytes())
+  content[-1] ^= 1
+  shard.write_bytes(content)
+  os.utime(shard, (1, 1))
+  (tmp_path / "out" / "00000.done.json").unlink()
+  with pytest.raises(ValueError, match="3 problems") as error:
+    audit.verify(config, config.out)
+  assert "00001: its input has changed" in str(error.value)
+  assert redo(config, error.value) == ["00000", "00001", "00002"]
+  assert audit.verify(config, config.out)["work_units"] == 3
+
+
 def test_an_image_in_two_work_units_is_found(config, tmp_path):
   change_done_file(tmp_path / "out", bad={"00002.tar:0010": "broken"})
-  with pytest.raises(ValueError, match="1 images are in two work units"):
+  with pytest.raises(ValueError, match="1 images are in two work") as error:
     audit.verify(config, config.out)
+  assert "rm " not in str(error.value)
+  assert "into another config.out" in str(error.value)
 
 
 def test_status_says_which_process_works_on_what(config, tmp_path, caplog):

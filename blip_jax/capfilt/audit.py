@@ -3,6 +3,9 @@
 import collections
 import json
 import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tqdm
 
@@ -58,37 +61,57 @@ def verify(config: Config, workdir: str) -> dict[str, int]:
   Raises:
     ValueError: a work unit is not done, its input has changed, its rows are
       damaged, its counts do not match its rows, or an image is in two work
-      units; lists each problem.
+      units; lists each problem, and says what to do.
   """
   ledger = Ledger(config.out or workdir)
   work_units = job.find_work_units(ledger.settings)
   problems, key_counts = [], collections.Counter()
+  to_delete = []  # done-files that the job itself would trust
   for work_unit in tqdm.tqdm(work_units, unit="work unit"):
-    problems += [
-      f"{work_unit.name}: {problem}"
-      for problem in _problems(ledger, work_unit, key_counts)
-    ]
+    done = ledger.done(work_unit)
+    found = ["not done, or its input, rows or settings have changed since"]
+    if done is not None:
+      found = _problems(ledger, work_unit, done, key_counts)
+      to_delete += [ledger.done_path(work_unit)] if found else []
+    problems += [f"{work_unit.name}: {problem}" for problem in found]
+  advice = [_how_to_redo(to_delete)] if problems else []
   repeated = [key for key, count in key_counts.items() if count > 1]
   if repeated:
     problems.append(
       f"{len(repeated)} images are in two work units: {repeated[:3]}"
     )
+    advice.append(
+      "Images in two work units: if these work units have no other problem, "
+      "label config.source, with each image once, into another config.out."
+    )
   if problems:
     lines = "\n".join(f"  {line}" for line in problems[:_MAX_LISTED])
     raise ValueError(
-      f"{ledger.folder}: {len(problems)} problems:\n{lines}\nTo do a work unit "
-      "again, delete its .done.json and run config.job=capfilt"
+      f"{ledger.folder}: {len(problems)} problems:\n{lines}\n"
+      + "\n".join(advice)
     )
   return {"work_units": len(work_units), "images": len(key_counts)}
 
 
+def _how_to_redo(to_delete: Sequence[files.Path]) -> str:
+  """What to do about work units with problems."""
+  command = "the command that started the job (config.job=capfilt)"
+  if not to_delete:
+    return f"Run {command} again: it does these work units, and no other."
+  paths = " ".join(shlex.quote(str(path)) for path in to_delete)
+  return (
+    "To do these work units again, delete the files that say that they are "
+    f"done:\n  rm {paths}\nThen run {command} again: it does no other."
+  )
+
+
 def _problems(
-  ledger: Ledger, work_unit: WorkUnit, key_counts: collections.Counter
+  ledger: Ledger,
+  work_unit: WorkUnit,
+  done: Mapping[str, Any],
+  key_counts: collections.Counter,
 ) -> list[str]:
-  """The problems of a work unit; counts the keys of its images."""
-  done = ledger.done(work_unit)
-  if done is None:
-    return ["not done, or its input or the settings have changed since"]
+  """The problems of a work unit that is done; counts the keys of its images."""
   problems = []
   if done["input"] != work_unit.fingerprint():
     problems.append("its input has changed since it was done")

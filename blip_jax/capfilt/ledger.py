@@ -104,13 +104,17 @@ class Ledger:
     """The Parquet file of a work unit."""
     return self.folder / f"{work_unit.name}.parquet"
 
+  def done_path(self, work_unit: WorkUnit) -> pathlib.Path:
+    """The file that says that a work unit is done."""
+    return self.folder / f"{work_unit.name}{_DONE}"
+
   def done(self, work_unit: WorkUnit) -> dict[str, Any] | None:
     """Returns the content of a done-file.
 
     None if there is none, or if settings, input or rows have changed since, so
     that the work unit has to be done again.
     """
-    path = self.folder / f"{work_unit.name}{_DONE}"
+    path = self.done_path(work_unit)
     try:
       done, since = files.read_json(path), files.stat(path).modified
     except FileNotFoundError:
@@ -145,7 +149,7 @@ class Ledger:
     files.write_bytes(self.rows_path(work_unit), rows)
     output = {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
     files.write_json(
-      self.folder / f"{work_unit.name}{_DONE}",
+      self.done_path(work_unit),
       {"settings": digest(self.settings), **report, "output": output},
     )
 

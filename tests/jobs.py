@@ -63,14 +63,14 @@ def write_scene_shards(folder):
   return folder
 
 
-def load_tiny(name, task, mesh, **_):
+def load_tiny(name, task, mesh, dtype="float32", **_):
   """Replaces `inference.model.load`: random weights, which the name decides."""
-  return _tiny(name, task, mesh)
+  return _tiny(name, task, mesh, dtype)
 
 
 @functools.cache  # so that all tests share the compiled programs
-def _tiny(name, task, mesh):
-  model = helpers.make_model(task, mesh)
+def _tiny(name, task, mesh, dtype):
+  model = helpers.make_model(task, mesh, dtype=dtype)
   if name == "other":
     params = jax.tree.map(lambda x: 1.01 * x, model.params)
     model = model_lib.Model(

@@ -30,6 +30,12 @@ def test_pretraining_becomes_every_family():
     assert {path.rpartition("/")[0] for path in initialised} == fresh.get(
       task, set()
     )
+    (*warnings,) = checkpoint.report.warnings
+    assert len(warnings) == (task in fresh)
+    for warning in warnings:
+      assert "at random, from seed 0: no pretrain checkpoint has it" in warning
+      assert f"Train the {task} model before you use it" in warning
+      assert warning.startswith(initialised[0])
     assert checkpoint.card.family == task
     expected = families.abstract(task, checkpoint.card.config)
     assert {p: x.shape for p, x in checkpoint.stored.items()} == {

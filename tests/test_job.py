@@ -1,5 +1,6 @@
 """The job: what it writes, exactly once, whatever happens to its processes."""
 
+import dataclasses
 import errno
 import gc
 import hashlib
@@ -22,7 +23,7 @@ import psutil
 import pytest
 
 from blip_jax.capfilt import audit, job, ledger, merge, report, rows
-from blip_jax.data import datasets
+from blip_jax.data import datasets, tokenizer
 from blip_jax.inference import model as model_lib
 from blip_jax.models import families
 from blip_jax.runtime import files, sharding
@@ -198,6 +199,92 @@ def test_other_settings_are_refused_unless_forced(shards, tmp_path):
   assert all(before[name] != after[name] for name in before)
   with pytest.raises(ValueError, match=r"config\.force"):
     run(config)
+
+
+def shown(model, **changes):
+  """A model with another card, prompt or vocabulary, and the same weights."""
+  card = dataclasses.replace(model.card, **changes)
+  return dataclasses.replace(model, card=card)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(dtype="bfloat16"), "dtype: 'float32' there, 'bfloat16' now"),
+    (dict(prompt="a photo of"), "prompt: 'a picture of ' there, 'a photo of'"),
+    (dict(threshold=0.4), "threshold: 0.5 there, 0.4 now"),
+    (dict(seed=1), "seed: 0 there, 1 now"),
+    (dict(per_device_batch_size=2), "batch_size: 8 there, 16 now"),
+    (dict(mesh=dict(data=4, fsdp=2, tensor=1)), "mesh: .*'data': 4"),
+    (dict(web_texts=False), "web_texts: True there, False now"),
+    (dict(captioner=""), "captioner: .* there, None now"),
+  ],
+)
+def test_whatever_changes_the_rows_is_refused(
+  shards, tmp_path, change, message
+):
+  config = capfilt_config(shards / "00000.tar", tmp_path / "out")
+  run(config)
+  with config.unlocked():
+    config.update(change)
+  with pytest.raises(ValueError, match=f"\n  {message}") as error:
+    run(config)
+  if config.captioner:
+    assert str(error.value).count(" there, ") == 1
+
+
+def test_another_generation_default_or_vocabulary_of_a_model_is_refused(
+  shards, tmp_path, monkeypatch
+):
+  config = capfilt_config(shards / "00000.tar", tmp_path / "out")
+  run(config)
+  with monkeypatch.context() as context:
+    context.setattr(
+      model_lib,
+      "load",
+      lambda *args, **kwargs: shown(
+        jobs.load_tiny(*args, **kwargs),
+        generation={"num_beams": 3, "no_repeat_ngram_size": 2},
+      ),
+    )
+    with pytest.raises(ValueError, match=r"generation: .*ngram_size.* now"):
+      run(config)
+  folder = tmp_path / "vocabulary"
+  helpers.scenes_tokenizer().save(folder)
+  lines = (folder / "vocab.txt").read_text().splitlines()
+  lines[-1], lines[-2] = lines[-2:]
+  (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
+  other = tokenizer.Tokenizer.load(folder)
+  monkeypatch.setattr(
+    model_lib,
+    "load",
+    lambda *args, **kwargs: dataclasses.replace(
+      jobs.load_tiny(*args, **kwargs), tokenizer=other
+    ),
+  )
+  with pytest.raises(ValueError, match=r"vocabularies: .* there, .* now"):
+    run(config)
+
+
+def test_what_does_not_change_the_rows_is_accepted(shards, tmp_path, caplog):
+  config = capfilt_config(shards / "00000.tar", tmp_path / "out")
+  run(config)
+  before = content(config.out)
+  done = tmp_path / "out" / "00000.done.json"
+  made_by_another = json.loads(done.read_text())
+  made_by_another["made_with"]["jax"] = "0.1"
+  done.write_text(json.dumps(made_by_another))
+  config.update(
+    num_threads=3,
+    lease_seconds=10.0,
+    dtype="float32",
+    prompt="a picture of ",
+  )
+  run(config)
+  assert "jax 0.1 there, " in caplog.text
+  done.unlink()
+  run(config)
+  assert content(config.out) == before
 
 
 def test_a_new_shard_joins_and_a_changed_one_is_done_again(shards, tmp_path):

@@ -144,6 +144,52 @@ def test_impossible_mesh_names_keys_devices_and_neighbours(asked):
   assert message.split("Nearest that fit: ")[1].count("data=") == 3
 
 
+@pytest.mark.parametrize(
+  "make, shape",
+  [
+    (lambda: None, (1, 1, 1)),
+    (lambda: 4, (4, 1, 1)),
+    (lambda: jax.make_mesh((8,), ("data",)), (8, 1, 1)),
+    (lambda: jax.make_mesh((8,), ("x",)), (8, 1, 1)),
+    (lambda: jax.make_mesh((4, 2), ("data", "tensor")), (4, 1, 2)),
+    (lambda: jax.make_mesh((4, 2), ("tensor", "data")), (2, 1, 4)),
+    (lambda: jax.make_mesh((2, 2, 2), ("fsdp", "data", "tensor")), (2, 2, 2)),
+    (lambda: jax.sharding.Mesh(jax.devices()[:2], ("fsdp",)), (2, 1, 1)),
+    (lambda: jax.sharding.Mesh(np.array(jax.devices()), "i"), (8, 1, 1)),
+    (lambda: mesh_of(2, 2, 2), (2, 2, 2)),
+  ],
+)
+def test_usual_forms_of_a_mesh_are_accepted(make, shape):
+  asked = make()
+  mesh = sharding.as_mesh(asked)
+  assert (mesh.axis_names, mesh.devices.shape) == (sharding.AXES, shape)
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+  if isinstance(asked, jax.sharding.Mesh):
+    assert {*mesh.devices.flat} == {*asked.devices.flat}
+  if asked is not None and not isinstance(asked, int):
+    axis = asked.axis_names[0]
+    if axis in sharding.AXES and len(asked.axis_names) > 1:
+      first = mesh.devices.take(0, sharding.AXES.index(axis)).flat
+      assert {*first} == {*asked.devices[0].flat}
+
+
+@pytest.mark.parametrize(
+  "make, message",
+  [
+    (lambda: 9, "from 1 to 8, found 9"),
+    (lambda: 0, "from 1 to 8, found 0"),
+    (lambda: True, "found a bool"),
+    (lambda: "data", "such as jax.make_mesh"),
+    (lambda: [jax.devices()[0]], "found a list"),
+    (lambda: jax.make_mesh((4, 2), ("data", "model")), "'model'"),
+  ],
+)
+def test_other_forms_of_a_mesh_say_what_is_needed(make, message):
+  with pytest.raises(ValueError, match=message) as error:
+    sharding.as_mesh(make())
+  assert str(error.value).startswith("mesh: expected ")
+
+
 def test_nearest_mesh_comes_first():
   with pytest.raises(ValueError, match=r"fit: data=4, fsdp=2, tensor=1"):
     sharding.make_mesh({"data": 5, "fsdp": 2, "tensor": 1})

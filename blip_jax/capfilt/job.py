@@ -65,32 +65,10 @@ def run(config: Config, workdir: str) -> dict[str, int]:
     _BATCH_SIZE_CPU if jax.default_backend() == "cpu" else _BATCH_SIZE
   )
   generation = {k: v for k, v in config.generation.items() if v is not None}
-  hashes = {
-    "captioner": captioner and snapshot.digest(captioner.params)[:16],
-    "filter": snapshot.digest(filter_model.params)[:16],
-  }
+  settings = _settings(config, captioner, filter_model, generation, batch_size)
   ledger = ledger_lib.Ledger(folder, config.lease_seconds)
-  ledger.begin(
-    {
-      **hashes,
-      "seed": config.seed,
-      "threshold": config.threshold,
-      "prompt": config.prompt,
-      "generation": generation,
-      "dtype": filter_model.card.config.vit.dtype,
-      "batch_size": batch_size * sharding.num_data_shards(mesh),
-      "image_sizes": [
-        list(model.card.config.vit.image_size)
-        for model in (captioner, filter_model)
-        if model
-      ],
-      "source": list(config.source),
-      "image_root": config.image_root,
-      "work_unit_rows": config.work_unit_rows,
-      "web_texts": config.web_texts,
-    },
-    config.force,
-  )
+  ledger.begin(settings, config.force)
+  _say_other_versions(ledger, work_units)
   labeller = label.Labeller(
     captioner,
     filter_model,
@@ -100,7 +78,7 @@ def run(config: Config, workdir: str) -> dict[str, int]:
     prompt=config.prompt,
     num_threads=config.num_threads,
   )
-  constants = {**hashes, "seed": config.seed}
+  constants = {key: settings[key] for key in ("captioner", "filter", "seed")}
   with Progress(len(work_units), folder) as progress:
     for work_unit, num_done in ledger.claims(work_units):
       progress.set_done(num_done)
@@ -113,6 +91,69 @@ def run(config: Config, workdir: str) -> dict[str, int]:
     problem = next(filter(None, map(_first_problem, done_files)), "")
     raise ValueError(f"config.source: no image can be used; {problem}")
   return results
+
+
+def _settings(
+  config: Config,
+  captioner: model_lib.Model | None,
+  filter_model: model_lib.Model,
+  generation: Mapping[str, Any],
+  batch_size: int,
+) -> dict[str, Any]:
+  """Everything that decides the bytes of the rows, and nothing else."""
+  models = [model for model in (captioner, filter_model) if model]
+  prompt, options = None, {}
+  if captioner is not None:
+    card = captioner.card
+    prompt = card.prompt if config.prompt is None else config.prompt
+    options = {**card.generation, **generation}
+  mesh = filter_model.mesh
+  return {
+    "captioner": captioner and snapshot.digest(captioner.params)[:16],
+    "filter": snapshot.digest(filter_model.params)[:16],
+    "seed": config.seed,
+    "threshold": config.threshold,
+    "prompt": prompt,
+    "generation": options,
+    "dtype": filter_model.card.config.vit.dtype,
+    "batch_size": batch_size * sharding.num_data_shards(mesh),
+    "mesh": dict(mesh.shape),
+    "image_sizes": [list(m.card.config.vit.image_size) for m in models],
+    # No shape of the weights says these.
+    "num_heads": [
+      [m.card.config.vit.num_heads, m.card.config.med.num_heads] for m in models
+    ],
+    "vocabularies": [m.tokenizer and m.tokenizer.digest() for m in models],
+    "source": list(config.source),
+    "image_root": config.image_root,
+    "work_unit_rows": config.work_unit_rows,
+    "web_texts": config.web_texts,
+  }
+
+
+def _made_with() -> dict[str, str]:
+  """What may change the last bits of scores, and is not refused."""
+  return {"jax": jax.__version__, "platform": jax.default_backend()}
+
+
+def _say_other_versions(
+  ledger: ledger_lib.Ledger, work_units: Sequence[work_units_lib.WorkUnit]
+) -> None:
+  now = _made_with()
+  for done in filter(None, map(ledger.done, work_units)):
+    there = done.get("made_with", now)
+    changes = [
+      f"{key} {there.get(key)} there, {now[key]} now"
+      for key in now
+      if there.get(key) != now[key]
+    ]
+    if changes:
+      log.warning(
+        "%s: work units were done with %s; the last bits of scores may differ",
+        ledger.folder,
+        "; ".join(changes),
+      )
+      return
 
 
 def _first_problem(done: Mapping[str, Any]) -> str:
@@ -163,6 +204,7 @@ def process(
     "work_unit": work_unit.name,
     "input": fingerprint,
     "version": blip_jax.__version__,
+    "made_with": _made_with(),
     **constants,
     **counts.as_json(),
   }

@@ -255,7 +255,15 @@ def _add_fresh(
 
   for path, array in init().items():
     leaves[path] = Leaf.from_array(np.asarray(array))
-  report.change(FRESH.format(source), *fresh)
+  rule = FRESH.format(source)
+  report.change(rule, *fresh)
+  # The temperature starts at a constant, and serves training only.
+  random = [path for path in fresh if path != "params/temp"]
+  if random:
+    report.warnings.append(
+      f"{weights.first_few(random)}: {rule}. Train the {target} model before "
+      "you use it"
+    )
 
 
 def _expected(

@@ -8,6 +8,7 @@ further added tokens, which are found in a text before it is split into words.
 Dimensions: B texts, L text length.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -192,6 +193,15 @@ class Tokenizer:
       "strip_accents and tokenize_chinese_chars; it has others, such as "
       "special tokens that were renamed"
     )
+
+  def digest(self) -> str:
+    """A hash that is equal for equal vocabularies.
+
+    Raises:
+      ValueError: as `files`.
+    """
+    text = json.dumps(self.files())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   def _files(self, further: dict[str, Any]) -> dict[str, str]:
     vocab = self._backend.get_vocab(with_added_tokens=False)

@@ -178,6 +178,7 @@ def _begin(
   """Starts an index, or refuses one that was made with other settings."""
   settings = {
     "weights": snapshot.digest(model.params),
+    "dtype": model.card.config.vit.dtype,
     "image_size": list(model.card.config.vit.image_size),
     "num_frames": num_frames,
     "images": len(source),

@@ -97,6 +97,12 @@ def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
   mesh = jax.make_mesh(
     tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
   )
+  _check_tensor(mesh)
+  devices_lib.report(devices)
+  return mesh
+
+
+def _check_tensor(mesh: Mesh) -> None:
   for group in mesh.devices.reshape(-1, mesh.shape["tensor"]):
     if len({device.process_index for device in group}) > 1:
       raise ValueError(
@@ -104,13 +110,59 @@ def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
         f"over several processes; use at most the number of devices of "
         f"one process, {jax.local_device_count()}"
       )
-  devices_lib.report(devices)
-  return mesh
 
 
 def one_device() -> Mesh:
   """A mesh of a single device."""
   return make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+
+
+def as_mesh(devices: Any) -> Mesh:
+  """Makes the mesh that a user asks for.
+
+  Args:
+    devices: None for one device; a number of devices, each of which gets its
+      own examples; or a `jax.sharding.Mesh` whose axes are some of AXES, in any
+      order. A mesh of one axis may call it anything: it splits the batch.
+
+  Raises:
+    ValueError: it is none of these, or there are not as many devices.
+  """
+  if devices is None:
+    return one_device()
+  if isinstance(devices, int) and not isinstance(devices, bool):
+    found = jax.devices()
+    if not 1 <= devices <= len(found):
+      raise ValueError(
+        f"mesh: expected a number of devices from 1 to {len(found)}, found "
+        f"{devices}"
+      )
+    sizes = {"data": devices, "fsdp": 1, "tensor": 1}
+    return make_mesh(sizes, found[:devices])
+  if not isinstance(devices, Mesh):
+    raise ValueError(
+      f"mesh: {_MESH_FORMS}; found a {type(devices).__name__}, {devices!r:.80}"
+    )
+  names = devices.axis_names if len(devices.axis_names) > 1 else AXES[:1]
+  if not set(names) <= set(AXES):
+    raise ValueError(f"mesh: {_MESH_FORMS}; found the axes {names}")
+  # In the order of AXES, with axes of size one for those that are missing, and
+  # of the type that Linen modules need.
+  order = [names.index(axis) for axis in AXES if axis in names]
+  sizes = dict(zip(names, devices.devices.shape, strict=True))
+  mesh = Mesh(
+    devices.devices.transpose(order).reshape([sizes.get(a, 1) for a in AXES]),
+    AXES,
+    axis_types=(AxisType.Auto,) * 3,
+  )
+  _check_tensor(mesh)
+  return mesh
+
+
+_MESH_FORMS = (
+  "expected None, a number of devices, or a jax.sharding.Mesh with axes among "
+  f"{AXES}, such as jax.make_mesh((4, 2), ('data', 'tensor'))"
+)
 
 
 def _mesh_text(sizes: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from blip_jax import task_table
+from blip_jax import context, task_table
 from blip_jax.convert import companions, opening
 from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
@@ -189,8 +189,9 @@ def build(
   """Builds the parts of a run.
 
   Args:
-    config: config of a task. Its numbers of steps are needed by the optimiser
-      only; if they depend on the data, see `config.with_steps`.
+    config: config of a task; see `context.resolve`. Its numbers of steps are
+      needed by the optimiser only; if they depend on the data, see
+      `config.with_steps`.
     mesh: by default that of `config.mesh`.
     tokenizer: by default that of `config.tokenizer`.
 
@@ -198,6 +199,7 @@ def build(
     ValueError: there is no such task or model variant, or the model does not
       split over the mesh.
   """
+  config = context.complete(config)
   mesh = make_mesh(config) if mesh is None else mesh
   tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
   entry = task_table.of(config)

@@ -131,10 +131,9 @@ def capfilt() -> Config:
 
 
 def fine_tuning(task: str) -> Config:
-  """What section 5 has in common: larger images, cropped less, a low rate."""
+  """What section 5 has in common: images cropped less, a low rate."""
   config = training(task)
   config.batch_size = 256
-  config.model.image_size = 384
   config.data.min_scale = 0.5
   config.optim.schedule = "cosine_epoch"
   config.optim.lr = 1e-5
@@ -157,14 +156,17 @@ def training(task: str) -> Config:
       # and share the mean of LM: those of the global batch, or those of the
       # same data shard, as in the original.
       scope="global",
-      # A directory with vocab.txt, a hub id, or "scenes".
-      tokenizer="bert-base-uncased",
+      # A directory with vocab.txt, a hub id, or "scenes"; unset: that of the
+      # model to start from, else bert-base-uncased.
+      tokenizer=config_dict.placeholder(str),
       # -1: all devices that the other two axes leave.
       mesh=dict(data=-1, fsdp=1, tensor=1),
       model=dict(
-        variant="base",  # tiny | base | large
-        image_size=224,
-        patch_size=config_dict.placeholder(int),  # unset: the variant's
+        # These three, if unset, are those of the model to start from, else
+        # base (tiny | base | large), 224 pixels, and the variant's.
+        variant=config_dict.placeholder(str),
+        image_size=config_dict.placeholder(int),
+        patch_size=config_dict.placeholder(int),
         drop_path=config_dict.placeholder(float),  # unset: the variant's
         dropout=0.1,  # of the text towers
         dtype="bfloat16",  # of activations; all state is float32
@@ -209,6 +211,8 @@ def training(task: str) -> Config:
       evals=dict(
         every_steps=0,  # 0: only at the end
         batch_size=100,
+        # What job=evaluate takes from the workdir: latest, best, or a step.
+        checkpoint="latest",
         # `split/metric`s whose sum, the higher the better, selects
         # WORKDIR/best. Nothing is selected if one of the splits has no source.
         best=(),

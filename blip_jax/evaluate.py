@@ -4,11 +4,12 @@ a config.
 
 import logging
 import os
+from typing import Any
 
 import jax
 import optax
 
-from blip_jax import build, task_table
+from blip_jax import build, context, task_table
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
 from blip_jax.runtime import checkpoint, files, snapshot
@@ -19,32 +20,55 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: Config, workdir: str) -> dict[str, float]:
-  """Runs `config.evals` on the last checkpoint of the workdir, or on
-  `config.init.weights` if that is set.
+  """Runs `config.evals` on what the workdir holds, else on `config.init`.
 
-  Writes `results.json` there and returns its content.
+  Writes the results there and returns them: to `results.json`, or, of a
+  checkpoint that `config.evals.checkpoint` names, to `results_NAME.json`.
+
+  Raises:
+    ValueError: there are no parameters to evaluate.
   """
-  build.validate(config)
   files.make_folder(workdir)
+  config = context.resolve(config, workdir)
+  build.validate(config)
+  origin = checkpoint.origin(config, workdir)
+  if origin.kind == "scratch":
+    raise ValueError(
+      f"config.job=evaluate: {workdir} holds no checkpoint, and neither "
+      "config.init.weights nor config.init.restore names one"
+    )
+  if origin.kind in ("resumed", "best") and config.init.weights:
+    log.info(
+      "config.init.weights=%s is where the run in %s started; to evaluate it "
+      "instead, use another --workdir",
+      config.init.weights,
+      workdir,
+    )
   run = build.build(config)
   tx = optax.identity()
-  abstract = run.abstract_state(tx)
-  if config.init.weights:
-    weights = run.open_weights(config.init.weights)
-    create = lambda params: run.create_state(params, tx)
-    params, report = checkpoint.load_weights(
-      config.init, weights, abstract, create
-    )
-    state, origin = create(params), f"{weights}\n{report}".rstrip()
-  else:
-    origin = snapshot.find(workdir)
-    state = checkpoint.load_state(origin, abstract.replace(opt_state=None))
+  state, said = checkpoint.initialise(
+    origin,
+    config.init,
+    run.open_weights,
+    run.abstract_state(tx).replace(opt_state=None),
+    lambda params: run.create_state(params, tx),
+  )
   evaluators = build_evaluators(run, workdir)
-  log.info("Evaluating %s", origin)
+  log.info("Evaluating %s%s", said, _digest(state.params))
   results = base.run(evaluators, state)
   if jax.process_index() == 0:
-    files.write_json(os.path.join(workdir, "results.json"), results)
+    asked = config.evals.checkpoint
+    name = "results" if asked == "latest" else f"results_{asked}"
+    files.write_json(os.path.join(workdir, f"{name}.json"), results)
   return results
+
+
+def _digest(params: Any) -> str:
+  """A digest of parameters in words; "" if they are spread over processes."""
+  leaves = jax.tree.leaves(params)
+  if not all(x.is_fully_addressable or x.is_fully_replicated for x in leaves):
+    return ""
+  return f"\nDigest of its parameters: {snapshot.digest(params)}"
 
 
 def build_evaluators(run: build.Run, workdir: str) -> base.Evaluators:

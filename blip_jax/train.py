@@ -16,7 +16,7 @@ from jax import stages
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int
 
-from blip_jax import build, task_table
+from blip_jax import build, context, task_table
 from blip_jax import evaluate as evaluate_lib
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
@@ -26,6 +26,7 @@ from blip_jax.runtime import (
   files,
   metrics,
   monitoring,
+  resume,
   sharding,
   train_state,
 )
@@ -43,8 +44,9 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   A workdir that holds a run is resumed from its last checkpoint, and ends with
   the same bits as if it had never stopped.
   """
-  build.validate(config)
   files.make_folder(workdir)
+  config = context.resolve(config, workdir)
+  build.validate(config)
 
   # 1. Where: devices, and the part of the batch that each takes.
   mesh = build.make_mesh(config)
@@ -65,19 +67,28 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   tx, learning_rate = run.optimiser
 
   # 4. The state: resumed > restored > initial weights > scratch.
-  checkpoints = checkpoint.Checkpoints(
-    workdir, **config.checkpoint, model=run.model_files
-  )
-  state, origin = checkpoint.initialise(
+  origin = checkpoint.origin(config, workdir)
+  if origin.kind in ("resumed", "restored"):
+    resume.check(
+      origin.source,
+      config.to_dict(),
+      run.model_files,
+      loader.num_rows,
+      refuse=origin.kind == "resumed",
+    )
+  state, said = checkpoint.initialise(
+    origin,
     config.init,
     run.open_weights,
-    checkpoints,
     run.abstract_state(),
     run.create_state,
     loader,
   )
+  checkpoints = checkpoint.Checkpoints(
+    workdir, **config.checkpoint, model=run.model_files
+  )
   first_step = int(state.step)
-  log.info("Starting at step %d: %s", first_step, origin)
+  log.info("Starting at step %d: %s", first_step, said)
   metrics.log_parameters(state.params)
   log.info("State: %s", sharding.describe(state, mesh))
 

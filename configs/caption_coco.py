@@ -24,5 +24,8 @@ def get_config():
   config.scope = "local"
   config.init.weights = "model_base_capfilt_large"
   config.optim.lr = 1e-5
+
+  config.model.variant = "base"
+  config.model.image_size = 384
   defaults.use_coco(config)
   return config

@@ -20,6 +20,7 @@ def get_config():
   config.optim.lr = 2e-6
 
   config.model.variant = "large"
+  config.model.image_size = 384
   config.model.vit_remat = "dots"
   defaults.use_coco(config)
   return config

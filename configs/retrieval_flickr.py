@@ -22,6 +22,8 @@ def get_config():
   config.retrieval.negatives = "local"
   config.optim.lr = 1e-5
 
+  config.model.variant = "base"
+  config.model.image_size = 384
   config.model.vit_remat = "dots"
   defaults.use_flickr(config)
   config.evals.val.k_test = config.evals.test.k_test = 128

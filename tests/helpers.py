@@ -182,18 +182,17 @@ class ToyRun:
     """Starts in a workdir as `config.init` says."""
     unset = {"restore": "", "weights": "", "momentum_state": False}
     unset |= {"allow_missing": (), "allow_unexpected": ()}
-    store = checkpoint.Checkpoints(workdir, every_steps=1)
-    try:
-      return checkpoint.initialise(
-        types.SimpleNamespace(**{**unset, **init}),
-        lambda path: snapshot.Arrays(snapshot.find(path)),
-        store,
-        self.abstract,
-        self.make,
-        loader or StubLoader(),
-      )
-    finally:
-      store.close()
+    config = types.SimpleNamespace(
+      job="train", init=types.SimpleNamespace(**{**unset, **init})
+    )
+    return checkpoint.initialise(
+      checkpoint.origin(config, workdir),
+      config.init,
+      lambda path: snapshot.Arrays(snapshot.find(path)),
+      self.abstract,
+      self.make,
+      loader or StubLoader(),
+    )
 
   def save(self, workdir, step, state=None, position=0):
     state = self.make() if state is None else state
@@ -227,6 +226,7 @@ def make_model(family="caption", mesh=None, **fields):
     tokens=config.SpecialTokens(**scenes_tokenizer().special_ids),
     vit=dict(depth=1),
     med=dict(depth=1),
+    dtype=fields.get("dtype", "float32"),
   )
   params = families.init(family, sizes, jax.random.key(0))
   # Sharper, so that texts of images differ.
@@ -361,6 +361,7 @@ def pair_batch(rows=4, **more):
     "input_ids": ids,
     "attention_mask": jnp.ones_like(ids),
     **more,
+  }
 
 
 # Names that are no UTF-8 text (latin-1, Shift-JIS), not one line, or as long
@@ -378,4 +379,3 @@ def write_hard_names(folder):
     Image.fromarray(pixels).save(folder / f"{name}.png")
     (folder / f"{name}.txt").write_text(f"a grey square {n}")
   return folder
-  }

@@ -15,7 +15,7 @@ import optax
 import pytest
 from PIL import Image
 
-from blip_jax import build, evaluate, recipes, train
+from blip_jax import build, context, evaluate, recipes, train
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import sharding, snapshot
 from tests import QUICK_TO_COMPILE, helpers, short_runs
@@ -114,12 +114,14 @@ def test_captioning_recipes_have_the_published_numbers():
   coco, large, nocaps = map(
     get, ("caption_coco", "caption_coco_large", "caption_nocaps")
   )
+  # Only evaluated, a model has the size that it was trained with.
+  assert coco.model.image_size == large.model.image_size == 384
+  assert nocaps.model.image_size is None
   assert (coco.batch_size, large.batch_size) == (256, 128)
   assert (coco.optim.lr, large.optim.lr) == (1e-5, 2e-6)
   for config in (coco, large, nocaps):
     assert config.task == "caption"
-    assert config.model.image_size == 384
-    assert config.caption.prompt == "a picture of "
+    assert context.complete(config).caption.prompt == "a picture of "
     assert config.caption.label_smoothing == 0.1
     assert config.data.max_length == 40 and config.data.max_words == 30
     assert config.data.min_scale == 0.5

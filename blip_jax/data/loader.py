@@ -17,7 +17,6 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
-from absl import logging
 
 from blip_jax.data import examples, order, rejects, transforms
 from blip_jax.data import sources as sources_lib
@@ -94,6 +93,7 @@ class TrainLoader(grain.DatasetIterator):
 
   Attributes:
     rows_per_epoch: over all processes; the mean, if splits rotate.
+    num_rows: of all sources.
   """
 
   def __init__(
@@ -113,7 +113,7 @@ class TrainLoader(grain.DatasetIterator):
     self._collate = collate
     self._batch_size = batch_size
     self.rows_per_epoch = sum(epoch_lengths) / len(epoch_lengths)
-    self._num_rows = sum(epoch_lengths)
+    self.num_rows = sum(epoch_lengths)
     self._bad_samples = bad_samples
     self._next_index = 0
     self._rows: grain.DatasetIterator | None = None
@@ -142,17 +142,10 @@ class TrainLoader(grain.DatasetIterator):
     return {
       "next_index": self._next_index,
       "process_count": self._process_count,
-      "num_rows": self._num_rows,
+      "num_rows": self.num_rows,
     }
 
   def set_state(self, state: dict[str, int]) -> None:
-    if state["num_rows"] != self._num_rows:
-      logging.warning(
-        "The data now has %d rows, but had %d when the checkpoint was saved; "
-        "the order of its rows has changed.",
-        self._num_rows,
-        state["num_rows"],
-      )
     self._close_rows()
     position = state["next_index"] * state["process_count"]
     self._next_index = position // self._process_count

@@ -168,6 +168,10 @@ VARIANTS = {
 }
 
 
+# What tells variants apart; the patch size is a key of its own in configs.
+_SHAPES = ("width", "depth", "num_heads", "mlp_dim")
+
+
 def variant(
   name: str,
   *,
@@ -211,6 +215,20 @@ def variant(
     dtype=dtype,
   )
   return BlipConfig(vit_config, med_config, sizes["embed_dim"])
+
+
+def variant_of(config: BlipConfig) -> str | None:
+  """Returns the name of a config's sizes, None if they have no name."""
+  for name, sizes in VARIANTS.items():
+    tower_sizes = ((config.vit, sizes["vit"]), (config.med, sizes["med"]))
+    if sizes["embed_dim"] == config.embed_dim and all(
+      getattr(tower, key) == size
+      for tower, named in tower_sizes
+      for key, size in named.items()
+      if key in _SHAPES
+    ):
+      return name
+  return None
 
 
 def _check_tower(where: str, config: ViTConfig | MedConfig) -> None:

@@ -4,7 +4,10 @@ Orbax writes `WORKDIR/checkpoints/<step>/` in the background; what is in such a
 folder, and how to read it, is in `snapshot.py`.
 """
 
+import dataclasses
+import logging
 import os
+import pathlib
 import re
 import types
 import typing
@@ -16,7 +19,9 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import sharding, snapshot, train_state
+from blip_jax.runtime import best, sharding, snapshot, train_state
+
+log = logging.getLogger(__name__)
 
 
 @typing.runtime_checkable
@@ -145,69 +150,114 @@ class Weights(Item, typing.Protocol):
   def momentum(self) -> Item | None: ...
 
 
-def initialise(
-  config: Any,
-  open_weights: Callable[[str], Weights],
-  checkpoints: Checkpoints,
-  abstract: train_state.TrainState,
-  make_state: Callable[[Any], train_state.TrainState],
-  loader: Loader,
-) -> tuple[train_state.TrainState, str]:
-  """Decides where a run starts. The first of these that applies:
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where a job takes its parameters from; see `origin`.
+
+  Attributes:
+    kind: resumed, restored, best, weights or scratch.
+    source: the folder of one step; for weights, what names them; "" for
+      scratch.
+  """
+
+  kind: str
+  source: str
+
+
+def origin(config: Any, workdir: str | os.PathLike) -> Origin:
+  """Decides where any job starts. The first of these that applies:
 
   1. RESUME. This workdir has a complete checkpoint: continue exactly there, and
      read nothing else, whatever the config names. So one command both starts a
-     run and resumes it after a preemption.
-  2. RESTORE. `config.restore` names another run (its workdir, or one of its
-     checkpoints): take its whole state, step and data position included.
-  3. INIT FROM. `config.weights` names weights: take the parameters only, at
-     step 0, with a new optimiser and a momentum encoder that starts equal to
-     them; with `config.momentum_state`, also the momentum encoder and queues of
-     the weights, where they have any. Names must agree both ways. Exceptions
-     are regular expressions that match complete paths: of
-     `config.allow_missing`, which stay fresh, and of
-     `config.allow_unexpected`, which are dropped.
+     run and resumes it after a preemption, and evaluates what it trained. A job
+     that evaluates may ask for another checkpoint of the workdir with
+     `config.evals.checkpoint`: "best", or a step.
+  2. RESTORE. `config.init.restore` names another run (its workdir, or one of
+     its checkpoints): take its whole state, step and data position included.
+  3. INIT FROM. `config.init.weights` names weights: take the parameters only,
+     at step 0, with a new optimiser and a momentum encoder that starts equal to
+     them; with `config.init.momentum_state`, also the momentum encoder and
+     queues of the weights, where they have any. Names must agree both ways.
+     Exceptions are regular expressions that match complete paths: of
+     `config.init.allow_missing`, which stay fresh, and of
+     `config.init.allow_unexpected`, which are dropped.
   4. SCRATCH.
 
   Args:
-    config: `config.init`; an empty value means unset.
-    open_weights: opens what `config.weights` names.
-    checkpoints: those of this workdir.
-    abstract: shapes and shardings of the state, from `train_state.abstract`.
+    config: of the job; an empty value in `config.init` means unset.
+    workdir: the run's folder.
+
+  Raises:
+    ValueError: the checkpoint to evaluate does not exist, or `config.init`
+      names both a run and weights.
+  """
+  if config.init.restore and config.init.weights:
+    raise ValueError(
+      "config.init.restore and config.init.weights exclude each other: the "
+      "first takes the full state of a run, the second only parameters"
+    )
+  asked = config.evals.checkpoint if config.job == "evaluate" else "latest"
+  if asked == "best":
+    return Origin("best", _kept(pathlib.Path(workdir) / best.FOLDER, asked))
+  run = pathlib.Path(workdir) / snapshot.FOLDER
+  if asked != "latest":
+    return Origin("resumed", _kept(run / asked, asked))
+  if snapshot.steps(epath.Path(run)):
+    return Origin("resumed", str(snapshot.find(workdir)))
+  if config.init.restore:
+    return Origin("restored", str(snapshot.find(config.init.restore)))
+  if config.init.weights:
+    return Origin("weights", config.init.weights)
+  return Origin("scratch", "")
+
+
+def _kept(folder: pathlib.Path, asked: str) -> str:
+  try:
+    return str(snapshot.find(folder))
+  except ValueError as error:
+    raise ValueError(f"config.evals.checkpoint={asked}: {error}") from error
+
+
+def initialise(
+  origin: Origin,
+  config: Any,
+  open_weights: Callable[[str], Weights],
+  abstract: train_state.TrainState,
+  make_state: Callable[[Any], train_state.TrainState],
+  loader: Loader | None = None,
+) -> tuple[train_state.TrainState, str]:
+  """Makes the state that a job starts with.
+
+  Args:
+    origin: from `origin`.
+    config: `config.init`.
+    open_weights: opens weights by name or path.
+    abstract: shapes and shardings of the state, from `train_state.abstract`; an
+      item that is None here is not read.
     make_state: `params | None -> state`, from `train_state.create`.
-    loader: set to the saved position in 1 and 2.
+    loader: set to the saved position of a run, if given.
 
   Returns:
     The state, and its origin in words, for the log.
 
   Raises:
-    ValueError: a source is not a checkpoint, is damaged, or does not fit.
+    ValueError: the source is no checkpoint, is damaged, or does not fit.
   """
-  if config.restore and config.weights:
-    raise ValueError(
-      "config.init.restore and config.init.weights exclude each other: the "
-      "first takes the full state of a run, the second only parameters"
-    )
-  if checkpoints.latest is not None:
-    state = load_state(checkpoints.latest, abstract, loader)
-    return state, f"resumed {checkpoints.latest}"
-  if config.restore:
-    folder = snapshot.find(config.restore)
-    return load_state(folder, abstract, loader), f"restored {folder}"
-  if config.weights:
-    try:
-      weights = open_weights(config.weights)
-    except ValueError as error:
-      raise ValueError(f"config.init.weights: {error}") from error
-    params, report = load_weights(config, weights, abstract, make_state)
-    state = make_state(params)
-    if (
-      config.momentum_state and state.momentum is not None and weights.momentum
-    ):
-      momentum = load_momentum(weights.momentum, abstract, state)
-      state = state.replace(momentum=momentum)
-    return state, f"weights of {weights}\n{report}".rstrip()
-  return make_state(None), "from scratch"
+  if origin.kind in ("resumed", "restored"):
+    state = load_state(epath.Path(origin.source), abstract, loader)
+    return state, f"{origin.kind} {origin.source}"
+  if origin.kind == "scratch":
+    return make_state(None), "from scratch"
+  try:
+    weights = open_weights(origin.source)
+  except ValueError as error:
+    raise ValueError(f"config.init.weights: {error}") from error
+  params, report = load_weights(config, weights, abstract, make_state)
+  state = make_state(params)
+  if config.momentum_state and state.momentum is not None and weights.momentum:
+    momentum = load_momentum(weights.momentum, abstract, state)
+    state = state.replace(momentum=momentum)
+  return state, f"weights of {weights}\n{report}".rstrip()
 
 
 def load_state(
@@ -244,15 +294,27 @@ def load_state(
 
 
 def _load_position(folder: epath.Path) -> dict[str, Any]:
-  data = snapshot.JsonItem(snapshot.process_file())
-  if not (folder / "data" / data.filename).exists():
-    found = sorted(p.name for p in (folder / "data").glob("process_*"))
-    raise ValueError(
-      f"{folder}/data has no {data.filename} but {found}: a run resumes only "
-      f"on as many processes as saved it. To start a new run from its "
-      f"parameters, use another --workdir and config.init.weights"
-    )
-  return snapshot.load(folder, "data", data).value
+  """The position of this process in its data.
+
+  With another number of processes than saved the checkpoint, the position is
+  the earliest of theirs: they differ by the rows that could not be used.
+  """
+  own = snapshot.JsonItem(snapshot.process_file())
+  if (folder / "data" / own.filename).exists():
+    return snapshot.load(folder, "data", own).value
+  files = sorted(path.name for path in (folder / "data").glob("process_*"))
+  if not files:
+    raise ValueError(f"{folder}/data holds no position of any process")
+  positions = [
+    snapshot.load(folder, "data", snapshot.JsonItem(name)).value
+    for name in files
+  ]
+  log.info(
+    "Saved by %d processes, resumed by %d: some rows may be read again",
+    len(files),
+    jax.process_count(),
+  )
+  return min(positions, key=lambda position: position["next_index"])
 
 
 def _check_same(folder: epath.Path, name: str, tree: Any) -> None:
@@ -295,8 +357,8 @@ def load_weights(
   )
   if refused:
     raise ValueError(
-      f"the parameters of config.init.weights={config.weights} do not fit ( - "
-      "this model needs it, + only the checkpoint has it):\n"
+      f"the parameters of {weights} do not fit ( - this model needs it, + only "
+      "the checkpoint has it):\n"
       f"{snapshot.first_lines(refused)}\n"
       f"If that is intended, name them with config.init.allow_missing ( - ) or "
       f"config.init.allow_unexpected ( + )"

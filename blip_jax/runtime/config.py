@@ -4,6 +4,7 @@ Keys and their defaults are in `blip_jax.defaults`, and in the file of each task
 (`blip_jax/tasks`).
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 else:
   Config = ConfigDict
+
+log = logging.getLogger(__name__)
 
 SCOPES = ("global", "local")
 
@@ -62,6 +65,12 @@ def validate(config: Config) -> None:
     "evals.batch_size",
     "data.max_words",
   )
+  asked = config.evals.checkpoint
+  if asked not in ("latest", "best") and not asked.isdecimal():
+    raise ValueError(
+      "config.evals.checkpoint: expected latest, best or the number of a step, "
+      f"found {asked!r}"
+    )
   known = sorted(
     k for k, v in config.evals.items() if isinstance(v, ConfigDict)
   )
@@ -84,7 +93,7 @@ def with_steps(config: Config, rows_per_epoch: float) -> Config:
   """Returns the config with the numbers of steps that it left to the data.
 
   As in the original, the last rows of an epoch are left out if they do not
-  fill a batch.
+  fill a batch.  A run that is shorter than its warm-up gets a shorter one.
 
   Raises:
     ValueError: there is neither a number of steps nor one of epochs.
@@ -100,7 +109,24 @@ def with_steps(config: Config, rows_per_epoch: float) -> Config:
       f"config.num_steps: expected at least 1, found {config.num_steps}, and "
       f"config.num_epochs is {config.num_epochs}; set one of them"
     )
+  _shorten_warmup(config)
   return config
+
+
+def _shorten_warmup(config: Config) -> None:
+  """Leaves a run that is shorter than its warm-up a tenth for it."""
+  steps = config.num_steps // 10
+  if config.optim.schedule == "cosine_epoch":  # has no warm-up
+    return
+  if config.optim.warmup_steps >= config.num_steps:
+    log.warning(
+      "config.optim.warmup_steps: %d instead of %d, because the run has only "
+      "%d steps",
+      steps,
+      config.optim.warmup_steps,
+      config.num_steps,
+    )
+    config.optim.warmup_steps = steps
 
 
 def splits(config: Config) -> dict[str, Config]:

@@ -59,6 +59,7 @@ def check(
   folder: str | os.PathLike,
   config: Mapping[str, Any],
   model_files: Mapping[str, str],
+  num_rows: int,
   refuse: bool = True,
 ) -> None:
   """Compares the config of a checkpoint with the one that resumes it.
@@ -70,6 +71,7 @@ def check(
     folder: of the checkpoint.
     config: values that JSON can express.
     model_files: companion files of the parameters, name -> text.
+    num_rows: of the training data.
     refuse: whether other changes are errors; if not, they are logged too.
 
   Raises:
@@ -91,6 +93,11 @@ def check(
       (model / name).read_text() != model_files[name]
     ):
       changed[name] = f"  the vocabulary: {name} differs"
+  rows_then = _num_rows(folder)
+  if rows_then not in (None, num_rows):
+    changed["num_rows"] = (
+      f"  rows of the training data: {rows_then} then, {num_rows} now"
+    )
   refused = [key for key in changed if not _may_change(key)]
   if refused and refuse:
     lines = "\n".join(changed[key] for key in refused)
@@ -104,6 +111,13 @@ def check(
     log.info(
       "Changed since %s was saved:\n%s", folder, "\n".join(changed.values())
     )
+
+
+def _num_rows(folder: str | os.PathLike) -> int | None:
+  """The number of rows that a run was trained on."""
+  for path in (snapshot.find(folder) / "data").glob("process_*"):
+    return json.loads(path.read_text()).get("num_rows")
+  return None
 
 
 def _may_change(key: str) -> bool:

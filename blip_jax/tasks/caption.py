@@ -11,10 +11,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
+from ml_collections import config_dict
 
 from blip_jax import defaults as default_keys
 from blip_jax.data import examples, tokenizer
-from blip_jax.models import blip, card, decoding, families, generation
+from blip_jax.models import blip, decoding, families, generation
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base, losses
@@ -27,7 +28,9 @@ def defaults() -> Config:
   config = default_keys.fine_tuning("caption")
   config.num_epochs = 5.0
   config.caption = dict(
-    prompt=card.PROMPT,  # prefix of every caption; not in the loss
+    # Prefix of every caption; not in the loss. Unset: that of the run to start
+    # from, else "a picture of ".
+    prompt=config_dict.placeholder(str),
     label_smoothing=0.1,
   )
   # For evaluation; fields of `models.decoding.Decoding`.

@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from blip_jax.data import randaugment, transforms
+from blip_jax.inference import images
 from blip_jax.tasks import base
 
 MAX_PIXELS = 10_000_000
@@ -131,6 +132,108 @@ def test_an_animation_gives_its_first_frame(format):
   )
   result = transforms.decode(raw, MAX_PIXELS)
   assert result.shape == (6, 8, 3) and (result == [255, 0, 0]).all()
+
+
+def every_mode(photo):
+  """Name -> an image, a lossless format for it, and options of that format."""
+  image = PIL.Image.fromarray(photo)
+  deep = (photo[..., 0].astype(np.uint16) << 8) + 77
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  alpha = image.convert("RGBA")
+  alpha.putalpha(PIL.Image.fromarray(photo[..., 1]))
+  return {
+    **{m: (image.convert(m), "PNG", {}) for m in ("1", "L", "LA", "P", "RGB")},
+    "RGBA": (alpha, "PNG", {}),
+    "palette with transparency": (
+      *(image.quantize(16), "PNG"),
+      {"transparency": bytes(range(256))},
+    ),
+    "grey with transparency": (image.convert("L"), "PNG", {"transparency": 7}),
+    "CMYK": (image.convert("CMYK"), "TIFF", {}),
+    "LAB": (PIL.Image.merge("LAB", image.split()), "TIFF", {}),
+    "rotated by EXIF": (image, "PNG", {"exif": exif}),
+    "I;16": (PIL.Image.fromarray(deep), "PNG", {}),
+    "I;16B": (PIL.Image.fromarray(deep.astype(">u2")), "TIFF", {}),
+    "I": (PIL.Image.fromarray(deep.astype(np.int32)), "TIFF", {}),
+    "F": (PIL.Image.fromarray(photo[..., 0].astype(np.float32)), "TIFF", {}),
+  }
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("1", "L", "LA", "P", "RGB", "RGBA", "palette with transparency"),
+    *("grey with transparency", "CMYK", "LAB", "rotated by EXIF"),
+    *("I;16", "I;16B", "I", "F"),
+  ],
+)
+def test_every_way_in_gives_equal_pixels(name, photo, tmp_path):
+  image, format, options = every_mode(photo)[name]
+  path = tmp_path / "image"
+  image.save(path, format, **options)
+  expected = transforms.decode(path, MAX_PIXELS)
+  grey = photo[..., :1].repeat(3, -1)
+  if name in ("I;16", "I;16B", "I", "F"):
+    np.testing.assert_array_equal(expected, grey)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    with PIL.Image.open(path) as opened:
+      info = dict(opened.info)
+      ways = {
+        "bytes": path.read_bytes(),
+        "opened by PIL": opened,
+        "in memory": image,
+      }
+      if image.mode in ("L", "RGB", "RGBA"):
+        ways["array"] = np.asarray(image)
+      for way, given in ways.items():
+        pixels = transforms.decode(given, MAX_PIXELS)
+        np.testing.assert_array_equal(pixels, expected, way)
+        pixels = images.open_image(given)
+        np.testing.assert_array_equal(pixels, expected, way)
+      assert opened.info == info, "the user's image does not change"
+
+
+def test_pil_images_are_checked_as_files_are(noise, tmp_path):
+  assert bad(PIL.Image.fromarray(noise), 100).reason == "too_large"
+  truncated = io.BytesIO(encode(noise, "PNG")[:-2000])
+  assert bad(PIL.Image.open(truncated)).reason == "truncated"
+  path = tmp_path / "a.png"
+  path.write_bytes(encode(noise, "PNG"))
+  with PIL.Image.open(path) as image:
+    pass
+  assert bad(image).reason == "corrupt"  # closed before it was read
+  assert bad(PIL.Image.new("RGB", (0, 4))).reason == "empty"
+
+
+@pytest.mark.parametrize(
+  "pixels",
+  [
+    np.array([[0, 70_000]], np.int32),
+    np.array([[-5, 60_000]], np.int32),
+    np.array([[0.0, 0.5, 1.0]], np.float32),
+    np.array([[0.0, 300.0]], np.float32),
+    np.array([[-20.0, 100.0]], np.float32),
+    np.array([[np.nan, 100.0]], np.float32),
+    np.array([[np.inf, 100.0]], np.float32),
+  ],
+)
+def test_numbers_of_an_unknown_range_are_refused(pixels):
+  """They would become black or white."""
+  image = PIL.Image.fromarray(pixels)
+  for given in (image, encode(image, "TIFF")):
+    error = bad(given)
+    assert error.reason == "unknown_range"
+    assert "0 to 255" in error.detail or "0 to 65535" in error.detail
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.float32, bool])
+def test_arrays_of_other_types_are_refused_with_what_helps(dtype):
+  error = bad(np.ones((4, 4, 3), dtype))
+  assert error.reason == "bad_array"
+  assert "uint8" in error.detail and "0 to 255" in error.detail
+  assert np.dtype(dtype).name in error.detail
 
 
 def test_exif_orientation_is_ignored_as_in_the_original(photo):

@@ -60,7 +60,7 @@ class BadSample(Exception):
   Attributes:
     reason: a short code, by which samples are counted. Images: missing,
       unreadable, empty, not_an_image, too_large, truncated, corrupt,
-      bad_array. Texts: invalid_utf8, empty_caption, too_long.
+      bad_array, unknown_range. Texts: invalid_utf8, empty_caption, too_long.
     detail: what exactly is wrong, for the report, in one line.
   """
 
@@ -77,17 +77,19 @@ class BadSample(Exception):
 
 
 def decode(
-  image: bytes | str | os.PathLike | np.ndarray, max_pixels: int
+  image: bytes | str | os.PathLike | np.ndarray | PIL.Image.Image,
+  max_pixels: int,
 ) -> Image:
   """Returns an image as RGB, uint8 [H, W, 3].
 
-  As in the original, transparency is dropped, an animation gives its first
-  frame, and the EXIF orientation is ignored. 16-bit grey keeps its upper 8
-  bits, as 16-bit colour does; the original clips it at 255.
+  An image has the same pixels however it is given. As in the original,
+  transparency is dropped, an animation gives its first frame, and the EXIF
+  orientation is ignored. 16-bit grey keeps its upper 8 bits, as 16-bit colour
+  does; the original clips it at 255. Floats are values from 0 to 255.
 
   Args:
-    image: the encoded bytes, the path of a file, or uint8 pixels [H, W],
-      [H, W, 1], [H, W, 3] or [H, W, 4].
+    image: the encoded bytes, the path of a file, a PIL image, or uint8 pixels
+      [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
     max_pixels: larger images are refused. The header is checked before any
       pixel is decoded: a file of some hundred bytes may claim gigabytes.
 
@@ -95,7 +97,9 @@ def decode(
     BadSample: the image cannot be used.
   """
   if isinstance(image, np.ndarray):
-    return _to_rgb(_from_array(image), max_pixels)
+    image = _from_array(image)
+  if isinstance(image, PIL.Image.Image):
+    return _converted(image, max_pixels)
   name = "bytes" if isinstance(image, bytes) else os.fspath(image)
   try:
     stream = _open(image)
@@ -118,20 +122,33 @@ def _read(stream: io.BytesIO | BinaryIO, max_pixels: int) -> Image:
     if not stream.read(1):
       raise BadSample("empty", "zero bytes")
     stream.seek(0)
-    return _to_rgb(PIL.Image.open(stream, formats=_FORMATS), max_pixels)
+    opened = PIL.Image.open(stream, formats=_FORMATS)
   except BadSample:
     raise
   except PIL.UnidentifiedImageError as error:
     stream.seek(0)
     detail = f"begins with {stream.read(16)!r}"
     raise BadSample("not_an_image", detail) from error
-  except PIL.Image.DecompressionBombError as error:
-    raise BadSample("too_large", str(error)) from error
-  # PIL's readers raise almost any exception on damaged files.
   except Exception as error:
-    reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
-    detail = f"{type(error).__name__}: {error}"
-    raise BadSample(reason, detail) from error
+    raise _damaged(error) from error
+  return _converted(opened, max_pixels)
+
+
+def _converted(image: PIL.Image.Image, max_pixels: int) -> Image:
+  try:
+    return _to_rgb(image, max_pixels)
+  except BadSample:
+    raise
+  except Exception as error:
+    raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> BadSample:
+  """PIL's readers raise almost any exception on damaged files."""
+  if isinstance(error, PIL.Image.DecompressionBombError):
+    return BadSample("too_large", str(error))
+  reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
+  return BadSample(reason, f"{type(error).__name__}: {error}")
 
 
 def _from_array(image: np.ndarray) -> PIL.Image.Image:
@@ -139,7 +156,12 @@ def _from_array(image: np.ndarray) -> PIL.Image.Image:
   if image.dtype != np.uint8 or not (
     grey or (image.ndim == 3 and image.shape[2] in (3, 4))
   ):
-    detail = f"expected uint8 [H, W, 3], found {image.dtype} {image.shape}"
+    detail = (
+      "expected uint8 pixels from 0 to 255, [H, W], [H, W, 1], [H, W, 3] or "
+      f"[H, W, 4], found {image.dtype} {image.shape}; convert them first: "
+      "(255 * x).round().astype('uint8') of floats from 0 to 1, or "
+      "(x >> 8).astype('uint8') of 16 bits"
+    )
     raise BadSample("bad_array", detail)
   if image.size == 0:
     raise BadSample("empty", f"an array of shape {image.shape}")
@@ -151,12 +173,34 @@ def _to_rgb(image: PIL.Image.Image, max_pixels: int) -> Image:
   if width * height > max_pixels:
     detail = f"{width} x {height} pixels; at most {max_pixels} are allowed"
     raise BadSample("too_large", detail)
+  if not width * height:
+    raise BadSample("empty", f"{width} x {height} pixels")
   if image.mode in _DEEP_GREY:
-    deep = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
+    deep = np.asarray(image)
+    _check_range(deep, 0, 0xFFFF)
     image = PIL.Image.fromarray((deep >> 8).astype(np.uint8))
-  # It does not change the colours, but PIL would warn about each such palette.
-  image.info.pop("transparency", None)
+  if image.mode == "F":
+    # Bicubic filters overshoot a little.
+    _check_range(np.asarray(image), -1, 256)
+  if "transparency" in image.info:
+    # It does not change the colours, but PIL would warn about each such
+    # palette. The image may be the user's.
+    image = image.copy()
+    image.info.pop("transparency", None)
   return np.array(image.convert("RGB"))
+
+
+def _check_range(pixels: np.ndarray, low: int, high: int) -> None:
+  """Refuses numbers that may mean anything: they would turn black or white."""
+  least, most = pixels.min(), pixels.max()
+  is_unit = pixels.dtype.kind == "f" and 0 < most <= 1
+  if not (low <= least and most <= high) or is_unit:  # also NaN
+    expected = "0 to 255" if pixels.dtype.kind == "f" else "0 to 65535"
+    raise BadSample(
+      "unknown_range",
+      f"expected {pixels.dtype} pixels from {expected}, found {least} to "
+      f"{most}; save the image with 8 bits",
+    )
 
 
 def resized_crop(

@@ -112,8 +112,6 @@ def open_image(image: Image, urls: bool = False) -> transforms.Image:
     transforms.BadSample: it cannot be read.
     ValueError: it is a URL, and `urls` is not set.
   """
-  if isinstance(image, PIL.Image.Image):
-    image = np.asarray(image.convert("RGB"))
   if isinstance(image, str) and image.startswith(("http://", "https://")):
     if not urls:
       raise ValueError(

@@ -3,6 +3,8 @@
 import io
 import logging
 import os
+import pathlib
+import re
 
 import pytest
 
@@ -153,3 +155,32 @@ def test_only_the_first_process_shows_progress(monkeypatch):
     progress.say("Compiling ...")
     progress.close()
     assert not stream.getvalue()
+
+
+def test_a_bar_of_a_job_is_lines_off_a_terminal(capsys):
+  with progress_lib.bar(total=400, unit="img") as bar:
+    for _ in range(400):
+      bar.update()
+  _, text = capsys.readouterr()
+  assert "\r" not in text and "\n\n" not in text
+  assert [line[:4] for line in text.splitlines()] == ["0%| ", "100%"]
+  assert "400/400" in text and text.endswith("\n")
+
+
+def test_a_bar_of_a_job_is_redrawn_on_a_terminal(monkeypatch):
+  stream = Terminal()
+  monkeypatch.setattr(progress_lib.sys, "stderr", stream)
+  assert list(progress_lib.bar([1, 2], unit="img")) == [1, 2]
+  assert "\r" in stream.getvalue()
+  assert "2/2" in stream.screen[0]
+
+
+def test_every_bar_of_the_package_is_of_this_kind():
+  package = pathlib.Path(progress_lib.__file__).parent.parent
+  drawn = {
+    path.relative_to(package).as_posix()
+    for path in package.rglob("*.py")
+    if re.search(r"tqdm\.tqdm\((?!\))", path.read_text())
+  }
+  # The download of weights is shown on terminals only.
+  assert drawn == {"convert/hub.py", "runtime/progress.py"}

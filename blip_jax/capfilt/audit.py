@@ -7,12 +7,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tqdm
-
 from blip_jax.capfilt import job, rows
 from blip_jax.capfilt.ledger import Ledger
 from blip_jax.capfilt.work_units import WorkUnit
-from blip_jax.runtime import files
+from blip_jax.runtime import files, progress
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -67,7 +65,7 @@ def verify(config: Config, workdir: str) -> dict[str, int]:
   work_units = job.find_work_units(ledger.settings)
   problems, key_counts = [], collections.Counter()
   to_delete = []  # done-files that the job itself would trust
-  for work_unit in tqdm.tqdm(work_units, unit="work unit"):
+  for work_unit in progress.bar(work_units, unit="work unit"):
     done = ledger.done(work_unit)
     found = ["not done, or its input, rows or settings have changed since"]
     if done is not None:

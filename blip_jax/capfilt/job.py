@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import tqdm
 
 import blip_jax
 from blip_jax.capfilt import label, rows
@@ -18,6 +17,7 @@ from blip_jax.capfilt import ledger as ledger_lib
 from blip_jax.capfilt import work_units as work_units_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, sharding, snapshot
+from blip_jax.runtime import progress as progress_lib
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class Progress:
   """
 
   def __init__(self, num_work_units: int, folder: pathlib.Path):
-    self._bar = tqdm.tqdm(
+    self._bar = progress_lib.bar(
       total=num_work_units,
       unit="work unit",
       bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total} work units, "

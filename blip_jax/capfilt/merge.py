@@ -11,13 +11,11 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import tqdm
-
 from blip_jax.capfilt import job, pair_files, rows, rules
 from blip_jax.capfilt.ledger import Ledger
 from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.data import datasets, sources, transforms
-from blip_jax.runtime import files
+from blip_jax.runtime import files, progress
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -74,7 +72,7 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
 
     labelled = itertools.chain.from_iterable(
       _kept_pairs(ledger, work_unit, selection, stats)
-      for ledger, work_unit in tqdm.tqdm(done, unit="work unit")
+      for ledger, work_unit in progress.bar(done, unit="work unit")
     )
     human = _human_pairs(config.merge.human, config.image_root, stats)
     for row, read_image in itertools.chain(labelled, human):

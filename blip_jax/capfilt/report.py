@@ -4,11 +4,9 @@ import json
 import logging
 import pathlib
 
-import tqdm
-
 from blip_jax.capfilt import findings, html, job, merge, rows, rules
 from blip_jax.capfilt.ledger import Ledger
-from blip_jax.runtime import files
+from blip_jax.runtime import files, progress
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -46,7 +44,7 @@ def report(config: Config, workdir: str) -> dict[str, int]:
   selection = rules.Selection(active_rules)
   found = findings.Findings(active_rules.threshold)
   for number, (work_unit, done) in enumerate(
-    tqdm.tqdm(done_files.items(), unit="work unit")
+    progress.bar(done_files.items(), unit="work unit")
   ):
     text_rows = rows.read(ledger.rows_path(work_unit))
     found.add(number, text_rows, selection.reasons(text_rows), done)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int
 
@@ -17,7 +16,7 @@ from blip_jax.data import examples, sources
 from blip_jax.evaluators import base
 from blip_jax.evaluators.scores import recall
 from blip_jax.inference import scoring
-from blip_jax.runtime import train_state
+from blip_jax.runtime import progress, train_state
 from blip_jax.tasks import base as tasks
 
 # The score that the original gives to candidates that are not re-ranked.
@@ -173,7 +172,7 @@ class Ranking:
     # Images with similar numbers of candidates share a block, so that few have
     # to wait for the others.
     order = np.argsort(-pairs.sum(axis=1), kind="stable")
-    bar = tqdm.tqdm(
+    bar = progress.bar(
       total=int(pairs.sum()), unit="pair", disable=jax.process_index() > 0
     )
     with bar:

@@ -14,14 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from blip_jax.data import datasets, examples, loader, rejects, sources
 from blip_jax.inference import captioning
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import files, resumable, sharding, snapshot
+from blip_jax.runtime import files, progress, resumable, sharding, snapshot
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
     process_count=jax.process_count(),
     bad_samples=(bad := rejects.Reasons()),
   )
-  bar = tqdm.tqdm(
+  bar = progress.bar(
     total=len(source),
     initial=len(source) - len(todo),
     unit="img",

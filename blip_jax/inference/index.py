@@ -14,12 +14,11 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 from jaxtyping import Float, Int
 
 from blip_jax.data import examples, loader, rejects, sources
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import files, resumable, sharding, snapshot
+from blip_jax.runtime import files, progress, resumable, sharding, snapshot
 
 # Images per part. A job that is stopped loses the part that it was working on.
 PART = 4096
@@ -149,7 +148,7 @@ def build(
   starts = range(0, len(source), PART)
   missing = [s for s in starts if not files.exists(_part(folder, s))]
   done = sum(min(PART, len(source) - s) for s in starts if s not in missing)
-  with tqdm.tqdm(
+  with progress.bar(
     total=len(source), initial=done, unit="img", disable=not missing
   ) as bar:
     for start in missing:

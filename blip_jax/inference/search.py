@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from jaxtyping import Float, Int
 
 from blip_jax.data import datasets, folders
 from blip_jax.inference import images
 from blip_jax.inference import index as index_lib
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import contact_sheet, files, sharding
+from blip_jax.runtime import contact_sheet, files, progress, sharding
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -183,7 +182,7 @@ def _rerank(
       "itm_prob": float(prob),
       "rank_score": float(score),
     }
-    for row, match in zip(tqdm.tqdm(rows, unit="img"), matches, strict=True)
+    for row, match in zip(progress.bar(rows, unit="img"), matches, strict=True)
     for position, prob, score in zip(
       candidates[row], match.itm_prob, match.rank_score, strict=True
     )

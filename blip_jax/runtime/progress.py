@@ -97,6 +97,35 @@ class Progress:
       self._drawn = text
 
 
+def bar(*args: Any, **kwargs: Any) -> tqdm.tqdm:
+  """A bar of tqdm on stderr; where it cannot be redrawn, a line now and then.
+
+  Args:
+    *args: as of `tqdm.tqdm`.
+    **kwargs: as of `tqdm.tqdm`.
+  """
+  if not sys.stderr.isatty():
+    kwargs |= {"file": _Lines(sys.stderr), "mininterval": _SECONDS_PER_LINE}
+  return tqdm.tqdm(*args, **kwargs)
+
+
+_SECONDS_PER_LINE = 10.0
+
+
+class _Lines:
+  """A stream for tqdm, whose every drawing becomes a line."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def write(self, text: str) -> None:
+    if text.strip():
+      print(text.strip(), file=self._stream)
+
+  def flush(self) -> None:
+    self._stream.flush()
+
+
 def _parts(
   step: int, num_steps: int, metrics: Mapping[str, float]
 ) -> list[str]:

@@ -241,6 +241,62 @@ def test_further_columns_can_be_kept(table):
     table(content, keep=("answer", "title"))
 
 
+def test_a_table_without_a_header_has_columns_by_option(table):
+  content = 'a dog\thttp://h/a.jpg\t7\n"two\ndogs"\thttp://h/b.jpg\t8\n'
+  columns = "caption, url,image_id"
+  source = table(content, "cc3m.tsv", columns=columns)
+  source = pickle.loads(pickle.dumps(source))
+  assert list(source) == [
+    {"image": "h/a.jpg", "caption": "a dog", "image_id": 7, "id": "cc3m.tsv:0"},
+    {
+      "image": "h/b.jpg",
+      "caption": "two\ndogs",
+      "image_id": 8,
+      "id": "cc3m.tsv:1",
+    },
+  ]
+  source = table("odd row\n" + content, "cc3m.tsv", columns=columns)
+  with pytest.raises(sources.BadRow, match=r"row 0 .*expected 3 fields"):
+    source[0]
+  assert len(source) == 3 and source[2]["caption"] == "two\ndogs"
+  content = "a;b.jpg;c\n"
+  options = {"columns": ",photo,title", "delimiter": ";", "image": "photo"}
+  (record,) = table(content, caption="title", **options)
+  assert (record["image"], record["caption"]) == ("b.jpg", "c")
+
+
+@pytest.mark.parametrize(
+  "columns, message",
+  [
+    ("caption,photo", r"\?columns: expected a path under .*'photo'\]"),
+    (
+      "caption,url,size",
+      r"rows 0 to 1: none of these .*expected 3 fields",
+    ),
+    ("url", r"\?columns: expected several columns with ','"),
+  ],
+)
+def test_columns_that_do_not_fit_are_refused(table, columns, message):
+  with pytest.raises(ValueError, match=message) as error:
+    table("a dog,a.jpg\na cat,b.jpg\n", columns=columns)
+  assert "a.csv" in str(error.value)
+
+
+@pytest.mark.parametrize("twice", ["image", "caption", "image_id", "size"])
+def test_a_column_that_is_needed_occurs_once(table, twice):
+  content = f"image,caption,image_id,size,x,x,{twice}\na.jpg,b,3,4,5,6,7\n"
+  with pytest.raises(ValueError, match=rf"more under \['{twice}'\]"):
+    table(content, keep=("size",))
+
+
+def test_indices_with_and_without_a_header_differ(table, monkeypatch):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  content = "image,caption\na.jpg,one\nb.jpg,two\n"
+  for _ in range(2):
+    assert len(table(content)) == 2
+    assert len(table(content, columns="image,caption")) == 3
+
+
 @pytest.mark.parametrize(
   "content, message",
   [
@@ -249,7 +305,7 @@ def test_further_columns_can_be_kept(table):
     ("image,caption\n", "no rows after the header"),
     ("image,title\na,b\n", r"text under 'caption' .*'title'\].*\?caption="),
     ("photo,caption\na,b\n", r"a path under 'image' .*'photo',.*\?image="),
-    ("a.jpg,one\nb.jpg,two\n", r"a path under 'image' .*\['a.jpg', 'one'\]"),
+    ("a.jpg,one\nb.jpg,two\n", r"'image' .*\['a.jpg', 'one'\].*\?columns="),
     ("image;caption\na;b\n", r"found \['image;caption'\]. \?delimiter="),
     ("image,caption\na,b\n".encode("utf-16"), "header line in UTF-8 .*xff"),
   ],

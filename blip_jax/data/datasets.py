@@ -12,20 +12,27 @@ from typing import Any
 from blip_jax.data import (
   annotations,
   folders,
+  json_datasets,
+  json_index,
   scenes,
   schema,
   shards,
   sources,
   tables,
   tfds,
+  token_file,
 )
 from blip_jax.runtime import files
 
 UNDERSTOOD = """
   path/annotations.json    a list of {image | url, caption, image_id?}
   path/annotations.jsonl   the same, one object per line
+  path/captions_val.json   COCO's official file: {images, annotations}
+  path/dataset_coco.json   Karpathy's whole file; ?split=train,restval
+  path/results.token       Flickr8k's and Flickr30k's captions
   path/table.csv           the same, after a header line; .tsv has tabs;
-                           ?delimiter=CHARACTER
+                           ?delimiter=CHARACTER, and ?columns=caption,url for
+                           a table without a header line
   path/*.parquet           the same; an image may be a path, a URL or bytes
   path/folder              images with captions next to them (a.jpg, a.txt),
                            or in the folder's metadata.csv or metadata.jsonl
@@ -152,7 +159,13 @@ def _open_rows(
     "image_root": image_root,
     "with_captions": with_captions,
   }
+  if path.lower().endswith((".token", ".token.txt")):
+    given |= _options(query, token_file.TokenFile, keep)
+    return token_file.TokenFile(path, **given)
   match os.path.splitext(path)[1].lower():
+    case ".json" if files.is_file(path) and json_index.is_object(path):
+      given |= _options(query, json_datasets.JsonDataset, keep)
+      return json_datasets.JsonDataset(path, **given)
     case ".json" | ".jsonl":
       given |= _options(query, annotations.Annotations, keep)
       return annotations.Annotations(path, **given)

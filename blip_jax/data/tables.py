@@ -30,7 +30,7 @@ _LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)
 
 
 class Csv:
-  """Rows of a CSV or TSV file whose first line names the columns.
+  """Rows of a CSV or TSV file.
 
   Several captions in one field are a JSON list of texts. A field that contains
   a delimiter, a quote or a line end is quoted, and quotes in it are doubled.
@@ -39,6 +39,8 @@ class Csv:
 
   Args:
     delimiter: separates fields; None: a tab in .tsv, else a comma.
+    columns: names of the columns, joined by commas, of a file without a header
+      line: "caption,url". None: the first line names them.
 
   Raises:
     ValueError: on opening, if a column is missing or there are no rows.
@@ -54,6 +56,7 @@ class Csv:
     caption: str | None = None,
     keep: tuple[str, ...] = (),
     delimiter: str | None = None,
+    columns: str | None = None,
   ):
     self.path = sources.annotation_file(path)
     is_tsv = self.path.lower().endswith(".tsv")
@@ -66,12 +69,18 @@ class Csv:
     self._columns = schema.Columns(
       os.fspath(image_root), with_captions, image, caption, keep
     )
-    self._header = _header(self.path, self._delimiter)
-    self._check_header()
-    # Rows depend on the delimiter, and so does the name of their index.
+    self._num_header_lines = 0 if columns else 1
+    self._header = (
+      [name.strip() for name in columns.split(",")]
+      if columns
+      else _header(self.path, self._delimiter)
+    )
+    self._check_header("?columns" if columns else "header")
+    # Rows depend on these, and so does the name of their index.
+    kind = f"rows{ord(self._delimiter)}"
     index, _ = offsets.cached(
       self.path,
-      f"rows{ord(self._delimiter)}",
+      f"{kind}x{len(self._header)}" if columns else kind,
       functools.partial(
         _rows, delimiter=self._delimiter, num_fields=len(self._header)
       ),
@@ -79,36 +88,61 @@ class Csv:
     self._rows = offsets.Mapped(index)
     if not len(self):
       raise ValueError(f"{self.path}: there are no rows after the header.")
+    if columns:
+      schema.search(self._columns.check, self._columns_of, len(self), self.path)
 
-  def _check_header(self) -> None:
-    if len(self._header) == 1 and self._columns.with_captions:
+  def _check_header(self, where: str) -> None:
+    where = f"{self.path}: {where}"
+    header, columns = self._header, self._columns
+    if len(header) == 1 and columns.with_captions:
       raise ValueError(
-        f"{self.path}: expected a header of several columns with "
-        f"{self._delimiter!r} between them, found {self._header}. "
-        "?delimiter=CHARACTER after the file's name sets another one."
+        f"{where}: expected several columns with {self._delimiter!r} between "
+        f"them, found {header}. ?delimiter=CHARACTER after the file's name "
+        "sets another one."
       )
-    where = f"{self.path}: header"
-    self._columns.check(self._header, where)
-    self._image = self._columns.image_key(self._header, where)
-    self._image_id = self._columns.image_id_key(self._header)
+    try:
+      columns.check(header, where)
+    except ValueError as error:
+      raise ValueError(
+        f"{error} ?columns=NAME,NAME names those of a table without a header "
+        "line."
+      ) from None
+    self._image = columns.image_key(header, where)
+    self._image_id = columns.image_id_key(header)
     self._caption = None
-    if self._columns.with_captions:
-      self._caption = self._columns.caption_key(self._header, where)
+    if columns.with_captions:
+      self._caption = columns.caption_key(header, where)
+    needed = (self._image, self._caption, self._image_id, *columns.keep)
+    twice = [name for name in needed if name and header.count(name) > 1]
+    if twice:
+      raise ValueError(
+        f"{where}: expected one column of each name, found more under {twice}: "
+        f"{header}."
+      )
+
+  def _columns_of(self, index: int) -> list[str]:
+    self._row(index, "")
+    return self._header
 
   def __len__(self) -> int:
-    return len(self._rows.array) - 2  # the header, and the end
+    return len(self._rows.array) - 1 - self._num_header_lines
 
   def __getitem__(self, index: int) -> sources.Record:
     index = range(len(self))[index]
-    start, end = (int(n) for n in self._rows.array[index + 1 : index + 3])
     id = f"{files.printable(os.path.basename(self.path))}:{index}"
+    row, where = self._row(index, id)
+    return self._columns.record(row, id, where)
+
+  def _row(self, index: int, id: str) -> tuple[dict[str, Any], str]:
+    """Returns the columns of a row, and where it is."""
+    first = index + self._num_header_lines
+    start, end = (int(n) for n in self._rows.array[first : first + 2])
     where = f"{self.path}: row {index} (byte {start})"
     raw = files.read_range(self.path, start, end - start)
     try:
-      row = self._parse(raw)
+      return self._parse(raw), where
     except ValueError as error:
       raise sources.BadRow(id, "broken_row", f"{where}: {error}") from error
-    return self._columns.record(row, id, where)
 
   def _parse(self, raw: bytes) -> dict[str, Any]:
     fields = _fields(raw, self._delimiter)
@@ -197,7 +231,7 @@ def _open(path: str) -> tuple[np.ndarray, int]:
 def _rows(
   path: str, delimiter: str, num_fields: int
 ) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
-  """Finds the rows, the header included; see `offsets.jsonl_rows`."""
+  """Finds the rows, the header included; see `json_index.line_rows`."""
   data, first = _open(path)
   starts = offsets.line_starts(data, first)
   odd = offsets.odd_quotes(data, starts)

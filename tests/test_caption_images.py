@@ -186,6 +186,18 @@ def test_an_existing_text_file_is_kept(captioner, images, tmp_path):
   assert (images / "1.txt").exists()
 
 
+@pytest.mark.parametrize("ending", [".caption", ".TXT"])
+def test_a_text_file_of_another_ending_is_kept(
+  captioner, images, tmp_path, ending
+):
+  """A .txt would be read instead of it."""
+  (images / f"0{ending}").write_text("mine")
+  c = make(captioner, images, sidecars=True)
+  caption_images.caption_images(c, str(tmp_path))
+  assert not (images / "0.txt").exists()
+  assert (images / "1.txt").exists()
+
+
 def test_any_names_are_captioned(captioner, tmp_path):
   folder = helpers.write_hard_names(tmp_path / "images")
   (folder / os.fsdecode(b"\xff.jpg")).write_bytes(b"broken")

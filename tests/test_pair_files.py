@@ -99,12 +99,16 @@ def test_images_are_stored_unchanged_or_as_png(tmp_path):
       np.testing.assert_array_equal(pixels, PIXELS)
 
 
-def test_a_missing_image_is_a_bad_sample(tmp_path):
+@pytest.mark.parametrize(
+  ("image", "reason"),
+  [("gone.png", "missing"), ("", "unreadable"), ("nul\0.png", "unreadable")],
+)
+def test_an_image_that_cannot_be_read_is_a_bad_sample(tmp_path, image, reason):
   with (
     pair_files.open_writer(tmp_path / "clean") as writer,
-    pytest.raises(transforms.BadSample, match="missing"),
+    pytest.raises(transforms.BadSample, match=reason),
   ):
-    writer.add(row("a"), lambda: str(tmp_path / "gone.png"))
+    writer.add(row("a"), lambda: f"{tmp_path}/{image}")
 
 
 @pytest.mark.parametrize("name", ["clean.json", "clean"])

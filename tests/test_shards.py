@@ -172,6 +172,33 @@ KEPT = {
 }
 
 
+@pytest.mark.parametrize("part", ["image", "text", "json"])
+def test_a_member_that_cannot_be_read_costs_its_sample(
+  tmp_path, monkeypatch, part
+):
+  """An error of the disk is there at every restart."""
+  members = {"a.jpg": b"j", "a.txt": b"t", "b.jpg": b"k", "b.json": b"{}"}
+  members |= {"c.jpg": b"l", "c.txt": b"u"}
+  path = _tar(tmp_path / "s.tar", members)
+  source = shards.TarShards([path])
+  index = source._shards[0].array
+  broken = next(int(row[part][0]) for row in index if row[part][0] >= 0)
+  read = shards.files.read_range
+
+  def read_range(path, start, size):
+    if start == broken:
+      raise OSError(5, "Input/output error")
+    return read(path, start, size)
+
+  monkeypatch.setattr(shards.files, "read_range", read_range)
+  row = 1 if part == "json" else 0
+  with pytest.raises(sources.BadRow, match="Input/output error") as bad:
+    source[row]
+  assert bad.value.id == f"s.tar:{'ab'[row]}"
+  assert bad.value.reason == "unreadable"
+  assert source[2]["caption"] == b"u"
+
+
 def test_further_values_can_be_kept(tmp_path):
   path = _tar(tmp_path / "s.tar", KEPT)
   source = shards.TarShards([path], keep=("question", "answer"))

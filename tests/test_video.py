@@ -127,3 +127,14 @@ def test_the_error_without_pyav_names_the_extra_to_install(monkeypatch):
   monkeypatch.delitem(sys.modules, "blip_jax.data.video")
   with pytest.raises(ValueError, match=r"pip install 'blip_jax\[video\]'"):
     importlib.import_module("blip_jax.data.video")
+
+
+def test_any_error_of_the_reader_costs_its_video(tmp_path, monkeypatch):
+  helpers.write_video(tmp_path / "a.mkv", np.zeros((6, 16, 16, 3), np.uint8))
+
+  def fail(*_):
+    raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a title in latin-1")
+
+  monkeypatch.setattr(video.av, "open", fail)
+  with pytest.raises(transforms.BadSample, match=r"broken_video.*latin-1"):
+    video.read(tmp_path / "a.mkv", 2, 16)

@@ -176,8 +176,10 @@ def _encoded(image: Image) -> tuple[bytes, str]:
   if isinstance(image, str):
     try:
       image = files.read_bytes(image)
-    except OSError as error:
-      raise transforms.BadSample("missing", str(error)) from error
+    except FileNotFoundError as error:
+      raise transforms.BadSample("missing", image) from error
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+      raise transforms.BadSample("unreadable", f"{image}: {error}") from error
   if isinstance(image, bytes):
     for first_bytes, suffix in _FORMATS:
       if image.startswith(first_bytes):

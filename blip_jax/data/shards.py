@@ -163,7 +163,11 @@ def _member(path: str, span: np.ndarray, id: str, part: str) -> bytes:
     raise sources.BadRow(
       id, f"missing_{part}", f"{path}: the sample has no {part}"
     )
-  raw = files.read_range(path, offset, size)
+  try:
+    raw = files.read_range(path, offset, size)
+  except OSError as error:
+    detail = f"{path}: {part}: {error}"
+    raise sources.BadRow(id, "unreadable", detail) from error
   if len(raw) < size:
     raise sources.BadRow(
       id, "broken_row", f"{path}: the shard is shorter than it was"

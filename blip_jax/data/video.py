@@ -82,5 +82,9 @@ def _decoded(path: str) -> Iterator["av.VideoFrame"]:
           detail = f"{path}: frames of {frame.width} x {frame.height} pixels"
           raise transforms.BadSample("too_large", detail)
         yield frame
-  except av.error.FFmpegError as error:
-    raise transforms.BadSample("broken_video", f"{path}: {error}") from error
+  except transforms.BadSample:
+    raise
+  # A damaged file may also break Python's side of the reader.
+  except Exception as error:
+    detail = f"{path}: {type(error).__name__}: {error}"
+    raise transforms.BadSample("broken_video", detail) from error

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from blip_jax.data import datasets, examples, loader, rejects, sources
+from blip_jax.data import datasets, examples, folders, loader, rejects, sources
 from blip_jax.inference import captioning
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, progress, resumable, sharding, snapshot
@@ -235,11 +235,11 @@ def _write_sidecar(image: str, caption: captioning.Caption) -> None:
       "config.sidecars: text files can be written next to images in a folder "
       "only, and these images are in shards or tables; leave it out"
     )
-  path = pathlib.Path(image).with_suffix(".txt")
-  if files.exists(path):
-    log.warning("%s exists and was left unchanged", path)
+  if text := folders.text_file(image):
+    log.warning("%s exists and was left unchanged", files.printable(text))
     return
   texts = [one.text for one in (caption, *caption.others)]
+  path = f"{os.path.splitext(image)[0]}.txt"
   files.write_text(path, "".join(f"{text}\n" for text in texts))
 
 

@@ -1,5 +1,6 @@
 """Statistics of a report, and which images it shows."""
 
+import numpy as np
 import pytest
 
 from blip_jax.capfilt import findings
@@ -20,6 +21,65 @@ def done(num_images, bad=None, damage=()):
   bad = bad or {}
   images = {"in": num_images, "bad": len(bad)}
   return {"images": images, "bad": bad, "damage": [*damage]}
+
+
+def texts_in(histogram, low, high):
+  """The number of texts in the bins between two probabilities."""
+  return sum(
+    count
+    for count, start, end in zip(
+      histogram["counts"],
+      histogram["edges"],
+      histogram["edges"][1:],
+      strict=False,
+    )
+    if low <= start and end <= high
+  )
+
+
+def histogram_of(probs, threshold=0.5):
+  found = findings.Findings(threshold)
+  for n, prob in enumerate(probs):
+    found.add(0, [row(f"{n}", "a dog", float(prob))], [""], done(1))
+  return found.as_json()["histogram"]["web"]
+
+
+@pytest.mark.parametrize(
+  "low, high",
+  [
+    (0.0, 1.0),
+    (0.47, 0.53),
+    (0.985, 0.999),
+    (0.99999, 0.999999),
+    (1e-7, 1e-6),
+  ],
+)
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.5, 1.0])
+def test_bins_follow_the_texts(low, high, threshold):
+  """Wherever the texts are, no bar has most of them."""
+  logits = np.linspace(findings.logit(low), findings.logit(high), 1000)
+  probs = np.float32(1 / (1 + np.exp(-logits)))
+  histogram = histogram_of(probs, threshold)
+  counts, edges = histogram["counts"], histogram["edges"]
+  assert sum(counts) == 1000 and 10 <= len(counts) <= 22
+  assert max(counts) <= 150
+  assert len(edges) == len(counts) + 1 and (np.diff(edges) >= 0).all()
+  assert edges[0] <= probs.min() + 1e-7 and probs.max() - 1e-7 <= edges[-1]
+
+
+def test_no_bin_has_texts_below_and_above_the_threshold():
+  probs = [0.31, 0.39, 0.3999, 0.4, 0.4001, 0.6, 0.7]
+  histogram = histogram_of(probs, threshold=0.4)
+  assert texts_in(histogram, 0.0, 0.4 + 1e-9) == 3
+  assert texts_in(histogram, 0.4 - 1e-9, 1.0) == 4
+
+
+def test_single_texts_do_not_widen_the_bins():
+  probs = [1e-6, *np.linspace(0.97, 0.99, 998), 1.0]
+  histogram = histogram_of(probs)
+  assert max(histogram["counts"]) < 200
+  assert sum(histogram["counts"]) == 1000
+  assert histogram["edges"][0] < 2e-6 and histogram["edges"][-1] > 0.9999999
 
 
 def test_statistics_of_two_work_units():
@@ -43,10 +103,11 @@ def test_statistics_of_two_work_units():
     "web": {"in": 4, "kept": 2, "below_threshold": 1, "empty_caption": 1},
     "synthetic": {"in": 1, "near_duplicate": 1},
   }
-  web = [0] * 20
-  web[5] = web[14] = web[19] = 1
-  assert content["histogram"]["web"] == web
-  assert content["histogram"]["synthetic"] == [0] * 10 + [1] + [0] * 9
+  web = content["histogram"]["web"]
+  assert texts_in(web, 0.0, 0.5) == 1 and texts_in(web, 0.5, 1.0) == 2
+  synthetic = content["histogram"]["synthetic"]
+  assert synthetic["counts"] == [1]
+  assert synthetic["edges"] == pytest.approx([0.5, 0.500025])
   assert content["texts_per_image"] == {0: 3, 1: 2}
   assert content["words"]["before"] == {
     "texts": 3,
@@ -89,6 +150,54 @@ def test_galleries_show_texts_near_the_threshold_and_far_from_it():
   }
   (item, *_) = next(iter(found.galleries().values()))
   assert item == findings.GalleryItem(3, [rows[99]], 0)
+
+
+def keys_of(found, end):
+  """The images of all galleries whose titles contain a word."""
+  return [
+    item.rows[item.index]["key"]
+    for title, gallery in found.galleries().items()
+    for item in gallery
+    if end in title
+  ]
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 5, 24, 40])
+def test_no_image_is_near_the_threshold_and_far_from_it(num_images):
+  """Images with several texts, of both sources, kept and dropped."""
+  found = findings.Findings(threshold=0.5)
+  for n in range(num_images):
+    spread = (n + 1) / (2 * num_images + 2)
+    rows = [
+      row(f"{n}", f"text {k}", 0.5 + sign * spread / (k + 1), source)
+      for k in range(3)
+      for sign in (1, -1)
+      for source in ("web", "synthetic")
+    ]
+    reasons = ["" if x["itm_prob"] >= 0.5 else "below" for x in rows]
+    found.add(0, rows, reasons, done(1))
+  near, far = keys_of(found, "near"), keys_of(found, "far")
+  assert near and (far or num_images == 1)
+  assert not {*near} & {*far}
+  for gallery in found.galleries().values():
+    keys = [item.rows[item.index]["key"] for item in gallery]
+    assert len({*keys}) == len(keys) <= 12
+
+
+def test_an_image_is_shown_for_its_nearest_text_and_for_its_farthest():
+  found = findings.Findings(threshold=0.5)
+  for key in "abcd":
+    probs = [0.9, 0.6, 0.7] if key < "c" else [0.95, 0.99, 0.98]
+    rows = [row(key, f"{prob}", prob) for prob in probs]
+    found.add(0, rows, [""] * 3, done(1))
+  texts = {
+    title.rpartition(", ")[2]: [item.rows[item.index]["text"] for item in items]
+    for title, items in found.galleries().items()
+  }
+  assert texts == {
+    "near the threshold": ["0.6", "0.6"],
+    "far above the threshold": ["0.99", "0.99"],
+  }
 
 
 def test_galleries_do_not_depend_on_the_order_of_the_rows():

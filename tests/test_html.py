@@ -47,15 +47,18 @@ def content(**changes):
       "web": {"in": 1200, "kept": 300, "below_threshold": 900},
       "synthetic": {},
     },
-    "histogram": {"web": [0] * 19 + [4], "synthetic": [0] * 20},
+    "histogram": {
+      "web": {"edges": [0.25, 0.4, 0.5, 0.75], "counts": [1, 2, 4]},
+      "synthetic": {"edges": [], "counts": []},
+    },
     "texts_per_image": {0: 1, 1: 1},
     "words": {"before": words, "after": words},
     "frequent": [("a red dog", 2)],
     "bad": {},
     "damage": [],
-    "rules": {"threshold": 0.5},
+    "rules": {"threshold": 0.5, "sources": ["web"], "min_words": 3},
     "throughput": {"host-1": {"images": 3, "seconds": 2.0, "per_second": 1.5}},
-    "job": {"seed": 0},
+    "job": {"seed": 7, "captioner": "c0ffee", "filter": "beef"},
   } | changes
 
 
@@ -68,7 +71,23 @@ def test_the_page_shows_the_statistics():
   assert "Web texts keptCARD" in page.text
   assert "host-1" in page.text
   assert "Images and texts that cannot be usedNone." in page.text
-  assert page.urls == []
+  assert page.urls == ["report.csv"]
+
+
+def test_the_page_begins_with_models_seed_rules_and_threshold():
+  page = Page(report_html.render(content(), {}))
+  head = page.text[page.text.index("Models and rules") :][:300]
+  for line in (
+    "captionerweights c0ffee",
+    "filterweights beef",
+    "seed7",
+    "threshold of itm_prob0.5",
+    'config.merge.sources["web"]',
+    "config.merge.min_words3",
+  ):
+    assert line in head
+  page = Page(report_html.render(content(job={"filter": "f"}), {}))
+  assert "captionernone" in page.text
 
 
 def test_texts_and_errors_are_escaped():
@@ -130,8 +149,22 @@ def test_an_image_that_is_gone_has_no_thumbnail(unit):
 
 
 def test_the_histogram_marks_the_threshold():
-  text = report_html.render(content(rules={"threshold": 0.25}), {})
-  assert text.count('class="out"') == 2 * 5
-  assert text.count('class="in"') == 2 * 15
-  assert '<line x1="120.0" x2="120.0"' in text
-  assert "<title>0.95: 4</title>" in text
+  text = report_html.render(content(), {})
+  assert text.count('class="out"') == 2 and text.count('class="in"') == 1
+  assert '<line x1="48" x2="48"' in text
+  assert "<title>0.5 to 0.75: 4</title>" in text
+  assert "7 web texts" in text and "0 synthetic texts" in text
+
+
+@pytest.mark.parametrize("threshold, x", [(0.0, 0), (0.9, 72)])
+def test_a_threshold_outside_of_all_texts_is_marked_at_their_side(threshold, x):
+  text = report_html.render(content(rules={"threshold": threshold}), {})
+  assert f'<line x1="{x}" x2="{x}"' in text
+  assert f">threshold {threshold}<" in text
+
+
+def test_probabilities_close_to_one_are_told_apart():
+  edges = [0.9999, 0.99995, 0.99999]
+  histogram = {"web": {"edges": edges, "counts": [1, 2]}}
+  text = report_html.render(content(histogram=histogram), {})
+  assert "<title>0.99995 to 0.99999: 2</title>" in text

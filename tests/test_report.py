@@ -1,6 +1,8 @@
 """The report of a job, as files in its folder."""
 
+import csv
 import json
+import re
 
 import pytest
 
@@ -39,8 +41,9 @@ def test_a_report_shows_what_the_rules_keep(listed, tmp_path):
   content = json.loads((job.folder / "report.json").read_text())
   assert content["images"] == {"in": 5, "kept": 3, "dropped": 2, "bad": 0}
   assert content["texts_per_image"] == {"0": 2, "1": 2, "2": 1}
-  assert sum(content["histogram"]["web"]) == 6
-  assert content["histogram"]["web"][17] == 3  # 0.9, as float32
+  counts = content["histogram"]["web"]["counts"]
+  assert sum(counts) == 6
+  assert counts[0] == counts[-1] == 3  # 0.2 and 0.9
   assert content["words"]["before"]["texts"] == 6
   assert content["words"]["after"]["texts"] == 4
   assert ["a red circle", 2] in content["frequent"]
@@ -52,9 +55,24 @@ def test_a_report_shows_what_the_rules_keep(listed, tmp_path):
   page = (job.folder / "report.html").read_text()
   assert HOSTILE not in page
   assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-  # Three kept web texts near the threshold and far above it, and so on.
-  assert page.count("<figure>") == 2 * (3 + 3 + 1 + 1)
+  # The images that have texts are near the threshold or far from it.
+  assert page.count("<small>") == page.count("<figure>")
+  near, far = set(), set()
+  for section in page.split("<section>"):
+    keys = re.findall("<small>(.*?)</small>", section)
+    (near if "near the threshold</h2>" in section else far).update(keys)
+  assert near | far == {f"web.json:{n}" for n in (0, 1, 2, 4)}
+  assert near and far and not near & far
   assert page.count('src="data:image/jpeg;base64,') == page.count("src=")
+  with (job.folder / "report.csv").open(newline="") as file:
+    table = [*csv.DictReader(file)]
+  assert [line["text"] for line in table if line["kept"] == "True"] == [
+    HOSTILE,
+    "A red circle.",
+    "a red circle left of a blue star",
+    "A red circle.",
+  ]
+  assert len(table) == 8
 
 
 def test_only_work_units_that_are_done_are_shown(listed, tmp_path):

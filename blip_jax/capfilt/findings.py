@@ -2,6 +2,7 @@
 
 import collections
 import heapq
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +11,14 @@ import numpy as np
 
 from blip_jax.capfilt import label, rules
 
+# Bars of a histogram, which has one more if the threshold is within a bar.
 NUM_BINS = 20
+# Probabilities are shown by their logits, in steps that are fine enough for
+# bars of any width: those of a filter may all be close to 1, or to 0.5.
+_LOGIT_STEP = 1e-4
+_SMALLEST = 2.0**-25  # float32 has no probabilities between 1 - 2 ** -25 and 1
 GALLERY_SIZE, NUM_FREQUENT, NUM_BAD_EXAMPLES = 12, 20, 5
+_NUM_CANDIDATES = 4 * GALLERY_SIZE  # some are shown elsewhere
 # Different texts that are counted; beyond it, the rarest half is forgotten.
 _MAX_COUNTED_TEXTS = 2_000_000
 _SOURCES = (label.WEB, label.SYNTHETIC)
@@ -42,10 +49,11 @@ class Findings:
   """
 
   def __init__(self, threshold: float):
-    self._threshold = threshold
+    self._threshold = logit(threshold)
     self._texts = {source: collections.Counter() for source in _SOURCES}
     self._images = collections.Counter()
-    self._histogram = {source: np.zeros(NUM_BINS, int) for source in _SOURCES}
+    # Logits in steps from the threshold.
+    self._steps = {source: collections.Counter() for source in _SOURCES}
     self._texts_per_image = collections.Counter()
     self._lengths = {stage: collections.Counter() for stage in _STAGES}
     self._words = {stage: collections.Counter() for stage in _STAGES}
@@ -93,20 +101,29 @@ class Findings:
   def _add_image(
     self, work_unit: int, rows: list[Row], reasons: Sequence[str]
   ) -> None:
+    by_outcome = collections.defaultdict(list)
     for index, (row, reason) in enumerate(zip(rows, reasons, strict=True)):
       source, prob = row["source"], row["itm_prob"]
       self._texts[source].update(["in", reason or "kept"])
       if prob is None:
         self._add_bad(row["reason"], row["key"])
         continue
-      self._histogram[source][min(int(prob * NUM_BINS), NUM_BINS - 1)] += 1
+      margin = logit(prob) - self._threshold
+      self._steps[source][math.floor(margin / _LOGIT_STEP)] += 1
+      by_outcome[source, not reason].append((abs(margin), index))
       words = rules.words_of(row["text"])
       if source == label.WEB:
         self._add_words("before", words)
       if not reason:
         self._add_words("after", words)
         self._frequent[" ".join(words)] += 1
-      self._add_to_galleries(GalleryItem(work_unit, rows, index), not reason)
+    for outcome, texts in by_outcome.items():
+      for name, (distance, index) in (
+        ("near", min(texts)),
+        ("far", max(texts)),
+      ):
+        item = GalleryItem(work_unit, rows, index)
+        self._add_to_gallery((*outcome, name), item, distance)
     if len(self._frequent) > _MAX_COUNTED_TEXTS:
       most_common = self._frequent.most_common(_MAX_COUNTED_TEXTS // 2)
       self._frequent = collections.Counter(dict(most_common))
@@ -121,26 +138,45 @@ class Findings:
     if len(self._bad_examples[reason]) < NUM_BAD_EXAMPLES:
       self._bad_examples[reason].append(key)
 
-  def _add_to_galleries(self, item: GalleryItem, is_kept: bool) -> None:
-    """Adds a text if it is among the nearest to the threshold, or the farthest
-    from it, of its source and outcome."""
-    row = item.rows[item.index]
-    distance = abs(row["itm_prob"] - self._threshold)
+  def _add_to_gallery(
+    self, gallery: tuple[str, bool, str], item: GalleryItem, distance: float
+  ) -> None:
+    """Adds an image if its text is among the nearest to the threshold, or the
+    farthest from it, of its source and outcome."""
     # Distances are rounded, and a hash decides between equal ones, so that the
     # order of the rows does not.
-    tie_breaker = zlib.crc32(f"{row['key']} {item.index}".encode()) / 2**32
-    for name, score in (("near", -distance), ("far", round(distance, 2))):
-      heap = self._galleries[row["source"], is_kept, name]
-      # A unique number, so that no two items are compared.
-      self._num_considered += 1
-      entry = (score, tie_breaker, self._num_considered, item)
-      if len(heap) < GALLERY_SIZE:
-        heapq.heappush(heap, entry)
-      else:
-        heapq.heappushpop(heap, entry)
+    score = -distance if gallery[-1] == "near" else round(distance, 2)
+    key = f"{item.rows[item.index]['key']} {item.index}"
+    tie_breaker = zlib.crc32(key.encode()) / 2**32
+    heap = self._galleries[gallery]
+    # A unique number, so that no two items are compared.
+    self._num_considered += 1
+    entry = (score, tie_breaker, self._num_considered, item)
+    if len(heap) < _NUM_CANDIDATES:
+      heapq.heappush(heap, entry)
+    else:
+      heapq.heappushpop(heap, entry)
 
   def galleries(self) -> dict[str, list[GalleryItem]]:
-    """Title -> images, the best examples first."""
+    """Title -> images, the best examples first.
+
+    No gallery has an image twice, and no image is in one of texts near the
+    threshold and in another of texts far from it: galleries take their best
+    images in turn.
+    """
+    ranked = {
+      gallery: iter([entry[-1] for entry in sorted(heap, reverse=True)])
+      for gallery, heap in sorted(self._galleries.items(), reverse=True)
+    }
+    found = {gallery: [] for gallery in ranked}
+    side_of_image: dict[tuple[int, str], str] = {}
+    for _ in range(GALLERY_SIZE):
+      for gallery, items in ranked.items():
+        side = gallery[-1]
+        for item in items:
+          if side_of_image.setdefault(_image(item), side) == side:
+            found[gallery].append(item)
+            break
     titles = {
       (True, "far"): "kept, far above the threshold",
       (True, "near"): "kept, near the threshold",
@@ -148,12 +184,37 @@ class Findings:
       (False, "far"): "dropped, far from the threshold",
     }
     return {
-      f"{source.capitalize()} texts {title}": [
-        entry[-1] for entry in sorted(heap, reverse=True)
-      ]
+      f"{source.capitalize()} texts {title}": items
       for source in _SOURCES
       for (is_kept, name), title in titles.items()
-      if (heap := self._galleries.get((source, is_kept, name)))
+      if (items := found.get((source, is_kept, name)))
+    }
+
+  def _histogram(self, steps: Mapping[int, int]) -> dict[str, list]:
+    """Bins of probabilities: their edges, and the texts in [edge, next edge).
+
+    They have the same width in logits, and one starts at the threshold, so that
+    no bin has texts below it and above. The first bin and the last have what is
+    outside of 98 % of all texts, so that single texts do not widen the others.
+    """
+    if not steps:
+      return {"edges": [], "counts": []}
+    values = np.array(sorted(steps))
+    counts = np.array([steps[value] for value in values])
+    cumulative = counts.cumsum() / counts.sum()
+    low, high = values[np.searchsorted(cumulative, (0.01, 0.99))]
+    width = -(-(high + 1 - low) // NUM_BINS)
+    first, last = low // width, high // width
+    bins = np.bincount(
+      np.clip(values // width, first, last) - first, counts
+    ).astype(int)
+    edges = np.arange(first, last + 2) * width
+    edges[0] = min(edges[0], values[0])
+    edges[-1] = max(edges[-1], values[-1] + 1)
+    logits = self._threshold + _LOGIT_STEP * edges
+    return {
+      "edges": (1 / (1 + np.exp(-logits))).tolist(),
+      "counts": bins.tolist(),
     }
 
   def as_json(self) -> dict[str, Any]:
@@ -168,7 +229,7 @@ class Findings:
       },
       "texts": {source: dict(counts) for source, counts in self._texts.items()},
       "histogram": {
-        source: bins.tolist() for source, bins in self._histogram.items()
+        source: self._histogram(steps) for source, steps in self._steps.items()
       },
       "texts_per_image": _sorted(self._texts_per_image),
       "words": {
@@ -187,6 +248,16 @@ class Findings:
       },
       "damage": self._damage,
     }
+
+
+def logit(prob: float) -> float:
+  """The logit of a probability, which is finite for 0 and 1 too."""
+  prob = min(max(prob, _SMALLEST), 1 - _SMALLEST)
+  return math.log(prob / (1 - prob))
+
+
+def _image(item: GalleryItem) -> tuple[int, str]:
+  return item.work_unit, item.rows[item.index]["key"]
 
 
 def _mean(counts: collections.Counter[int]) -> float:

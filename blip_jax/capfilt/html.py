@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from blip_jax.capfilt import findings
+from blip_jax.capfilt import findings, text_table
 from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.data import sources, transforms
 from blip_jax.inference import images
 
 log = logging.getLogger(__name__)
 
+TABLE = "report.csv"  # next to the page
 THUMBNAIL = 160  # pixels of the longer side
 _MAX_TEXT = 300  # characters shown of a text
 _MAX_DAMAGE = 20  # lines shown
@@ -79,6 +81,7 @@ def render(
     galleries: title -> cards.
   """
   sections = [
+    _section("Models and rules", _head(content["job"], content["rules"])),
     *_statistics(content),
     *(
       _section(title, f"<div class=gallery>{''.join(cards)}</div>")
@@ -94,10 +97,34 @@ def render(
         ],
       ),
     ),
-    _section("Rules (config.merge)", _json(content["rules"])),
     _section("Settings of the job", _json(content["job"])),
   ]
   return _PAGE.replace("BODY", "".join(sections))
+
+
+def _head(job: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
+  """What made the texts, what is kept of them, and where all of them are."""
+  model = lambda name: f"weights {job[name]}" if job.get(name) else "none"
+  others = {name: rules[name] for name in rules if name != "threshold"}
+  lines = [
+    ("captioner", model("captioner")),
+    ("filter", model("filter")),
+    ("seed", str(job.get("seed", "unknown"))),
+    ("threshold of itm_prob", str(rules["threshold"])),
+    *(
+      (f"config.merge.{name}", _plain(value)) for name, value in others.items()
+    ),
+  ]
+  link = f'<a href="{TABLE}" download>{TABLE}</a>'
+  return (
+    _table(["", ""], lines)
+    + f"<p>All texts, with their scores and what is kept, are in {link} (the "
+    f"first {text_table.MAX_ROWS:,}) and in the Parquet files next to it.</p>"
+  )
+
+
+def _plain(value: Any) -> str:
+  return value if isinstance(value, str) else json.dumps(value)
 
 
 def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
@@ -117,7 +144,9 @@ def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
   yield _section(
     "Matching probability (itm_prob) and the threshold",
     "".join(
-      _histogram(source, bins, content["rules"]["threshold"])
+      _histogram(
+        source, bins["edges"], bins["counts"], content["rules"]["threshold"]
+      )
       for source, bins in content["histogram"].items()
     ),
   )
@@ -226,27 +255,43 @@ def _bars(items: Iterable[tuple[Any, int]], max_bars: int = 12) -> str:
   )
 
 
-def _histogram(source: str, bins: Sequence[int], threshold: float) -> str:
-  largest, bin_width, height = max(*bins, 1), 24, 120
-  width = bin_width * len(bins)
+def _histogram(
+  source: str,
+  edges: Sequence[float],
+  counts: Sequence[int],
+  threshold: float,
+) -> str:
+  """Bars of the same width; each says on hovering what it counts."""
+  title = f"<h3>{sum(counts):,} {source} texts</h3>"
+  if not counts:
+    return title
+  largest, bin_width, height = max(counts), 24, 120
+  width = bin_width * len(counts)
+  is_kept = [low + high >= 2 * threshold for low, high in _pairs(edges)]
   columns = "".join(
     f'<rect x="{n * bin_width + 1}" width="{bin_width - 2}" '
     f'y="{height * (1 - number / largest):.1f}" '
     f'height="{height * number / largest:.1f}" '
-    f'class="{"in" if (n + 0.5) / len(bins) >= threshold else "out"}">'
-    f"<title>{n / len(bins):.2f}: {number:,}</title></rect>"
-    for n, number in enumerate(bins)
+    f'class="{"in" if is_kept[n] else "out"}">'
+    f"<title>{low:.7g} to {high:.7g}: {number:,}</title></rect>"
+    for n, (number, (low, high)) in enumerate(
+      zip(counts, _pairs(edges), strict=True)
+    )
   )
-  x = threshold * width
+  # The threshold is between two bars, or before or behind all of them.
+  x = bin_width * is_kept.count(False)
   return (
-    f"<h3>{sum(bins):,} {source} texts</h3>"
-    f'<svg viewBox="0 0 {width} {height + 18}">{columns}'
+    f'{title}<svg viewBox="0 0 {width} {height + 34}">{columns}'
     f'<line x1="{x}" x2="{x}" y1="0" y2="{height}"/>'
-    f'<text x="0" y="{height + 14}">0</text>'
-    f'<text x="{min(x + 4, width - 90)}" y="{height + 14}">'
-    f"threshold {threshold}</text>"
-    f'<text x="{width - 8}" y="{height + 14}">1</text></svg>'
+    f'<text x="0" y="{height + 14}">{edges[0]:.7g}</text>'
+    f'<text x="{width}" y="{height + 14}" text-anchor="end">{edges[-1]:.7g}'
+    f'</text><text x="{x}" y="{height + 30}" text-anchor="'
+    f'{"start" if x < width / 2 else "end"}">threshold {threshold}</text></svg>'
   )
+
+
+def _pairs(edges: Sequence[float]) -> list[tuple[float, float]]:
+  return list(itertools.pairwise(edges))
 
 
 _PAGE = """<!DOCTYPE html>
@@ -261,7 +306,7 @@ h1 { font-size: 22px } h2 { font-size: 18px } h3 { font-size: 14px }
 table { border-collapse: collapse; margin: 0 0 12px }
 td, th { padding: 3px 12px; border-bottom: 1px solid #e3e5e8;
   text-align: left } .n { text-align: right }
-svg { width: 100%; max-width: 640px }
+svg { width: 100%; max-width: 640px; overflow: visible }
 .in { fill: #127a3a } .out { fill: #b9bec5 }
 svg line { stroke: #c42626; stroke-width: 1.5 } svg text { font-size: 12px }
 .bar { display: flex; align-items: center; gap: 8px; font-size: 13px }

@@ -1,10 +1,20 @@
-"""The results of a job as one page to look at (`report.html`) and as JSON."""
+"""The results of a job as one page to look at (`report.html`), with a table of
+the texts (`report.csv`), and as JSON.
+"""
 
 import json
 import logging
 import pathlib
 
-from blip_jax.capfilt import findings, html, job, merge, rows, rules
+from blip_jax.capfilt import (
+  findings,
+  html,
+  job,
+  merge,
+  rows,
+  rules,
+  text_table,
+)
 from blip_jax.capfilt.ledger import Ledger
 from blip_jax.runtime import files, progress
 from blip_jax.runtime.config import Config
@@ -13,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def report(config: Config, workdir: str) -> dict[str, int]:
-  """Writes `report.html` and `report.json` into the folder of a job.
+  """Writes `report.html`, .csv and .json into the folder of a job.
 
-  The page contains its thumbnails and loads nothing. It shows what
+  The page contains its thumbnails and loads nothing. All show what
   `config.merge` would keep of the work units that are done so far.
 
   Args:
@@ -43,11 +53,14 @@ def report(config: Config, workdir: str) -> dict[str, int]:
   active_rules = merge.rules_of(config)
   selection = rules.Selection(active_rules)
   found = findings.Findings(active_rules.threshold)
-  for number, (work_unit, done) in enumerate(
-    progress.bar(done_files.items(), unit="work unit")
-  ):
-    text_rows = rows.read(ledger.rows_path(work_unit))
-    found.add(number, text_rows, selection.reasons(text_rows), done)
+  with text_table.open_table(ledger.folder / html.TABLE) as add_to_table:
+    for number, (work_unit, done) in enumerate(
+      progress.bar(done_files.items(), unit="work unit")
+    ):
+      text_rows = rows.read(ledger.rows_path(work_unit))
+      reasons = selection.reasons(text_rows)
+      found.add(number, text_rows, reasons, done)
+      add_to_table(text_rows, reasons)
   content = found.as_json() | {
     "job": ledger.settings,
     "rules": vars(active_rules),

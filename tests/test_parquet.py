@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blip_jax.data import offsets, parquet, sources
+from blip_jax.runtime import files
 
 
 def _write(path, columns, **options):
@@ -309,3 +310,15 @@ def test_columns_that_are_not_needed_are_not_read(tmp_path, monkeypatch):
   assert len(parquet.Parquet([path], with_captions=False)) == 4
   with pytest.raises(ValueError, match=f"{path}: "):
     parquet.Parquet([path], with_captions=False, keep=("text",))
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"x" * 247])
+def test_a_file_may_have_any_name(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  path = tmp_path / os.fsdecode(name + b".parquet")
+  table = pyarrow.table({"image": ["a.jpg"], "caption": ["a dog"]})
+  with path.open("wb") as file:
+    pq.write_table(table, file)
+  (record,) = parquet.Parquet([str(path)])
+  assert record["caption"] == "a dog"
+  assert record["id"] == f"{files.printable(path.name)}:0"

@@ -252,7 +252,7 @@ def _unpacked(
         logging.info("Unpacking %s of %s, once.", names, path)
         unpack = functools.partial(_unpack, path, names)
         offsets.write_cache(target, unpack)
-      file = pyarrow.memory_map(str(target))
+      file = pyarrow.memory_map(os.fsencode(target))
       table = pyarrow.ipc.open_file(file).read_all()
     else:
       with files.open_read(path) as file:

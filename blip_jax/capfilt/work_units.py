@@ -189,7 +189,7 @@ class _ImagesWithTexts:
       log.warning(
         "%s: %d of its %d images are not in %s, so they are not labelled, such "
         "as %s",
-        self._folder,
+        files.printable(self._folder),
         len(unlisted),
         len(names),
         os.path.basename(self._table),

@@ -194,7 +194,7 @@ def _counts(endings: collections.Counter[str]) -> str:
 
 @functools.cache  # a folder is listed once for each of its work units
 def _warn_once(message: str) -> None:
-  logging.warning("%s", message)
+  logging.warning("%s", files.one_line(message))
 
 
 def _walk(root: str) -> Iterator[str]:

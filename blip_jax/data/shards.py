@@ -124,10 +124,9 @@ class TarShards:
 
 @functools.cache  # CapFilt opens a shard several times
 def _log_unused(path: str, members: tuple[tuple[str, int], ...]) -> None:
-  counts = ", ".join(
-    f"{number} such as {files.printable(name)}" for name, number in members
-  )
-  logging.warning("%s: members that are not used: %s", path, counts)
+  counts = ", ".join(f"{number} such as {name}" for name, number in members)
+  message = f"{path}: members that are not used: {counts}"
+  logging.warning("%s", files.one_line(message))
 
 
 def _caption(

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     results = caption_files.read_results(args.results)
-    references = human_captions.read(args.references)
+    human = human_captions.read(args.references)
+    has_ids = caption_files.has_ids(args.results)
+    references = human.captions if has_ids else human.by_path()
     references = image_names.renamed(references, results)
     scores = caption_metrics.score(results, references, args.java)
   except ValueError as error:

@@ -34,7 +34,7 @@ def build(context: base.Context) -> list[base.Evaluator]:
   split = context.split(open_rows(settings.source, settings.image_root))
   references = None
   if has_captions and settings.references:
-    references = human_captions.read(settings.references)
+    references = human_captions.read(settings.references).captions
   prompt_ids = split.example.tokenizer.prompt_ids(split.example.prompt)
   generated = Captions(
     split,

@@ -51,6 +51,29 @@ def read_results(path: str | os.PathLike) -> dict[ImageId, str]:
   return dict(zip(names, captions.values(), strict=True))
 
 
+def has_ids(path: str | os.PathLike) -> bool:
+  """Whether results name images by `image_id`, and not by where they are."""
+  if not os.fspath(path).endswith(".jsonl"):
+    return True
+  return any(
+    "image_id" in entry for _, entry in _rows(_parse_lines(path), path)
+  )
+
+
+def read_paths(path: str | os.PathLike) -> dict[ImageId, str]:
+  """Reads the paths of images with an id, from a file of references."""
+  content = _parse(path)
+  id_key, path_key = "image_id", "image"
+  if isinstance(content, dict):
+    content, id_key, path_key = content.get("images", []), "id", "file_name"
+  return {
+    image_names.from_id(entry[id_key]): files.printable(entry[path_key])
+    for _, entry in _rows(content, path)
+    if isinstance(entry.get(id_key), int | str)
+    and isinstance(entry.get(path_key), str)
+  }
+
+
 def has_references(path: str | os.PathLike) -> bool:
   """Whether a file looks like one for `read_references`: a .json of COCO
   annotations, or of rows with the usual keys."""

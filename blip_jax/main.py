@@ -1,34 +1,21 @@
-"""The entry point: flags, devices of all processes, and the config's job."""
+"""The entry point: a command line, devices of all processes, and the job."""
 
+import faulthandler
 import logging
-import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
-from blip_jax import evaluate, recipes, train
+from blip_jax import command_line, config_help, evaluate, recipes, train
 from blip_jax.capfilt import audit, bootstrap, merge, report
 from blip_jax.capfilt import job as capfilt
 from blip_jax.inference import caption_images, search
-from blip_jax.runtime import files, host
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-  "workdir",
-  None,
-  "Folder of the run; runs/<name of the config> by default. If it holds a run, "
-  "the run is resumed.",
-)
-_DISTRIBUTED = flags.DEFINE_string(
-  "distributed",
-  "off",
-  "Whether other processes take part: off, auto (Cloud TPU, Slurm, Open MPI), "
-  "or HOST:PORT,PROCESSES,INDEX of the first process.",
-)
+from blip_jax.runtime import command, host, overrides
+from blip_jax.runtime.command import UsageError
 
 JOBS = {
   "train": train.train,
@@ -43,60 +30,101 @@ JOBS = {
   "verify": audit.verify,
 }
 
+# Jobs whose configs have the same keys.
+SAME_KEYS = (
+  ("train", "evaluate"),
+  ("capfilt", "merge", "report", "status", "verify"),
+)
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  # Only our own: at INFO, Orbax reports every file that it renames.
-  absl_logging.set_verbosity(absl_logging.WARNING)
-  logging.getLogger("blip_jax").setLevel(logging.INFO)
-  join_processes(_DISTRIBUTED.value)
-  host.keep_freed_memory()
-  config = _CONFIG.value
-  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-  workdir = files.absolute(_WORKDIR.value or f"runs/{name.stem}")
-  if config.job not in JOBS:
-    raise app.UsageError(
-      f"config.job: expected one of {sorted(JOBS)}, found {config.job!r}"
-    )
-  results = JOBS[config.job](config, workdir)
+
+@command.reports_errors
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command `blip-jax`, equal to `python -m blip_jax.main`."""
+  argv = sys.argv[1:] if argv is None else argv
+  if command_line.wants_help(argv):
+    print(config_help.text(argv, JOBS))
+  else:
+    main(command_line.parse(argv))
+
+
+def main(line: command_line.Command) -> None:
+  """Runs the job of a command line, and prints its results."""
+  config = line.config
+  check_job(str(config.get("job", "")), line.own_job)
+  prepare_process()
+  join_processes(line.distributed)
+  results = JOBS[config.job](config, line.workdir)
   if jax.process_index() == 0:
     for metric, value in results.items():
       print(f"{metric:32} {value:.4g}")
-    print(f"Results are in {config.get('out') or workdir}")
+    print(f"Results are in {config.get('out') or line.workdir}")
+
+
+def check_job(job: str, own_job: str) -> None:
+  """Checks that a job exists, and that the config has its keys.
+
+  Args:
+    job: asked for.
+    own_job: of the config itself.
+
+  Raises:
+    UsageError: names similar jobs, or the recipes of the job.
+  """
+  if job not in JOBS:
+    near = " or ".join(overrides.nearest(job, [*JOBS]))
+    raise UsageError(
+      f"config.job: expected one of {sorted(JOBS)}, found {job!r}."
+      + (f" Did you mean {near}?" if near else "")
+    )
+  jobs = next((jobs for jobs in SAME_KEYS if job in jobs), (job,))
+  if own_job not in jobs:
+    made = [name for job in jobs for name in recipes.with_value("job", job)]
+    raise UsageError(
+      f"config.job: this config is one of {own_job!r} and lacks the keys of "
+      f"{job!r}; recipes that have them: {', '.join(made)}"
+    )
+
+
+def prepare_process() -> None:
+  """Sets up logging, crash reports, flags of libraries, and memory."""
+  faulthandler.enable()
+  flags.FLAGS.mark_as_parsed()  # worker processes of grain read them
+  absl_logging.use_absl_handler()
+  # Only our own: at INFO, Orbax reports every file that it renames.
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  logging.getLogger("blip_jax").setLevel(logging.INFO)
+  host.keep_freed_memory()
 
 
 def join_processes(how: str) -> None:
-  """Makes the devices of all processes visible as one set."""
+  """Makes the devices of all processes visible as one set.
+
+  Raises:
+    UsageError: there is no such way, or the processes cannot be found.
+  """
   if how == "off":
     return
-  if how == "auto":
-    jax.distributed.initialize()
-    return
+  address = {} if how == "auto" else _address(how)
+  try:
+    jax.distributed.initialize(**address)
+  except (ValueError, RuntimeError) as error:
+    raise UsageError(f"--distributed={how}: {error}") from error
+
+
+def _address(how: str) -> dict[str, Any]:
   try:
     address, processes, index = how.split(",")
-    processes, index = int(processes), int(index)
+    return dict(
+      coordinator_address=address,
+      num_processes=int(processes),
+      process_id=int(index),
+    )
   except ValueError as error:
-    raise app.UsageError(
+    raise UsageError(
       f"--distributed: expected off, auto or HOST:PORT,PROCESSES,INDEX, found "
       f"{how!r}"
     ) from error
-  jax.distributed.initialize(address, processes, index)
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses flags; a bare name after --config is a recipe of the package."""
-  try:
-    return app.parse_flags_with_usage(recipes.with_paths(argv))
-  except ValueError as error:
-    sys.exit(f"FATAL Flags parsing error: {error}")
-
-
-def run() -> None:
-  """The command `blip-jax`, equal to `python -m blip_jax.main`."""
-  flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(run())

@@ -7,6 +7,7 @@ and add a line to `TASKS`.
 
 from typing import NamedTuple
 
+from blip_jax import recipes
 from blip_jax.evaluators import base as evaluators
 from blip_jax.evaluators import captions, retrieval_suite
 from blip_jax.runtime.config import Config
@@ -37,10 +38,16 @@ def of(config: Config) -> Entry:
   """Returns the entry of `config.task`.
 
   Raises:
-    ValueError: there is no such task.
+    ValueError: there is no such task, or the config has the keys of another.
   """
   if config.task not in TASKS:
     raise ValueError(
       f"config.task: expected one of {tuple(TASKS)}, found {config.task!r}"
+    )
+  if config.task not in config:
+    made = ", ".join(recipes.with_value("task", config.task))
+    raise ValueError(
+      f"config.task: this config lacks the keys of {config.task!r}; recipes "
+      f"that have them: {made}"
     )
   return TASKS[config.task]

@@ -48,26 +48,6 @@ def test_recipes_are_found_by_name():
     assert recipes.path_of(path) == path
 
 
-@pytest.mark.parametrize(
-  "words",
-  [
-    ["--config", "quickstart"],
-    ["--config=quickstart"],
-    ["-config=quickstart"],
-    ["--workdir", "w", "--config", "quickstart"],
-  ],
-)
-def test_bare_names_become_paths(words):
-  path = recipes.path_of("quickstart")
-  expected = [w.replace("quickstart", path) for w in words]
-  assert recipes.with_paths(words) == expected
-
-
-def test_other_flags_stay():
-  words = ["main", "--config.model=quickstart", "--workdir=quickstart"]
-  assert recipes.with_paths(words) == words
-
-
 def run(*words, cwd):
   return subprocess.run(
     [sys.executable, "-m", "blip_jax.main", *words],
@@ -79,7 +59,7 @@ def run(*words, cwd):
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):
   done = run("--config", "quikstart", cwd=tmp_path)
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert "no recipe is called 'quikstart'" in done.stderr
   assert "Did you mean 'quickstart'?" in done.stderr
   for name in recipes.names():
@@ -92,4 +72,4 @@ def test_a_file_outside_the_package_works(tmp_path):
   (tmp_path / "mine.py").write_text(source)
   for path in ("mine.py", "./mine.py", str(tmp_path / "mine.py")):
     done = run("--config", path, "--config.job=nothing", cwd=tmp_path)
-    assert "config.job: expected one of" in done.stderr + done.stdout
+    assert "config.job: expected one of" in done.stderr

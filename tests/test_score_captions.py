@@ -79,7 +79,7 @@ def test_errors_are_one_line(tool, files, tmp_path, capsys):
   assert tool.main([*files, "--out", f"{tmp_path}/s.json"]) == 1
   shown = capsys.readouterr()
   assert not shown.out and shown.err.count("\n") == 1
-  assert shown.err.startswith("score_captions: The references have no caption")
+  assert shown.err.startswith("error: The references have no caption")
   assert not (tmp_path / "s.json").exists()
 
 

@@ -16,15 +16,16 @@ import jax
 
 from blip_jax.convert import companions, opening, write
 from blip_jax.models import families
-from blip_jax.runtime import host
+from blip_jax.runtime import command, host
 
 
+@command.reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("source", metavar="SRC")
-  parser.add_argument("target", metavar="DST")
+  parser.add_argument("target", metavar="DST", type=command.local_path)
   parser.add_argument(
     "--task",
     choices=families.FAMILIES,
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--model-config",
     metavar="FILE",
+    type=command.local_path,
     help="a config with the number of attention heads, needed if the widths "
     "are not BERT's and ViT's: model.json, Hugging Face's config.json, or the "
     "original's med_config.json (with vit.json next to it)",
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--tokenizer",
     metavar="DIR",
+    type=command.local_path,
     help="a folder with vocab.txt, or a hub id; default: the folder of SRC, "
     f"else {companions.BERT}",
   )
@@ -62,20 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="names in SRC to leave out",
   )
   args = parser.parse_args(argv)
-  try:
-    checkpoint = opening.open_checkpoint(
-      args.source,
-      task=args.task,
-      image_size=args.image_size,
-      model_config=args.model_config,
-      tokenizer=args.tokenizer,
-      keep_momentum=not args.no_momentum,
-      drop=args.drop,
-    )
-    path = write.write(checkpoint, args.target, args.layout)
-  except ValueError as error:
-    print(f"convert_checkpoint: {error}", file=sys.stderr)
-    return 1
+  checkpoint = opening.open_checkpoint(
+    args.source,
+    task=args.task,
+    image_size=args.image_size,
+    model_config=args.model_config,
+    tokenizer=args.tokenizer,
+    keep_momentum=not args.no_momentum,
+    drop=args.drop,
+  )
+  path = write.write(checkpoint, args.target, args.layout)
   card = checkpoint.card
   height, width = card.config.vit.image_size
   print(f"{card.family} model for images of {height} x {width} pixels")

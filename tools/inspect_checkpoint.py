@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from etils import epath
 
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import command, snapshot
 
 
 def table(folder: epath.Path) -> Iterator[str]:
@@ -49,9 +49,12 @@ def _data_files(folder: epath.Path) -> list[epath.Path]:
   return sorted((folder / "data").glob("process_*.json"))
 
 
+@command.reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("workdir", help="a run's folder, or one step's")
+  parser.add_argument(
+    "workdir", type=command.local_path, help="a run's folder, or one step's"
+  )
   parser.add_argument("--step", type=int, help="default: the latest")
   parser.add_argument(
     "--digest", action="store_true", help="one line per item, with a sha256"
@@ -60,16 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   path = epath.Path(args.workdir)
   if args.step is not None:
     path = path / snapshot.FOLDER / str(args.step)
-  try:
-    folder = snapshot.find(path)
-    if args.digest:
-      print("\n".join(digests(folder)))
-    else:
-      print(folder)
-      print("\n".join(table(folder)))
-  except ValueError as error:
-    print(f"inspect_checkpoint: {error}", file=sys.stderr)
-    return 1
+  folder = snapshot.find(path)
+  if args.digest:
+    print("\n".join(digests(folder)))
+  else:
+    print(folder)
+    print("\n".join(table(folder)))
   return 0
 
 

@@ -23,7 +23,7 @@ from blip_jax.evaluators.scores import (
   image_names,
   java,
 )
-from blip_jax.runtime import files
+from blip_jax.runtime import command, files
 
 
 def table(scores: caption_metrics.Scores) -> Iterator[str]:
@@ -33,18 +33,25 @@ def table(scores: caption_metrics.Scores) -> Iterator[str]:
     yield f"{name:<10}{value:>10.4f}"
 
 
+@command.reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--results", required=True, metavar="R.json")
+  parser.add_argument(
+    "--results", required=True, metavar="R.json", type=command.local_path
+  )
   parser.add_argument("--references", required=True, metavar="SOURCE")
   parser.add_argument(
-    "--out", metavar="S.json", help="write the scores as JSON"
+    "--out",
+    metavar="S.json",
+    type=command.local_path,
+    help="write the scores as JSON",
   )
   parser.add_argument(
     "--per-image",
     metavar="P.json",
+    type=command.local_path,
     help="write the scores of each image as JSON",
   )
   parser.add_argument(
@@ -55,16 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="more metrics, which need Java and `pip install blip_jax[coco]`",
   )
   args = parser.parse_args(argv)
-  try:
-    results = caption_files.read_results(args.results)
-    human = human_captions.read(args.references)
-    has_ids = caption_files.has_ids(args.results)
-    references = human.captions if has_ids else human.by_path()
-    references = image_names.renamed(references, results)
-    scores = caption_metrics.score(results, references, args.java)
-  except ValueError as error:
-    print(f"score_captions: {error}", file=sys.stderr)
-    return 1
+  results = caption_files.read_results(args.results)
+  human = human_captions.read(args.references)
+  has_ids = caption_files.has_ids(args.results)
+  references = human.captions if has_ids else human.by_path()
+  references = image_names.renamed(references, results)
+  scores = caption_metrics.score(results, references, args.java)
   print("\n".join(table(scores)))
   print(f"{len(results)} images were scored.")
   if missing := len(references.keys() - results.keys()):

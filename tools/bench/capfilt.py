@@ -29,7 +29,7 @@ from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, families
 from blip_jax.models import config as model_config
-from blip_jax.runtime import files, host, sharding
+from blip_jax.runtime import command, files, host, sharding
 
 # With random weights every caption gets to the maximal length.
 GENERATION = {"sample": True, "top_p": 0.9, "max_length": 20, "min_length": 5}
@@ -96,6 +96,7 @@ def rate(function: Callable[[], int]) -> float:
   return num_images / (time.monotonic() - begin)
 
 
+@command.reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--side", type=int, default=480, help="height in pixels")
   parser.add_argument("--per-device-batch-size", type=int, default=8)
   parser.add_argument("--threads", type=int, default=os.cpu_count())
-  parser.add_argument("--out", type=pathlib.Path)
+  parser.add_argument("--out", type=command.local_path)
   args = parser.parse_args(argv)
   host.keep_freed_memory()
 

@@ -25,7 +25,7 @@ import transformers
 from blip_jax.inference import model as model_lib
 from blip_jax.models import blip, decoding
 from blip_jax.models import config as model_config
-from blip_jax.runtime import files
+from blip_jax.runtime import command, files
 from blip_jax.tasks import base
 from blip_jax.tasks import caption as caption_lib
 
@@ -35,6 +35,7 @@ LENGTH = 20
 SAMPLES = 10
 
 
+@command.reports_errors
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -46,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--num-beams", type=int, default=3)
   parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8])
   parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--out", help="write the results as JSON")
+  parser.add_argument(
+    "--out", type=command.local_path, help="write the results as JSON"
+  )
   args = parser.parse_args(argv)
 
   on_gpu = jax.default_backend() == "gpu"

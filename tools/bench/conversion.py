@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from blip_jax.convert import reader, tensor_files, write
-from blip_jax.runtime import files
+from blip_jax.runtime import command, files
 
 TOOLS = pathlib.Path(__file__).resolve().parent.parent
 CONVERT = TOOLS / "convert_checkpoint.py"
@@ -152,6 +152,7 @@ def measure(name: str, case: dict, folder: pathlib.Path) -> None:
   files.remove_folder(native)
 
 
+@command.reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -15,6 +15,7 @@ import argparse
 import functools
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ import numpy as np
 from blip_jax.inference import scoring
 from blip_jax.models import blip, families, med
 from blip_jax.models import config as model_config
-from blip_jax.runtime import files, sharding
+from blip_jax.runtime import command, files, sharding
 from blip_jax.tasks import align
 
 LENGTH = 35
@@ -35,6 +36,7 @@ CAPTION_TOKENS = 13, 2.5
 BERT = model_config.SpecialTokens(pad=0, cls=101, sep=102, dec=30522, enc=30523)
 
 
+@command.reports_errors
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     metavar="N",
     help="images, texts and k_test of the evaluation to plan",
   )
-  parser.add_argument("--out", help="write the results as JSON")
+  parser.add_argument(
+    "--out", type=command.local_path, help="write the results as JSON"
+  )
   args = parser.parse_args(argv)
 
   on_gpu = jax.default_backend() == "gpu"
@@ -199,4 +203,4 @@ def print_table(row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-  raise SystemExit(main())
+  sys.exit(main())

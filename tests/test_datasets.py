@@ -1,5 +1,6 @@
 """Specs of sources."""
 
+import gzip
 import json
 import os
 import tarfile
@@ -124,6 +125,22 @@ def test_images_of_captioned_sources(tmp_path):
   assert sorted(record) == ["id", "image"] and record["id"] == "0.tar:x"
   record = datasets.open_images("scenes:val?num=2")[1]
   assert sorted(record) == ["id", "image", "image_id"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.token"])
+def test_compressed_files_and_utf_16_are_refused_with_advice(tmp_path, name):
+  text = '[{"image": "a.jpg", "caption": "c"}]'
+  for raw, advice in (
+    (gzip.compress(text.encode()), "gunzip"),
+    (text.encode("utf-16"), "iconv -f UTF-16"),
+    (text.encode("utf-16-le"), "iconv -f UTF-16"),
+  ):
+    (tmp_path / name).write_bytes(raw)
+    for open_rows in (datasets.open_source, datasets.open_images):
+      with pytest.raises(ValueError, match=rf"{name}: expected .*{advice}"):
+        open_rows(f"{tmp_path}/{name}")
+      with pytest.raises(ValueError, match=r"\.gz'.* Decompress it first"):
+        open_rows(f"{tmp_path}/{name}.gz")
 
 
 @pytest.mark.parametrize("spec", ["photos", "a.heic", "photos/a.json.gz", ""])

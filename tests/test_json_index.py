@@ -44,7 +44,7 @@ def test_json_rows_are_those_of_json(tmp_path, monkeypatch, chunk, style):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 24])
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\n\n", "\n \t\r\n "])
 def test_jsonl_rows_are_the_lines(tmp_path, monkeypatch, chunk, newline):
   text = newline.join(json.dumps(row) for row in ROWS)
   path = _write(tmp_path / "a.jsonl", text)

@@ -74,7 +74,7 @@ def open_source(
   if source is None:
     raise ValueError(
       f"Unknown data source {spec!r}: not a folder, and its ending is not "
-      f"supported. Understood: {UNDERSTOOD}"
+      f"supported.{_advice(spec)} Understood: {UNDERSTOOD}"
     )
   return source
 
@@ -108,11 +108,20 @@ def open_images(
     return source
   paths = sorted(path for path in expand(spec) if folders.is_image(path))
   if not paths:
-    raise ValueError(f"No images in {spec!r}. Understood: {UNDERSTOOD_IMAGES}")
+    raise ValueError(
+      f"No images in {spec!r}.{_advice(spec)} Understood: {UNDERSTOOD_IMAGES}"
+    )
   sources.existing(paths, "images")
   _refuse_kept(spec, keep)
   root = sources.shared_folder(paths)
   return folders.Images(root, [path.removeprefix(root) for path in paths])
+
+
+def _advice(spec: str) -> str:
+  """Returns what helps where a spec describes no source, or ""."""
+  if path_of(spec).lower().endswith((".gz", ".bz2", ".xz", ".zst", ".zip")):
+    return " Decompress it first: rows are read one by one, in any order."
+  return ""
 
 
 def open_videos(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from blip_jax.data import offsets
 
 _CHUNK = 1 << 24
-_QUOTE, _BACKSLASH, _COMMA = b'"\\,'
+_QUOTE, _BACKSLASH, _COMMA, _SPACE, _TAB = b'"\\, \t'
 _OPEN_LIST, _OPEN_OBJECT = b"[{"
 _STRUCTURE = np.isin(np.arange(256), np.frombuffer(b'"{}[],', np.uint8))
 _STEP = np.zeros(256, np.int64)
@@ -58,7 +58,7 @@ def list_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
 def line_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
   """Finds the rows of a file with one JSON object per line.
 
-  Row `i` is between offsets `i` and `i + 1`. Empty lines are skipped.
+  Row `i` is between offsets `i` and `i + 1`. Blank lines are skipped.
 
   Returns:
     The offsets in bytes, one more than there are rows; and no damage.
@@ -72,7 +72,12 @@ def line_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
       f"{path}: expected one JSON object per line, found "
       f"{offsets.glimpse(data, first)}. Name a file with a JSON list .json."
     )
-  return np.append(offsets.line_starts(data, first), len(data)), []
+  lines = offsets.line_starts(data, first)
+  bounds = np.append(lines, len(data))
+  kept = np.ones(len(bounds), bool)
+  for line in np.flatnonzero(np.isin(data[lines], (_SPACE, _TAB))):
+    kept[line] = bool(bytes(data[slice(*bounds[line : line + 2])]).strip())
+  return bounds[kept], []
 
 
 def lists(path: str) -> dict[str, Int[np.ndarray, "offsets"]]:

@@ -24,6 +24,9 @@ _CHUNK = 1 << 24
 MIN_CACHED_BYTES = 1 << 26
 
 _BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# gzip, bzip2, xz, zstd and zip.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"PK\3\4")
 _QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 
 
@@ -115,13 +118,32 @@ def open_text(
 
   Args:
     blank: bytes that are not content; None: all white space.
+
+  Raises:
+    ValueError: the file is compressed, or is UTF-16.
   """
   if files.size(path) == 0:  # nothing to map
     return np.zeros(0, np.uint8), None
   data = np.memmap(path, np.uint8, mode="r")
   head = bytes(data[:4096])
+  _check_is_text(path, head)
   text = head.removeprefix(_BOM).lstrip(blank)
   return data, len(head) - len(text) if text else None
+
+
+def _check_is_text(path: str, head: bytes) -> None:
+  if head.startswith(_COMPRESSED):
+    raise ValueError(
+      f"{path}: expected text, found a compressed file, whose rows cannot be "
+      "read one by one. Decompress it, for example with gunzip."
+    )
+  # Without a mark, every other byte of English is zero.
+  has_zeros = head[1:4:2] == b"\0\0" and b"\0" not in head[0:4:2]
+  if head.startswith(_UTF_16) or has_zeros:
+    raise ValueError(
+      f"{path}: expected UTF-8, found UTF-16. Convert it, for example with "
+      "iconv -f UTF-16 -t UTF-8."
+    )
 
 
 def line_starts(data: np.ndarray, first: int) -> Int[np.ndarray, "lines"]:

@@ -179,3 +179,105 @@ def test_adamw_equals_torch():
       np.testing.assert_allclose(
         params[k], parameter.detach().numpy(), rtol=5e-7, atol=1e-5 * moved
       )
+
+
+@pytest.mark.parametrize(
+  "epoch, rate",
+  [
+    # Halfway between 1e-3 and 2e-4, and a quarter of the way: cos(45 degrees).
+    (0, 1e-3),
+    (1, 6e-4 + 4e-4 * 0.5**0.5),
+    (2, 6e-4),
+    (3, 6e-4 - 4e-4 * 0.5**0.5),
+    (4, 2e-4),
+  ],
+)
+def test_a_cosine_of_epochs_falls_to_its_floor(epoch, rate):
+  assert optim.cosine_lr(epoch, lr=1e-3, min_lr=2e-4, epochs=4) == (
+    pytest.approx(rate, rel=1e-12)
+  )
+  schedule = optim.schedule(
+    config(schedule="cosine_epoch", lr=1e-3, min_lr=2e-4, steps_per_epoch=5),
+    20,
+  )
+  # The first and the last step of the epoch; nothing follows the floor.
+  steps = (5 * epoch, 5 * epoch + 4, 10_000) if epoch == 4 else (5 * epoch,)
+  np.testing.assert_allclose([schedule(s) for s in steps], rate, rtol=1e-7)
+
+
+def test_an_incomplete_last_epoch_counts_as_an_epoch():
+  """11 steps of 5 are three epochs: the second keeps 3/4, the third 1/4."""
+  rate = optim.schedule(
+    config(schedule="cosine_epoch", lr=1.0, min_lr=0.0, steps_per_epoch=5), 11
+  )
+  np.testing.assert_allclose(
+    [rate(4), rate(5), rate(9), rate(10), rate(14)],
+    [1.0, 0.75, 0.75, 0.25, 0.25],
+    rtol=1e-6,
+  )
+
+
+def test_the_step_schedule_ends_at_its_floor():
+  assert optim.step_lr(2, lr=1.0, min_lr=0.3, decay_rate=0.5) == 0.3
+  assert optim.step_lr(1, lr=1.0, min_lr=0.3, decay_rate=0.5) == 0.5
+  conf = config(
+    lr=1.0, min_lr=0.3, decay_rate=0.5, warmup_steps=0, steps_per_epoch=3
+  )
+  rate = optim.schedule(conf, 9)
+  np.testing.assert_allclose(
+    [rate(s) for s in (1, 2, 3, 5, 6, 8, 9, 1000)],
+    [1, 1, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3],
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize(
+  "step, warmup_steps, rate",
+  [
+    (0, 0, 0.1),
+    (1, 0, 1.0),
+    (0, 1, 0.1),
+    (1, 1, 1.0),
+    (1, 4, 0.325),
+    (4, 4, 1.0),
+    (5, 4, 1.0),
+  ],
+)
+def test_warm_up_reaches_its_end_at_its_last_step(step, warmup_steps, rate):
+  """Without warm-up the first step still has the starting rate, as in the
+  original."""
+  assert optim.warmup_lr(
+    step, lr=1.0, warmup_lr=0.1, warmup_steps=warmup_steps
+  ) == pytest.approx(rate)
+  conf = config(
+    lr=1.0, warmup_lr=0.1, warmup_steps=warmup_steps, steps_per_epoch=100
+  )
+  np.testing.assert_allclose(optim.schedule(conf, 100)(step), rate, rtol=1e-6)
+
+
+def test_one_step_per_epoch_and_a_warm_up_of_all_but_one_step():
+  rate = optim.schedule(
+    config(
+      steps_per_epoch=1, lr=1.0, decay_rate=0.5, warmup_lr=0.0, min_lr=0.0
+    ),
+    3,
+  )
+  np.testing.assert_allclose([rate(0), rate(1), rate(2)], [0, 0.5, 0.25])
+  rate = optim.schedule(
+    config(schedule="cosine", lr=1.0, warmup_lr=0.0, warmup_steps=3), 4
+  )
+  np.testing.assert_allclose([rate(1), rate(3)], [1 / 3, 1], rtol=1e-6)
+
+
+def test_the_first_update_of_adamw_by_hand():
+  """Bias-corrected moments are g and g * g: the step is g / (|g| + 1e-8)."""
+  conf = config(schedule="cosine", warmup_steps=0, lr=0.5, weight_decay=0.25)
+  tx, _ = optim.make(conf, 10)
+  params = {"a": jnp.array([2.0, 2.0, 2.0])}
+  grads = {"a": jnp.array([3.0, -1e-3, 1e-8])}
+  updates, state = tx.update(grads, tx.init(params), params)
+  expected = -0.5 * (np.array([1, -1, 0.5]) + 0.25 * 2.0)
+  np.testing.assert_allclose(updates["a"], expected, rtol=1e-4)
+  mu, nu = (optax.tree_utils.tree_get(state, n) for n in ("mu", "nu"))
+  np.testing.assert_allclose(mu["a"], 0.1 * grads["a"], rtol=1e-5)
+  np.testing.assert_allclose(nu["a"], 0.001 * grads["a"] ** 2, rtol=1e-5)

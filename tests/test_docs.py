@@ -141,6 +141,17 @@ def user_dir(tmp_path_factory):
       (path / f"{i}.txt").write_text(record["caption"])
   for name in ("train.json", "val.json"):
     (folder / name).write_text(json.dumps(rows))
+  splits = ["train", "restval", "val", "test"]
+  karpathy = [
+    {
+      "filename": row["image"],
+      "imgid": row["image_id"],
+      "sentences": [{"raw": row["caption"]}],
+      "split": splits[row["image_id"] % 4],
+    }
+    for row in rows
+  ]
+  (folder / "dataset_coco.json").write_text(json.dumps({"images": karpathy}))
   with tarfile.open(shards / "0.tar", "w") as tar:
     for i in range(16):
       tar.add(images / f"{i}.png", f"{i}.png")

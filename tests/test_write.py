@@ -1,5 +1,6 @@
 """Checkpoints are written completely or not at all."""
 
+import dataclasses
 import json
 import logging
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from blip_jax.convert import opening, write
+from blip_jax.models import card as card_lib
 from tests import helpers
 
 
@@ -65,3 +67,129 @@ def test_a_file_of_weights_alone_has_no_vocabulary(tmp_path, extended, caplog):
   with caplog.at_level(logging.WARNING):
     write.write(extended, tmp_path / "out.pth", "original")
   assert "vocabulary of 424 tokens is not in this file" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "blip_base",
+    "blip_decoder",
+    "blip_itm",
+    "blip_vqa",
+    "blip_retrieval",
+    "blip_pretrain",
+  ],
+)
+def test_the_original_gets_every_name_that_it_saves(name):
+  """Values too: tied tensors under all of their names, and position ids."""
+  checkpoint = helpers.open_golden(name)
+  tensors, ties = write.original_state(
+    checkpoint.leaves, checkpoint.card.family
+  )
+  expected = helpers.state_dict(name)
+  assert {*tensors, *ties} == {*expected}
+  assert not {*tensors} & {*ties}
+  for key, array in expected.items():
+    found = tensors[ties.get(key, key)].read()
+    np.testing.assert_array_equal(found, array, key)
+    assert found.dtype == array.dtype, key
+
+
+def test_the_configs_of_the_original():
+  checkpoint = helpers.open_golden("blip_decoder")
+  config = write._med_config(checkpoint.card.config)
+  # A config file that names no dropout leaves BERT's 0.1.
+  assert config == {
+    **json.loads(helpers.GOLDEN_CONFIG.read_text()),
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_dropout_prob": 0.1,
+  }
+
+
+@pytest.mark.parametrize(
+  "family, name",
+  [
+    ("caption", "BlipForConditionalGeneration"),
+    ("vqa", "BlipForQuestionAnswering"),
+    ("itm", "BlipForImageTextRetrieval"),
+  ],
+)
+def test_the_config_of_hugging_face(family, name):
+  """What BlipConfig and its two parts call the sizes; heads and epsilon are
+  those that BLIP was trained with, not transformers' defaults."""
+  config = dataclasses.replace(
+    helpers.BLIP, med=dataclasses.replace(helpers.MED, dropout=0.1)
+  )
+  assert write._hf_config(card_lib.Card(family, config)) == {
+    "architectures": [name],
+    "model_type": "blip",
+    "image_text_hidden_size": 32,
+    "label_smoothing": 0.1,
+    "tie_word_embeddings": True,
+    "vision_config": {
+      "model_type": "blip_vision_model",
+      "attention_dropout": 0.0,
+      "hidden_act": "gelu",
+      "hidden_size": 48,
+      "image_size": 32,
+      "intermediate_size": 192,
+      "layer_norm_eps": 1e-6,
+      "num_attention_heads": 4,
+      "num_hidden_layers": 2,
+      "patch_size": 8,
+    },
+    "text_config": {
+      "model_type": "blip_text_model",
+      "attention_probs_dropout_prob": 0.1,
+      "bos_token_id": 422,
+      "encoder_hidden_size": 48,
+      "eos_token_id": 3,
+      "hidden_act": "gelu",
+      "hidden_dropout_prob": 0.1,
+      "hidden_size": 64,
+      "intermediate_size": 256,
+      "is_decoder": True,
+      "label_smoothing": 0.1,
+      "layer_norm_eps": 1e-12,
+      "max_position_embeddings": 64,
+      "num_attention_heads": 4,
+      "num_hidden_layers": 2,
+      "pad_token_id": 0,
+      "sep_token_id": 3,
+      "vocab_size": 424,
+    },
+  }
+
+
+@pytest.mark.parametrize(
+  "name, has_generation", [("blip_decoder", True), ("blip_itm", False)]
+)
+def test_the_files_of_a_hugging_face_folder(tmp_path, name, has_generation):
+  folder = write.write(helpers.open_golden(name), tmp_path / "hf", "hf")
+  names = {path.name for path in folder.iterdir()}
+  assert {"config.json", "model.safetensors", "vocab.txt"} <= names
+  assert "model.json" not in names
+  assert ("generation_config.json" in names) == has_generation
+  if has_generation:
+    text = (folder / "generation_config.json").read_text()
+    assert json.loads(text) == {
+      "bos_token_id": 422,
+      "eos_token_id": 3,
+      "pad_token_id": 0,
+      "num_beams": 3,
+      "max_length": 20,
+      "min_length": 5,
+      "repetition_penalty": 1.0,
+    }
+
+
+def test_an_existing_path_and_a_file_of_another_layout_are_refused(tmp_path):
+  checkpoint = helpers.open_golden("blip_decoder")
+  with pytest.raises(ValueError, match="exists already"):
+    write.write(checkpoint, tmp_path, "hf")
+  for layout in ("orbax", "hf"):
+    with pytest.raises(ValueError, match="only --layout original"):
+      write.write(checkpoint, tmp_path / "out.pth", layout)
+  with pytest.raises(ValueError, match="layout: expected one of"):
+    write.write(checkpoint, tmp_path / "out", "torch")
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,97 @@
+"""What describes something, or is a key of a cache, cannot be changed."""
+
+import dataclasses
+
+import pytest
+
+from blip_jax import build
+from blip_jax.capfilt import label, rules, work_units
+from blip_jax.convert import opening, pickles, reader, registry, weights
+from blip_jax.data import (
+  examples,
+  loader,
+  randaugment,
+  rejects,
+  schema,
+  transforms,
+)
+from blip_jax.data.scenes import drawing
+from blip_jax.evaluators import base
+from blip_jax.evaluators.scores import caption_metrics
+from blip_jax.inference import captioning, images, model
+from blip_jax.models import card, config
+from blip_jax.runtime import checkpoint, contact_sheet
+from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
+
+
+@pytest.mark.parametrize(
+  "cls",
+  [
+    build.Run,
+    label.Text,
+    label.LabelledImage,
+    label.Batch,
+    rules.Rules,
+    work_units.WorkUnit,
+    opening.Checkpoint,
+    pickles.Elements,
+    pickles.Tensor,
+    reader._Storage,
+    registry.Released,
+    weights.Leaf,
+    examples.PairExample,
+    examples.ImageExample,
+    examples.TextExample,
+    examples.ImagesExample,
+    loader._Prepare,
+    randaugment.Op,
+    randaugment.RandAugment,
+    rejects.Bad,
+    schema.Columns,
+    transforms.TrainImage,
+    transforms.EvalImage,
+    drawing.Object,
+    drawing.Scene,
+    base.Context,
+    caption_metrics.Scores,
+    captioning.Caption,
+    images.ImageReader,
+    model.Model,
+    card.Card,
+    config.SpecialTokens,
+    config.ViTConfig,
+    config.MedConfig,
+    config.BlipConfig,
+    checkpoint.Origin,
+    contact_sheet.Cell,
+    align.Align,
+    caption.Caption,
+    nlvr.Nlvr,
+    pretrain.Pretrain,
+    retrieval.Retrieval,
+    vqa.Vqa,
+  ],
+)
+def test_a_value_cannot_be_changed(cls):
+  value = object.__new__(cls)
+  name = dataclasses.fields(cls)[0].name
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    setattr(value, name, None)
+
+
+def test_the_same_configs_are_equal_and_have_one_hash():
+  """They are static arguments of compiled programs."""
+  one, two = (
+    config.variant(
+      "tiny", image_size=16, vocab_size=9, tokens=config.SpecialTokens()
+    )
+    for _ in range(2)
+  )
+  assert one == two and hash(one) == hash(two)
+
+
+def test_a_loaded_model_is_only_equal_to_itself():
+  """Comparing its parameters would be ambiguous, and slow."""
+  one, two = object.__new__(model.Model), object.__new__(model.Model)
+  assert one == one and one != two
+  assert len({one, two}) == 2

@@ -1,6 +1,7 @@
 """What several test files need: golden arrays, toy runs, tiny models."""
 
 import functools
+import json
 import os
 import pathlib
 import types
@@ -379,3 +380,20 @@ def write_hard_names(folder):
     Image.fromarray(pixels).save(folder / f"{name}.png")
     (folder / f"{name}.txt").write_text(f"a grey square {n}")
   return folder
+
+
+def write_pairs(folder):
+  """What the commands of recipes name: lists, and folders with captions."""
+  rows = scenes.Scenes("val")
+  for name in ("images", "FOLDER", "ANOTHER_FOLDER"):
+    (folder / name).mkdir()
+  pairs = []
+  for number in range(16):
+    record = rows[number]
+    for name in ("images", "FOLDER", "ANOTHER_FOLDER"):
+      image = folder / name / f"{number}.png"
+      Image.fromarray(record["image"]).save(image)
+      image.with_suffix(".txt").write_text(record["caption"])
+    pairs.append({"image": f"{number}.png", "caption": record["caption"]})
+  for name in ("train.json", "val.json"):
+    (folder / name).write_text(json.dumps(pairs))

@@ -1,16 +1,19 @@
 """Recipes at a size at which two steps take seconds."""
 
+import ast
 import functools
 import importlib.util
 import pathlib
+import re
+import shlex
 
 import jax
 import pytest
 
-from blip_jax import train
+from blip_jax import command_line, train
 from blip_jax.models import config
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import sharding
+from blip_jax.runtime import overrides, sharding
 from blip_jax.tasks import pretrain
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,9 +28,35 @@ def load_config(name):
   return module.get_config().lock()
 
 
+def docstring_commands(path):
+  """The arguments of the commands in a file's docstring, as `main` has them."""
+  doc = ast.get_docstring(ast.parse(path.read_text()))
+  lines = re.findall(r"^  python -m blip_jax\.main (.*)$", doc, re.MULTILINE)
+  return [shlex.split(line) for line in lines]
+
+
+def shrunk_command(name):
+  """The command of a recipe's docstring, as `main` runs it, but shrunk."""
+  words, *_ = docstring_commands(ROOT / "configs" / f"{name}.py")
+  line = command_line.parse(words)
+  keys = {word.removeprefix("--config.").partition("=")[0] for word in words}
+  shrink(line.config, keys & overrides.leaves(line.config).keys())
+  return line
+
+
 def shrunk_config(name):
   """Returns a recipe on Scenes, at a size where two steps take seconds."""
-  config = load_config(name)
+  return shrink(load_config(name))
+
+
+def shrink(config, given=()):
+  """Makes two steps of a training config take seconds.
+
+  Args:
+    config: which is changed and returned.
+    given: keys that keep their values; other sources become Scenes.
+  """
+  given = {key: overrides.leaves(config)[key] for key in given}
   config.batch_size = 16
   config.num_steps = 2
   config.log_every_steps = 1
@@ -60,7 +89,8 @@ def shrunk_config(name):
   config.evals.every_steps = 0
   config.evals.batch_size = 16
   for split in run_config.splits(config).values():
-    split.source = "scenes:val?num=24"
+    split.source, split.image_root = "scenes:val?num=24", ""
+  config.update_from_flattened_dict(given)
   return config
 
 

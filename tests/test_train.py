@@ -15,7 +15,14 @@ import optax
 import pytest
 from PIL import Image
 
-from blip_jax import build, context, evaluate, recipes, train
+from blip_jax import (
+  build,
+  context,
+  evaluate,
+  main,
+  recipes,
+  train,
+)
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import sharding, snapshot
 from tests import QUICK_TO_COMPILE, helpers, short_runs
@@ -63,20 +70,29 @@ def quick_to_compile(monkeypatch):
 
 
 @pytest.mark.parametrize("path", TRAINING)
-def test_every_config_trains_two_steps(path, tmp_path):
-  config = short_runs.shrunk_config(path.stem)
-  if config.task == "caption":
+def test_the_command_of_every_recipe_trains_two_steps(
+  path, tmp_path, monkeypatch
+):
+  """The one in its docstring, on the files that it names."""
+  helpers.write_pairs(tmp_path)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  line = short_runs.shrunk_command(path.stem)
+  config = line.config
+  if config.task == "caption" and not config.evals.val.source:
     config.evals.val.source = "scenes:val?num=24"
-  results = train.train(config, str(tmp_path))
-  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  workdir = pathlib.Path(line.workdir)
+  assert workdir.parent in (tmp_path, tmp_path / "runs")
+  results = main.JOBS[config.job](config, line.workdir)
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
   steps = [json.loads(line) for line in lines]
   assert [row["step"] for row in steps][:2] == [1, 2]
   assert all(np.isfinite(row["train/loss"]) for row in steps[:2])
-  assert snapshot.find(tmp_path).name == "2"
+  assert snapshot.find(workdir).name == "2"
   splits = {name.split("/")[0] for name in results}
   assert splits == run_config.splits(config).keys()
   if splits:
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert json.loads((workdir / "results.json").read_text()) == results
 
 
 def test_recipes_have_the_published_numbers():
@@ -187,7 +203,7 @@ def test_captioner_from_pretraining_and_its_files(tmp_path, pretrained):
   assert card["family"] == "caption" and card["prompt"] == "a picture of "
   assert card["generation"]["num_beams"] == 3
 
-  config = get("caption_nocaps")
+  config = short_runs.shrunk_command("caption_nocaps").config
   config.init.weights = str(tuned)
   config.evals.val.source = config.evals.test.source = "scenes:val?num=5"
   assert evaluate.evaluate(config, str(nocaps)) == {}
@@ -250,7 +266,7 @@ def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):
   card = json.loads((snapshot.find(tuned) / "model/model.json").read_text())
   assert card["family"] == "retrieval"
 
-  config = get("retrieval_flickr_zero_shot")
+  config = short_runs.shrunk_command("retrieval_flickr_zero_shot").config
   config.init.weights = str(tuned / "best")
   config.evals.test.source = "scenes:val?num=24"
   config.evals.test.k_test = 5

@@ -13,7 +13,8 @@ import pytest
 
 from blip_jax.data import scenes
 from blip_jax.inference import captioning
-from blip_jax.models import med
+from blip_jax.inference import model as model_lib
+from blip_jax.models import families, med
 from blip_jax.runtime import sharding
 from tests import helpers
 
@@ -169,3 +170,21 @@ def test_urls_are_downloaded_on_request_only(model):
     with pytest.raises(ValueError, match=r"image 0: missing: .*404"):
       model.caption(f"{url}/b.png", urls=True)
     server.shutdown()
+
+
+@pytest.mark.parametrize(
+  "family, method, can",
+  [
+    ("itm", "captioner", "match and embed images and texts"),
+    ("caption", "match", "caption images"),
+    ("caption", "embed_texts", "caption images"),
+  ],
+)
+def test_a_wrong_family_says_what_it_can_do(family, method, can):
+  arguments = {"match": ([], []), "embed_texts": (["a dog"],)}.get(method, ())
+  with pytest.raises(ValueError, match=f"family '{family}'.*it can {can}"):
+    getattr(helpers.make_model(family), method)(*arguments)
+
+
+def test_abilities_of_all_families_are_known():
+  assert sorted(model_lib._ABILITIES) == sorted(families.FAMILIES)

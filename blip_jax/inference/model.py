@@ -27,6 +27,18 @@ log = logging.getLogger(__name__)
 Image = images_lib.Image
 
 
+# What errors say that a model can do, by its family.
+_ABILITIES = {
+  "caption": "caption images",
+  "feature": "embed images and texts",
+  "itm": "match and embed images and texts",
+  "nlvr": "only be converted",
+  "pretrain": "caption, match and embed",
+  "retrieval": "match and embed images and texts",
+  "vqa": "give features of images and texts",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
   """A pre-trained model, ready for inference; `blip_jax.load` returns one.
@@ -154,7 +166,8 @@ class Model:
       raise ValueError(
         f"{self.card.source or 'this model'} is of the family "
         f"{self.card.family!r}, which has no decoder that generates captions; "
-        "load a captioner, such as 'model_base_caption_capfilt_large' or "
+        f"it can {_ABILITIES[self.card.family]}. Load a captioner, such as "
+        "'model_base_caption_capfilt_large' or "
         "'Salesforce/blip-image-captioning-base'"
       )
     return captioning.captioner(
@@ -314,8 +327,9 @@ class Model:
   def _lacks(self, ability: str) -> ValueError:
     return ValueError(
       f"{self.card.source or 'this model'} is of the family "
-      f"{self.card.family!r}, which cannot {ability}; load one that can, such "
-      "as 'model_base_retrieval_coco' or 'Salesforce/blip-itm-base-coco'"
+      f"{self.card.family!r}, which cannot {ability}; it can "
+      f"{_ABILITIES[self.card.family]}. Load one that can, such as "
+      "'model_base_retrieval_coco' or 'Salesforce/blip-itm-base-coco'"
     )
 
 

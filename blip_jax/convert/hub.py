@@ -74,7 +74,7 @@ def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
       SHA-256 is not the registry's; says what to do without a network.
   """
   name = os.fspath(name_or_path)
-  if files.exists(name):
+  if "://" not in name and files.exists(name):
     return pathlib.Path(name)
   released = registry.find(name)
   source = released.source if released else name

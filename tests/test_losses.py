@@ -46,3 +46,71 @@ def test_texts_without_tokens_have_zero_loss_and_no_nan():
   labels = jnp.full((2, 3), losses.IGNORE)
   value, grad = jax.value_and_grad(losses.lm_loss)(logits, labels, 0.1)
   assert value == 0 and (grad == 0).all()
+
+
+def test_lm_loss_by_hand():
+  """Smoothing 0.1 over four words: the label gets 0.925, the others 0.025."""
+  logits = jnp.array([[[2.0, 0.0, -1.0, 0.5], [0.0, 1.0, 0.0, 0.0], [9.0] * 4]])
+  labels = jnp.array([[3, 0, 1]])  # the first token is never predicted
+  log_p = np.asarray(jax.nn.log_softmax(logits[0, :2]))
+  target = np.full((2, 4), 0.025)
+  target[0, 0] = target[1, 1] = 0.925
+  by_token = -(target * log_p).sum(axis=1)
+  loss = losses.lm_loss(logits, labels, 0.1)
+  np.testing.assert_allclose(loss, by_token.mean(), rtol=1e-6)
+  np.testing.assert_allclose(
+    losses.lm_loss_per_text(logits, labels, 0.1), [by_token.sum()], rtol=1e-6
+  )
+  plain = losses.lm_loss(logits, labels, 0.0)
+  np.testing.assert_allclose(plain, -(log_p[0, 0] + log_p[1, 1]) / 2, rtol=1e-6)
+
+
+def test_groups_of_lm_have_equal_weight_however_long_their_texts_are():
+  logits = jnp.array([[[0.0, 3.0]] * 4, [[3.0, 0.0]] * 4])
+  labels = jnp.array([[1, 1, 1, 1], [1, 1, losses.IGNORE, losses.IGNORE]])
+  low, high = np.log1p(np.exp(-3.0)), np.log1p(np.exp(3.0))
+  together = losses.lm_loss(logits, labels, 0.0)
+  np.testing.assert_allclose(together, (3 * low + high) / 4, rtol=1e-6)
+  apart = losses.lm_loss(logits, labels, 0.0, groups=2)
+  np.testing.assert_allclose(apart, (low + high) / 2, rtol=1e-6)
+  np.testing.assert_allclose(
+    losses.lm_loss_per_text(logits, labels, 0.0), [3 * low, high], rtol=1e-6
+  )
+
+
+def test_itc_loss_by_hand():
+  sim = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+  targets = jnp.array([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
+  expected = (1.5 * np.log(2) - np.log(0.8)) / 2
+  np.testing.assert_allclose(losses.itc_loss(sim, targets), expected, rtol=1e-6)
+
+
+def test_weights_of_negatives_by_hand():
+  """The softmax over the whole row, plus a constant; positives have none."""
+  rows = [[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]]
+  sim, same = jnp.log(jnp.array([rows])), jnp.eye(3, dtype=bool)[None]
+  weights = losses.hard_negative_weights(sim, same, constant=0.01)
+  np.testing.assert_allclose(
+    weights, [[[0, 0.26, 0.26], [0.11, 0, 0.11], [0.31, 0.31, 0]]], rtol=1e-5
+  )
+  grad = jax.grad(
+    lambda s: losses.hard_negative_weights(s, same, constant=0.0)[0, 0, 1]
+  )(sim)
+  assert (grad == 0).all()
+
+
+def test_accuracy_counts_valid_examples_only():
+  logits = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [5.0, 0.0]])
+  labels = jnp.array([0, 0, 1, 1])
+  _, accuracy = losses.classification_loss(
+    logits, labels, jnp.array([True, True, True, False])
+  )
+  np.testing.assert_allclose(accuracy, 2 / 3, rtol=1e-6)
+
+
+def test_examples_are_taken_from_their_own_group():
+  x = jnp.arange(12).reshape(6, 2)
+  taken = losses.take_in_group(x, jnp.array([[2, 0, 0], [1, 1, 2]]))
+  np.testing.assert_array_equal(taken[:, 0] // 2, [2, 0, 0, 4, 4, 5])
+  assert losses.grouped(x, 2).shape == (2, 3, 2)
+  assert losses.grouped(x, 1).shape == (1, 6, 2)

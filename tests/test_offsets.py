@@ -100,3 +100,75 @@ def test_a_mapped_index_is_pickled_by_name(tmp_path, monkeypatch):
   pickled = pickle.dumps(mapped)
   assert len(pickled) < 1000
   np.testing.assert_array_equal(pickle.loads(pickled).array, mapped.array)
+
+
+def _builds_at(monkeypatch, tmp_path, size):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 10)
+  path = _write(tmp_path / f"{size}.jsonl", "{" + " " * (size - 2) + "}")
+  offsets.cached(path, "rows", json_index.line_rows)
+  return len(list(tmp_path.glob(f".{size}.*")))
+
+
+def test_files_are_cached_from_the_limit_on(monkeypatch, tmp_path):
+  assert [_builds_at(monkeypatch, tmp_path, n) for n in (9, 10)] == [0, 1]
+
+
+def test_only_files_of_64_mb_are_worth_a_cache():
+  assert offsets.MIN_CACHED_BYTES == 64 * 2**20
+
+
+def test_a_damaged_file_is_indexed_at_every_start(monkeypatch, tmp_path):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  path = _write(tmp_path / "a.jsonl", "{}")
+  damaged = lambda _: (np.arange(2), ["cut off"])
+  for _ in range(2):
+    index, damage = offsets.cached(path, "rows", damaged)
+    assert damage == ["cut off"] and index.tolist() == [0, 1]
+  assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+@pytest.mark.parametrize(
+  "content, blank, size, first",
+  [
+    (b"", None, 0, None),
+    (b" \n\t", None, 3, None),
+    (b"a", None, 1, 0),
+    (b" \n a", None, 4, 3),
+    (b"\xef\xbb\xbfa", None, 4, 3),
+    (b"\xef\xbb\xbf\n a", None, 6, 5),
+    (b"\n\t a", b"\n", 4, 1),
+  ],
+)
+def test_the_first_content_of_a_text(tmp_path, content, blank, size, first):
+  data, found = offsets.open_text(_write(tmp_path / "a", content), blank)
+  assert (len(data), found) == (size, first)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 1000])
+def test_lines_and_quotes_are_found_across_chunks(monkeypatch, chunk):
+  monkeypatch.setattr(offsets, "_CHUNK", chunk)
+  text = b'x\na"b\n\n\r\nc""d\n"e\nf"\n'
+  data = np.frombuffer(text, np.uint8)
+  starts = offsets.line_starts(data, 0)
+  lines = [text[s:].split(b"\n")[0] for s in starts]
+  assert lines == [b"x", b'a"b', b'c""d', b'"e', b'f"']
+  assert offsets.odd_quotes(data, starts).tolist() == [1, 3, 4]
+  assert offsets.line_starts(data, 2).tolist() == starts[1:].tolist()
+
+
+def test_a_text_without_quotes_or_line_ends():
+  data = np.frombuffer(b"abc", np.uint8)
+  starts = offsets.line_starts(data, 1)
+  assert starts.tolist() == [1]
+  assert offsets.odd_quotes(data, starts).size == 0
+
+
+def test_a_glimpse_is_forty_bytes():
+  data = np.frombuffer(b"0123456789" * 5, np.uint8)
+  assert offsets.glimpse(data, 3) == repr(bytes(data[3:43]))
+  assert offsets.glimpse(data, None) == "nothing"
+
+
+def test_caches_of_other_columns_have_other_names():
+  digests = {offsets.digest(c) for c in (("a", "b"), ("ab",), ("b", "a"), ())}
+  assert len(digests) == 4 and {len(d) for d in digests} == {8}

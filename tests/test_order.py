@@ -115,3 +115,49 @@ def test_wrong_weights_are_refused():
     order.picks([range(2)] * 2, seed=0, weights=(1, 1), rotate=[range(2)])
   with pytest.raises(ValueError, match="positive"):
     order.picks([range(2)] * 2, seed=0, weights=(1, 0))
+
+
+@pytest.mark.parametrize(
+  "weights, turns",
+  [
+    # Turn k of n is due at (k + 1/2) / n of a round; the first source is first
+    # among equals.
+    ((1, 1), [0, 1]),
+    ((1, 2), [1, 0, 1]),
+    ((1, 3), [1, 0, 1, 1]),
+    ((2, 1), [0, 1, 0]),
+    ((3, 2), [0, 1, 0, 1, 0]),
+    ((0.5, 0.25, 0.25), [0, 1, 2, 0]),
+  ],
+)
+def test_the_turns_of_a_round_are_evenly_spread(weights, turns):
+  rows = _take(
+    2 * len(turns), [range(9) for _ in weights], seed=0, weights=weights
+  )
+  assert [n for n, _ in rows] == turns * 2
+
+
+def test_a_tiny_weight_still_gets_a_turn():
+  turns = order._Turns((1.0, 1e6))
+  assert turns._turns[0] == 1
+  assert len(turns._round) <= 10_001
+  # Every part's own turns are numbered without a gap.
+  rows = [
+    row for part, row in map(turns.__getitem__, range(20_002)) if part == 1
+  ]
+  assert rows == list(range(len(rows)))
+
+
+def test_rounds_are_no_longer_than_ten_thousand_turns():
+  turns = order._Turns((2.0**0.5, 1.0, 3.0**0.5))._turns
+  assert 5_000 < sum(turns) <= 10_002
+  total = sum(turns)
+  for turn, weight in zip(turns, (2**0.5, 1.0, 3**0.5), strict=True):
+    share = weight / (2**0.5 + 1 + 3**0.5)
+    assert abs(turn / total - share) < 2e-4
+
+
+def test_lengths_of_epochs():
+  assert order.epoch_lengths([range(3), range(4)]) == [7]
+  assert order.epoch_lengths([range(3)], [range(1), range(0)]) == [4, 3]
+  assert order.epoch_lengths([], [range(2)]) == [2]

@@ -80,3 +80,136 @@ def test_rows_of_the_same_image_file_are_one_image():
 def test_invalid_rules_are_refused(options):
   with pytest.raises(ValueError, match=f"config.merge.{next(iter(options))}"):
     rules.Rules(**options)
+
+
+def reason(text, prob=0.9, **options):
+  return rules.Rules(**options).reasons([row(text, prob)])[0]
+
+
+@pytest.mark.parametrize(
+  "words, least, most, expected",
+  [
+    (2, 3, 0, "too_short"),
+    (3, 3, 0, ""),
+    (3, 0, 3, ""),
+    (4, 0, 3, "too_long"),
+    (1, 1, 1, ""),
+    (300, 0, 0, ""),
+  ],
+)
+def test_limits_of_words_include_the_limit(words, least, most, expected):
+  text = " ".join(f"w{n}" for n in range(words))
+  assert reason(text, min_words=least, max_words=most) == expected
+
+
+@pytest.mark.parametrize(
+  "prob, threshold, expected",
+  [
+    (0.5, 0.5, ""),
+    (0.49, 0.5, "below_threshold"),
+    (0.0, 0.0, ""),
+    (1.0, 1.0, ""),
+    (0.99, 1.0, "below_threshold"),
+  ],
+)
+def test_a_probability_at_the_threshold_is_kept(prob, threshold, expected):
+  assert reason("a dog", prob, threshold=threshold) == expected
+
+
+@pytest.mark.parametrize(
+  "text, number",
+  [
+    ("", 1),
+    ("a", 1),
+    ("a b", 1),
+    ("a a", 2),
+    ("a a b", 2),
+    ("b a a a", 3),
+    ("a a b a a a b", 3),
+    ("a b a b", 2),
+    ("a b c a b c a b", 3),
+    ("a a a a", 4),
+  ],
+)
+def test_repeats_are_runs_of_a_word_or_occurrences_of_a_pair(text, number):
+  """A text is dropped if it has more than the limit."""
+  if number > 1:
+    assert reason(text, max_repeats=number - 1) == "repetition"
+  assert reason(text, max_repeats=number, min_words=0) == ""
+  assert reason(text, max_repeats=0, min_words=0) == ""
+
+
+@pytest.mark.parametrize(
+  "similarity, expected", [(0.5, "near_duplicate"), (0.51, "")]
+)
+def test_texts_at_the_similarity_are_near_duplicates(similarity, expected):
+  """Start and end count: (start a), ab, bc, cd are shared, of eight pairs."""
+  texts = [row("a b c d e", 0.9), row("a b c d f", 0.8)]
+  result = rules.Rules(near_duplicates=similarity).reasons(texts)
+  assert result == ["", expected]
+
+
+def test_single_words_have_pairs_too():
+  texts = [row("dog", 0.9), row("cat", 0.8), row("dog.", 0.7)]
+  found = rules.Rules(near_duplicates=1.0).reasons(texts)
+  assert found == ["", "", "near_duplicate"]
+
+
+def test_the_best_texts_of_an_image_fill_its_number():
+  texts = [
+    row(name, prob)
+    for name, prob in zip("abcd", (0.6, 0.9, 0.7, 0.8), strict=True)
+  ]
+  for number, kept in (
+    (1, "b"),
+    (2, "bd"),
+    (3, "bcd"),
+    (4, "abcd"),
+    (0, "abcd"),
+  ):
+    found = rules.Rules(max_per_image=number).reasons(texts)
+    names = [n for n, why in zip("abcd", found, strict=True) if not why]
+    assert "".join(names) == kept
+    assert {why for why in found if why} <= {"too_many"}
+
+
+def test_texts_without_an_image_file_belong_to_their_key():
+  selection = rules.Selection(rules.Rules(max_per_image=1))
+  rows = [row("a", key="1"), row("b", key="1", prob=0.8), row("c", key="2")]
+  assert selection.reasons(rows) == ["", "too_many", ""]
+  # In the next work unit nothing is remembered of them.
+  assert selection.reasons([row("a", key="1")]) == [""]
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"threshold": 0.0},
+    {"threshold": 1.0},
+    {"near_duplicates": 1.0},
+    {"min_words": 10_000},
+    {"max_words": 10_000},
+    {"max_repeats": 10_000},
+    {"max_per_image": 10_000},
+    {"sources": ("web",)},
+  ],
+)
+def test_the_limits_themselves_are_allowed(options):
+  rules.Rules(**options)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"threshold": -0.1},
+    {"near_duplicates": 1.1},
+    {"min_words": 10_001},
+    {"max_words": -1},
+    {"max_repeats": -1},
+    {"max_per_image": 10_001},
+    {"sources": ()},
+  ],
+)
+def test_values_beyond_the_limits_are_refused(options):
+  with pytest.raises(ValueError, match=f"config.merge.{next(iter(options))}"):
+    rules.Rules(**options)

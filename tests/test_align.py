@@ -1,0 +1,183 @@
+"""What pre-training and retrieval share: ITC and ITM."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip_jax.models import blip
+from blip_jax.tasks import align, pretrain
+from blip_jax.tasks import momentum as momentum_lib
+from tests import helpers
+
+MODEL = blip.Blip(helpers.BLIP)
+
+
+def make_align(**fields):
+  values = dict(queue_size=3, ema_decay=0.9, alpha=0.4, alpha_ramp_steps=0)
+  return align.Align(MODEL, **{**values, **fields})
+
+
+def test_an_example_has_a_negative_if_its_row_has_a_weight():
+  """Two groups of three; rows and columns of zeros differ."""
+  t2i = jnp.array(
+    [
+      [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]],
+      [[0.0, 1e-9, 0.0], [0.0, 0.0, 0.0], [5.0, 0.0, 0.0]],
+    ]
+  )
+  i2t = jnp.zeros((2, 3, 3)).at[1, 2, 0].set(0.5)
+  keys = []
+
+  def sample(key, weights):
+    keys.append(key)
+    return weights.argmax(-1)
+
+  task = make_align(groups=2, sample=sample)
+  images, texts = task.negatives(jax.random.key(0), t2i, i2t)
+  assert images[1].tolist() == [True, True, False, True, False, True]
+  assert texts[1].tolist() == [False] * 5 + [True]
+  np.testing.assert_array_equal(images[0], [[1, 2, 0], [1, 0, 0]])
+  np.testing.assert_array_equal(texts[0], [[0, 0, 0], [0, 0, 0]])
+  # Images and texts are sampled independently.
+  assert (jax.random.key_data(keys[0]) != jax.random.key_data(keys[1])).any()
+
+
+def test_a_pair_is_its_own_positive_in_every_group():
+  np.testing.assert_array_equal(
+    make_align(groups=2).diagonal(4),
+    [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]] * 2,
+  )
+
+
+@pytest.mark.parametrize(
+  "epochs, steps, scope, ramp, groups",
+  [
+    (2.0, 10, "global", 20, 1),
+    (2.0, 10, "local", 20, 4),
+    (0.25, 10, "global", 2, 1),  # 2.5 is rounded to even
+    (0.0, 10, "global", 0, 1),
+  ],
+)
+def test_the_ramp_is_in_epochs_and_groups_are_shards(
+  epochs, steps, scope, ramp, groups
+):
+  config = pretrain.defaults()
+  config.optim.steps_per_epoch = steps
+  config.scope = scope
+  config.pretrain.alpha_ramp_epochs = epochs
+  assert align.arguments(config, 4) == dict(
+    queue_size=57600,
+    ema_decay=0.995,
+    alpha=0.4,
+    alpha_ramp_steps=ramp,
+    groups=groups,
+    num_shards=4,
+  )
+
+
+def unit(*rows):
+  rows = jnp.array(rows)
+  return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_itc_by_hand(groups):
+  """Equations of the paper, one example after the other, in numpy."""
+  rng = np.random.default_rng(0)
+  draw = lambda n: np.asarray(unit(*rng.normal(size=(n, 5))), np.float64)
+  image, text, image_m, text_m = (draw(4) for _ in range(4))
+  queues = {"image": draw(3), "text": draw(3)}
+  temp, alpha = 0.3, 0.4
+  size = 4 // groups
+  losses, expected_sims = [], []
+  for mine, mine_m, others_m, queue in (
+    (image, image_m, text_m, queues["text"]),
+    (text, text_m, image_m, queues["image"]),
+  ):
+    rows = []
+    for i in range(4):
+      group = i // size * size
+      candidates = np.concatenate([others_m[group : group + size], queue])
+      sim, sim_m = candidates @ mine[i] / temp, candidates @ mine_m[i] / temp
+      target = alpha * np.exp(sim_m) / np.exp(sim_m).sum()
+      target[i % size] += 1 - alpha
+      losses.append(-(target * (sim - np.log(np.exp(sim).sum()))).sum())
+      rows.append(sim)
+    expected_sims.append(rows)
+  features = align.Features(
+    image_embeds=jnp.zeros((4, 2, 3)),
+    image_feat=jnp.asarray(image, jnp.float32),
+    text_feat=jnp.asarray(text, jnp.float32),
+    image_feat_m=jnp.asarray(image_m, jnp.float32),
+    text_feat_m=jnp.asarray(text_m, jnp.float32),
+    momentum=momentum_lib.Momentum(
+      {},
+      jnp.asarray(queues["image"], jnp.float32),
+      jnp.asarray(queues["text"], jnp.float32),
+      jnp.int32(0),
+    ),
+  )
+  task = make_align(groups=groups)
+  loss, sims = task.itc(
+    features, jnp.float32(temp), jnp.float32(alpha), task.diagonal(4)
+  )
+  np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+  for found, expected in zip(sims, expected_sims, strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_itm_classifies_own_pairs_and_two_kinds_of_negatives():
+  """A stub that knows which text sees which image: text i is the token i, and
+  the keys of image i are i."""
+  seen = []
+
+  def run(params, method, ids, mask, kv):
+    assert method == "match"
+    texts, images = ids[:, 0], jnp.repeat(kv, len(ids) // len(kv))
+    seen.append((texts.tolist(), images.tolist()))
+    # Sure, and always right.
+    margin = jnp.where(texts == images, 2.0, -2.0)
+    return jnp.stack([-margin, margin], axis=1) / 2
+
+  ids = jnp.arange(3)[:, None]
+  negatives = [
+    (jnp.array([[1, 2, 0]]), jnp.array([True, True, True])),
+    (jnp.array([[2, 0, 1]]), jnp.array([True, False, True])),
+  ]
+  loss, accuracy = make_align().itm(
+    run,
+    {},
+    jnp.zeros((3, 1, 1)),
+    jnp.arange(3),
+    ids,
+    jnp.ones_like(ids),
+    negatives,
+  )
+  assert seen == [
+    ([0, 2, 1, 0, 2, 1], [0, 0, 1, 1, 2, 2]),
+    ([0, 1, 2], [1, 2, 0]),
+  ]
+  np.testing.assert_allclose(loss, np.log1p(np.exp(-2.0)), rtol=1e-5)
+  assert accuracy == 1
+
+
+def test_a_wrong_answer_of_itm_counts_once_in_nine():
+  def run(params, method, ids, mask, kv):
+    return jnp.tile(jnp.array([[1.0, 0.0]]), (len(ids), 1))  # "no match"
+
+  ids = jnp.arange(3)[:, None]
+  everybody = jnp.ones(3, bool)
+  loss, accuracy = make_align().itm(
+    run,
+    {},
+    jnp.zeros((3, 1, 1)),
+    jnp.arange(3),
+    ids,
+    jnp.ones_like(ids),
+    [(jnp.array([[1, 2, 0]]), everybody)] * 2,
+  )
+  # A third of the pairs match.
+  np.testing.assert_allclose(accuracy, 2 / 3, rtol=1e-6)
+  right, wrong = np.log1p(np.exp(-1.0)), np.log1p(np.exp(1.0))
+  np.testing.assert_allclose(loss, (2 * right + wrong) / 3, rtol=1e-5)

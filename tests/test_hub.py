@@ -1,7 +1,9 @@
 """Checkpoints on disk, on the hub, and behind an unreliable server."""
 
+import email.message
 import fnmatch
 import hashlib
+import http.client
 import http.server
 import logging
 import os
@@ -9,6 +11,7 @@ import pathlib
 import shutil
 import socket
 import threading
+import urllib.error
 
 import huggingface_hub
 import pytest
@@ -17,6 +20,7 @@ from blip_jax.convert import hub, registry
 
 CONTENT = os.urandom(3_000_000)
 NAME = "model_of_a_test"
+WAITS = hub._WAITS  # before the fixture removes them
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -443,3 +447,132 @@ def test_without_a_network_a_repository_is_found_in_the_cache_only(
 def test_an_invalid_repository_name_is_refused():
   with pytest.raises(ValueError, match="nor a visible repository on "):
     hub.fetch("some--body/blip..base")
+
+
+def test_waits_grow_and_start_over_after_progress(server, monkeypatch):
+  waited = []
+  monkeypatch.setattr(hub, "_WAITS", WAITS)
+  monkeypatch.setattr(hub.time, "sleep", waited.append)
+  server.statuses = [503] * 4
+  with pytest.raises(ValueError, match="503"):
+    hub.fetch(NAME)
+  assert waited == [1, 2, 4]
+  waited.clear()
+  # A thousand bytes arrive, then nothing twice, then a thousand more.
+  server.cuts = [1000, 0, 0, 1000, 0]
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert waited == [1, 2, 4, 1, 2]
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_passing_faults_of_a_server_are_retried(server, status):
+  server.statuses = [status, status]
+  assert hub.fetch(NAME).read_bytes() == CONTENT
+  assert len(server.requested) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 409, 430, 501, 505])
+def test_lasting_faults_of_a_server_are_not_retried(server, status):
+  server.statuses = [status, status]
+  with pytest.raises(ValueError, match=f"answered {status}"):
+    hub.fetch(NAME)
+  assert len(server.requested) == 1
+
+
+class Response(http.client.HTTPResponse):
+  """A response of `size` bytes that records how it is read."""
+
+  status, url = 200, "http://a/b.pth"
+
+  def __init__(self, size):
+    self.fp = None
+    self.length, self.left, self.asked = size, size, []
+    self.headers = email.message.Message()
+    self.headers["Content-Type"] = "application/octet-stream"
+
+  def read(self, size):
+    self.asked.append(size)
+    size = min(size, self.left)
+    self.left -= size
+    return b"x" * size
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+
+def test_a_stalled_connection_is_given_up_after_half_a_minute(
+  cache, monkeypatch
+):
+  response = Response(300_000)
+  timeouts = []
+
+  def urlopen(request, timeout):
+    timeouts.append(timeout)
+    return response
+
+  monkeypatch.setattr(hub.urllib.request, "urlopen", urlopen)
+  assert hub.fetch("http://a/b.pth").read_bytes() == b"x" * 300_000
+  assert timeouts == [30]
+  # A quarter of a megabyte at a time, until nothing is left.
+  assert response.asked == [2**18] * 3
+
+
+@pytest.mark.parametrize(
+  "free, is_enough", [(1000, True), (999, False), (10**12, True)]
+)
+def test_a_disk_may_be_filled_to_the_last_byte(
+  tmp_path, monkeypatch, free, is_enough
+):
+  monkeypatch.setattr(hub.files, "free_bytes", lambda _: free)
+  part = tmp_path / "a.part"
+  part.write_bytes(b"x" * 500)
+  if is_enough:
+    hub._check_space(part, 1500)
+  else:
+    with pytest.raises(ValueError, match="set BLIP_JAX_CACHE"):
+      hub._check_space(part, 1500)
+
+
+@pytest.mark.parametrize(
+  "head, is_page",
+  [
+    (b"<HTML>", True),
+    (b"  \n<?xml version", True),
+    (b"<!DOCTYPE html>", True),
+    (b" " * 1019 + b"<html>", True),
+    (b" " * 1020 + b"<html>", False),
+    (b"PK\x03\x04<html>", False),
+    (b"", False),
+  ],
+)
+def test_the_first_kilobyte_tells_a_web_page(head, is_page):
+  if is_page:
+    with pytest.raises(ValueError, match="found a web page"):
+      hub._refuse_web_page(Response(1), head)
+  else:
+    hub._refuse_web_page(Response(1), head)
+
+
+def test_names_of_downloads_are_not_too_long():
+  url = f"http://a/{'n' * 200}.pth"
+  name = hub._file_name(url, None)
+  digest, rest = name.split("-")
+  assert rest == "n" * 96 + ".pth"
+  assert digest == hashlib.sha256(url.encode()).hexdigest()[:8]
+  released = registry.RELEASED["model_base"]
+  assert hub._file_name(released.source, released) == "model_base.pth"
+
+
+@pytest.mark.parametrize(
+  "error, text",
+  [
+    (OSError("first\nsecond"), "first"),
+    (OSError(), "OSError"),
+    (urllib.error.URLError("refused"), "refused"),
+  ],
+)
+def test_a_reason_is_one_line(error, text):
+  assert hub._reason(error) == text

@@ -158,6 +158,43 @@ def test_features_of_images_and_of_pairs(model, images, batch_size):
     )
 
 
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_unreadable_images_are_left_out_on_request(model, images, batch_size):
+  mixed = [b"?", images[0], images[1], b"", images[2]]
+  readable = images[:3]
+  options = dict(on_error="skip", batch_size=batch_size)
+  vectors, kept = model.embed_images(iter(mixed), **options)
+  assert kept.tolist() == [1, 2, 4]
+  np.testing.assert_allclose(vectors, model.embed_images(readable), atol=1e-6)
+  match, kept = model.match(mixed, WORDS, **options)
+  assert kept.tolist() == [1, 2, 4]
+  for found, expected in zip(match, model.match(readable, WORDS), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+  texts = ["red", *WORDS[:2], "blue", WORDS[2]]
+  match, kept = model.match(iter(mixed), texts, pairwise=True, **options)
+  pairs = model.match(readable, WORDS, pairwise=True)
+  assert kept.tolist() == [1, 2, 4]
+  np.testing.assert_allclose(match.itm_prob, pairs.itm_prob, atol=1e-5)
+
+
+def test_no_readable_image_gives_no_rows(model):
+  vectors, kept = model.embed_images([b"?", b""], on_error="skip")
+  assert vectors.shape == (0, 64) and kept.shape == (0,)
+  match, kept = model.match([b"?"], WORDS, on_error="skip")
+  assert [field.shape for field in match] == [(0, 3)] * 3
+  match, kept = model.match([b"?"], ["red"], pairwise=True, on_error="skip")
+  assert [field.shape for field in match] == [(0,)] * 3
+  with pytest.raises(ValueError, match="expected at least one, found none"):
+    model.embed_images(iter(()), on_error="skip")
+
+
+def test_embedding_shows_its_progress_on_request(model, images, capsys):
+  model.embed_images(images, progress=True)
+  assert "5/5" in capsys.readouterr().err
+  model.match(images, WORDS, progress=True)
+  assert "5/5" in capsys.readouterr().err
+
+
 def test_impossible_inputs_are_refused(model, images):
   few = images[:2]
   with pytest.raises(ValueError, match=r"pairs: .*found 2 and 3"):

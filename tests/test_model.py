@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import http.server
 import io
+import itertools
 import threading
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from blip_jax.data import scenes
 from blip_jax.inference import captioning
+from blip_jax.inference import images as images_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.models import families, med
 from blip_jax.runtime import sharding
@@ -138,10 +140,127 @@ def test_damaged_weights_generate_nothing(model, images):
 
 def test_unreadable_images_are_named(model, images, tmp_path):
   (tmp_path / "b.jpg").write_bytes(b"not an image")
-  with pytest.raises(ValueError, match="image 1: not_an_image"):
+  with pytest.raises(ValueError, match=r"image 1, .*b.jpg: not_an_image"):
     model.caption([images[0], tmp_path / "b.jpg"])
+  with pytest.raises(ValueError, match="image 1: not_an_image"):
+    model.caption([images[0], b"not an image"])
   with pytest.raises(ValueError, match=r"image 0: missing: .*c.jpg"):
     model.caption(tmp_path / "c.jpg")
+
+
+@pytest.fixture
+def mixed(images, tmp_path):
+  """Readable images at 1, 3 and 4; a truncated file, text and nothing."""
+  content = io.BytesIO()
+  PIL.Image.fromarray(images[0]).resize((200, 200)).save(content, "JPEG")
+  cut = tmp_path / "cut.jpg"
+  cut.write_bytes(content.getvalue()[:2000])
+  (tmp_path / "text.png").write_text("not an image")
+  missing = str(tmp_path / "missing.png")
+  return [cut, images[1], tmp_path / "text.png", images[3], images[4], missing]
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_unreadable_images_are_skipped_on_request(
+  model, images, mixed, batch_size, caplog
+):
+  captions = model.caption(iter(mixed), on_error="skip", batch_size=batch_size)
+  expected = model.caption([images[i] for i in (1, 3, 4)])
+  texts = [caption and caption.text for caption in captions]
+  one, two, three = (caption.text for caption in expected)
+  assert texts == [None, one, None, two, three, None]
+  (record,) = caplog.records
+  for words in (
+    "3 of 6 images",
+    "image 0, ",
+    "cut.jpg: truncated",
+    "image 2, ",
+    "text.png: not_an_image",
+    "image 5: missing",
+  ):
+    assert words in record.getMessage()
+
+
+def test_no_readable_image_is_no_caption(model, mixed):
+  assert model.caption([mixed[0], b"", mixed[2]], on_error="skip") == [None] * 3
+  assert model.caption([], on_error="skip") == []
+  assert model.caption(iter(())) == []
+
+
+def test_a_stream_reads_little_ahead(model, images):
+  """Of an iterator without an end."""
+  taken = []
+
+  def endless():
+    for number in itertools.count():
+      taken.append(number)
+      yield images[number % 5]
+
+  stream = model.caption_stream(endless(), batch_size=2)
+  assert not taken
+  texts = [caption.text for caption in itertools.islice(stream, 7)]
+  stream.close()
+  assert len(taken) < 20
+  expected = [caption.text for caption in model.caption(images)]
+  assert texts == [*expected, *expected[:2]]
+
+
+def test_a_stream_yields_what_comes_before_an_unreadable_image(model, images):
+  stream = model.caption_stream([*images[:2], b"?", images[3]], batch_size=2)
+  assert [next(stream).text, next(stream).text] == [
+    caption.text for caption in model.caption(images[:2])
+  ]
+  with pytest.raises(ValueError, match="image 2: not_an_image"):
+    next(stream)
+
+
+def test_a_stream_refuses_impossible_requests_at_once(model, images):
+  with pytest.raises(ValueError, match="num_beams: expected 1"):
+    model.caption_stream(images, num_beams=0)
+  read = images_lib.ImageReader(model.image)
+  with pytest.raises(ValueError, match=r"on_error: expected one of .*'ignore'"):
+    images_lib.batches(images, read, 8, model.mesh, on_error="ignore")
+
+
+def test_progress_is_shown_on_request(model, images, capsys):
+  model.caption(images, batch_size=2)
+  assert not capsys.readouterr().err
+  model.caption(images, batch_size=2, progress=True)
+  assert "5/5" in capsys.readouterr().err
+  model.caption(iter(images), batch_size=2, progress=True)
+  assert "5img" in capsys.readouterr().err
+
+
+def test_a_model_is_shown_in_four_lines(images):
+  mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
+  model = helpers.make_model("pretrain", mesh=mesh, dtype="bfloat16")
+  model = dataclasses.replace(
+    model,
+    params=med.tie(model.params),
+    card=dataclasses.replace(model.card, source="my.pth"),
+  )
+  abstract = families.abstract("pretrain", model.card.config)
+  number = sum(x.size for x in jax.tree.leaves(abstract))
+  lines = repr(model).splitlines()
+  assert len(lines) == 4
+  assert lines[0] == "pretrain model from my.pth"
+  assert "16 x 16 pixels" in lines[1] and "369 tokens" in lines[2]
+  assert f"{number:,} parameters" in lines[3] and "bfloat16" in lines[3]
+  assert "data=4, fsdp=2, tensor=1" in lines[3]
+
+
+def test_captions_and_scores_are_shown_in_a_line(model, images):
+  caption = model.caption(images[0], num_return_sequences=3)[0]
+  assert repr(caption) == (
+    f"Caption({caption.text!r}, log_prob={caption.log_prob:.3f}, 2 others)"
+  )
+  itm = helpers.make_model("itm")
+  match = itm.match(images, ["red", "blue", "a star"])
+  assert repr(match).startswith("Match(itc_cosine=float32[5, 3] from ")
+  assert len(repr(match)) < 200
+  hidden = itm.features(texts=["a red circle"])
+  assert repr(hidden).startswith("HiddenStates(states=float32[1, 8, ")
+  assert len(repr(hidden)) < 200 > len(repr(itm.matcher))
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
@@ -169,6 +288,11 @@ def test_urls_are_downloaded_on_request_only(model):
     assert caption.text == same.text
     with pytest.raises(ValueError, match=r"image 0: missing: .*404"):
       model.caption(f"{url}/b.png", urls=True)
+    urls = [f"{url}/b.png", "http://[", f"{url}/a.png", "http://é.invalid/a"]
+    skipped = model.caption(urls, urls=True, on_error="skip")
+    assert [c and c.text for c in skipped] == [None, None, same.text, None]
+    with pytest.raises(ValueError, match="set urls=True"):
+      model.caption(urls, on_error="skip")
     server.shutdown()
 
 

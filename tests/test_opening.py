@@ -67,6 +67,29 @@ def test_a_file_with_a_released_name_is_compared_with_the_release(tmp_path):
   assert not checkpoint.report.warnings
 
 
+def test_a_loaded_model_has_the_dtype_that_it_computes_in():
+  source = helpers.golden_checkpoint("blip_decoder")
+  model = blip_jax.load(source, dtype="bfloat16", **helpers.OPEN_GOLDEN)
+  assert model.card.config == model.module.config
+  assert model.card.config.vit.dtype == "bfloat16"
+  assert model.card.config.med.dtype == "bfloat16"
+  for dtype in ("float16", "float64", "bf16", ""):
+    with pytest.raises(ValueError, match=r"dtype: .*'float32', 'bfloat16'\)"):
+      blip_jax.load(source, dtype=dtype, **helpers.OPEN_GOLDEN)
+
+
+def test_usual_meshes_are_taken():
+  source = helpers.golden_checkpoint("blip_decoder")
+  for mesh in (2, jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])):
+    model = blip_jax.load(source, mesh=mesh, **helpers.OPEN_GOLDEN)
+    assert dict(model.mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 1}
+    assert len(model.caption(np.zeros((3, 8, 8, 3), np.uint8))) == 3
+
+
+def test_a_checkpoint_is_shown_briefly():
+  assert len(repr(helpers.open_golden("blip_pretrain"))) < 200
+
+
 def test_unknown_released_names_get_a_suggestion():
   with pytest.raises(ValueError, match=r"mean .*model_base_retrieval_coco"):
     blip_jax.load("model_base_retreival_coco")

@@ -31,7 +31,7 @@ from blip_jax.models import families
 from blip_jax.runtime import checkpoint, files, sharding, snapshot
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Checkpoint:
   """A model and its parameters, which are read from their files when used.
 
@@ -97,6 +97,12 @@ class Checkpoint:
       return snapshot.load_on_mesh(self.folder, item, mesh)
     abstract = sharding.abstract_state(snapshot.nested(_shapes(leaves)), mesh)
     return snapshot.nested(self.load(snapshot.by_path(abstract), item))
+
+  def __repr__(self) -> str:
+    return (
+      f"Checkpoint({self.card.source!r}, {self.card.family} model, "
+      f"{len(self.leaves)} arrays)"
+    )
 
   def __str__(self) -> str:
     return f"{self.card.source}\n{self.report}"

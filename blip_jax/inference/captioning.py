@@ -20,7 +20,7 @@ from blip_jax.runtime import sharding
 from blip_jax.tasks import caption as caption_lib
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Caption:
   """A generated caption of an image, with its probabilities.
 
@@ -42,6 +42,10 @@ class Caption:
   tokens: tuple[str, ...]
   score: float
   others: tuple["Caption", ...] = ()
+
+  def __repr__(self) -> str:
+    others = f", {len(self.others)} others" if self.others else ""
+    return f"Caption({self.text!r}, log_prob={self.log_prob:.3f}{others})"
 
 
 def captioner(

@@ -2,22 +2,33 @@
 
 import contextlib
 import dataclasses
+import http.client
 import itertools
+import logging
 import os
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Sequence, Sized
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import PIL.Image
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from blip_jax.data import transforms
-from blip_jax.runtime import ahead, sharding
+from blip_jax.runtime import ahead, files, sharding
+from blip_jax.runtime import progress as progress_lib
 
 # A path, a URL, encoded bytes, uint8 pixels [H, W, 3], or a PIL image; where
 # videos are expected, the path of one.
 Image = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
+
+log = logging.getLogger(__name__)
+
+# What to do about an image that cannot be read.
+ON_ERROR = ("raise", "skip")
+# Skipped images that a warning names; it counts the others.
+MAX_NAMED = 20
 
 MAX_DOWNLOAD_BYTES = 64 << 20
 TIMEOUT_SECONDS = 30
@@ -56,6 +67,12 @@ class ImageReader:
 
     return video.read(image, self.num_frames, self.size.size)
 
+  def black(self) -> UInt8[np.ndarray, "..."]:
+    """Pixels like those of `__call__`, in place of what cannot be read."""
+    frames = (self.num_frames,) if self.num_frames else ()
+    height, width = np.broadcast_to(self.size.size, 2)
+    return np.zeros((*frames, height, width, 3), np.uint8)
+
 
 def as_iterable(images: Image | Iterable[Image]) -> Iterable[Image]:
   """A single image as a list of one; anything else as it is."""
@@ -67,42 +84,127 @@ def as_iterable(images: Image | Iterable[Image]) -> Iterable[Image]:
   return images
 
 
+class Batch(NamedTuple):
+  """Pixels of a batch of images.
+
+  Attributes:
+    pixels: black where an image cannot be read, and where the last batch is
+      padded.
+    errors: for each image, why it cannot be read, or None. Padding has none.
+  """
+
+  pixels: UInt8[np.ndarray, "I ..."]
+  errors: tuple[str | None, ...]
+
+  @property
+  def readable(self) -> Bool[np.ndarray, " n"]:
+    """Whether each image, without the padding, can be read."""
+    return np.array([error is None for error in self.errors], bool)
+
+
 def batches(
   images: Image | Iterable[Image],
   read: ImageReader,
   batch_size: int,
   mesh: jax.sharding.Mesh,
-) -> Iterator[tuple[UInt8[np.ndarray, "I ..."], int]]:
-  """Reads images in threads and yields batches of their pixels.
+  on_error: str = "raise",
+  progress: bool = False,
+) -> Generator[Batch, None, None]:
+  """Reads images in threads, two batches ahead, and yields them in batches.
 
   The last batch is padded with black images, so that one program serves all
   batches. If there are fewer images than `batch_size`, the only batch has the
   next power of two.
 
-  Yields:
-    Pixels of a batch, and how many of its images are not padding.
+  Args:
+    images: one image, or any number of them; an iterator may be endless.
+    read: reads one.
+    batch_size: images per batch, rounded up to what the mesh splits evenly.
+    mesh: the devices that share a batch.
+    on_error: "raise", or "skip" for a warning, at the end, that names the
+      images that cannot be read.
+    progress: whether to show a progress bar.
 
   Raises:
-    ValueError: an image cannot be read; says which.
+    ValueError: at the first image that cannot be read, unless they are skipped;
+      says which. Or `on_error` is unknown.
   """
+  if on_error not in ON_ERROR:
+    raise ValueError(
+      f"on_error: expected one of {ON_ERROR}, found {on_error!r}"
+    )
+  images = as_iterable(images)
+  size = sharding.padded_batch_size(batch_size, mesh)
+  return _batches(images, read, size, mesh, on_error == "skip", progress)
 
-  def read_one(item: tuple[int, Image]) -> np.ndarray:
+
+def _batches(
+  images: Iterable[Image],
+  read: ImageReader,
+  size: int,
+  mesh: jax.sharding.Mesh,
+  skip: bool,
+  progress: bool,
+) -> Generator[Batch, None, None]:
+  def read_one(item: tuple[int, Image]) -> tuple[np.ndarray, str | None]:
     number, image = item
     try:
-      return read(image)
+      return read(image), None
     except transforms.BadSample as error:
-      raise ValueError(f"image {number}: {error}") from error
+      why = _where(number, image, error)
+      if not skip:
+        raise ValueError(why) from error
+      return read.black(), why
 
-  size = sharding.padded_batch_size(batch_size, mesh)
-  pixels = ahead.map_ahead(read_one, enumerate(as_iterable(images)), 2 * size)
-  with contextlib.closing(pixels):
-    batch = list(itertools.islice(pixels, size))
+  total = len(images) if isinstance(images, Sized) else None
+  bar = progress_lib.bar(total=total, unit="img", disable=not progress)
+  loaded = ahead.map_ahead(read_one, enumerate(images), 2 * size)
+  skipped = _Skipped()
+  with contextlib.closing(loaded), bar, contextlib.closing(skipped):
+    batch = list(itertools.islice(loaded, size))
     power = 1 << max(len(batch) - 1, 0).bit_length()
     size = min(size, sharding.padded_batch_size(power, mesh))
     while batch:
-      padding = [np.zeros_like(batch[0])] * (size - len(batch))
-      yield np.stack([*batch, *padding]), len(batch)
-      batch = list(itertools.islice(pixels, size))
+      pixels, errors = zip(*batch, strict=True)
+      padding = [np.zeros_like(pixels[0])] * (size - len(batch))
+      skipped.add(errors)
+      yield Batch(np.stack([*pixels, *padding]), errors)
+      bar.update(len(batch))
+      batch = list(itertools.islice(loaded, size))
+
+
+def _where(number: int, image: Image, error: transforms.BadSample) -> str:
+  """The number and the path of an image, and why it cannot be read."""
+  path = ""
+  if isinstance(image, str | os.PathLike):
+    path = files.printable(os.fspath(image))
+  # The details of some errors have the path already.
+  named = f", {path}" if path and path not in str(error) else ""
+  return f"image {number}{named}: {error}"
+
+
+class _Skipped:
+  """Counts images, and names those that were skipped when it is closed."""
+
+  def __init__(self):
+    self._num_images, self._num_skipped = 0, 0
+    self._first: list[str] = []
+
+  def add(self, errors: Sequence[str | None]) -> None:
+    skipped = [error for error in errors if error is not None]
+    self._num_images += len(errors)
+    self._num_skipped += len(skipped)
+    self._first += skipped[: MAX_NAMED - len(self._first)]
+
+  def close(self) -> None:
+    if self._num_skipped:
+      log.warning(
+        "%d of %d images cannot be read and were skipped: %s%s",
+        self._num_skipped,
+        self._num_images,
+        "; ".join(self._first),
+        "; ..." if self._num_skipped > MAX_NAMED else "",
+      )
 
 
 def open_image(image: Image, urls: bool = False) -> transforms.Image:
@@ -125,7 +227,8 @@ def _download(url: str) -> bytes:
   try:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
       content = response.read(MAX_DOWNLOAD_BYTES + 1)
-  except OSError as error:
+  # A malformed address is a ValueError; a broken answer may be either.
+  except (OSError, ValueError, http.client.HTTPException) as error:
     raise transforms.BadSample("missing", f"{url}: {error}") from error
   if len(content) > MAX_DOWNLOAD_BYTES:
     detail = f"{url}: more than {MAX_DOWNLOAD_BYTES} bytes"

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from blip_jax.data import examples, loader, rejects, sources
+from blip_jax.inference import matching
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, progress, resumable, sharding, snapshot
 
@@ -37,6 +38,9 @@ class Nearest(NamedTuple):
   rows: Int[np.ndarray, "Q k"]
   cosine: Float[np.ndarray, "Q k"]
 
+  def __repr__(self) -> str:
+    return f"Nearest({matching.brief(**self._asdict())})"
+
 
 class Index:
   """The embeddings of a source's images.
@@ -56,6 +60,12 @@ class Index:
       self.ids |= zip(content["rows"], content["ids"], strict=True)
       self.unreadable |= content["unreadable"]
       self._rows.append(np.array(content["rows"], int))
+
+  def __repr__(self) -> str:
+    return (
+      f"Index({str(self._folder)!r}, {len(self.ids)} images, "
+      f"{len(self.unreadable)} unreadable)"
+    )
 
   def nearest(
     self, queries: Float[np.ndarray, "Q C"], k: int, factory: str = ""

@@ -45,6 +45,9 @@ class Match(NamedTuple):
   itm_prob: Float[np.ndarray, "..."]
   rank_score: Float[np.ndarray, "..."]
 
+  def __repr__(self) -> str:
+    return f"Match({brief(**self._asdict())})"
+
 
 class HiddenStates(NamedTuple):
   """The output of an encoder for every token, not normalised.
@@ -56,6 +59,9 @@ class HiddenStates(NamedTuple):
 
   states: Float[np.ndarray, "n L D"]
   mask: Int[np.ndarray, "n L"]
+
+  def __repr__(self) -> str:
+    return f"HiddenStates({brief(**self._asdict())})"
 
 
 class Matcher:
@@ -76,54 +82,62 @@ class Matcher:
 
   def match(
     self,
-    images: images_lib.Image | Iterable[images_lib.Image],
-    texts: str | Sequence[str],
-    read: images_lib.ImageReader,
+    batches: Iterable[images_lib.Batch],
+    tokens: scoring.Texts,
     pairwise: bool,
     legacy_cls: bool,
     batch_size: int,
-  ) -> Match:
-    """See `inference.model.Model.match`."""
-    tokens = self.tokens(texts, clean=not legacy_cls)
-    if pairwise:
-      images = _paired(images, tokens)
-    all_texts = np.arange(len(tokens.input_ids))
+  ) -> tuple[Match, Int[np.ndarray, " k"]]:
+    """See `inference.model.Model.match`.
+
+    Returns:
+      Scores of the images that can be read, and their numbers.
+    """
+    num_texts = len(tokens.input_ids)
+    all_texts = np.arange(num_texts)
 
     def candidates(image: int) -> Int[np.ndarray, " n"]:
       return all_texts[image : image + 1] if pairwise else all_texts
 
     matches = self.match_candidates(
-      images, tokens, candidates, read, legacy_cls, batch_size
+      batches, tokens, candidates, legacy_cls, batch_size
     )
-    fields = (np.stack(field) for field in zip(*matches, strict=True))
-    return Match(*(field[:, 0] if pairwise else field for field in fields))
+    found = {i: match for i, match in enumerate(matches) if match is not None}
+    # Fields first: [3, k, M].
+    scores = np.array([*found.values()], np.float32)
+    scores = scores.reshape(-1, 3, 1 if pairwise else num_texts).swapaxes(0, 1)
+    match = Match(*(scores[..., 0] if pairwise else scores))
+    return match, np.array([*found], int)
 
   def match_candidates(
     self,
-    images: images_lib.Image | Iterable[images_lib.Image],
+    batches: Iterable[images_lib.Batch],
     tokens: scoring.Texts,
     candidates: Callable[[int], Int[np.ndarray, " n"]],
-    read: images_lib.ImageReader,
     legacy_cls: bool = False,
     batch_size: int = 8,
-  ) -> Iterator[Match]:
+  ) -> Iterator[Match | None]:
     """Yields a `Match` of [n] for each image, with its n candidate texts.
 
     Args:
-      images: as for `inference.model.Model.match`.
+      batches: from `images.batches`; of an image that cannot be read the match
+        is None.
       tokens: of all texts.
       candidates: number of an image -> rows of `tokens` to score it with.
-      read: reads an image.
       legacy_cls: see `models.blip.Blip.fuse`.
-      batch_size: images, and texts, per batch.
+      batch_size: texts per batch.
     """
     text_feat = self.text_feat(tokens, batch_size)
-    for embeds, feat, numbers in self._encoded(images, read, batch_size):
-      # Padding images have no candidates.
-      padding = [np.empty(0, int)] * (len(feat) - len(numbers))
-      rows = [*map(candidates, numbers), *padding]
+    start = 0
+    for batch in _nonempty(batches):
+      embeds, feat = self._encode(batch.pixels)
+      rows = [np.empty(0, int)] * len(feat)
+      for place in np.flatnonzero(batch.readable):
+        rows[place] = candidates(start + int(place))
       matches = self._matches(embeds, feat, tokens, text_feat, rows, legacy_cls)
-      yield from itertools.islice(matches, len(numbers))
+      for readable, match in zip(batch.readable, matches, strict=False):
+        yield match if readable else None
+      start += len(batch.errors)
 
   def score(
     self,
@@ -171,16 +185,19 @@ class Matcher:
       yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
 
   def embed_images(
-    self,
-    images: images_lib.Image | Iterable[images_lib.Image],
-    read: images_lib.ImageReader,
-    batch_size: int,
-  ) -> Float[np.ndarray, "I C"]:
-    """See `inference.model.Model.embed_images`."""
-    encoded = self._encoded(images, read, batch_size)
-    return np.concatenate(
-      [feat[: len(numbers)] for _, feat, numbers in encoded]
-    )
+    self, batches: Iterable[images_lib.Batch]
+  ) -> tuple[Float[np.ndarray, "k C"], Int[np.ndarray, " k"]]:
+    """See `inference.model.Model.embed_images`.
+
+    Returns:
+      Unit vectors of the images that can be read, and their numbers.
+    """
+    vectors, readable = [], []
+    for batch in _nonempty(batches):
+      feat = self.image_feat(batch.pixels)[: len(batch.errors)]
+      vectors.append(feat[batch.readable])
+      readable.append(batch.readable)
+    return np.concatenate(vectors), np.flatnonzero(np.concatenate(readable))
 
   def embed_texts(
     self, texts: str | Sequence[str], batch_size: int
@@ -190,24 +207,20 @@ class Matcher:
 
   def features(
     self,
-    images: images_lib.Image | Iterable[images_lib.Image] | None,
-    texts: str | Sequence[str] | None,
-    read: images_lib.ImageReader,
+    batches: Iterable[images_lib.Batch] | None,
+    tokens: scoring.Texts | None,
     batch_size: int,
   ) -> HiddenStates:
     """See `inference.model.Model.features`."""
-    if texts is None:
-      assert images is not None
-      states = self._states(self._image_batches(images, read, batch_size))
+    if tokens is None:
+      assert batches is not None
+      states = self._states(self._image_batches(batches))
       return HiddenStates(states, np.ones(states.shape[:2], np.int32))
-    tokens = self.tokens(texts)
-    if images is None:
-      batches = self._text_batches(tokens, batch_size)
+    if batches is None:
+      inputs = self._text_batches(tokens, batch_size)
     else:
-      batches = self._pair_batches(
-        _paired(images, tokens), tokens, read, batch_size
-      )
-    return HiddenStates(self._states(batches), tokens.attention_mask)
+      inputs = self._pair_batches(batches, tokens)
+    return HiddenStates(self._states(inputs), tokens.attention_mask)
 
   def _states(
     self, batches: Iterable[tuple[base.Batch, int]]
@@ -244,40 +257,11 @@ class Matcher:
       vectors.append(refuse_nan(sharding.local_rows(feat)[:num_rows]))
     return np.concatenate(vectors)
 
-  def _encoded(
-    self,
-    images: images_lib.Image | Iterable[images_lib.Image],
-    read: images_lib.ImageReader,
-    batch_size: int,
-  ) -> Iterator[tuple[Float[Array, "I N D"], Float[np.ndarray, "I C"], range]]:
-    """Batches: tokens, unit vectors, and the numbers of the images."""
-    start = 0
-    for pixels, num_images in self._pixels(images, read, batch_size):
-      yield *self._encode(pixels), range(start, start + num_images)
-      start += num_images
-
   def _image_batches(
-    self,
-    images: images_lib.Image | Iterable[images_lib.Image],
-    read: images_lib.ImageReader,
-    batch_size: int,
+    self, batches: Iterable[images_lib.Batch]
   ) -> Iterator[tuple[base.Batch, int]]:
-    for pixels, num_images in self._pixels(images, read, batch_size):
-      yield sharding.put_batch({"image": pixels}, self._mesh), num_images
-
-  def _pixels(
-    self,
-    images: images_lib.Image | Iterable[images_lib.Image],
-    read: images_lib.ImageReader,
-    batch_size: int,
-  ) -> Iterator[tuple[UInt8[np.ndarray, "I ..."], int]]:
-    num_images = 0
-    for pixels, num_images in images_lib.batches(
-      images, read, batch_size, self._mesh
-    ):
-      yield pixels, num_images
-    if not num_images:
-      raise ValueError("images: expected at least one, found none")
+    for pixels, errors in _nonempty(batches):
+      yield sharding.put_batch({"image": pixels}, self._mesh), len(errors)
 
   def _text_batches(
     self, tokens: scoring.Texts, batch_size: int
@@ -288,14 +272,10 @@ class Matcher:
       yield self._text_batch(tokens, start, batch_size), num_texts
 
   def _pair_batches(
-    self,
-    images: Sequence[images_lib.Image],
-    tokens: scoring.Texts,
-    read: images_lib.ImageReader,
-    batch_size: int,
+    self, batches: Iterable[images_lib.Batch], tokens: scoring.Texts
   ) -> Iterator[tuple[base.Batch, int]]:
     start = 0
-    for batch, num_pairs in self._image_batches(images, read, batch_size):
+    for batch, num_pairs in self._image_batches(batches):
       size = len(batch["image"]) // sharding.num_processes(self._mesh)
       texts = self._text_batch(tokens, start, size)
       yield {**batch, **texts}, num_pairs
@@ -363,7 +343,7 @@ def refuse_nan(values: np.ndarray) -> np.ndarray:
   return values
 
 
-def _paired(
+def paired(
   images: images_lib.Image | Iterable[images_lib.Image], tokens: scoring.Texts
 ) -> list[images_lib.Image]:
   """The images as a list, one for each text."""
@@ -375,6 +355,25 @@ def _paired(
       f"{num_texts}"
     )
   return images
+
+
+def _nonempty(
+  batches: Iterable[images_lib.Batch],
+) -> Iterator[images_lib.Batch]:
+  batch = None
+  for batch in batches:
+    yield batch
+  if batch is None:
+    raise ValueError("images: expected at least one, found none")
+
+
+def brief(**fields: np.ndarray) -> str:
+  """Names, types, shapes and ranges of arrays, in a line."""
+  return ", ".join(
+    f"{name}={x.dtype}{list(x.shape)}"
+    + (f" from {x.min():.3g} to {x.max():.3g}" if x.size else "")
+    for name, x in fields.items()
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,17 +1,18 @@
 """What `blip_jax.load` returns: a model with its weights and its vocabulary."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, overload
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from blip_jax.convert import opening
 from blip_jax.data import tokenizer as tokenizer_lib
@@ -25,6 +26,10 @@ from blip_jax.runtime import sharding
 log = logging.getLogger(__name__)
 
 Image = images_lib.Image
+# Rows of the images that can be read, and the numbers of these images.
+Kept = Int[np.ndarray, " k"]
+
+DTYPES = ("float32", "bfloat16")
 
 
 # What errors say that a model can do, by its family.
@@ -39,7 +44,7 @@ _ABILITIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Model:
   """A pre-trained model, ready for inference; `blip_jax.load` returns one.
 
@@ -63,7 +68,7 @@ class Model:
     print(match.itm_prob)  # [2, 2]: a row for each image
 
   Attributes:
-    card: the model's family, sizes, prompt and generation defaults.
+    card: the model's family, sizes, dtype, prompt and generation defaults.
     module: the Flax module; `apply` calls its methods.
     params: the parameters, on the mesh.
     tokenizer: None if no vocabulary was found (`load` warns then).
@@ -75,6 +80,22 @@ class Model:
   params: med.Params
   tokenizer: tokenizer_lib.Tokenizer | None
   mesh: jax.sharding.Mesh
+
+  def __repr__(self) -> str:
+    vit, med_config = self.card.config.vit, self.card.config.med
+    height, width = vit.image_size
+    # Tied parameters are there twice, and count once.
+    arrays = {id(x): x.size for x in jax.tree.leaves(self.params)}
+    axes = ", ".join(f"{axis}={n}" for axis, n in self.mesh.shape.items())
+    return (
+      f"{self.card.family} model from {self.card.source or 'a training run'}\n"
+      f"  image tower: {vit.depth} layers of width {vit.width}; images of "
+      f"{height} x {width} pixels in patches of {vit.patch_size}\n"
+      f"  text tower: {med_config.depth} layers of width {med_config.width}; "
+      f"{med_config.vocab_size} tokens\n"
+      f"  {sum(arrays.values()):,} parameters; activations {vit.dtype}; mesh "
+      f"{axes}"
+    )
 
   def apply(self, *args, method: str | None = None, **kwargs) -> Any:
     """Calls a method of the Flax module with these parameters, no dropout.
@@ -100,9 +121,13 @@ class Model:
     batch_size: int = 8,
     seed: int = 0,
     urls: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = False,
     **options: Any,
-  ) -> list[captioning.Caption]:
+  ) -> list[captioning.Caption | None]:
     """Generates captions of images.
+
+    `caption_stream` yields them one after the other instead.
 
     Args:
       images: one image or any number of them, each a path, encoded bytes, a
@@ -113,6 +138,9 @@ class Model:
       seed: of sampling. Samples depend on the seed and on the image, not on
         the other images of the batch.
       urls: whether an image may be an http(s) URL, which is then downloaded.
+      on_error: what to do about an image that cannot be read: "raise", or
+        "skip", which warns, naming these images, and gives None in their place.
+      progress: whether to show a progress bar.
       options: num_beams, max_length, min_length, max_new_tokens,
         repetition_penalty, no_repeat_ngram_size, length_norm,
         num_return_sequences, sample, temperature, top_k, top_p: see
@@ -127,14 +155,61 @@ class Model:
       ValueError: the model does not generate captions, an option is unknown or
         out of range, or an image cannot be read; says which.
     """
+    return [
+      *self.caption_stream(
+        images,
+        prompt=prompt,
+        batch_size=batch_size,
+        seed=seed,
+        urls=urls,
+        on_error=on_error,
+        progress=progress,
+        **options,
+      )
+    ]
+
+  def caption_stream(
+    self,
+    images: Image | Iterable[Image],
+    *,
+    prompt: str | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    urls: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = False,
+    **options: Any,
+  ) -> Iterator[captioning.Caption | None]:
+    """Generates captions of any number of images, in little memory.
+
+    At most two batches of images are read ahead, so that `images` may be an
+    iterator over millions. A caption is yielded once its batch is full.
+
+    Args:
+      images: as for `caption`, and so are the other arguments.
+
+    Returns:
+      An iterator of one caption per image, in order; None for an image that was
+      skipped. If an image cannot be read and is not skipped, the captions of
+      all earlier batches come before the error.
+
+    Raises:
+      ValueError: as `caption`; before the first image is read, unless it is
+        about an image.
+    """
     generate = self.captioner(prompt, **options)
-    captions = []
     read = images_lib.ImageReader(self.image, urls)
-    for pixels, num_images in images_lib.batches(
-      images, read, batch_size, self.mesh
-    ):
-      captions += generate(pixels, seed)[:num_images]
-    return captions
+    batches = images_lib.batches(
+      images, read, batch_size, self.mesh, on_error, progress
+    )
+
+    def captions() -> Iterator[captioning.Caption | None]:
+      with contextlib.closing(batches):
+        for pixels, errors in batches:
+          for error, one in zip(errors, generate(pixels, seed), strict=False):
+            yield one if error is None else None
+
+    return captions()
 
   def captioner(
     self, prompt: str | None = None, **options: Any
@@ -180,6 +255,7 @@ class Model:
       **options,
     )
 
+  @overload
   def match(
     self,
     images: Image | Iterable[Image],
@@ -190,7 +266,38 @@ class Model:
     batch_size: int = 8,
     urls: bool = False,
     num_frames: int = 0,
-  ) -> matching.Match:
+    on_error: Literal["raise"] = "raise",
+    progress: bool = False,
+  ) -> matching.Match: ...
+
+  @overload
+  def match(
+    self,
+    images: Image | Iterable[Image],
+    texts: str | Sequence[str],
+    *,
+    pairwise: bool = False,
+    legacy_cls: bool = False,
+    batch_size: int = 8,
+    urls: bool = False,
+    num_frames: int = 0,
+    on_error: Literal["skip"],
+    progress: bool = False,
+  ) -> tuple[matching.Match, Kept]: ...
+
+  def match(
+    self,
+    images: Image | Iterable[Image],
+    texts: str | Sequence[str],
+    *,
+    pairwise: bool = False,
+    legacy_cls: bool = False,
+    batch_size: int = 8,
+    urls: bool = False,
+    num_frames: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = False,
+  ) -> matching.Match | tuple[matching.Match, Kept]:
     """Scores how well images and texts match, by ITC and ITM (section 3.2).
 
     Args:
@@ -207,9 +314,14 @@ class Model:
       urls: whether an image may be an http(s) URL, which is then downloaded.
       num_frames: frames sampled from each video, if `images` are paths of
         videos (section 5.6; the original takes 8). 0: they are images.
+      on_error: what to do about an image that cannot be read: "raise", or
+        "skip", which warns and leaves its scores out.
+      progress: whether to show a progress bar.
 
     Returns:
-      Scores [I, M] for I images and M texts; [I] with `pairwise`.
+      Scores [I, M] for I images and M texts; [I] with `pairwise`. With
+      `on_error="skip"`, a pair: the scores of the k images that could be read,
+      [k, M] or [k], and the numbers of these images, from 0 on.
 
     Raises:
       ValueError: the model has no ITM head, there are no images or no texts, a
@@ -217,10 +329,41 @@ class Model:
         be read.
     """
     self._require("itm_head", "match images with texts")
+    tokens = self.matcher.tokens(texts, clean=not legacy_cls)
+    if pairwise:
+      images = matching.paired(images, tokens)
     read = images_lib.ImageReader(self.image, urls, num_frames)
-    return self.matcher.match(
-      images, texts, read, pairwise, legacy_cls, batch_size
+    batches = images_lib.batches(
+      images, read, batch_size, self.mesh, on_error, progress
     )
+    match, kept = self.matcher.match(
+      batches, tokens, pairwise, legacy_cls, batch_size
+    )
+    return match if on_error == "raise" else (match, kept)
+
+  @overload
+  def embed_images(
+    self,
+    images: Image | Iterable[Image],
+    *,
+    batch_size: int = 8,
+    urls: bool = False,
+    num_frames: int = 0,
+    on_error: Literal["raise"] = "raise",
+    progress: bool = False,
+  ) -> Float[np.ndarray, "I C"]: ...
+
+  @overload
+  def embed_images(
+    self,
+    images: Image | Iterable[Image],
+    *,
+    batch_size: int = 8,
+    urls: bool = False,
+    num_frames: int = 0,
+    on_error: Literal["skip"],
+    progress: bool = False,
+  ) -> tuple[Float[np.ndarray, "k C"], Kept]: ...
 
   def embed_images(
     self,
@@ -229,7 +372,9 @@ class Model:
     batch_size: int = 8,
     urls: bool = False,
     num_frames: int = 0,
-  ) -> Float[np.ndarray, "I C"]:
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = False,
+  ) -> Float[np.ndarray, "I C"] | tuple[Float[np.ndarray, "k C"], Kept]:
     """Embeds images, or videos, in the space that they share with texts.
 
     Args:
@@ -237,10 +382,14 @@ class Model:
       batch_size: images per batch.
       urls: whether an image may be an http(s) URL, which is then downloaded.
       num_frames: frames sampled from each video; 0: `images` are images.
+      on_error: what to do about an image that cannot be read: "raise", or
+        "skip", which warns and leaves its vector out.
+      progress: whether to show a progress bar.
 
     Returns:
       Unit vectors, so that dot products with those of `embed_texts` are
-      cosines.
+      cosines. With `on_error="skip"`, a pair: the vectors of the k images that
+      could be read, and the numbers of these images, from 0 on.
 
     Raises:
       ValueError: the model has no such space, there are no images, or one
@@ -248,7 +397,11 @@ class Model:
     """
     self._require("vision_proj", "embed images in a space shared with texts")
     read = images_lib.ImageReader(self.image, urls, num_frames)
-    return self.matcher.embed_images(images, read, batch_size)
+    batches = images_lib.batches(
+      images, read, batch_size, self.mesh, on_error, progress
+    )
+    vectors, kept = self.matcher.embed_images(batches)
+    return vectors if on_error == "raise" else (vectors, kept)
 
   def embed_texts(
     self, texts: str | Sequence[str], *, batch_size: int = 64
@@ -301,8 +454,14 @@ class Model:
       raise ValueError("features: give images=, texts= or both")
     if texts is not None:
       self._require("text_encoder", "encode texts")
+    tokens = None if texts is None else self.matcher.tokens(texts)
+    if images is None:
+      return self.matcher.features(None, tokens, batch_size)
+    if tokens is not None:
+      images = matching.paired(images, tokens)
     read = images_lib.ImageReader(self.image, urls)
-    return self.matcher.features(images, texts, read, batch_size)
+    batches = images_lib.batches(images, read, batch_size, self.mesh)
+    return self.matcher.features(batches, tokens, batch_size)
 
   @functools.cached_property
   def matcher(self) -> matching.Matcher:
@@ -345,7 +504,7 @@ def load(
   task: str | None = None,
   image_size: int | None = None,
   dtype: str = "float32",
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: jax.sharding.Mesh | int | None = None,
   model_config: str | os.PathLike | None = None,
   tokenizer: str | os.PathLike | None = None,
   drop: Sequence[str] = (),
@@ -362,8 +521,10 @@ def load(
     image_size: side of the images in pixels, if not that of the checkpoint;
       position embeddings are interpolated.
     dtype: of activations, "float32" or "bfloat16"; parameters stay float32.
-    mesh: the devices to use, from `sharding.make_mesh`; each reads only its
-      own part of the parameters. One device by default.
+    mesh: the devices to use; each reads only its own part of the parameters.
+      A number of devices, which share the images of a batch, or a
+      `jax.sharding.Mesh` with axes among "data", "fsdp" and "tensor", such as
+      `jax.make_mesh((4, 2), ("data", "tensor"))`. One device by default.
     model_config: a JSON file of the model's sizes, for weights whose widths
       differ from those of BERT and ViT.
     tokenizer: a folder with vocab.txt or a Hugging Face id, if there is no
@@ -372,8 +533,11 @@ def load(
 
   Raises:
     ValueError: there is no such checkpoint, it is damaged, or it does not fit;
-      says which argument helps.
+      says which argument helps. Or an argument has another value than these.
   """
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype: expected one of {DTYPES}, found {dtype!r}")
+  mesh = sharding.as_mesh(mesh)
   checkpoint = opening.open_checkpoint(
     name_or_path,
     task=task,
@@ -385,8 +549,6 @@ def load(
   )
   for warning in checkpoint.report.warnings:
     log.warning("%s: %s", name_or_path, warning)
-  if mesh is None:
-    mesh = sharding.one_device()
   card = checkpoint.card
   config = dataclasses.replace(
     card.config,
@@ -398,7 +560,7 @@ def load(
   if card.family == "pretrain":
     params = med.tie(params)
   return Model(
-    card,
+    dataclasses.replace(card, config=config),
     families.build(card.family, config),
     params,
     checkpoint.tokenizer,

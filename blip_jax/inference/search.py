@@ -172,10 +172,9 @@ def _rerank(
       candidates[row].append(position)
   rows = list(candidates)
   matches = model.matcher.match_candidates(
-    (source[row]["image"] for row in rows),
+    images.batches((source[row]["image"] for row in rows), read, 8, model.mesh),
     model.matcher.tokens(list(texts.values())),
     lambda number: np.array(candidates[rows[number]]),
-    read,
   )
   return {
     (queries[position], row): {
@@ -183,6 +182,7 @@ def _rerank(
       "rank_score": float(score),
     }
     for row, match in zip(progress.bar(rows, unit="img"), matches, strict=True)
+    if match is not None
     for position, prob, score in zip(
       candidates[row], match.itm_prob, match.rank_score, strict=True
     )

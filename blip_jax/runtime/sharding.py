@@ -149,7 +149,7 @@ def as_mesh(devices: Any) -> Mesh:
   # In the order of AXES, with axes of size one for those that are missing, and
   # of the type that Linen modules need.
   order = [names.index(axis) for axis in AXES if axis in names]
-  sizes = dict(zip(names, devices.devices.shape, strict=True))
+  sizes: dict[str, int] = dict(zip(names, devices.devices.shape, strict=True))
   mesh = Mesh(
     devices.devices.transpose(order).reshape([sizes.get(a, 1) for a in AXES]),
     AXES,

@@ -131,7 +131,6 @@ def test_options_at_their_limits_are_allowed(options):
     dict(top_k=-1),
     dict(no_repeat_ngram_size=-1),
     dict(num_return_sequences=0),
-    dict(min_length=2.5),
     dict(repetition_penalty=0.0),
     dict(repetition_penalty=float("inf")),
     dict(temperature=-1.0),

@@ -169,7 +169,7 @@ def test_impossible_shapes_are_refused():
     with pytest.raises(ValueError, match="this is not a BLIP model"):
       model_configs.from_shapes(rest, "caption", model_configs.Hints())
   blocks = {p: x for p, x in leaves.items() if "/block_" not in p}
-  with pytest.raises(ValueError, match="no layers: nothing under .*block_0"):
+  with pytest.raises(ValueError, match=r"no layers: nothing under .*block_0"):
     model_configs.from_shapes(blocks, "caption", model_configs.Hints())
 
 

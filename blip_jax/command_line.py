@@ -2,8 +2,11 @@
 
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
 
 from blip_jax import recipes
 from blip_jax.runtime import files, overrides
@@ -35,6 +38,7 @@ class Command(NamedTuple):
     recipe: name or path of the config.
     config: with the values of the flags, locked.
     own_job: `config.job` before flags changed it.
+    given: the keys that flags set, such as "optim.lr".
     workdir: absolute path.
     distributed: see FLAGS.
   """
@@ -42,6 +46,7 @@ class Command(NamedTuple):
   recipe: str
   config: Config
   own_job: str
+  given: tuple[str, ...]
   workdir: str
   distributed: str
 
@@ -53,68 +58,90 @@ def parse(argv: Sequence[str]) -> Command:
     UsageError: says which word, what was expected, and what is similar.
     io.UnsupportedOperation: a path has a scheme, such as gs://.
   """
-  recipe = recipe_of(argv)
-  if not recipe:
+  own, rest = _own_flags(argv)
+  if not own.config:
     raise UsageError(
       "--config: expected a recipe or the path of a file; the recipes are "
       f"{', '.join(recipes.names())}. --help describes them"
     )
-  config = recipes.load(recipe)
+  config = recipes.load(own.config)
   own_job = str(config.get("job", ""))
-  flags = {"workdir": f"runs/{pathlib.Path(recipe).stem}", "distributed": "off"}
-  texts: dict[str, list[str]] = {}
-  for name, value in _flags(argv, config):
-    if name.startswith("config."):
-      texts.setdefault(name.removeprefix("config."), []).append(value)
-    else:
-      flags[name] = value
-  for key in texts:
-    overrides.override(config, key, texts[key])
-  paths = {"--workdir": flags["workdir"]}
-  values = overrides.leaves(config)
-  paths |= {f"config.{key}": values[key] for key in values}
-  for name in paths:
-    _refuse_schemes(name, paths[name])
-  workdir = files.absolute(flags["workdir"])
-  return Command(recipe, config, own_job, workdir, flags["distributed"])
+  given = _override(config, rest)
+  workdir = own.workdir or f"runs/{pathlib.Path(own.config).stem}"
+  _refuse_schemes("--workdir", workdir)
+  for key, value in overrides.leaves(config).items():
+    _refuse_schemes(f"config.{key}", value)
+  return Command(
+    own.config,
+    config,
+    own_job,
+    given,
+    files.absolute(workdir),
+    own.distributed,
+  )
 
 
 def recipe_of(argv: Sequence[str]) -> str:
   """What stands behind --config; "" if nothing does."""
-  found, words = "", iter(argv)
-  for word in words:
-    if match := re.fullmatch(r"(?s)--?config(?:=(.*))?", word):
-      found = next(words, "") if match[1] is None else match[1]
-  return found
+  return _own_flags(argv)[0].config
 
 
 def wants_help(argv: Sequence[str]) -> bool:
   return any(re.fullmatch("-h|--?help(full|short)?", word) for word in argv)
 
 
-def _flags(argv: Sequence[str], config: Config) -> Iterator[tuple[str, str]]:
-  """Yields the name and the value of each flag."""
-  words = iter(argv)
+def _own_flags(argv: Sequence[str]) -> tuple[Any, list[str]]:
+  """The flags that are no keys of the config, and the words that are left."""
+  values = flags.FlagValues()
+  values.set_gnu_getopt()
+  defaults = {"config": "", "workdir": "", "distributed": "off"}
+  for name, default in defaults.items():
+    flags.DEFINE_string(name, default, FLAGS[name], flag_values=values)
+  try:
+    _, *rest = values(["blip-jax", *argv], known_only=True)
+  except flags.Error as error:
+    raise UsageError(
+      f"{error}; the recipes are {', '.join(recipes.names())}"
+    ) from error
+  return values, rest
+
+
+def _override(config: Config, words: Sequence[str]) -> tuple[str, ...]:
+  """Sets the keys of a config that flags give; returns the keys."""
   for word in words:
-    match = re.fullmatch(r"(?s)--?([a-zA-Z][^=]*)(?:=(.*))?", word)
-    if not match:
-      raise UsageError(f"unexpected argument {word!r}: flags begin with --")
-    name, value = match.groups()
-    key = name.partition("config.")[2]
-    switch = name.removesuffix(key) in ("config.", "noconfig.")
-    switch = switch and overrides.is_switch(config, key)
-    if switch and name.startswith("no"):
-      name, value = f"config.{key}", "false"
-    elif not name.startswith("config.") and name not in FLAGS:
-      raise UsageError(_unknown(name, config))
-    elif value is None:
-      value = "true" if switch else next(words, "--")
-      if value.startswith("--"):
-        raise UsageError(f"--{name}: expected a value")
-    yield name, value
+    if match := re.match(r"--?(no)?config\.([^=]+)", word):
+      overrides.check_key(config, match[2])
+    elif word.startswith("-") and not re.match(r"-\.?\d", word):
+      raise UsageError(_unknown(word, config))
+  before = overrides.leaves(config)
+  values = flags.FlagValues()
+  values.set_gnu_getopt()
+  config_flags.DEFINE_config_dict(
+    "config", config, flag_values=values, sys_argv=["blip-jax", *words]
+  )
+  try:
+    _, *rest = values(["blip-jax", *words])
+  except flags.IllegalFlagValueError as error:
+    raise UsageError(_wrong_type(config, str(error))) from error
+  except flags.Error as error:
+    raise UsageError(f"{error}") from error
+  if rest:
+    raise UsageError(f"unexpected argument {rest[0]!r}: flags begin with --")
+  given = config_flags.get_override_values(values["config"])
+  for key, value in given.items():
+    overrides.check_elements(key, value, before[key])
+  return tuple(given)
 
 
-def _unknown(name: str, config: Config) -> str:
+def _wrong_type(config: Config, message: str) -> str:
+  """What a flag expected: of absl's message, only key and value are plain."""
+  key, value = re.findall(r"(?s)flag --config\.([\w.]+)=(.*?): ", message)[0]
+  expected = overrides.expected(config, key)
+  return f"--config.{key}: expected {expected}, found {value!r}"
+
+
+def _unknown(word: str, config: Config) -> str:
+  name = word.lstrip("-").partition("=")[0]
   known = [*FLAGS, *(f"config.{key}" for key in overrides.leaves(config))]
   near = " or ".join(f"--{flag}" for flag in overrides.nearest(name, known))
   hint = f" Did you mean {near}?" if near else ""

@@ -61,6 +61,9 @@ def complete(config: Config) -> Config:
   """Returns the config with BLIP's own values for keys that are unset."""
   config = config.copy_and_resolve_references()
   _fill(config, _BLIP, unset=None)
+  if config.model.patch_size is None:
+    sizes = model_config.VARIANTS.get(config.model.variant)
+    config.model.patch_size = sizes and sizes["vit"]["patch_size"]
   return config
 
 
@@ -148,7 +151,7 @@ def _fill(
   return taken
 
 
-def _folder_of(config: Config, key: str) -> tuple[Config | None, str]:
+def _folder_of(config: Config, key: str) -> tuple[Any, str]:
   """The part of a config that would hold a key; None if there is none."""
   *folders, name = key.split(".")
   part: Any = config

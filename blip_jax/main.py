@@ -10,7 +10,14 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from blip_jax import command_line, config_help, evaluate, recipes, train
+from blip_jax import (
+  command_line,
+  config_help,
+  context,
+  evaluate,
+  recipes,
+  train,
+)
 from blip_jax.capfilt import audit, bootstrap, merge, report
 from blip_jax.capfilt import job as capfilt
 from blip_jax.inference import caption_images, search
@@ -53,6 +60,8 @@ def main(line: command_line.Command) -> None:
   check_job(str(config.get("job", "")), line.own_job)
   prepare_process()
   join_processes(line.distributed)
+  if config.job in SAME_KEYS[0]:
+    config = context.yield_to_model(config, line.workdir, line.given)
   results = JOBS[config.job](config, line.workdir)
   if jax.process_index() == 0:
     for metric, value in results.items():

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from blip_jax import command_line, recipes
+from blip_jax.runtime import overrides
 from blip_jax.runtime.command import UsageError
 
 
@@ -54,6 +55,52 @@ def test_flags_are_given_in_any_form_and_order():
   assert line.distributed == "auto" and line.workdir == os.path.abspath("w")
 
 
+@pytest.mark.parametrize(
+  "flag, value",
+  [
+    ("seed=3", 3),
+    ("optim.lr=1e-4", 1e-4),
+    ("optim.lr=2", 2.0),
+    ("data.augment=False", False),
+    ("data.augment=1", True),
+    ("model.variant=tiny", "tiny"),
+    ("model.drop_path=0.25", 0.25),
+    ("data.train=a.json", ("a.json",)),
+    ("data.train=('a.json', 'b c.json')", ("a.json", "b c.json")),
+    ("data.train=a, b.json", ("a, b.json",)),
+    ("data.train=cc12m/{0..3}.tar", ("cc12m/{0..3}.tar",)),
+    ("optim.betas=(0.9, 0.5)", (0.9, 0.5)),
+  ],
+)
+def test_texts_become_values_of_the_type(flag, value):
+  line = parse("--config=quickstart", f"--config.{flag}")
+  key = flag.partition("=")[0]
+  found = overrides.leaves(line.config)[key]
+  assert found == value and type(found) is type(value)
+  assert line.given == (key,)
+
+
+@pytest.mark.parametrize(
+  "flag, expected",
+  [
+    ("seed=abc", "an integer, found 'abc'"),
+    ("seed=1.5", "an integer, found '1.5'"),
+    ("seed=", "an integer, found ''"),
+    ("optim.lr=fast", "a number, found 'fast'"),
+    ("model.drop_path=x", "a number, found 'x'"),
+    ("data.augment=yes", "true or false, found 'yes'"),
+    ("optim.betas=x", "values such as (0.9, 0.98), found ('x',)"),
+    ("data.train=(1, 2)", "values such as ('scenes:train?num=32000',)"),
+  ],
+)
+def test_a_wrong_type_says_key_expected_and_found(flag, expected):
+  with pytest.raises(UsageError) as error:
+    parse("--config=quickstart", f"--config.{flag}")
+  key = flag.partition("=")[0]
+  message = str(error.value)
+  assert message.startswith(f"--config.{key}: expected {expected}")
+
+
 def test_the_job_of_the_recipe_itself_is_known():
   line = parse("--config=capfilt", "--config.job=merge")
   assert (line.own_job, line.config.job) == ("capfilt", "merge")
@@ -81,9 +128,12 @@ def test_an_argument_goes_to_get_config(tmp_path):
     (["--config.lr=1"], r"Did you mean --config\.optim\.lr\?"),
     (["--noconfig.data.augmnt"], r"Did you mean --config\.data\.augment\?"),
     (["--config.seed=x"], r"config\.seed: expected an integer, found 'x'"),
-    (["--config.seed"], r"--config\.seed: expected a value"),
-    (["--config.seed", "--workdir=x"], r"--config\.seed: expected a value"),
-    (["--workdir"], r"--workdir: expected a value"),
+    (["--config.seed"], r"Missing value for .*config\.seed"),
+    (
+      ["--config.seed", "--workdir=x"],
+      r"Missing value for .*config\.seed",
+    ),
+    (["--workdir"], r"Missing value for flag --workdir"),
     (["train.json"], r"unexpected argument 'train\.json'"),
     (["--config.data.augment", "no"], r"unexpected argument 'no'"),
     (["--config.optim={}"], r"config\.optim is a section"),
@@ -162,7 +212,7 @@ PATHS = {
   "recipe, key", [(name, key) for name in PATHS for key in PATHS[name]]
 )
 @pytest.mark.parametrize(
-  "path", ["gs://b/x.json", "S3://b/x", " hdfs://b/x", "file:///b", "gs:/b/x"]
+  "path", ["gs://b/x.json", "S3://b/x", "hdfs://b/x", "file:///b", "gs:/b/x"]
 )
 def test_paths_with_a_scheme_are_refused(
   tmp_path, monkeypatch, recipe, key, path

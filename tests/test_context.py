@@ -279,3 +279,11 @@ def test_another_vocabulary_of_the_same_size_is_refused(
   files["vocab.txt"] = files["vocab.txt"].replace("red\n", "rot\n")
   with pytest.raises(ValueError, match=r"vocabulary: vocab\.txt differs"):
     resume.check(folder, saved, files, num_rows=8)
+
+
+def test_the_same_command_resumes_a_run_from_scratch(pretrained):
+  config = short_runs.shrunk_config("quickstart")
+  config.evals.scenes_val.source = ""
+  assert config.model.patch_size is None
+  assert train.train(config, str(pretrained)) == {}
+  assert snapshot.find(pretrained).name == "2"

@@ -1,10 +1,8 @@
-"""Config keys given as text: `optim.lr` and "1e-4"."""
+"""Config keys as users name them: which exist, and what may be meant."""
 
-import ast
 import difflib
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,11 +10,6 @@ from ml_collections import ConfigDict
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config
 
-_BOOLEANS = {"true": True, "t": True, "1": True} | {
-  "false": False,
-  "f": False,
-  "0": False,
-}
 # Below this a name is no misspelling of another.
 _MIN_SIMILARITY = 0.6
 
@@ -33,80 +26,43 @@ def leaves(config: ConfigDict) -> dict[str, Any]:
   return found
 
 
-def is_switch(config: Config, key: str) -> bool:
-  """Whether a key is true or false, so that its flag needs no value.
+def check_key(config: Config, key: str) -> None:
+  """Checks that a key exists and is no section.
 
   Raises:
-    UsageError: there is no such key.
+    UsageError: names the nearest keys, or those of the section.
   """
+  _locate(config, key)
+
+
+def expected(config: Config, key: str) -> str:
+  """What a key may be set to, in words."""
   section, name = _locate(config, key)
-  return section.get_type(name) is bool
+  kind = section.get_type(name)
+  return _EXPECTED.get(kind, f"a {kind.__name__}")
 
 
-def override(config: Config, key: str, texts: Sequence[str]) -> None:
-  """Sets a key from the values of its flags.
-
-  Args:
-    config: which is changed.
-    key: with dots.
-    texts: in order. A tuple gets the elements of all; of any other type, the
-      last counts.
+def check_elements(key: str, value: Any, before: Any) -> None:
+  """Checks that the elements of a tuple have the type of those before.
 
   Raises:
-    UsageError: there is no such key, or a text is no value of its type.
+    UsageError: says the key, expected and found.
   """
-  section, name = _locate(config, key)
-  kind, old = section.get_type(name), section[name]
-  try:
-    if kind is tuple:
-      parts = (_parts(text, old) for text in texts)
-      section[name] = tuple(itertools.chain.from_iterable(parts))
-    else:
-      section[name] = _PARSERS.get(kind, ast.literal_eval)(texts[-1])
-  except (ValueError, SyntaxError, TypeError) as error:
-    expected = _EXPECTED.get(kind, f"a {kind.__name__}")
-    if kind is tuple:
-      expected = f"values such as {old}"
+  if not isinstance(before, tuple) or not before:
+    return
+  kinds = (int, float) if isinstance(before[0], float) else type(before[0])
+  if not all(isinstance(element, kinds) for element in value):
     raise UsageError(
-      f"--config.{key}: expected {expected}, found {' '.join(texts)!r}"
-    ) from error
+      f"--config.{key}: expected values such as {before}, found {value}"
+    )
 
 
-def _boolean(text: str) -> bool:
-  if text.lower() not in _BOOLEANS:
-    raise ValueError(text)
-  return _BOOLEANS[text.lower()]
-
-
-_PARSERS: dict[type, Callable[[str], Any]] = {
-  bool: _boolean,
-  float: float,
-  int: int,
-  str: str,
-}
 _EXPECTED = {
   bool: "true or false",
   float: "a number",
   int: "an integer",
   str: "a text",
 }
-
-
-def _parts(text: str, old: tuple) -> tuple:
-  """The elements that one text stands for, of the type of those of `old`."""
-  kind = type(old[0]) if old else None
-  if kind is str and not text.startswith(("(", "[", "'", '"')):
-    return (text,)  # a name, even if it is 2024
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    value = text
-  parts = tuple(value) if isinstance(value, tuple | list) else (value,)
-  if kind is float:
-    parts = tuple(float(x) if type(x) is int else x for x in parts)
-  if kind is not None and any(type(part) is not kind for part in parts):
-    raise ValueError(text)
-  return parts
 
 
 def _locate(config: Config, key: str) -> tuple[Any, str]:

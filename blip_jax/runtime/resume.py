@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import files, snapshot
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _DESCRIPTIONS = {"model.json", "preprocessor_config.json"}
 def config_of(folder: str | os.PathLike) -> dict[str, Any]:
   """The config that a checkpoint was saved with; {} if it has none."""
   path = snapshot.find(folder) / "config" / "config.json"
-  return json.loads(path.read_text()) if path.exists() else {}
+  return files.read_json(path) if files.exists(path) else {}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -89,9 +89,8 @@ def check(
   # A vocabulary may move, but not change.
   model = snapshot.find(folder) / "model"
   for name in model_files.keys() - _DESCRIPTIONS:
-    if (model / name).exists() and (
-      (model / name).read_text() != model_files[name]
-    ):
+    path = model / name
+    if files.exists(path) and files.read_text(path) != model_files[name]:
       changed[name] = f"  the vocabulary: {name} differs"
   rows_then = _num_rows(folder)
   if rows_then not in (None, num_rows):
@@ -115,9 +114,12 @@ def check(
 
 def _num_rows(folder: str | os.PathLike) -> int | None:
   """The number of rows that a run was trained on."""
-  for path in (snapshot.find(folder) / "data").glob("process_*"):
-    return json.loads(path.read_text()).get("num_rows")
-  return None
+  data = snapshot.find(folder) / "data"
+  names = files.list_folder(data) if files.is_folder(data) else []
+  positions = [name for name in names if name.startswith("process_")]
+  if not positions:
+    return None
+  return files.read_json(data / positions[0]).get("num_rows")
 
 
 def _may_change(key: str) -> bool:

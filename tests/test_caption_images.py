@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from blip_jax import defaults
-from blip_jax.inference import caption_images
+from blip_jax.inference import caption_images, captioning
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, sharding
 from tests import helpers
@@ -285,3 +285,25 @@ def test_impossible_jobs_are_refused(captioner, images, tmp_path):
   only_bad.mkdir()
   shutil.copy(images / "2b.jpg", only_bad)
   assert run(make(captioner, only_bad))["unreadable"] == 1
+
+
+def test_numbers_of_a_line_have_four_digits():
+  other = captioning.Caption("b", -1.00006, (), (), -2.0)
+  best = captioning.Caption("a", -1.23456, (), (), -0.98765, (other,))
+  assert caption_images._as_json(best) == {
+    "caption": "a",
+    "log_prob": -1.2346,
+    "score": -0.9877,
+    "others": [{"caption": "b", "log_prob": -1.0001, "score": -2.0}],
+  }
+  assert "others" not in caption_images._as_json(other)
+
+
+def test_rows_without_a_line_are_left(tmp_path):
+  source = [{"image": f"{n}.png", "id": f"{n}.png"} for n in range(4)]
+  part = tmp_path / "a.part0"
+  lines = [{"row": n, "id": f"{n}.png"} for n in (3, 0)]
+  part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  left = caption_images._rows_left([part], source)
+  assert left.tolist() == [1, 2]
+  assert caption_images._rows_left([], source).tolist() == [0, 1, 2, 3]

@@ -162,3 +162,100 @@ def test_a_loaded_model_warns_about_other_preprocessing(tmp_path):
   (folder / "processor_config.json").write_text(json.dumps(values))
   (warning,) = opening.open_checkpoint(folder).report.warnings
   assert warning.startswith("processor_config.json: image_mean is [0, 0, 0]")
+
+
+def test_the_preprocessing_of_a_model():
+  config = dataclasses.replace(
+    helpers.BLIP, vit=dataclasses.replace(helpers.VIT, image_size=(16, 24))
+  )
+  card = card_lib.Card("caption", config)
+  assert companions.preprocessing(card) == {
+    "image_processor_type": "BlipImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"height": 16, "width": 24},
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 0.00392156862745098,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+  }
+
+
+VIT = {"embed_dim": 48, "depth": 2, "num_heads": 4, "patch_size": 8}
+TEXT = {"hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+  "files, config, heads_of_vit",
+  [
+    ({}, None, None),
+    ({"config.json": {"vit": VIT, "text": TEXT}}, None, 4),
+    # The second part of the original's config, if the first lacks it.
+    ({"med.json": TEXT, "vit.json": VIT}, "med.json", 4),
+    ({"med.json": TEXT}, "med.json", None),
+    ({"vit.json": VIT}, None, None),
+    # A complete config needs no second part.
+    (
+      {
+        "both.json": {"vit": VIT, "text": TEXT},
+        "vit.json": {**VIT, "num_heads": 9},
+      },
+      "both.json",
+      4,
+    ),
+  ],
+)
+def test_where_the_config_of_a_model_is(tmp_path, files, config, heads_of_vit):
+  for name, value in files.items():
+    (tmp_path / name).write_text(json.dumps(value))
+  hints = companions.hints(tmp_path, config and tmp_path / config)
+  assert hints.vit.get("num_heads") == heads_of_vit
+  assert bool(hints.med) == (bool(config) or "config.json" in files)
+
+
+def test_the_folder_of_weights(tmp_path):
+  (tmp_path / "a.pth").touch()
+  assert companions.folder_of(tmp_path) == tmp_path
+  assert companions.folder_of(tmp_path / "a.pth") == tmp_path
+
+
+@pytest.mark.parametrize(
+  "change, is_same", [(0.0, True), (9e-7, True), (1.1e-6, False), (-9e-7, True)]
+)
+def test_statistics_may_be_rounded_to_six_digits(tmp_path, change, is_same):
+  mean = [0.48145466, 0.4578275, 0.40821073 + change]
+  warnings = with_image_processor(
+    tmp_path, "preprocessor_config.json", image_mean=mean
+  )
+  assert (not warnings) == is_same
+
+
+def test_a_vqa_model_in_its_own_size_gives_no_warning_about_it():
+  vit = dataclasses.replace(helpers.VIT, image_size=(480, 480), patch_size=16)
+  config = dataclasses.replace(helpers.BLIP, vit=vit)
+  warnings = companions.hugging_face_warnings("vqa", config, False)
+  assert len(warnings) == 2
+
+
+@pytest.mark.parametrize(
+  "key, value, is_neutral",
+  [
+    ("length_penalty", 1.0, True),
+    ("length_penalty", 0.0, True),
+    ("length_penalty", 2.0, False),
+    ("num_beam_groups", 1, True),
+    ("early_stopping", True, False),
+    ("early_stopping", False, True),
+    ("bad_words_ids", None, True),
+    ("bad_words_ids", [], True),
+    ("bad_words_ids", [[5]], False),
+    ("eos_token_id", 7, True),
+    ("use_cache", True, True),
+    ("_from_model_config", True, True),
+    ("transformers_version", "4.30", True),
+  ],
+)
+def test_options_that_change_nothing(key, value, is_neutral):
+  assert companions._neutral(key, value) == is_neutral

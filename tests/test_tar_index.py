@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 
+import numpy as np
 import pytest
 
 from blip_jax.data import offsets, tar_index
@@ -246,3 +247,49 @@ def test_the_index_of_a_damaged_shard_is_not_cached(tmp_path, monkeypatch):
   for _ in range(2):
     _, damage = offsets.cached(path, "samples", tar_index.samples)
     assert damage
+
+
+def test_zeros_between_members_and_at_the_end_are_no_damage(
+  tmp_path, monkeypatch
+):
+  """tar pads with zeros; anything else is reported, wherever it is."""
+  path = tmp_path / "a.bin"
+  for content, begin, end, is_damage in (
+    (b"\0" * 20, 0, 20, False),
+    (b"x" + b"\0" * 19, 0, 20, True),
+    (b"\0" * 19 + b"x", 0, 20, True),
+    (b"\0" * 19 + b"x", 0, 19, False),
+    (b"x" + b"\0" * 19, 1, 20, False),
+    (b"\0" * 12 + b"x" + b"\0" * 7, 0, 20, True),
+    (b"xxx", 1, 1, False),
+  ):
+    path.write_bytes(content)
+    for chunk in (1, 4, 5, 100):
+      monkeypatch.setattr(tar_index, "_CHUNK", chunk)
+      damage = []
+      tar_index._report_gap(str(path), begin, end, damage)
+      assert len(damage) == is_damage, (content, begin, end, chunk)
+
+
+def test_rubbish_in_front_of_the_first_member_is_reported(tmp_path):
+  """A header that starts later than at byte 0."""
+  tar = io.BytesIO()
+  with tarfile.open(fileobj=tar, mode="w") as archive:
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 3
+    archive.addfile(info, io.BytesIO(b"abc"))
+  path = tmp_path / "a.tar"
+  path.write_bytes(b"x" + b"\0" * 511 + tar.getvalue())
+  index, damage = tar_index.samples(str(path))
+  assert tar_index.num_samples(index) == 1
+  assert len(damage) == 1 and "bytes 0 to 512" in damage[0]
+
+
+def test_a_member_at_the_first_byte_is_there():
+  index = np.array(
+    [(b"a", (0, 3), (-1, -1), (-1, -1))],
+    [("key", "S1")] + [(f, np.int64, 2) for f in ("image", "text", "json")],
+  )
+  assert tar_index._has(index[0], "image")
+  assert not tar_index._has(index[0], "text")
+  assert tar_index.num_samples(index) == 1

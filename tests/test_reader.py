@@ -293,7 +293,7 @@ def test_the_state_dict_is_found(tmp_path, content, ignored):
 @pytest.mark.parametrize(
   "content, message",
   [
-    (_dict(net=_dict(a=_tensor())), "found 'net': dict; save one: torch.save"),
+    (_dict(my=_dict(a=_tensor())), "found 'my': dict; save one: torch.save"),
     (_dict(model=_dict(a=_tensor(), b=_op(1))), "found 'b': int"),
     (b"}" + _op(7) + _tensor() + b"s", "found 7: Tensor"),
     (_dict(model=b"}"), "found no tensors"),
@@ -749,3 +749,38 @@ def test_golden_checkpoints_are_read_as_by_torch(shared_dir):
     for a, b in itertools.combinations(places, 2):
       tied = tensors.alias(a) == tensors.alias(b)
       assert tied == (places[a] == places[b]), (path, a, b)
+
+
+@pytest.mark.parametrize(
+  "keys",
+  [
+    ("model",),
+    ("state_dict",),
+    ("model_state_dict",),
+    ("net",),
+    ("params",),
+    ("ema",),
+    ("model", "state_dict"),
+    ("state_dict", "model"),
+  ],
+)
+def test_weights_under_a_key_are_found(tmp_path, keys):
+  content = _dict(a=_tensor())
+  for key in reversed(keys):
+    content = _dict(epoch=_op(3), **{key: content})
+  path = _torch_file(tmp_path / "a.pth", content)
+  tensors = reader.read(path)
+  assert list(tensors) == ["a"]
+  assert tensors.ignored == ["epoch"] * len(keys)
+
+
+def test_two_sets_of_weights_are_refused(tmp_path):
+  weights = _dict(a=_tensor())
+  path = _torch_file(tmp_path / "a.pth", _dict(model=weights, ema=weights))
+  with pytest.raises(ValueError, match="'model' and 'ema' each hold weights"):
+    reader.read(path)
+  # Hyper-parameters are no weights.
+  path = _torch_file(
+    tmp_path / "a.pth", _dict(params=_dict(lr=_op(0.1)), net=weights)
+  )
+  assert list(reader.read(path)) == ["a"]

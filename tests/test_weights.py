@@ -86,12 +86,11 @@ def test_wrappers_inside_names_are_stripped(tmp_path):
   """Parts of a model may be compiled, or split, on their own."""
 
   def wrap(state):
-    inner = {"visual_encoder.": "visual_encoder._orig_mod."}
-    inner["text_decoder.bert."] = (
-      "text_decoder.bert._checkpoint_wrapped_module."
-    )
-    for old, new in inner.items():
-      state = {key.replace(old, new): x for key, x in state.items()}
+    for tower, wrapper in (
+      ("visual_encoder.", "_orig_mod."),
+      ("text_decoder.bert.", "_checkpoint_wrapped_module."),
+    ):
+      state = {k.replace(tower, tower + wrapper): x for k, x in state.items()}
     return {**state, "n_averaged": np.int64(3).reshape(())}
 
   opened = opening.open_checkpoint(save(tmp_path, wrap), **helpers.OPEN_GOLDEN)

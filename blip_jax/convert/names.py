@@ -257,6 +257,28 @@ TIED = {
   ),
 }
 
+# Wrappers of PyTorch modules (DistributedDataParallel, `torch.compile`, FSDP,
+# activation checkpoints) add a part to names: some to their beginning, like the
+# attribute of a Lightning module that holds the model, some anywhere.
+_INNER_WRAPPERS = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+_WRAPPERS = re.compile(
+  rf"^(?:(?:module|model|net|{_INNER_WRAPPERS})\.)+"
+  rf"|(?<=\.)(?:(?:{_INNER_WRAPPERS})\.)+"
+)
+# What PyTorch's `AveragedModel` counts next to the weights.
+AVERAGED = re.compile(r"n_averaged")
+
+
+def unwrap(name: str) -> tuple[str, str]:
+  """Splits a name into what wrappers added to it, and the rest.
+
+  Returns:
+    The parts of wrappers, such as "module._orig_mod.", "" if there are none;
+    and the name of the original or of Hugging Face.
+  """
+  return "".join(_WRAPPERS.findall(name)), _WRAPPERS.sub("", name)
+
+
 _BY_EXTERNAL = {
   layout: {rule.external: rule for rule in rules}
   for layout, rules in RULES.items()

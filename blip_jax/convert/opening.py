@@ -317,7 +317,8 @@ def _open_external(
   hints: model_configs.Hints,
   drop: Sequence[str] = (),
 ) -> Checkpoint:
-  tensors = reader.read(path)
+  report = weights.Report(warnings=list(hints.warnings))
+  tensors = weights.unwrap(reader.read(path), report, drop)
   layout = names.layout_of(tensors)
   if layout is None:
     raise ValueError(
@@ -325,7 +326,6 @@ def _open_external(
       "image tower (visual_encoder.* or vision_model.*); the first names are "
       f"{weights.first_few(tensors)}"
     )
-  report = weights.Report(warnings=list(hints.warnings))
   if tensors.ignored:
     report.drop("not weights", *tensors.ignored)
   leaves = weights.from_external(tensors, layout, report, drop)

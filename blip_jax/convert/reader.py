@@ -34,6 +34,19 @@ _IN_DIRECTORY = (
 )
 _SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin|pth|pt)")
 
+# Keys under which training programs save a state dict, in any nesting.
+_CONTAINERS = (
+  "model",
+  "state_dict",
+  "model_state_dict",
+  "net",
+  "params",
+  "ema",
+  "model_ema",
+  "ema_state_dict",
+)
+_MAX_NESTING = 3
+
 _MAX_PICKLE_BYTES = 4 << 20  # BLIP ViT-L with its optimizer needs below 1 MiB
 # Weights hardly compress; deflate can reach a factor of 1000.
 _MAX_INFLATION = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 100}
@@ -150,6 +163,15 @@ class Tensors(Mapping[str, np.ndarray]):
 
   def dtype(self, name: str) -> np.dtype:
     return self._tensors[name].dtype
+
+  def renamed(self, names: Mapping[str, str]) -> "Tensors":
+    """Some of the tensors under other names.
+
+    Args:
+      names: new name -> name in the file.
+    """
+    tensors = {new: self._tensors[name] for new, name in names.items()}
+    return Tensors(self.path, tensors, self.ignored)
 
   def alias(self, name: str) -> Hashable:
     """A key that is equal for tied tensors, which share their memory."""
@@ -385,10 +407,32 @@ def _state_dict(saved) -> tuple[dict[str, Tensor], list[str]]:
     raise Refusal(
       f"expected a state dict, found a {_kind(saved)}; save one: {RESAVE}"
     )
-  for key in ("model", "state_dict"):
-    if isinstance(saved.get(key), dict):
-      return _checked(saved[key]), [str(k) for k in saved if k != key]
-  return _checked(saved), []
+  ignored = []
+  for _ in range(_MAX_NESTING):
+    inner = [key for key in _CONTAINERS if isinstance(saved.get(key), dict)]
+    # Hyper-parameters may have the same keys. If nothing holds weights, the
+    # first is what the error is about.
+    inner = [key for key in inner if _holds_weights(saved[key])] or inner[:1]
+    if not inner:
+      break
+    if len(inner) > 1:
+      found = " and ".join(map(repr, inner))
+      raise Refusal(
+        f"{found} each hold weights, and only one set can be loaded; save the "
+        f"one that you want: {RESAVE}"
+      )
+    (key,) = inner
+    ignored += [str(k) for k in saved if k != key]
+    saved = saved[key]
+  return _checked(saved), ignored
+
+
+def _holds_weights(value, nesting: int = _MAX_NESTING) -> bool:
+  if not isinstance(value, dict) or not nesting:
+    return False
+  return any(isinstance(x, Tensor) for x in value.values()) or any(
+    _holds_weights(value.get(key), nesting - 1) for key in _CONTAINERS
+  )
 
 
 def _checked(tensors):

@@ -15,6 +15,8 @@ from blip_jax.convert import names, reader
 
 # Rules, as the report names them.
 POSITION_IDS = "position ids: only 0, 1, 2, ..."
+AVERAGED = "the number of averaged models"
+UNWRAPPED = "wrapper {!r} stripped from names"
 ON_REQUEST = "left out on request (--drop)"
 TIED = "tied: the same tensor under another name"
 LM_MATRIX_WINS = (
@@ -69,7 +71,8 @@ class Report:
   Attributes:
     matched: number of native paths with values from the checkpoint.
     dropped: rule -> external names, or native paths, that it left out.
-    changed: rule -> native paths that it created or changed.
+    changed: rule -> native paths, or external names, that it created or
+      changed.
     warnings: what a user should know before trusting the results.
   """
 
@@ -94,6 +97,42 @@ class Report:
     return "\n".join([*lines, "missing: 0", "unexpected: 0"])
 
 
+def unwrap(
+  tensors: reader.Tensors, report: Report, drop: Sequence[str] = ()
+) -> reader.Tensors:
+  """Strips from names what wrappers such as DistributedDataParallel add.
+
+  Args:
+    tensors: of a file.
+    report: records each wrapper, with the names that it had.
+    drop: regular expressions that match complete names of the file to leave
+      out; needed if the file has the same model in two wrappers.
+
+  Raises:
+    ValueError: two names of the file become one.
+  """
+  bare: dict[str, str] = {}
+  for name in tensors:
+    wrapper, rest = names.unwrap(name)
+    if wrapper and _is_dropped(name, drop):
+      report.drop(ON_REQUEST, name)
+      continue
+    if rest in bare:
+      raise ValueError(
+        f"{bare[rest]} and {name} are both {rest} of a wrapped model; leave "
+        "one of the two out with --drop (drop=), for example "
+        f"{re.escape(names.unwrap(name)[0] or name)}.*"
+      )
+    if wrapper:
+      report.change(UNWRAPPED.format(wrapper), rest)
+    bare[rest] = name
+  return tensors.renamed(bare)
+
+
+def _is_dropped(name: str, drop: Sequence[str]) -> bool:
+  return any(re.fullmatch(pattern, name) for pattern in drop)
+
+
 def from_external(
   tensors: Mapping[str, Any],
   layout: str,
@@ -114,13 +153,15 @@ def from_external(
   """
   leaves, unknown = {}, []
   for name in tensors:
-    if any(re.fullmatch(pattern, name) for pattern in drop):
+    if _is_dropped(name, drop):
       report.drop(ON_REQUEST, name)
       continue
     match = names.match_external(name, layout)
     if match is None:
       if names.POSITION_IDS.fullmatch(name):
         report.drop(POSITION_IDS, name)
+      elif names.AVERAGED.fullmatch(name):
+        report.drop(AVERAGED, name)
       elif name not in names.TIED or names.TIED[name] not in tensors:
         unknown.append(name)
       continue

@@ -63,3 +63,37 @@ def test_healthy_losses_do_not_ring(warnings, losses):
   for step, loss in enumerate(losses):
     assert not alarm.update(step, loss)
   assert not warnings
+
+
+@pytest.mark.parametrize(
+  "first, second, rings",
+  [
+    (0.009, 0.009, True),
+    (-0.009, -0.009, True),
+    (0.009, -0.009, True),
+    (0.011, 0.0, False),
+    (0.0, 0.011, False),
+    (-0.011, 0.0, False),
+  ],
+)
+def test_both_halves_of_the_window_count(warnings, first, second, rings):
+  """Windows of odd length too: the middle one belongs to neither half."""
+  for window in (4, 5):
+    alarm = alarms.CollapseAlarm(window)
+    losses = [first] * 2 + [0.0] * (window - 4) + [second] * 2
+    rang = [
+      alarm.update(n, alarms.ITM_COLLAPSED + x) for n, x in enumerate(losses)
+    ]
+    assert rang == [False] * (window - 1) + [rings]
+
+
+def test_a_collapsed_head_has_the_entropy_of_a_third():
+  """One pair in three matches, and "no match" is always the answer."""
+  entropy = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
+  assert pytest.approx(entropy, abs=1e-9) == alarms.ITM_COLLAPSED
+
+
+def test_a_window_is_four_hundred_losses(warnings):
+  alarm = alarms.CollapseAlarm()
+  rang = [n for n in range(500) if alarm.update(n, alarms.ITM_COLLAPSED)]
+  assert rang == [399]

@@ -177,7 +177,8 @@ def test_a_title_needs_a_line_above(tmp_path):
   ys, xs = np.nonzero((head != (238, 240, 243)).any(-1))
   # One line, between the margins.
   assert ys.min() >= 16 and ys.max() < 16 + 20
-  assert xs.min() >= 16 and xs.max() < 248 - 16
+  # A letter may begin a pixel early.
+  assert 15 <= xs.min() and xs.max() < 248 - 16
   assert has(head, (32, 33, 36))
 
 

@@ -168,7 +168,7 @@ def test_a_title_needs_a_line_above(tmp_path):
   cell = contact_sheet.Cell(grey(8, 8), [])
   contact_sheet.contact_sheet([cell], path)
   plain = read(path)
-  contact_sheet.contact_sheet([cell], path, title="x" * 300)
+  contact_sheet.contact_sheet([cell], path, title="H" * 300)
   titled = read(path)
   assert plain.shape == (16 + 216 + 16, 16 + 216 + 16, 3)
   assert titled.shape == (plain.shape[0] + 15 + 16, *plain.shape[1:])
@@ -178,7 +178,7 @@ def test_a_title_needs_a_line_above(tmp_path):
   # One line, between the margins.
   assert ys.min() >= 16 and ys.max() < 16 + 20
   # A letter may begin a pixel early.
-  assert 15 <= xs.min() and xs.max() < 248 - 16
+  assert xs.min() >= 15 and xs.max() < 248 - 16
   assert has(head, (32, 33, 36))
 
 

@@ -149,3 +149,10 @@ def test_the_table_of_parameters_is_shown_on_request(caplog, level, number):
     metrics.log_parameters(PARAMS)
   assert caplog.text.count("text_encoder/kernel ") == number
   assert caplog.text.count("256,403 parameters") == 1
+
+
+def test_no_time_has_passed():
+  timer = metrics.StepTimer(batch_size=32)
+  timer.restart(1, 60.0)
+  assert timer.so_far(2, 60.0) == timer.so_far(2, 59.0) == {}
+  assert timer.so_far(2, 60.5) == {"step_time": 0.5, "images_per_second": 64.0}

@@ -71,3 +71,30 @@ def test_reasons_are_stored_by_id_without_a_limit():
     bad.count(_bad(number))
   assert len(bad.by_id) == 2000
   assert bad.by_id["rows:3"] == "truncated: why"
+
+
+def test_by_default_a_twentieth_of_a_thousand_rows_may_be_bad():
+  bad = rejects.BadSamples()
+  for number in range(50):
+    bad.count(_bad(number))
+  for _ in range(949):
+    bad.count("good")
+  bad.count("good")
+  with pytest.raises(ValueError, match="51 of 1001 rows"):
+    bad.count(_bad(50))
+
+
+def test_a_few_bad_rows_at_the_beginning_are_no_error():
+  bad = rejects.BadSamples(max_fraction=0.0)
+  for number in range(999):
+    assert bad.count(_bad(number))
+  with pytest.raises(ValueError, match="1000 of 1000"):
+    bad.count(_bad(999))
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_the_fraction_is_from_zero_to_below_one(fraction):
+  rejects.BadSamples(max_fraction=0.0)
+  rejects.BadSamples(max_fraction=0.999)
+  with pytest.raises(ValueError, match="max_bad_fraction"):
+    rejects.BadSamples(max_fraction=fraction)

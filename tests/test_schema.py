@@ -153,3 +153,86 @@ def test_what_identifies_no_image_costs_its_row(value):
   with pytest.raises(sources.BadRow, match="row 0: 'image_id': expec") as bad:
     schema.Columns().record(row, "x:0", "x: row 0")
   assert bad.value.reason == "broken_row"
+
+
+@pytest.mark.parametrize(
+  "value, expected",
+  [
+    (2.0**53 - 1, 2**53 - 1),
+    (-(2.0**53) + 1, -(2**53) + 1),
+    ("7" * 1000, "7" * 1000),
+    (10**999, 10**999),
+  ],
+)
+def test_the_largest_ids(value, expected):
+  assert schema.image_id(value, "x:0", "x: row 0") == expected
+
+
+@pytest.mark.parametrize("value", [-(2.0**53), 10**1000, "7" * 1001])
+def test_ids_beyond_the_largest(value):
+  with pytest.raises(sources.BadRow, match="at most 1,000 characters"):
+    schema.image_id(value, "x:0", "x: row 0")
+
+
+@pytest.mark.parametrize(
+  "value, missing",
+  [
+    (None, True),
+    (NAN, True),
+    (np.float32("nan"), True),
+    ("", True),
+    (" \n", True),
+    ("a", False),
+    (0, False),
+    (0.0, False),
+    (False, False),
+    ([], False),
+    (b"", False),
+  ],
+)
+def test_empty_cells(value, missing):
+  assert schema.is_missing(value) == missing
+
+
+def columns_at(place, number):
+  """Rows without columns, but for one that has all of them."""
+  seen = []
+
+  def columns_of(index):
+    seen.append(index)
+    return ["image", "caption"] if index == place else ["other"]
+
+  return lambda: schema.search(
+    schema.Columns().check, columns_of, number, "x"
+  ), seen
+
+
+def test_ten_thousand_rows_are_searched_for_the_columns():
+  search, seen = columns_at(9_999, 50_000)
+  search()
+  assert len(seen) == 10_000
+  search, seen = columns_at(10_000, 50_000)
+  with pytest.raises(ValueError, match="x: rows 0 to 9999: expected a path"):
+    search()
+  assert len(seen) == 10_000
+  search, seen = columns_at(3, 50_000)
+  search()
+  assert len(seen) == 4
+  search, seen = columns_at(9, 5)
+  with pytest.raises(ValueError, match="x: rows 0 to 4"):
+    search()
+
+
+def test_columns_may_be_spread_over_rows():
+  rows = [["image"], ["image"], ["caption"]]
+  schema.search(schema.Columns().check, rows.__getitem__, 3, "x")
+  with pytest.raises(ValueError, match="expected text under"):
+    schema.search(schema.Columns().check, rows.__getitem__, 2, "x")
+
+
+def test_rows_that_cannot_be_read_have_no_columns():
+  def columns_of(index):
+    raise sources.BadRow("x:0", "broken_row", f"row {index} is broken")
+
+  with pytest.raises(ValueError, match=r"none of these.*row 0 is broken"):
+    schema.search(schema.Columns().check, columns_of, 3, "x")

@@ -153,3 +153,86 @@ def test_an_evaluation_on_coco_fits_in_4_gb():
   queues = 2 * 57600 * 256 * 4
   assert scoring.block_size(sizes, sharding.one_device(), LENGTH) >= 4
   assert 2 * size + queues + scoring.BLOCK_BYTES < 4 << 30
+
+
+@pytest.mark.parametrize(
+  "dtype, num_frames, expected",
+  [
+    # 577 tokens of 4 bytes: embeddings of width 768, and keys and values of 12
+    # layers, 44,313,600 bytes. Encoding holds, per token, 3072 + 4 * 768
+    # numbers and the weights of 12 heads over 577 tokens: 30,160,944 bytes,
+    # more than the 29,272,320 of 16 texts of 35 tokens.
+    ("float32", 1, 44_313_600 + 2 * 30_160_944),
+    ("float32", 8, 354_508_800 + 2 * 241_287_552),
+    # Weights stay float32: 577 * (12,288 + 27,696).
+    ("bfloat16", 1, 22_156_800 + 2 * 23_070_768),
+  ],
+)
+def test_the_memory_of_an_image_by_hand(dtype, num_frames, expected):
+  sizes = config.variant(
+    "base",
+    image_size=384,
+    vocab_size=30524,
+    tokens=config.SpecialTokens(),
+    dtype=dtype,
+  )
+  assert scoring.image_bytes(sizes, 35, num_frames) == expected
+  mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
+  found = scoring.block_size(sizes, mesh, 35, num_frames)
+  assert found == 8 * (2**30 // expected)
+
+
+def test_long_texts_need_more_memory_than_the_image():
+  """64 tokens: 16 * 64 * (4 * (256 + 4 * 64) + 4 * 4 * 17) bytes."""
+  stored = 17 * 4 * (48 + 2 * 2 * 64)
+  matching = 16 * 64 * (2048 + 272)
+  found = scoring.image_bytes(helpers.BLIP, 64)
+  assert found == stored + 2 * matching
+
+
+def test_a_block_has_an_image_at_least(monkeypatch):
+  monkeypatch.setattr(scoring, "BLOCK_BYTES", 1)
+  assert scoring.block_size(helpers.BLIP, sharding.one_device(), 35) == 1
+
+
+@pytest.mark.parametrize(
+  "candidates, lengths, index, order",
+  [
+    # Padded with the shortest text, short texts first.
+    (
+      [[2, 0, 1], [1]],
+      [5, 3, 9],
+      [[[1, 0, 2, 1]], [[1, 1, 1, 1]]],
+      [[2, 1, 0], [0]],
+    ),
+    ([[0], [1]], [5, 3], [[[0]], [[1]]], [[0], [0]]),
+    ([[0, 1]], [5, 3], [[[1, 0]]], [[1, 0]]),
+    ([[], []], [5], np.empty((2, 0, 1)).tolist(), [[], []]),
+  ],
+)
+def test_candidates_are_scored_in_rounds(candidates, lengths, index, order):
+  rows = [np.array(c, int) for c in candidates]
+  found, places = scoring._in_rounds(
+    rows, np.array(lengths), sharding.one_device()
+  )
+  assert found.tolist() == index
+  assert [p.tolist() for p in places] == order
+
+
+@pytest.mark.parametrize(
+  "number, width, rounds", [(8, 8, 1), (9, 16, 1), (16, 16, 1), (17, 16, 2)]
+)
+def test_a_round_has_a_power_of_two_up_to_sixteen(number, width, rounds):
+  found, _ = scoring._in_rounds(
+    [np.arange(number)], np.arange(1, 41), sharding.one_device()
+  )
+  assert found.shape == (1, rounds, width)
+
+
+def test_texts_are_trimmed_to_multiples_of_eight():
+  for longest, kept in ((1, 8), (8, 8), (9, 16), (30, 32), (33, 35)):
+    mask = np.zeros((2, 35), np.int32)
+    mask[0, :longest] = mask[1, :1] = 1
+    trimmed = scoring.trimmed(scoring.Texts(mask + 4, mask))
+    assert trimmed.input_ids.shape == trimmed.attention_mask.shape == (2, kept)
+    assert trimmed.lengths.tolist() == [longest, 1]

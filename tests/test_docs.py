@@ -97,13 +97,14 @@ GOLDEN_SIZES = (
   f"--tokenizer={GOLDEN}/tokenizer/tiny",
 )
 
-# Added to every training run, so that it takes seconds.
+# Added to every pre-training, so that it takes seconds and no network. What is
+# fine-tuned or evaluated brings its model along, and runs as it is written.
 SHRINK = (
   "--config.num_steps=2",
   "--config.batch_size=8",
   "--config.model.image_size=16",
-  "--config.optim.warmup_steps=1",
   "--config.tokenizer=scenes",
+  "--config.pretrain.queue_size=16",
 )
 
 # What snippets with these words print: pattern -> how often.
@@ -218,10 +219,8 @@ def command_words(text):
   if "blip_jax.main" not in words:
     return words
   config = get_config(words[words.index("--config") + 1])
-  if "task" in config:
+  if config.get("task") == "pretrain" and "--config.job=evaluate" not in words:
     words += SHRINK
-    if "queue_size" in config.get(config.task, {}):
-      words.append(f"--config.{config.task}.queue_size=16")
   if "--config.job=merge" in words:
     # The models are barely trained, and would keep nothing.
     words.append("--config.merge.threshold=0.0")

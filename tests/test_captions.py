@@ -2,11 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from blip_jax import defaults
 from blip_jax.evaluators import captions as captions_lib
+from blip_jax.evaluators import held_out_loss
 from blip_jax.models import decoding
 from blip_jax.runtime import contact_sheet
+from blip_jax.tasks import caption
 from tests.colour_task import (
   COLOURS,
   ColourImages,
@@ -144,3 +149,61 @@ def test_captions_of_shards_are_bytes(tmp_path):
   scores, rows = run_captions(colour_split(source), tmp_path)
   assert [row["image_id"] for row in rows] == [*range(7)]
   assert scores["caption_exact"] == 100 and scores["Bleu_1"] == pytest.approx(1)
+
+
+def build(tmp_path, rows, references):
+  """The evaluators of a list of colours, as a run builds them."""
+  split = colour_split(ColourImages())
+  for colour, record in zip(COLOURS, split.source, strict=True):
+    Image.fromarray(np.asarray(record["image"])).save(
+      tmp_path / f"{colour}.png"
+    )
+  (tmp_path / "val.json").write_text(json.dumps(rows))
+  settings = defaults.captioned_split(str(tmp_path / "val.json"))
+  settings.image_root = str(tmp_path)
+  settings.references = references
+  settings.samples = 2
+  config = caption.defaults()
+  config.evals.batch_size = 4
+  return captions_lib.build(
+    captions_lib.base.Context(
+      "val",
+      settings,
+      config,
+      ColourTask(),
+      split.example,
+      split.mesh,
+      split.bad_samples,
+      str(tmp_path),
+    )
+  )
+
+
+ROWS = [{"image": f"{c}.png", "caption": c} for c in COLOURS]
+
+
+def test_a_split_is_scored_by_its_own_captions(tmp_path):
+  loss, generated = build(tmp_path, ROWS, "")
+  assert isinstance(loss, held_out_loss.HeldOutLoss)
+  scores = evaluate(generated)
+  assert scores["caption_exact"] == 100 and scores["Bleu_1"] == pytest.approx(1)
+  rows = json.loads((tmp_path / "val_captions.json").read_text())
+  assert [row["caption"] for row in rows] == [*COLOURS]
+  assert (tmp_path / "samples.png").exists()
+
+
+def test_a_split_is_scored_by_captions_of_another_file(tmp_path):
+  others = [row | {"caption": "nothing"} for row in ROWS]
+  (tmp_path / "others.json").write_text(json.dumps(others))
+  _, generated = build(tmp_path, ROWS, str(tmp_path / "others.json"))
+  scores = evaluate(generated)
+  assert scores["Bleu_1"] < 1e-6 and scores["caption_exact"] == 100
+
+
+def test_a_split_without_captions_is_only_captioned(tmp_path):
+  rows = [{"image": row["image"]} for row in ROWS]
+  (generated,) = build(tmp_path, rows, "none")
+  assert evaluate(generated) == {}
+  rows = json.loads((tmp_path / "val_captions.json").read_text())
+  assert [row["caption"] for row in rows] == [*COLOURS]
+  assert not (tmp_path / "samples.png").exists()

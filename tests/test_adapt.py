@@ -1,5 +1,6 @@
 """Rules that turn the parameters of one model family into another's."""
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -153,3 +154,104 @@ def test_untied_text_towers_take_the_decoder_with_a_warning(tmp_path):
 def test_a_captioner_cannot_become_a_model_with_a_text_encoder(task):
   with pytest.raises(ValueError, match=r" - params/text_encoder/"):
     helpers.open_golden("blip_decoder", task=task)
+
+
+def retrieval_leaves():
+  checkpoint = helpers.open_golden("blip_pretrain", task="retrieval")
+  return dict(checkpoint.leaves), checkpoint.card.config
+
+
+def test_a_complete_model_is_accepted():
+  for name in ("blip_pretrain", "blip_retrieval", "blip_decoder", "blip_vqa"):
+    checkpoint = helpers.open_golden(name)
+    adapt.check(
+      checkpoint.leaves, checkpoint.card.family, checkpoint.card.config
+    )
+  leaves, config = retrieval_leaves()
+  adapt.check(leaves, "retrieval", config)
+
+
+@pytest.mark.parametrize(
+  "path, shape, message",
+  [
+    (
+      "momentum/text_queue",
+      (11, 32),
+      "float32[11, 32], config float32[12, 32]",
+    ),
+    ("momentum/idx_queue", (11,), "config int32[12]"),
+    ("momentum/queue_ptr", (1,), "config int32[]"),
+    ("momentum/idx_queue", None, " - momentum/idx_queue"),
+    ("momentum/image_queue", None, " - momentum/image_queue"),
+    ("momentum/params_m/text_proj/bias", None, " - momentum/params_m/text_p"),
+    ("momentum/params_m/temp", (), " + momentum/params_m/temp"),
+    ("params/temp", None, " - params/temp"),
+    ("params/itm_head/bias", (3,), "config float32[2]"),
+  ],
+)
+def test_what_does_not_fit_is_listed(path, shape, message):
+  leaves, config = retrieval_leaves()
+  if shape is None:
+    del leaves[path]
+  else:
+    kind = np.int32 if "idx" in path or "ptr" in path else np.float32
+    leaves[path] = weights.Leaf.from_array(np.zeros(shape, kind))
+  with pytest.raises(ValueError) as error:
+    adapt.check(leaves, "retrieval", config)
+  assert message in str(error.value)
+
+
+def test_pre_training_has_no_ids_in_its_queue():
+  checkpoint = helpers.open_golden("blip_pretrain")
+  ids = {"momentum/idx_queue": weights.Leaf.from_array(np.zeros(12, np.int32))}
+  with pytest.raises(ValueError, match=r" \+ momentum/idx_queue"):
+    adapt.check(
+      {**checkpoint.leaves, **ids}, "pretrain", checkpoint.card.config
+    )
+
+
+@pytest.mark.parametrize(
+  "parts, family",
+  [
+    ("cls_head text_encoder visual_encoder", "nlvr"),
+    ("text_decoder itm_head text_encoder", "pretrain"),
+    ("text_decoder text_encoder", "vqa"),
+    ("text_decoder visual_encoder", "caption"),
+    ("itm_head text_encoder", "itm"),
+    ("itm_head text_encoder temp", "retrieval"),
+    ("itm_head text_encoder momentum", "retrieval"),
+    ("text_encoder visual_encoder", "feature"),
+  ],
+)
+def test_a_family_follows_from_its_parts(parts, family):
+  paths = [
+    "momentum/queue_ptr" if part == "momentum" else f"params/{part}/x"
+    for part in parts.split()
+  ]
+  assert adapt.family_of(paths) == family
+
+
+def test_parts_of_no_family_are_refused():
+  with pytest.raises(
+    ValueError, match=r"consists of \['visual_encoder'\] only"
+  ):
+    adapt.family_of(["params/visual_encoder/x"])
+
+
+def test_fresh_parameters_are_those_of_the_first_seed():
+  """The report counts what came from the checkpoint."""
+  checkpoint = helpers.open_golden("blip_pretrain", task="nlvr")
+  expected = families.init("nlvr", checkpoint.card.config, jax.random.key(0))
+  head = expected["cls_head"]["fc_in"]["kernel"]
+  np.testing.assert_array_equal(
+    checkpoint.leaves["params/cls_head/fc_in/kernel"].read(), head
+  )
+  fresh = checkpoint.report.changed[adapt.FRESH.format("pretrain")]
+  assert checkpoint.report.matched == len(checkpoint.leaves) - len(fresh)
+
+
+def test_the_temperature_of_a_scorer_starts_without_a_warning():
+  """It serves training only, so that nothing of the model is untrained."""
+  checkpoint = helpers.open_golden("blip_itm", task="retrieval")
+  assert checkpoint.leaves["params/temp"].read() == np.float32(0.07)
+  assert not checkpoint.report.warnings

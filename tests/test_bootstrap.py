@@ -86,3 +86,67 @@ def test_the_experiment_runs_and_leaves_its_results(tmp_path):
   before = marker.stat().st_mtime_ns
   assert bootstrap.bootstrap(config, str(tmp_path)) == results
   assert marker.stat().st_mtime_ns == before
+
+
+def test_every_run_has_its_own_training_set(tmp_path, monkeypatch):
+  """Without training: which stage starts from what, and learns from what."""
+  trained, merged = {}, {}
+
+  def train(config, folder):
+    name = folder.rpartition("/")[2]
+    trained[name] = (config.data.train, config.init.weights, config.seed)
+    return {
+      f"test/{metric}": float(len(trained)) for metric in bootstrap.METRICS
+    }
+
+  def label(config, folder):
+    assert (config.source, config.seed, config.out) == (
+      ("noisy?seed=7",),
+      7,
+      folder,
+    )
+    assert config.captioner.endswith("seed_7/captioner_model")
+    assert config.filter.endswith("seed_7/filter_model")
+
+  def merge(config, folder):
+    name = config.merge.out.rpartition("/")[2]
+    merged[name] = (config.merge.threshold, config.merge.sources)
+
+  monkeypatch.setattr(bootstrap.train, "train", train)
+  monkeypatch.setattr(bootstrap.job, "run", label)
+  monkeypatch.setattr(bootstrap.merge, "merge", merge)
+  monkeypatch.setattr(bootstrap, "compare", lambda _: {"filter/x": 1.0})
+  config = bootstrap_recipe.get_config().lock()
+  config.seeds, config.capfilt.threshold = (7,), 0.3
+  config.web, config.clean = "noisy?seed={seed}", "clean?seed={seed}"
+  results = bootstrap.bootstrap(config, str(tmp_path))
+  folder = tmp_path / "seed_7"
+  assert merged == {
+    "filter": (0.3, ("web",)),
+    "captioner": (0.0, ("web", "synthetic")),
+    "both": (0.3, ("web", "synthetic")),
+  }
+  pretrained = str(folder / "none")
+  assert trained == {
+    "none": (("noisy?seed=7",), "", 7),
+    "captioner_model": (("clean?seed=7",), pretrained, 7),
+    "filter_model": (("clean?seed=7",), pretrained, 7),
+    **{
+      name: ((f"{folder}/sets/{name}/*.tar",), "", 7)
+      for name in ("filter", "captioner", "both")
+    },
+  }
+  assert results["filter/x"] == results["filter/x/seed_7"] == 1
+  assert [results[f"{name}/txt_r1"] for name in bootstrap.RUNS] == [1, 4, 5, 6]
+  # A stage that is finished, or a set that is there, is not made again.
+  (folder / "results.json").unlink()
+  (folder / "sets" / "filter").mkdir(parents=True)
+  trained.clear()
+  merged.clear()
+  assert bootstrap.bootstrap(config, str(tmp_path)) == results
+  assert not trained and set(merged) == {"captioner", "both"}
+
+
+def test_shares_of_nothing_are_zero():
+  assert bootstrap._percent(0, 0) == 0
+  assert bootstrap._percent(1, 4) == 25

@@ -103,3 +103,36 @@ def test_state_depends_on_the_seed_alone():
   config.seed += 1
   other = build_run(config).create_state().momentum.text_queue
   assert (first != other).any()
+
+
+@pytest.mark.parametrize(
+  "batch_size, nearest", [(3, 8), (7, 8), (9, 8), (15, 8), (17, 16), (8, None)]
+)
+def test_a_batch_must_split_over_the_devices(batch_size, nearest):
+  config = make_config("pretrain")
+  config.batch_size = batch_size
+  if nearest is None:
+    assert build.make_mesh(config).devices.size == 8
+    return
+  with pytest.raises(ValueError, match=f"over 8 data .* nearest: {nearest}$"):
+    build.make_mesh(config)
+  # An evaluation pads its batches.
+  config.job = "evaluate"
+  build.make_mesh(config)
+
+
+def test_the_model_of_a_config():
+  """What is unset is the variant's; the rest is what the config says."""
+  config = make_config("pretrain")
+  config.model.update(variant="large", patch_size=16, image_size=32)
+  config.model.update(vit_remat="full", text_remat="dots")
+  model = build.make_model(config, "pretrain", helpers.scenes_tokenizer())
+  vit, med = model.config.vit, model.config.med
+  assert (vit.drop_path, vit.patch_size, vit.remat) == (0.1, 16, "full")
+  assert (med.dropout, med.remat) == (0.1, "dots")
+  assert vit.dtype == med.dtype == "bfloat16"
+  config.model.update(drop_path=0.0, dropout=0.25, dtype="float32")
+  model = build.make_model(config, "pretrain", helpers.scenes_tokenizer())
+  assert model.config.vit.drop_path == 0
+  assert model.config.med.dropout == 0.25
+  assert model.config.vit.dtype == model.config.med.dtype == "float32"

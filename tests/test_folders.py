@@ -1,5 +1,6 @@
 """Folders of images, captioned or not."""
 
+import collections
 import io
 import os
 import pickle
@@ -188,3 +189,37 @@ def test_listed_image_formats_can_be_decoded(ending):
   grey = PIL.Image.fromarray(np.full((8, 8), 120, np.uint8))
   (grey if ending == ".pgm" else grey.convert("RGB")).save(file, format)
   assert transforms.decode(file.getvalue(), 100).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+  "files, captions",
+  [
+    ({"a.txt": "low", "a.TXT": "high"}, "low"),
+    ({"a.TXT": "high", "a.caption": "other"}, "high"),
+    ({"a.caption": "low", "a.CAPTION": "high"}, "low"),
+    ({"a.CAPTION": "high"}, "high"),
+  ],
+)
+def test_the_preferred_of_several_text_files_is_read(tmp_path, files, captions):
+  """Text before caption, and lower case before any other."""
+  folder = _make(tmp_path, {"a.jpg": None, **files})
+  (record,) = folders.CaptionedImages(folder)
+  assert record["caption"] == captions
+  assert folders._by_preference({".CAPTION", ".TXT", ".caption", ".txt"}) == [
+    *(".txt", ".TXT", ".caption", ".CAPTION")
+  ]
+
+
+def test_at_most_ten_endings_are_counted_the_commonest_first():
+  counts = collections.Counter({f".{c}": 5 for c in "lkjihgfedcb"})
+  counts |= {"": 9, ".z": 7}
+  text = folders._counts(counts)
+  assert text.startswith("9 without ending, 7 .z, 5 .b, 5 .c,")
+  assert text.endswith("5 .i") and text.count(",") == 9
+
+
+def test_names_are_stored_as_bytes():
+  names = ["", "a", "\u00fc.jpg", os.fsdecode(b"\xff")]
+  stored = folders._Names(names)
+  assert len(stored) == 4
+  assert [stored[n] for n in range(4)] == names

@@ -532,3 +532,29 @@ def test_heads_that_do_not_split():
   with pytest.raises(ValueError, match=r"config\.mesh\.tensor: 16 attention"):
     devices = np.array(jax.devices()[:3]).reshape(1, 1, 3)
     build.build(config, jax.sharding.Mesh(devices, sharding.AXES))
+
+
+@pytest.mark.parametrize(
+  "step, every, due",
+  [(1, 0, False), (4, 0, False), (4, 2, True), (3, 2, False), (1, 1, True)],
+)
+def test_what_is_done_every_few_steps(step, every, due):
+  assert train._due(step, every) == due
+
+
+def test_the_best_is_not_selected_by_a_split_that_is_absent():
+  metrics = ("val/a", "test/b")
+  assert train._best_metrics(metrics, {"val": [], "test": []}) == metrics
+  assert train._best_metrics(metrics, {"val": []}) == ()
+  assert train._best_metrics((), {}) == ()
+
+
+def test_a_run_stops_after_the_signal_of_a_scheduler():
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    stop = train.StopSignal()
+    assert not stop.requested(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested(2) and stop.requested(3)
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -74,7 +74,8 @@ def yield_to_model(
 
   A recipe's sizes are those of its variant. If a job starts from a model of
   another variant, and whenever it only evaluates one, the model's own sizes and
-  vocabulary apply, but for what the command line says.
+  vocabulary apply, but for what the command line says. A run that is evaluated
+  has the settings of its task that it was trained with.
 
   Args:
     config: a recipe, with what the command line changes.
@@ -92,7 +93,20 @@ def yield_to_model(
       folder, name = _folder_of(config, key)
       if folder is not None and key not in given:
         folder[name] = None
+  if config.job == "evaluate" and origin.kind in ("resumed", "best"):
+    _restore_task(config, workdir, given)
   return config
+
+
+def _restore_task(
+  config: Config, workdir: str | os.PathLike, given: Collection[str]
+) -> None:
+  """Sets the keys of the task as they were when the run was trained."""
+  task, saved = config.task, resume.config_of(workdir)
+  for name, value in saved.get(config.task, {}).items():
+    if name in config[task] and f"{task}.{name}" not in given:
+      is_tuple = isinstance(value, list)
+      config[task][name] = tuple(value) if is_tuple else value
 
 
 def _of_model(config: Config, source: str) -> dict[str, Any]:

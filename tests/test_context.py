@@ -135,6 +135,20 @@ def test_recipes_keep_their_size_for_a_model_of_their_variant(pretrained):
   assert context.resolve(evaluated, "nowhere").model.image_size == 16
 
 
+def test_a_run_that_is_evaluated_keeps_the_settings_of_its_task(pretrained):
+  config = short_runs.load_config("pretrain_custom")
+  trained = resume.config_of(pretrained)["pretrain"]
+  assert config.pretrain.queue_size != trained["queue_size"]
+  train_again = context.yield_to_model(config, str(pretrained), given=())
+  assert train_again.pretrain == config.pretrain
+  config.job = "evaluate"
+  given = ("pretrain.alpha",)
+  evaluated = context.yield_to_model(config, str(pretrained), given).pretrain
+  assert evaluated.queue_size == trained["queue_size"]
+  assert evaluated.loss_weights == tuple(trained["loss_weights"])
+  assert evaluated.alpha == config.pretrain.alpha
+
+
 def test_the_job_evaluate_scores_what_the_run_trained(
   captioner, pretrained, data, caplog
 ):
@@ -152,6 +166,7 @@ def test_a_run_brings_the_sources_of_its_splits(captioner, caplog):
   folder, results = captioner
   config = short_runs.load_config("caption_folder")
   config.job, config.evals.val.samples = "evaluate", 0
+  config.evals.batch_size = 8
   config.generation.update(max_length=8, num_beams=1)
   config.model.dtype = "float32"
   again = evaluate.evaluate(config, str(folder))

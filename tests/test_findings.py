@@ -228,3 +228,63 @@ def test_rare_texts_are_forgotten_to_bound_memory(monkeypatch):
 def test_nothing_has_a_mean_length_of_zero():
   words = findings.Findings(threshold=0.5).as_json()["words"]
   assert words["after"]["mean_length"] == pytest.approx(0.0)
+
+
+def test_bins_by_hand():
+  """Steps of 1e-4 logits from the threshold. Of 200 texts, 1 % are below step
+  0, and 1 % above step 196: 20 bins of 10 steps, which is 197 / 20 rounded up.
+  The first and the last bin have all that is outside."""
+  steps = {-1000: 1, **dict.fromkeys(range(198), 1), 1000: 1}
+  found = findings.Findings(0.5)._histogram(steps)
+  assert found["counts"] == [11, *[10] * 18, 9]
+  edges = np.array([-1000, *range(10, 200, 10), 1001]) * 1e-4
+  np.testing.assert_allclose(
+    found["edges"], 1 / (1 + np.exp(-edges)), rtol=1e-9
+  )
+
+
+@pytest.mark.parametrize(
+  "steps, counts, edges",
+  [
+    ({}, [], []),
+    ({7: 3}, [3], [7, 8]),
+    ({0: 1, 19: 1}, [1, *[0] * 18, 1], range(21)),
+    ({0: 1, 20: 1}, [1, *[0] * 9, 1], range(0, 23, 2)),
+    ({-1: 2, 0: 1}, [2, 1], [-1, 0, 1]),
+  ],
+)
+def test_bins_of_few_texts(steps, counts, edges):
+  found = findings.Findings(0.5)._histogram(steps)
+  assert found["counts"] == counts
+  edges = np.array([*edges], float)
+  # The last bin ends after the largest step.
+  if len(edges):
+    edges[-1] = max(edges[-1], max(steps) + 1)
+  expected = 1 / (1 + np.exp(-1e-4 * edges))
+  np.testing.assert_allclose(found["edges"], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+  "prob, logit",
+  [
+    (0.5, 0.0),
+    (0.75, np.log(3)),
+    (0.0, -np.log(2**25 - 1)),
+    (1.0, np.log(2**25 - 1)),
+  ],
+)
+def test_logits_are_finite(prob, logit):
+  assert findings.logit(prob) == pytest.approx(logit)
+
+
+def test_five_examples_of_each_kind_of_bad_image():
+  found = findings.Findings(0.5)
+  for n in range(7):
+    report = done(1) | {"bad": {f"key {n}": "truncated: why"}}
+    report["images"] = {"in": 1, "bad": 1}
+    found.add(0, [], [], report)
+  assert found.as_json()["bad"] == {
+    "truncated": {"number": 7, "examples": [f"key {n}" for n in range(5)]}
+  }
+  images = found.as_json()["images"]
+  assert images == {"in": 7, "kept": 0, "dropped": 0, "bad": 7}

@@ -1,5 +1,7 @@
 """Samples: the contact sheet, and captions that are printed."""
 
+import pytest
+
 from blip_jax.evaluators import ranking, samples
 from blip_jax.runtime import contact_sheet
 from tests.colour_task import ColourImages, ColourTask, colour_split, evaluate
@@ -35,3 +37,15 @@ def test_the_sheet_labels_its_lines(tmp_path, monkeypatch):
     ("top-ranked", "blue", True),
     ("generated", "blue", True),
   ]
+
+
+def test_five_captions_are_printed_and_all_are_compared(tmp_path, capsys):
+  source = ColourImages()
+  source[6]["caption"] = ["nothing"]
+  split = colour_split(source, batch_size=8)
+  ranker = ranking.Ranking(split, ColourTask())
+  sheet = samples.Samples(split, ColourTask(), ranker, 1, tmp_path / "a.png")
+  assert evaluate(sheet) == {"caption_exact": pytest.approx(600 / 7)}
+  printed = capsys.readouterr().out
+  assert printed.count("true:") == printed.count("generated:") == 5
+  assert "black" in printed and "pink" not in printed

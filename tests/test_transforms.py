@@ -533,3 +533,79 @@ def test_unusable_texts_are_refused(text, reason):
 def test_clean_texts_have_a_word_left_after_pre_caption():
   for text in ("?", ". a", "\xa0a", "~'~", "-"):
     assert transforms.pre_caption(transforms.clean_text(text), 30)
+
+
+@pytest.mark.parametrize(
+  "pixels, expected",
+  [
+    (np.array([[0, 65_535]], np.int32), [0, 255]),
+    (np.array([[255, 256]], np.int32), [0, 1]),
+    (np.array([[-1.0, 256.0]], np.float32), [0, 255]),
+    (np.array([[0.0, 1.01]], np.float32), [0, 1]),
+    (np.array([[0.0, 0.0]], np.float32), [0, 0]),
+  ],
+)
+def test_the_ends_of_the_known_ranges(pixels, expected):
+  result = transforms.decode(PIL.Image.fromarray(pixels), MAX_PIXELS)
+  assert result[0, :, 0].tolist() == expected
+  assert (result == result[..., :1]).all()
+
+
+@pytest.mark.parametrize(
+  "pixels",
+  [
+    np.array([[0, 65_536]], np.int32),
+    np.array([[-1, 65_535]], np.int32),
+    np.array([[-1.01, 100.0]], np.float32),
+    np.array([[0.0, 256.1]], np.float32),
+    np.array([[0.5, 1.0]], np.float32),
+  ],
+)
+def test_just_beyond_the_known_ranges(pixels):
+  assert bad(PIL.Image.fromarray(pixels)).reason == "unknown_range"
+
+
+@pytest.mark.parametrize("scale, is_refused", [(1.0, False), (0.0, True)])
+def test_a_crop_is_some_of_the_image_up_to_all(scale, is_refused):
+  transforms.TrainImage(24, 1e-6, None)
+  if is_refused:
+    with pytest.raises(ValueError, match=r"\(0, 1\], found 0"):
+      transforms.TrainImage(24, scale, None)
+  else:
+    transforms.TrainImage(24, scale, None)
+
+
+def test_ten_boxes_are_tried_before_the_largest_is_taken():
+  """Of a strip no box of this ratio fits; each try draws area and ratio."""
+  drawn = []
+
+  class Generator(np.random.Generator):
+    def uniform(self, low, high):
+      drawn.append((low, high))
+      return high
+
+  box = transforms.sample_crop(
+    10, 1000, (0.5, 1.0), (0.75, 1.25), Generator(np.random.PCG64())
+  )
+  assert len(drawn) == 20 and drawn[0] == (0.5, 1.0)
+  # 10 * 1.25 is 12.5, which rounds to even.
+  assert box == (0, 494, 10, 12)
+
+
+def test_a_box_may_be_as_large_as_the_image():
+  class Generator(np.random.Generator):
+    def uniform(self, low, high):
+      return high
+
+    def integers(self, high):
+      assert high == 1
+      return 0
+
+  box = transforms.sample_crop(
+    8, 8, (1.0, 1.0), (1.0, 1.0), Generator(np.random.PCG64())
+  )
+  assert box == (0, 0, 8, 8)
+
+
+def test_questions_are_cut_at_fifty_words():
+  assert transforms.pre_question("a " * 60) == " ".join(["a"] * 50)

@@ -138,3 +138,23 @@ def test_any_error_of_the_reader_costs_its_video(tmp_path, monkeypatch):
   monkeypatch.setattr(video.av, "open", fail)
   with pytest.raises(transforms.BadSample, match=r"broken_video.*latin-1"):
     video.read(tmp_path / "a.mkv", 2, 16)
+
+
+@pytest.mark.parametrize("limit, is_refused", [(48 * 32, False), (1535, True)])
+def test_frames_may_have_as_many_pixels_as_images(
+  tmp_path, monkeypatch, limit, is_refused
+):
+  helpers.write_video(tmp_path / "a.mkv", clip(3))
+  monkeypatch.setattr(transforms, "MAX_PIXELS", limit)
+  if is_refused:
+    with pytest.raises(transforms.BadSample, match=r"too_large.* 48 x 32"):
+      video.read(tmp_path / "a.mkv", 2, 8)
+  else:
+    assert video.read(tmp_path / "a.mkv", 2, 8).shape == (2, 8, 8, 3)
+
+
+def test_a_video_may_have_just_enough_frames(tmp_path):
+  helpers.write_video(tmp_path / "a.mkv", clip(8))
+  assert len(video.read(tmp_path / "a.mkv", 8, 16)) == 8
+  with pytest.raises(transforms.BadSample, match="expected 9 frames"):
+    video.read(tmp_path / "a.mkv", 9, 16)

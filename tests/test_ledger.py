@@ -152,3 +152,62 @@ def test_a_lease_that_was_deleted_is_not_created_again(tmp_path, unit):
   assert not (tmp_path / ".a.lease").exists()
   finish(started, unit)
   assert list(claims) == []
+
+
+@pytest.mark.parametrize("lease_seconds, wait", [(2.0, 0.4), (300.0, 1.0)])
+def test_other_processes_are_asked_every_second_or_more_often(
+  tmp_path, monkeypatch, unit, lease_seconds, wait
+):
+  """A fifth of the time of a lease, and a second at most."""
+  started = begin(tmp_path, lease_seconds=lease_seconds)
+  owner = {"host": "elsewhere", "pid": 1, "id": "x"}
+  lease, waited = tmp_path / ".a.lease", []
+  lease.write_text(json.dumps(owner))
+
+  def sleep(seconds):
+    waited.append(seconds)
+    if len(waited) == 3:
+      lease.unlink()
+
+  monkeypatch.setattr(ledger.time, "sleep", sleep)
+  assert next(started.claims([unit]))[0] == unit
+  assert waited == [wait] * 3
+
+
+def test_a_live_process_of_this_host_keeps_its_lease(tmp_path):
+  started = begin(tmp_path, lease_seconds=30.0)
+  lease = tmp_path / ".a.lease"
+  for host, pid, is_abandoned in (
+    (socket.gethostname(), os.getpid(), False),
+    (socket.gethostname(), 2**22 + 5, True),
+    ("elsewhere", 2**22 + 5, False),
+  ):
+    lease.write_text(json.dumps({"host": host, "pid": pid, "id": "x"}))
+    assert started._is_abandoned(lease) == is_abandoned
+  lease.write_text('{"host":')  # its owner is still writing it
+  assert not started._is_abandoned(lease)
+
+
+def test_a_process_of_another_user_is_alive(monkeypatch):
+  def refuse(pid, signal):
+    assert signal == 0
+    raise PermissionError
+
+  monkeypatch.setattr(os, "kill", refuse)
+  assert ledger._is_alive(1)
+
+
+def test_rows_of_another_size_are_not_done(tmp_path, unit):
+  started = begin(tmp_path)
+  finish(started, unit)
+  assert started.done(unit) is not None
+  (tmp_path / "a.parquet").write_bytes(b"more rows")
+  assert started.done(unit) is None
+  (tmp_path / "a.parquet").unlink()
+  assert started.done(unit) is None
+
+
+def test_a_digest_of_settings_has_sixteen_digits():
+  digest = ledger.digest({"b": 1, "a": 2})
+  assert digest == ledger.digest({"a": 2, "b": 1}) and len(digest) == 16
+  assert digest != ledger.digest({"a": 2, "b": 2})

@@ -89,3 +89,15 @@ def test_a_report_without_work_units_is_refused(listed, tmp_path):
     path.unlink()
   with pytest.raises(ValueError, match="no work unit is done"):
     report.report(listed, listed.out)
+
+
+def test_the_speed_of_each_process(tmp_path):
+  lines = [{"images": 30, "seconds": 1.26}, {"images": 10, "seconds": 0.74}]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (tmp_path / "a-1.jsonl").write_text(text + '{"images": 7')
+  (tmp_path / "b-2.jsonl").write_text('{"images": 3, "seconds": 0.0}\n')
+  (tmp_path / "notes.txt").write_text("mine")
+  assert report._throughput(tmp_path) == {
+    "a-1": {"images": 40, "seconds": 2.0, "images_per_second": 20.0},
+    "b-2": {"images": 3, "seconds": 0.0, "images_per_second": 3000.0},
+  }

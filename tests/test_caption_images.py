@@ -307,3 +307,22 @@ def test_rows_without_a_line_are_left(tmp_path):
   left = caption_images._rows_left([part], source)
   assert left.tolist() == [1, 2]
   assert caption_images._rows_left([], source).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_wait_until_all_have_read(tmp_path, monkeypatch, processes):
+  waited, out = [], tmp_path / "captions.jsonl"
+  monkeypatch.setattr(jax, "process_count", lambda: processes)
+  monkeypatch.setattr(
+    caption_images.multihost_utils, "sync_global_devices", waited.append
+  )
+  source = [{"image": "0.png", "id": "0.png"}]
+  left = caption_images._begin(out, {"seed": 0}, source)
+  assert left.tolist() == [0] and len(waited) == processes - 1
+  assert json.loads((tmp_path / "captions.jsonl.job.json").read_text())
+
+
+def test_another_process_writes_no_settings(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  caption_images._begin(tmp_path / "a.jsonl", {"seed": 0}, [])
+  assert not list(tmp_path.iterdir())

@@ -187,3 +187,39 @@ def test_queries_of_a_json_file(tmp_path):
   file.write_text(json.dumps([{"text": "a dog"}]))
   with pytest.raises(ValueError, match="expected a list of strings"):
     search.read_queries(str(file))
+
+
+@pytest.mark.parametrize(
+  "content, queries",
+  [
+    ("a dog\n\n  a cat \r\n", ["a dog", "a cat"]),
+    ("a dog", ["a dog"]),
+  ],
+)
+def test_queries_of_a_text_file(tmp_path, content, queries):
+  for name in ("queries.txt", "queries.TXT"):
+    (tmp_path / name).write_text(content)
+    assert search.read_queries(str(tmp_path / name)) == queries
+
+
+def test_a_text_is_a_query_whatever_its_last_word():
+  for text in ("a dog", " a dog. ", "a photo of e.g."):
+    assert search.read_queries(text) == [text.strip()]
+  for nothing in ("", "  "):
+    with pytest.raises(ValueError, match="there is no query"):
+      search.read_queries(nothing)
+
+
+def test_files_of_queries_without_queries_are_refused(tmp_path):
+  for name, content, message in (
+    ("a.txt", "\n\n", "there is no query"),
+    ("a.json", "[]", "there is no query"),
+    ("a.json", "{}", "expected a list of strings"),
+    ("a.json", "[1]", "expected a list of strings"),
+    ("a.json", "[", r"a\.json: "),
+    ("b.json", None, "b.json"),
+  ):
+    if content is not None:
+      (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+      search.read_queries(str(tmp_path / name))

@@ -349,3 +349,40 @@ def test_batch_is_split_over_data_and_fsdp():
 def test_batch_that_does_not_split_is_refused():
   with pytest.raises(ValueError, match=r"config\.batch_size a multiple of 8"):
     sharding.put_batch({"valid": np.ones(12, bool)}, mesh_of(8, 1, 1))
+
+
+@pytest.mark.parametrize(
+  "size, padded", [(0, 0), (1, 4), (4, 4), (5, 8), (8, 8), (9, 12)]
+)
+def test_batches_are_padded_to_the_shards(size, padded):
+  assert sharding.padded_batch_size(size, mesh_of(2, 2, 2)) == padded
+
+
+@pytest.mark.parametrize(
+  "asked, first",
+  [
+    ((16, 1, 1), "data=8, fsdp=1, tensor=1"),
+    ((0, 1, 8), "data=1, fsdp=1, tensor=8"),
+    ((3, 3, 1), "data=2, fsdp=4, tensor=1"),
+    # A -1 is free: a third of it would be nearest to 4 by the ratio.
+    ((-1, 3, 1), "data=2, fsdp=4, tensor=1; data=4, fsdp=2, tensor=1"),
+    ((-1, 7, 1), "data=1, fsdp=8, tensor=1; data=2, fsdp=4, tensor=1"),
+  ],
+)
+def test_the_nearest_mesh_is_that_of_the_smallest_ratios(asked, first):
+  with pytest.raises(ValueError) as error:
+    sharding.make_mesh(dict(zip(sharding.AXES, asked, strict=True)))
+  assert str(error.value).split("Nearest that fit: ")[1].startswith(first)
+
+
+def test_bytes_of_a_state_are_those_of_all_its_arrays():
+  tree = {
+    "text_encoder": shapes(word_embeddings=(1024, 512)),
+    "lm_head": shapes(bias=(1024,)),
+  }
+  tree["temp"] = jax.ShapeDtypeStruct((), jnp.float32)
+  text = sharding.describe(tree, mesh_of(1, 4, 2))
+  # 2 MiB over eight devices, and biases over two of the tensor axis.
+  assert text.startswith(
+    "2.0 MiB in total, 0.3 MiB per device on data=1, fsdp=4"
+  )

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import pathlib
+import re
 import time
 
 import pytest
@@ -262,3 +263,15 @@ def test_scores_import_neither_jax_nor_models():
           assert name in allowed, file
           imported = {alias.name for alias in node.names}
           assert not allowed[name] or imported == allowed[name], file
+
+
+@pytest.mark.parametrize(
+  "number, shown",
+  [(1, "0"), (3, "0, 1, 2"), (4, "0, 1, 2, ...")],
+)
+def test_three_images_without_references_are_named(number, shown):
+  results = {n: "a dog" for n in range(number)} | {"x": "a cat"}
+  references = {"x": ["a cat"]}
+  message = rf"for {number} of the {number + 1} .*: {re.escape(shown)}\. The"
+  with pytest.raises(ValueError, match=message):
+    caption_metrics.score(results, references)

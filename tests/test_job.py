@@ -22,7 +22,15 @@ import PIL.Image
 import psutil
 import pytest
 
-from blip_jax.capfilt import audit, job, ledger, merge, report, rows
+from blip_jax.capfilt import (
+  audit,
+  job,
+  ledger,
+  merge,
+  report,
+  rows,
+  work_units,
+)
 from blip_jax.data import datasets, tokenizer
 from blip_jax.inference import model as model_lib
 from blip_jax.models import families
@@ -541,3 +549,68 @@ def test_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
   assert run(config)["images/in"] == 10_000
   assert len(sizes) == 20
   assert max(sizes[3:]) < 1.1 * sizes[2]
+
+
+def counts_of(kept, texts, images):
+  counts = rows.Counts([])
+  counts.texts["web"].update({"in": texts, "kept": kept})
+  counts.images["in"] = images
+  return counts
+
+
+def test_progress_by_the_clock(tmp_path, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(job.time, "monotonic", lambda: now[0])
+  unit = work_units.WorkUnit("a", "scenes:train?num=8")
+  with job.Progress(2, tmp_path) as progress:
+    said = []
+    monkeypatch.setattr(
+      progress._bar, "set_postfix_str", lambda text, refresh: said.append(text)
+    )
+    progress.set_done(1)
+    now[0] = 103.0
+    progress.begin(unit, 8)
+    now[0] = 104.0
+    progress.add(6, counts_of(3, 4, 6))
+    assert progress._bar.n == pytest.approx(1.75)
+    # More images than the work unit has do not overfill the bar.
+    progress.add(6, counts_of(0, 0, 12))
+    assert progress._bar.n == pytest.approx(2)
+    now[0] = 104.5678
+    progress.end(counts_of(3, 4, 12))
+  assert said == [
+    "1.5 images/s, 75% of texts kept",
+    "3.0 images/s, 0% of texts kept",
+  ]
+  (path,) = (tmp_path / "log").iterdir()
+  assert json.loads(path.read_text()) == {
+    "work_unit": "a",
+    "images": 12,
+    "seconds": 1.568,
+  }
+
+
+def test_a_summary_counts_what_is_done(tmp_path):
+  units = [work_units.WorkUnit(n, f"scenes:train?num={n}") for n in "123"]
+  started = ledger.Ledger(tmp_path)
+  started.begin({"a": 1}, force=False)
+  for unit, number in ((units[0], 1), (units[2], 5)):
+    outcomes = {"in": number, "kept": 2, "dropped": 3, "bad": 4}
+    done = {
+      "input": unit.fingerprint(),
+      "images": outcomes,
+      "texts": {"web": outcomes, "synthetic": {**outcomes, "kept": 7}},
+    }
+    started.finish(unit, b"rows", done)
+  summary = job.summary(started, units)
+  assert (summary["work_units"], summary["work_units_done"]) == (3, 2)
+  for kind in ("images", "web", "synthetic"):
+    found = [summary[f"{kind}/{o}"] for o in ("in", "kept", "dropped", "bad")]
+    assert found == [6, 14 if kind == "synthetic" else 4, 6, 8]
+
+
+def test_the_first_problem_is_damage_and_then_an_image():
+  assert job._first_problem({"damage": [], "bad": {}}) == ""
+  bad = {"a": "truncated: x", "b": "empty: y"}
+  assert job._first_problem({"damage": [], "bad": bad}) == "a: truncated: x"
+  assert job._first_problem({"damage": ["cut"], "bad": bad}) == "cut"

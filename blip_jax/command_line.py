@@ -37,7 +37,7 @@ class Command(NamedTuple):
   Attributes:
     recipe: name or path of the config.
     config: with the values of the flags, locked.
-    own_job: `config.job` before flags changed it.
+    own: the config before flags changed it, locked.
     given: the keys that flags set, such as "optim.lr".
     workdir: absolute path.
     distributed: see FLAGS.
@@ -45,7 +45,7 @@ class Command(NamedTuple):
 
   recipe: str
   config: Config
-  own_job: str
+  own: Config
   given: tuple[str, ...]
   workdir: str
   distributed: str
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> Command:
       f"{', '.join(recipes.names())}. --help describes them"
     )
   config = recipes.load(own.config)
-  own_job = str(config.get("job", ""))
+  unchanged = recipes.load(own.config)
   given = _override(config, rest)
   workdir = own.workdir or f"runs/{pathlib.Path(own.config).stem}"
   _refuse_schemes("--workdir", workdir)
@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> Command:
   return Command(
     own.config,
     config,
-    own_job,
+    unchanged,
     given,
     files.absolute(workdir),
     own.distributed,

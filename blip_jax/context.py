@@ -68,7 +68,10 @@ def complete(config: Config) -> Config:
 
 
 def yield_to_model(
-  config: Config, workdir: str | os.PathLike, given: Collection[str]
+  config: Config,
+  workdir: str | os.PathLike,
+  given: Collection[str],
+  recipe_variant: str | None,
 ) -> Config:
   """Unsets what a recipe says of a model other than the one that is given.
 
@@ -81,6 +84,7 @@ def yield_to_model(
     config: a recipe, with what the command line changes.
     workdir: the run's folder.
     given: the keys that the command line sets, such as "model.image_size".
+    recipe_variant: `config.model.variant` before the command line changed it.
   """
   origin = checkpoint.origin(config, workdir)
   if not origin.source:
@@ -88,7 +92,7 @@ def yield_to_model(
   config = config.copy_and_resolve_references()
   card, _ = opening.describe(origin.source)
   variant = model_config.variant_of(card.config)
-  if config.job == "evaluate" or config.model.variant not in (None, variant):
+  if config.job == "evaluate" or recipe_variant not in (None, variant):
     for key in ("tokenizer", *_SIZES):
       folder, name = _folder_of(config, key)
       if folder is not None and key not in given:

@@ -57,11 +57,13 @@ def run(argv: Sequence[str] | None = None) -> None:
 def main(line: command_line.Command) -> None:
   """Runs the job of a command line, and prints its results."""
   config = line.config
-  check_job(str(config.get("job", "")), line.own_job)
+  check_job(str(config.get("job", "")), str(line.own.get("job", "")))
   prepare_process()
   join_processes(line.distributed)
   if config.job in SAME_KEYS[0]:
-    config = context.yield_to_model(config, line.workdir, line.given)
+    config = context.yield_to_model(
+      config, line.workdir, line.given, line.own.model.variant
+    )
   results = JOBS[config.job](config, line.workdir)
   if jax.process_index() == 0:
     for metric, value in results.items():

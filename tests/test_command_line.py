@@ -103,7 +103,7 @@ def test_a_wrong_type_says_key_expected_and_found(flag, expected):
 
 def test_the_job_of_the_recipe_itself_is_known():
   line = parse("--config=capfilt", "--config.job=merge")
-  assert (line.own_job, line.config.job) == ("capfilt", "merge")
+  assert (line.own.job, line.config.job) == ("capfilt", "merge")
 
 
 def test_an_argument_goes_to_get_config(tmp_path):

@@ -107,11 +107,25 @@ def test_an_empty_prompt_is_a_prompt(pretrained, data):
   assert context.resolve(config, "nowhere").caption.prompt == ""
 
 
+def yielding(config, *given, workdir="nowhere", recipe_variant=None):
+  """What `main` makes of a recipe, of which flags changed the keys `given`."""
+  recipe_variant = recipe_variant or config.model.variant
+  return context.yield_to_model(config, workdir, given, recipe_variant)
+
+
 def test_recipes_of_the_paper_yield_to_a_model_of_another_variant(pretrained):
   config = short_runs.load_config("caption_coco")
   assert (config.model.variant, config.model.image_size) == ("base", 384)
   config.init.weights = str(pretrained)
-  config = context.yield_to_model(config, "nowhere", given=("init.weights",))
+  config = yielding(config)
+  sizes = context.resolve(config, "nowhere").model
+  assert (sizes.variant, sizes.image_size) == ("tiny", 16)
+
+
+def test_naming_the_variant_of_the_model_changes_nothing(pretrained):
+  config = short_runs.load_config("caption_coco")
+  config.init.weights, config.model.variant = str(pretrained), "tiny"
+  config = yielding(config, "model.variant", recipe_variant="base")
   sizes = context.resolve(config, "nowhere").model
   assert (sizes.variant, sizes.image_size) == ("tiny", 16)
 
@@ -119,8 +133,7 @@ def test_recipes_of_the_paper_yield_to_a_model_of_another_variant(pretrained):
 def test_flags_do_not_yield_to_a_model(pretrained):
   config = short_runs.load_config("caption_coco")
   config.init.weights = str(pretrained)
-  given = ("init.weights", "model.image_size")
-  config = context.yield_to_model(config, "nowhere", given)
+  config = yielding(config, "model.image_size")
   sizes = context.resolve(config, "nowhere").model
   assert (sizes.variant, sizes.image_size) == ("tiny", 384)
 
@@ -128,10 +141,10 @@ def test_flags_do_not_yield_to_a_model(pretrained):
 def test_recipes_keep_their_size_for_a_model_of_their_variant(pretrained):
   config = short_runs.load_config("pretrain_custom")
   config.init.weights = str(pretrained)
-  kept = context.yield_to_model(config, "nowhere", given=())
+  kept = yielding(config)
   assert (kept.model.variant, kept.model.image_size) == ("tiny", 64)
   config.job = "evaluate"
-  evaluated = context.yield_to_model(config, "nowhere", given=())
+  evaluated = yielding(config)
   assert context.resolve(evaluated, "nowhere").model.image_size == 16
 
 
@@ -139,11 +152,10 @@ def test_a_run_that_is_evaluated_keeps_the_settings_of_its_task(pretrained):
   config = short_runs.load_config("pretrain_custom")
   trained = resume.config_of(pretrained)["pretrain"]
   assert config.pretrain.queue_size != trained["queue_size"]
-  train_again = context.yield_to_model(config, str(pretrained), given=())
+  train_again = yielding(config, workdir=pretrained)
   assert train_again.pretrain == config.pretrain
   config.job = "evaluate"
-  given = ("pretrain.alpha",)
-  evaluated = context.yield_to_model(config, str(pretrained), given).pretrain
+  evaluated = yielding(config, "pretrain.alpha", workdir=pretrained).pretrain
   assert evaluated.queue_size == trained["queue_size"]
   assert evaluated.loss_weights == tuple(trained["loss_weights"])
   assert evaluated.alpha == config.pretrain.alpha

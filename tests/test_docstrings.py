@@ -53,7 +53,7 @@ def user(tmp_path, monkeypatch):
 def test_commands_of_recipes_are_understood(user, name, words):
   line = command_line.parse(words)
   assert pathlib.Path(line.recipe) == pathlib.Path("configs") / f"{name}.py"
-  main.check_job(line.config.job, line.own_job)
+  main.check_job(line.config.job, line.own.job)
   assert pathlib.Path(line.workdir).is_relative_to(user)
 
 

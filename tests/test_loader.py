@@ -231,16 +231,39 @@ def test_too_many_bad_samples_end_the_run(tmp_path):
   assert str(path) in message and "config.data.max_bad_fraction" in message
 
 
-def test_other_errors_end_the_run_and_name_the_row():
-  class Fails(_Example):
-    def __call__(self, record, rng):
-      if record["image"] == 5:
-        raise KeyError("size")
-      return super().__call__(record, rng)
+class Fails(_Example):
+  """Raises what no one expected, for rows from `start` on."""
 
-  batches = loader.train_loader([Rows(10)], Fails(), batch_size=4, seed=0)
-  with pytest.raises(RuntimeError, match="rows:5: KeyError: 'size'"):
-    list(itertools.islice(batches, 5))
+  def __init__(self, start):
+    self.start = start
+
+  def __call__(self, record, rng):
+    if record["image"] >= self.start:
+      raise KeyError("size")
+    return super().__call__(record, rng)
+
+
+def test_an_unexpected_error_costs_its_row(tmp_path):
+  path = tmp_path / "bad_samples.jsonl"
+  bad = rejects.BadSamples(path, max_fraction=0.2, min_seen=100)
+  batches = loader.train_loader(
+    [Rows(10)], Fails(9), batch_size=4, seed=0, bad_samples=bad
+  )
+  seen = [int(row) for _ in range(6) for row in next(batches)[0]["row"]]
+  batches.close()
+  assert set(seen) == set(range(9))
+  (line,) = map(json.loads, path.read_text().splitlines())
+  assert line["id"] == "rows:9" and line["reason"] == "error"
+  assert line["detail"] == "KeyError: 'size'"
+
+
+def test_an_error_of_every_row_ends_the_run():
+  bad = rejects.BadSamples(None, max_fraction=0.2, min_seen=30)
+  batches = loader.train_loader(
+    [Rows(10)], Fails(0), batch_size=4, seed=0, bad_samples=bad
+  )
+  with pytest.raises(ValueError, match=r"30 of 30 rows.*error 30"):
+    next(batches)
   batches.close()
 
 

@@ -40,19 +40,20 @@ class _Prepare:
     self, pick: tuple[int, int], rng: np.random.Generator
   ) -> tuple[str, Any] | rejects.Bad:
     source, row = pick
+    id = f"source {source}, row {row}"
     try:
       record = self.sources[source][row]
+      id = record["id"]
+      return id, self.example(record, rng)
     except sources_lib.BadRow as bad:
       return rejects.Bad(bad.id, bad.reason, bad.detail)
-    try:
-      return record["id"], self.example(record, rng)
     except transforms.BadSample as bad:
-      return rejects.Bad(record["id"], bad.reason, bad.detail)
+      return rejects.Bad(id, bad.reason, bad.detail)
+    # Whatever else a row raises, it would raise again after every restart. It
+    # costs that row; if all rows raise it, too many are bad.
     except Exception as error:
-      # A worker process passes on only the type and message of an error, so
-      # the message includes those of the cause.
-      cause = f"{record['id']}: {type(error).__name__}: {error}"
-      raise RuntimeError(f"Cannot prepare the example {cause}") from error
+      detail = f"{type(error).__name__}: {error}"
+      return rejects.Bad(id, "error", detail)
 
 
 def _read_ahead(

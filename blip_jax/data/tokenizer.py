@@ -177,11 +177,9 @@ class Tokenizer:
     Raises:
       ValueError: `load` would make another tokenizer of them.
     """
-    added = self._backend.get_added_tokens_decoder()
-    entries = {str(id): _token_as_json(token) for id, token in added.items()}
     # Most need no list of added tokens: `load` adds the usual ones.
-    for further in ({}, {"added_tokens_decoder": entries}):
-      texts = self._files(further)
+    for with_added in (False, True):
+      texts = self._files(with_added)
       with files_lib.temporary_folder() as folder:
         _write(folder, texts)
         again = Tokenizer.load(folder)
@@ -195,25 +193,25 @@ class Tokenizer:
     )
 
   def digest(self) -> str:
-    """A hash that is equal for equal vocabularies.
-
-    Raises:
-      ValueError: as `files`.
-    """
-    text = json.dumps(self.files())
+    """A hash that is equal for equal vocabularies."""
+    text = json.dumps(self._files(with_added=True))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-  def _files(self, further: dict[str, Any]) -> dict[str, str]:
+  def _files(self, with_added: bool) -> dict[str, str]:
     vocab = self._backend.get_vocab(with_added_tokens=False)
     tokens = sorted(vocab, key=lambda token: vocab[token])
     normalizer = self._backend.normalizer
-    config = {
+    config: dict[str, Any] = {
       "do_lower_case": normalizer.lowercase,
       "strip_accents": normalizer.strip_accents,
       "tokenize_chinese_chars": normalizer.handle_chinese_chars,
       "tokenizer_class": "BertTokenizer",
-      **further,
     }
+    if with_added:
+      added = self._backend.get_added_tokens_decoder()
+      config["added_tokens_decoder"] = {
+        str(id): _token_as_json(added[id]) for id in sorted(added)
+      }
     return {
       _VOCAB: "".join(f"{token}\n" for token in tokens),
       _CONFIG: json.dumps(config, indent=2) + "\n",

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import blip_jax
-from blip_jax.convert import companions, opening, write
+from blip_jax.convert import companions, opening, weights, write
 from blip_jax.data import scenes
 from blip_jax.models import card as card_lib
+from blip_jax.models import config as config_lib
 from tests import helpers
 
 
@@ -259,3 +260,54 @@ def test_a_vqa_model_in_its_own_size_gives_no_warning_about_it():
 )
 def test_options_that_change_nothing(key, value, is_neutral):
   assert companions._neutral(key, value) == is_neutral
+
+
+class Loaded(Exception):
+  """A vocabulary was asked for."""
+
+
+@pytest.mark.parametrize(
+  "size, given, asked",
+  [
+    (30524, None, "bert-base-uncased"),
+    (424, None, None),
+    (424, "mine", "mine"),
+    (30524, "mine", "mine"),
+  ],
+)
+def test_the_vocabulary_of_bert_serves_models_of_its_size(
+  tmp_path, monkeypatch, size, given, asked
+):
+  def load(name):
+    raise Loaded(name)
+
+  monkeypatch.setattr(companions.tokenizer_lib.Tokenizer, "load", load)
+  med = dataclasses.replace(
+    helpers.MED, vocab_size=size, tokens=config_lib.SpecialTokens()
+  )
+  card = card_lib.Card("caption", dataclasses.replace(helpers.BLIP, med=med))
+  report = weights.Report()
+  if asked is None:
+    found, vocabulary = companions.tokenizer_of(card, tmp_path, given, report)
+    assert found == card and vocabulary is None
+    (warning,) = report.warnings
+    assert "424 tokens is not BERT's" in warning
+  else:
+    with pytest.raises(Loaded, match=f"^{asked}$"):
+      companions.tokenizer_of(card, tmp_path, given, report)
+
+
+def test_the_vocabulary_next_to_the_weights_comes_first(tmp_path, monkeypatch):
+  asked = []
+
+  def load(name):
+    asked.append(name)
+    raise Loaded
+
+  monkeypatch.setattr(companions.tokenizer_lib.Tokenizer, "load", load)
+  (tmp_path / "vocab.txt").write_text("[PAD]\n")
+  card = card_lib.Card("caption", helpers.BLIP)
+  for path in (tmp_path, tmp_path / "model.pth"):
+    with pytest.raises(Loaded):
+      companions.tokenizer_of(card, path, None, weights.Report())
+  assert asked == [tmp_path, tmp_path]

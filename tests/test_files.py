@@ -1,6 +1,7 @@
 """Files are complete or absent, and nothing else opens them."""
 
 import ast
+import hashlib
 import json
 import math
 import os
@@ -301,3 +302,12 @@ def test_names_with_colons_are_files(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   files.write_json(name, {})
   assert files.is_file(name)
+
+
+def test_the_parts_of_a_shortened_name():
+  """173 bytes of the name, a hyphen, and 16 digits of its hash."""
+  name = files.shortened("a" * 191)
+  digest = hashlib.sha256(b"a" * 191).hexdigest()
+  assert name == f"{'a' * 173}-{digest[:16]}" and len(name) == 190
+  # No half of a letter is left.
+  assert files.shortened("\u00e9" * 100).startswith("\u00e9" * 86 + "-")

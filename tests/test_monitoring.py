@@ -162,3 +162,16 @@ def test_a_run_that_waits_for_data_is_as_slow_as_its_data(
   alone = range(2, 37) if blocks else (16, 21, 31)
   expected = {step: 2.0 + STEP * (step in alone) for step in range(2, 37)}
   assert of(tmp_path, "step_time") == expected
+
+
+def test_steps_are_read_in_their_order(tmp_path, monkeypatch):
+  """By one thread."""
+  made = []
+  monkeypatch.setattr(
+    monitoring.futures,
+    "ThreadPoolExecutor",
+    lambda *args: made.append(args) or Reader(*args),
+  )
+  config = defaults.training("caption")
+  monitoring.Monitor(config, str(tmp_path), 0, lambda step: 0.1).close()
+  assert made == [(1, "metrics")]

@@ -336,3 +336,22 @@ def test_the_index_of_a_large_file_is_cached(table, tmp_path, monkeypatch):
   assert pickle.loads(pickle.dumps(source))[4999]["image"] == "4999.jpg"
   assert len(list(tmp_path.glob(".a.csv.rows44-*.npy"))) == 1
   assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_line_that_ends_a_row_does_not_begin_another_one(table):
+  """The second line of the first row would also make a row of three fields
+  with the line after it."""
+  source = table('image,caption,more\nx.jpg,"a\n",\nz",w,v\n')
+  assert len(source) == 2
+  assert source[0]["caption"] == "a\n"
+  assert source[1]["caption"] == "w"
+
+
+@pytest.mark.parametrize("extra, is_joined", [(0, True), (1, False)])
+def test_a_row_of_several_lines_has_a_longest_length(
+  table, monkeypatch, extra, is_joined
+):
+  row = 'a.jpg,"one\ntwo"\n'
+  monkeypatch.setattr(tables, "_MAX_JOINED_BYTES", len(row) - extra)
+  source = table(f"image,caption\n{row}")
+  assert len(source) == (1 if is_joined else 2)

@@ -40,10 +40,10 @@ def params():
     image_size=64,
     vocab_size=900,
     tokens=config.SpecialTokens(dec=898, enc=899),
-    vit=dict(init_std=0.05, pos_embed_std=0.3),
-    med=dict(init_std=0.07, num_heads=4),
+    vit=dict(init_std=0.05, pos_embed_std=0.3, depth=1),
+    med=dict(init_std=0.07, num_heads=4, depth=1),
   )
-  return families.init("pretrain", sizes, KEY)
+  return jax.jit(lambda key: families.init("pretrain", sizes, key))(KEY)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def params():
     ("visual_encoder/cls_token", 0.05),
     ("visual_encoder/pos_embed", 0.3),
     ("visual_encoder/block_0/attention/query/kernel", 0.05),
-    ("visual_encoder/block_2/fc_in/kernel", 0.05),
-    ("visual_encoder/block_2/fc_out/kernel", 0.05),
+    ("visual_encoder/block_0/fc_in/kernel", 0.05),
+    ("visual_encoder/block_0/fc_out/kernel", 0.05),
     ("text_encoder/word_embeddings", 0.07),
     ("text_encoder/position_embeddings", 0.07),
-    ("text_encoder/layer_1/fc_in/kernel", 0.07),
-    ("text_encoder/layer_1/crossattention/value/kernel", 0.07),
+    ("text_encoder/layer_0/fc_in/kernel", 0.07),
+    ("text_encoder/layer_0/crossattention/value/kernel", 0.07),
     ("text_decoder/layer_0/attention/out/kernel", 0.07),
     ("text_decoder/lm_head/transform/kernel", 0.07),
   ],
@@ -117,7 +117,7 @@ def test_rates_of_dropped_paths_rise_from_zero_to_the_last_block(monkeypatch):
     vit.layers, "DropPath", lambda rate: rates.append(rate) or drop_path(rate)
   )
   sizes = config.ViTConfig((8, 8), 8, 8, 5, 2, 8, drop_path=0.2)
-  vit.ViT(sizes).init(KEY, jnp.ones((1, 8, 8, 3)))
+  jax.eval_shape(vit.ViT(sizes).init, KEY, jnp.ones((1, 8, 8, 3)))
   np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.15, 0.2])
 
 

@@ -50,6 +50,7 @@ _LONG = (
 # processes, or read much data.  Single tests in these files can be marked quick
 # too.
 _NOT_QUICK = (
+  "test_align.py",
   "test_annotations.py",
   "test_bad_input.py",
   "test_best.py",
@@ -74,6 +75,7 @@ _NOT_QUICK = (
   "test_java.py",
   "test_job.py",
   "test_label.py",
+  "test_layers.py",
   "test_loader.py",
   "test_matching.py",
   "test_med.py",
@@ -89,6 +91,7 @@ _NOT_QUICK = (
   "test_public_face.py",
   "test_quickstart.py",
   "test_retrieval.py",
+  "test_retrieval_suite.py",
   "test_samples.py",
   "test_scenes.py",
   "test_scoring.py",

@@ -106,7 +106,7 @@ def test_results_of_the_caption_job(tmp_path):
     "00000.tar:000001": "é",
   }
   path.write_text(json.dumps(lines[0]) + '\n{"row": 1, ')
-  with pytest.raises(ValueError, match="jsonl: row 1: .*Is the file compl"):
+  with pytest.raises(ValueError, match=r"jsonl: row 1: .*Is the file compl"):
     caption_files.read_results(path)
 
 

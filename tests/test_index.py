@@ -96,9 +96,7 @@ def test_an_index_of_other_weights_or_images_is_refused(
   with pytest.raises(ValueError, match=r"\n  num_frames: 0 there, 3 now"):
     index.build(tmp_path / "index", model, source, 4, num_frames=3)
   half = helpers.make_model("itm", dtype="bfloat16")
-  with pytest.raises(
-    ValueError, match="dtype: 'float32' there, 'bfloat"
-  ):
+  with pytest.raises(ValueError, match="dtype: 'float32' there, 'bfloat"):
     index.build(tmp_path / "index", half, source, 4)
   fewer = sources.Rows(source, np.arange(9))
   with pytest.raises(ValueError, match=r"\n  images: 10 there, 9 now"):

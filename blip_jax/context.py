@@ -90,7 +90,7 @@ def yield_to_model(
   if not origin.source:
     return config
   config = config.copy_and_resolve_references()
-  card, _ = opening.describe(origin.source)
+  card, _ = _describe(config, origin.source)
   variant = model_config.variant_of(card.config)
   if config.job == "evaluate" or recipe_variant not in (None, variant):
     for key in ("tokenizer", *_SIZES):
@@ -115,7 +115,7 @@ def _restore_task(
 
 def _of_model(config: Config, source: str) -> dict[str, Any]:
   """What a model says about keys of a config."""
-  card, folder = opening.describe(source)
+  card, folder = _describe(config, source)
   values = {
     "tokenizer": _vocabulary(card, folder),
     "model.variant": model_config.variant_of(card.config),
@@ -139,6 +139,16 @@ def _of_model(config: Config, source: str) -> dict[str, Any]:
       "square ones. Set config.model.image_size to the side of a square"
     )
   return values
+
+
+def _describe(
+  config: Config, source: str
+) -> tuple[card_lib.Card, pathlib.Path]:
+  try:
+    return opening.describe(source)
+  except ValueError as error:
+    key = "config.init.weights: " if source == config.init.weights else ""
+    raise ValueError(f"{key}{error}") from error
 
 
 def _vocabulary(card: card_lib.Card, folder: pathlib.Path) -> str | None:

@@ -111,7 +111,7 @@ def shorten_tied(state):
 
 def rename_all(state):
   for name in list(state):
-    state[f"module.{name}"] = state.pop(name)
+    state[f"teacher.{name}"] = state.pop(name)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def rename_all(state):
     (add, r"no BLIP model has: text_decoder\.bert\.pooler\.dense\.weight"),
     (bend, r"layer_1/fc_out/kernel: checkpoint float32\[256, 63\], config"),
     (shorten_tied, r"shapes differ"),
-    (rename_all, r"none of its 94 names .* module\.visual_encoder"),
+    (rename_all, r"none of its 94 names .* teacher\.visual_encoder"),
   ],
 )
 def test_invalid_checkpoints_are_refused(tmp_path, capsys, change, message):

@@ -213,10 +213,10 @@ def test_any_text_gives_one_line_of_tokens():
 
 
 def test_long_texts_without_spaces_take_seconds():
-  start = time.perf_counter()
+  start = time.process_time()
   for text in ("a," * 4000, "<!" * 4000, "#." * 4000, "a'" * 4000, "1/" * 4000):
     ptb.tokenize(text)
-  assert time.perf_counter() - start < 20
+  assert time.process_time() - start < 20
 
 
 def _raw_and_tokenized(folder, case):

@@ -16,7 +16,7 @@ from blip_jax.convert import companions, model_configs, opening
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.runtime import checkpoint, resume, snapshot
+from blip_jax.runtime import checkpoint, overrides, resume, snapshot
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def _sources_of_run(workdir: str | os.PathLike) -> dict[str, str]:
   """Where the data of a run is, by key."""
   return {
     key: value
-    for key, value in resume.flat(resume.config_of(workdir)).items()
+    for key, value in overrides.leaves(resume.config_of(workdir)).items()
     if key.startswith(("data.", "evals.")) and isinstance(value, str)
   }
 

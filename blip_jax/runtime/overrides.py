@@ -2,7 +2,7 @@
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,11 +14,11 @@ from blip_jax.runtime.config import Config
 _MIN_SIMILARITY = 0.6
 
 
-def leaves(config: ConfigDict) -> dict[str, Any]:
+def leaves(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
   """All values by their dotted keys, such as `optim.lr`."""
   found = {}
   for name, value in config.items():
-    if isinstance(value, ConfigDict):
+    if isinstance(value, ConfigDict | Mapping):
       below = leaves(value)
       found |= {f"{name}.{key}": below[key] for key in below}
     else:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from blip_jax.runtime import files, snapshot
+from blip_jax.runtime import files, overrides, snapshot
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +44,6 @@ def config_of(folder: str | os.PathLike) -> dict[str, Any]:
   return files.read_json(path) if files.exists(path) else {}
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """The values of nested dictionaries, by keys with dots."""
-  values: dict[str, Any] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      values |= flat(value, f"{prefix}{name}.")
-    else:
-      values[prefix + name] = value
-  return values
-
-
 def check(
   folder: str | os.PathLike,
   config: Mapping[str, Any],
@@ -77,7 +66,8 @@ def check(
   Raises:
     ValueError: a change that is not allowed; names the key, then, and now.
   """
-  then, now = flat(config_of(folder)), flat(json.loads(json.dumps(config)))
+  then = overrides.leaves(config_of(folder))
+  now = overrides.leaves(json.loads(json.dumps(config)))
   changed = {
     key: f"  config.{key}: {then[key]!r} then, {now[key]!r} now"
     for key in now

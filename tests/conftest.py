@@ -46,10 +46,11 @@ _LONG = (
   "test_pretrain.py",
 )
 
-# The inner loop (`-m quick`) leaves out files that compile models, train, start
-# processes, or read much data.  Single tests in these files can be marked quick
-# too.
+# The inner loop (`-m quick`) leaves out files that trace or compile models,
+# train, start processes, or read much data.  Single tests in these files can be
+# marked quick too.
 _NOT_QUICK = (
+  "test_adapt.py",
   "test_align.py",
   "test_annotations.py",
   "test_bad_input.py",
@@ -72,6 +73,7 @@ _NOT_QUICK = (
   "test_held_out_loss.py",
   "test_hub.py",
   "test_hugging_face.py",
+  "test_index.py",
   "test_inspect_checkpoint.py",
   "test_install.py",
   "test_itm_accuracy.py",
@@ -85,6 +87,7 @@ _NOT_QUICK = (
   "test_med.py",
   "test_mesh.py",
   "test_model.py",
+  "test_model_configs.py",
   "test_momentum.py",
   "test_names.py",
   "test_nlvr.py",
@@ -94,6 +97,7 @@ _NOT_QUICK = (
   "test_ptb.py",
   "test_public_face.py",
   "test_quickstart.py",
+  "test_ranking.py",
   "test_retrieval.py",
   "test_retrieval_suite.py",
   "test_samples.py",

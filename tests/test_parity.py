@@ -18,7 +18,7 @@ MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
 CASES = tuple(case["name"] for case in MANIFEST["cases"])
 
 # The cases of the inner loop (`-m quick`): they compile little.
-QUICK = ("lr_schedules", "tokenizer_tiny", "vit", "blip_itm", "retrieval_eval")
+QUICK = ("lr_schedules", "tokenizer_tiny", "vit")
 
 
 def run(capsys, *args):

@@ -10,16 +10,10 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from blip_jax import (
-  command_line,
-  config_help,
-  context,
-  evaluate,
-  recipes,
-  train,
-)
+from blip_jax import context, evaluate, train
 from blip_jax.capfilt import audit, bootstrap, merge, report
 from blip_jax.capfilt import job as capfilt
+from blip_jax.cli import command_line, config_help, recipes
 from blip_jax.inference import caption_images, search
 from blip_jax.runtime import command, host, overrides
 from blip_jax.runtime.command import UsageError

@@ -7,7 +7,7 @@ and add a line to `TASKS`.
 
 from typing import NamedTuple
 
-from blip_jax import recipes
+from blip_jax.cli import recipes
 from blip_jax.evaluators import base as evaluators
 from blip_jax.evaluators import captions, retrieval_suite
 from blip_jax.runtime.config import Config

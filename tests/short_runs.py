@@ -10,7 +10,10 @@ import shlex
 import jax
 import pytest
 
-from blip_jax import command_line, train
+from blip_jax import (
+  train,
+)
+from blip_jax.cli import command_line
 from blip_jax.models import config
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import overrides, sharding

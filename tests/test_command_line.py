@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from blip_jax import command_line, recipes
+from blip_jax.cli import command_line, recipes
 from blip_jax.runtime import overrides
 from blip_jax.runtime.command import UsageError
 

@@ -2,7 +2,10 @@
 
 import pytest
 
-from blip_jax import config_help, key_comments, main, recipes
+from blip_jax import (
+  main,
+)
+from blip_jax.cli import config_help, key_comments, recipes
 from blip_jax.runtime import overrides
 
 

@@ -25,8 +25,8 @@ import ml_collections
 import pytest
 from PIL import Image
 
-from blip_jax import recipes
 from blip_jax.capfilt import rows
+from blip_jax.cli import recipes
 from blip_jax.data import datasets, scenes
 from blip_jax.inference import captioning
 from blip_jax.inference import model as model_lib

@@ -13,7 +13,10 @@ from blip_jax.tools import (
 )
 from blip_jax.tools.bench import capfilt, caption, conversion, rerank
 
-from blip_jax import command_line, main, recipes
+from blip_jax import (
+  main,
+)
+from blip_jax.cli import command_line, recipes
 from blip_jax.data import folders
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import sharding

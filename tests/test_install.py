@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from blip_jax import recipes
+from blip_jax.cli import recipes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from blip_jax import key_comments, recipes
+from blip_jax.cli import key_comments, recipes
 from blip_jax.runtime import overrides
 
 LIBRARY = """

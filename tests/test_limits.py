@@ -8,7 +8,6 @@ import zipfile
 
 import pytest
 
-from blip_jax import config_help
 from blip_jax.capfilt import (
   audit,
   findings,
@@ -18,6 +17,7 @@ from blip_jax.capfilt import (
   pair_files,
   text_table,
 )
+from blip_jax.cli import config_help
 from blip_jax.convert import (
   hub,
   model_configs,

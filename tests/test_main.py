@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-from blip_jax import main, recipes
+from blip_jax import (
+  main,
+)
+from blip_jax.cli import recipes
 from blip_jax.runtime import command
 
 

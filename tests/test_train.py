@@ -20,9 +20,9 @@ from blip_jax import (
   context,
   evaluate,
   main,
-  recipes,
   train,
 )
+from blip_jax.cli import recipes
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import sharding, snapshot
 from tests import QUICK_TO_COMPILE, helpers, short_runs

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
-from blip_jax import recipes
+from blip_jax.cli import recipes
 from blip_jax.runtime import files, overrides
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from blip_jax import command_line, key_comments, recipes
+from blip_jax.cli import command_line, key_comments, recipes
 from blip_jax.runtime import overrides
 
 _WIDTH = 96

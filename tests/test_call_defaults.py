@@ -183,7 +183,6 @@ DEFAULTS = [
   (checkpoint.Checkpoints, {"keep": 2, "keep_every_steps": 0}),
   (checkpoint.Checkpoints.save, {"force": False}),
   (contact_sheet.contact_sheet, {"title": "", "columns": 6}),
-  (files.touch, {"create": True}),
   (metrics.MetricWriter, {"start_step": 0}),
   (progress.Progress.update, {"logged": False}),
   (resumable.begin, {"force": False, "write": True}),

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import pathlib
+import subprocess
 import threading
+import time
 
 import pytest
 
 import blip_jax
-from blip_jax.runtime import files
+from blip_jax.runtime import files, processes
 
 PACKAGE = pathlib.Path(blip_jax.__file__).parent
 
@@ -108,14 +110,71 @@ def test_a_file_is_hashed(tmp_path):
   assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
 
 
-def test_the_time_of_a_missing_file_is_set_only_by_creating_it(tmp_path):
+def test_a_small_file_is_overwritten_only_by_its_owner(tmp_path):
+  path = tmp_path / "a"
   with pytest.raises(FileNotFoundError):
-    files.touch(tmp_path / "a", create=False)
-  assert not (tmp_path / "a").exists()
-  files.touch(tmp_path / "a")
-  os.utime(tmp_path / "a", (100, 100))
-  files.touch(tmp_path / "a", create=False)
-  assert files.stat(tmp_path / "a").modified > 100
+    files.overwrite(path, "me", "me 1")
+  path.write_text("me 0")
+  files.overwrite(path, "me", "me 10")
+  assert path.read_text() == "me 10"
+  path.write_text("you 0")
+  files.overwrite(path, "me", "me 11")
+  assert path.read_text() == "you 0"
+
+
+def left_behind(folder, process, age=0.0):
+  """A temporary file of a process, with the time it was written."""
+  name = f".{process.machine}-{process.pid}-{process.started}-{'0' * 16}.tmp"
+  path = folder / name
+  path.write_text("half")
+  os.utime(path, (time.time() - age, time.time() - age))
+  return path
+
+
+def test_what_killed_processes_left_is_deleted_by_the_next_writer(tmp_path):
+  me, day = processes.this(), 86_400
+  with subprocess.Popen(["true"]) as process:
+    process.wait()
+  elsewhere = me._replace(machine="0a0b0c0d", pid=7)
+  dead = left_behind(tmp_path, me._replace(pid=process.pid))
+  another = left_behind(tmp_path, me._replace(started=me.started + 1))
+  old = left_behind(tmp_path, elsewhere, 2 * day)
+  recent = left_behind(tmp_path, elsewhere._replace(pid=8), day / 2)
+  mine = left_behind(tmp_path, me, 2 * day)
+  of_user = tmp_path / ".mine.tmp"
+  of_user.write_text("x")
+  merge = tmp_path / f".{me.machine}-{2**22 + 5}-1-{'0' * 16}.tmp"
+  merge.mkdir()
+  (merge / "00000.tar").write_text("x")
+  files.write_text(tmp_path / "out", "x")
+  for path in (dead, another, old, merge):
+    assert not path.exists(), path
+  for path in (recent, mine, of_user):
+    assert path.exists(), path
+
+
+@pytest.mark.parametrize(
+  "content, problem",
+  [
+    (b"", "the file is empty"),
+    (b" \n", "the file is empty"),
+    (b'{"a": [1, ', "no JSON"),
+    (b"\xff\xfe\x00", "no JSON"),
+    (b"[" * 100_000, "no JSON"),
+  ],
+)
+def test_json_that_is_damaged_names_its_file(tmp_path, content, problem):
+  path = tmp_path / "a.json"
+  path.write_bytes(content)
+  with pytest.raises(files.DamagedFile, match=rf"a.json: damaged: {problem}"):
+    files.read_json(path)
+
+
+def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
+  path = tmp_path / "log.jsonl"
+  path.write_bytes(b'{"a": 1}\n{"a": \n\xff\n[3]\n\n{"a": 2}\n{"a": 3}')
+  assert [*files.json_lines(path)] == [{"a": 1}, {"a": 2}]
+  assert "log.jsonl: left out 4 damaged lines" in caplog.text
 
 
 # Name on disk -> how it is written.
@@ -195,6 +254,7 @@ OTHER_WAYS = {
   "runtime/checkpoint.py": {"exists"},  # likewise
   "runtime/best.py": {"read_text"},  # likewise
   "runtime/host.py": {"fsync"},  # a file that is synced in portions
+  "runtime/processes.py": {"read_text"},  # of /proc, which files.py needs
   "evaluators/scores/java.py": {"shutil"},  # the path of a program
 }
 MODULES = {"shutil", "tempfile", "glob"}
@@ -271,7 +331,6 @@ def test_paths_with_a_scheme_are_refused_before_anything_exists(
   for access in (
     files.absolute,
     files.make_folder,
-    files.touch,
     files.list_folder,
     files.read_bytes,
     files.open_append,

@@ -10,7 +10,7 @@ from typing import Any
 from blip_jax.capfilt import job, rows
 from blip_jax.capfilt.ledger import Ledger
 from blip_jax.capfilt.work_units import WorkUnit
-from blip_jax.runtime import files, progress
+from blip_jax.runtime import command, files, progress
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -26,24 +26,17 @@ def status(config: Config, workdir: str) -> dict[str, int]:
     workdir: folder of the job if `config.out` is empty.
 
   Returns:
-    The counts of `job.summary`.
+    The counts of `job.summary`, and how many work units are damaged; the log
+    names their files.
 
   Raises:
     ValueError: the folder holds no job.
   """
-  ledger = Ledger(config.out or workdir, config.lease_seconds)
-  work_units = job.find_work_units(ledger.settings)
+  ledger = Ledger(config.out or workdir)
+  work_units = job.work_units_of(ledger)
   for name, owner in ledger.leased().items():
-    is_expired = owner["seconds"] > config.lease_seconds
-    log.info(
-      "%s: leased to process %d on %s, renewed %.0f s ago%s",
-      name,
-      owner["pid"],
-      owner["host"],
-      owner["seconds"],
-      "; another process may take it over" if is_expired else "",
-    )
-  return job.summary(ledger, work_units)
+    log.info("%s: leased to %s", name, owner)
+  return job.summary(ledger, work_units) | {"damaged": len(ledger.damaged)}
 
 
 def verify(config: Config, workdir: str) -> dict[str, int]:
@@ -62,14 +55,19 @@ def verify(config: Config, workdir: str) -> dict[str, int]:
       units; lists each problem, and says what to do.
   """
   ledger = Ledger(config.out or workdir)
-  work_units = job.find_work_units(ledger.settings)
+  work_units = job.work_units_of(ledger)
   problems, key_counts = [], collections.Counter()
   to_delete = []  # done-files that the job itself would trust
   for work_unit in progress.bar(work_units, unit="work unit"):
     done = ledger.done(work_unit)
-    found = ["not done, or its input, rows or settings have changed since"]
-    if done is not None:
-      found = _problems(ledger, work_unit, done, key_counts)
+    found = ["not done, or its input or settings have changed since"]
+    if work_unit.name in ledger.damaged:
+      found = [ledger.damaged[work_unit.name]]
+    elif done is not None:
+      try:
+        found = _problems(ledger, work_unit, done, key_counts)
+      except (OSError, ValueError) as error:
+        found = [command.message(error)]
       to_delete += [ledger.done_path(work_unit)] if found else []
     problems += [f"{work_unit.name}: {problem}" for problem in found]
   advice = [_how_to_redo(to_delete)] if problems else []

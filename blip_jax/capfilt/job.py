@@ -1,5 +1,6 @@
 """The job: captions every image of a collection and scores every text."""
 
+import contextlib
 import json
 import logging
 import os
@@ -79,8 +80,11 @@ def run(config: Config, workdir: str) -> dict[str, int]:
     num_threads=config.num_threads,
   )
   constants = {key: settings[key] for key in ("captioner", "filter", "seed")}
-  with Progress(len(work_units), folder) as progress:
-    for work_unit, num_done in ledger.claims(work_units):
+  with (
+    Progress(len(work_units), folder) as progress,
+    contextlib.closing(ledger.claims(work_units)) as claims,
+  ):
+    for work_unit, num_done in claims:
       progress.set_done(num_done)
       process(
         work_unit, labeller, ledger, config.threshold, constants, progress
@@ -172,6 +176,25 @@ def find_work_units(settings: Any) -> list[work_units_lib.WorkUnit]:
   )
 
 
+def work_units_of(
+  ledger: ledger_lib.Ledger,
+) -> list[work_units_lib.WorkUnit]:
+  """The work units of a job that was started.
+
+  Raises:
+    ValueError: the folder holds no job, its settings are damaged, or its input
+      is gone.
+  """
+  try:
+    return find_work_units(ledger.settings)
+  except (KeyError, TypeError, AttributeError) as error:
+    raise files.DamagedFile(
+      ledger.folder / "job.json",
+      f"not the settings of a job: {type(error).__name__}: {error}",
+      ledger_lib.RESTORE,
+    ) from error
+
+
 def process(
   work_unit: work_units_lib.WorkUnit,
   labeller: label.Labeller,
@@ -200,6 +223,7 @@ def process(
       counts.add(image, image_rows)
       text_rows += image_rows
     progress.add(len(images), counts)
+    ledger.progress(work_unit)
   report = {
     "work_unit": work_unit.name,
     "input": fingerprint,

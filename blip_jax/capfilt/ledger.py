@@ -2,9 +2,9 @@
 
 Any number of processes, on hosts that share the folder, work on one job without
 a server. A finished work unit has `NAME.parquet` and, written after it,
-`NAME.done.json`. A work unit in progress has `.NAME.lease`, whose owner renews
-its modification time. A lease that is not renewed may be taken over. Should two
-processes ever label the same work unit, they write equal bytes to equal names.
+`NAME.done.json`. A work unit in progress has `.NAME.lease`, a lock; that of a
+process that is gone, or stuck, is taken over. Should two processes ever label
+the same work unit, they write equal bytes to equal names.
 """
 
 import contextlib
@@ -13,21 +13,39 @@ import json
 import logging
 import os
 import pathlib
-import socket
-import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from blip_jax.capfilt.work_units import WorkUnit
-from blip_jax.runtime import files, resumable
+from blip_jax.runtime import files, lock, resumable
 
 log = logging.getLogger(__name__)
 
 _JOB = "job.json"
 _DONE = ".done.json"
 _LEASE = ".lease"
+# A lease is renewed until nothing was labelled for so many times its length.
+_STUCK = 6
+# What a done-file must have at least: a type, or the same of what is in it.
+_COUNTS = dict.fromkeys(("in", "kept", "dropped", "bad"), int)
+_SHAPE = {
+  "settings": str,
+  "input": {"rows": object},
+  "output": {"bytes": int, "sha256": str},
+  "images": _COUNTS,
+  "texts": {"web": _COUNTS, "synthetic": _COUNTS},
+  "bad": dict,
+  "damage": list,
+}
+RESTORE = (
+  "Run the command that started the job (config.job=capfilt) again: it writes "
+  "the file again, and does again only what has other settings"
+)
+_REDO = (
+  "Run the command that started the job (config.job=capfilt) again: it does "
+  "this work unit again"
+)
 
 
 class Ledger:
@@ -35,17 +53,16 @@ class Ledger:
 
   Attributes:
     folder: its path.
-    lease_seconds: age at which a lease may be taken over.
+    lease_seconds: a lease that is not renewed for so long is taken over.
+    damaged: work unit -> what is damaged in its files, as far as was read.
   """
 
   def __init__(self, folder: str | os.PathLike, lease_seconds: float = 300.0):
     self.folder = pathlib.Path(folder)
     self.lease_seconds = lease_seconds
-    self._owner = {
-      "host": socket.gethostname(),
-      "pid": os.getpid(),
-      "id": uuid.uuid4().hex,
-    }
+    self.damaged: dict[str, str] = {}
+    # Work unit -> its lease: one that this process has, or one that it watches.
+    self._leases: dict[str, lock.Lock] = {}
     self._settings_at_start: dict[str, Any] | None = None
 
   @property
@@ -53,9 +70,12 @@ class Ledger:
     """Everything that decides what the job produces.
 
     Raises:
-      ValueError: the folder holds no job.
+      ValueError: the folder holds no job, or its file is damaged.
     """
-    settings = resumable.settings(self.folder / _JOB)
+    try:
+      settings = resumable.settings(self.folder / _JOB)
+    except files.DamagedFile as error:
+      raise files.DamagedFile(error.path, error.problem, RESTORE) from error
     if settings is None:
       raise ValueError(
         f"{self.folder}: no job was started there; expected {_JOB} in it. "
@@ -74,8 +94,8 @@ class Ledger:
       ValueError: the folder holds a job with other settings and `force` is
         False, or done-files without a job.
     """
-    self._sweep()
     job = self.folder / _JOB
+    self._replace_damaged(job, settings)
     if not files.exists(job) and any(
       name.endswith(_DONE) for name in files.list_folder(self.folder)
     ):
@@ -91,14 +111,21 @@ class Ledger:
       force,
     )
 
-  def _sweep(self) -> None:
-    """Deletes old temporary files of processes that were killed."""
-    for name in files.list_folder(self.folder):
-      if name.startswith(".") and name.endswith(".tmp"):
-        path = self.folder / name
-        with contextlib.suppress(FileNotFoundError):
-          if self._age(path) > self.lease_seconds:
-            files.remove(path)
+  def _replace_damaged(
+    self, job: pathlib.Path, settings: Mapping[str, Any]
+  ) -> None:
+    """Writes damaged settings again, if all that is done has those of now."""
+    try:
+      resumable.settings(job)
+    except files.DamagedFile as error:
+      now = resumable.as_read(settings)
+      for name in files.list_folder(self.folder):
+        if name.endswith(_DONE):
+          with contextlib.suppress(files.DamagedFile):
+            if _read_done(self.folder / name)["settings"] != digest(now):
+              return  # which `resumable.begin` refuses
+      log.warning("%s. It is written again", error)
+      files.write_json(job, now)
 
   def rows_path(self, work_unit: WorkUnit) -> pathlib.Path:
     """The Parquet file of a work unit."""
@@ -114,19 +141,29 @@ class Ledger:
     None if there is none, or if settings, input or rows have changed since, so
     that the work unit has to be done again.
     """
-    path = self.done_path(work_unit)
+    path, rows_path = self.done_path(work_unit), self.rows_path(work_unit)
     try:
-      done, since = files.read_json(path), files.stat(path).modified
+      done, since = _read_done(path), files.stat(path).modified
+      if done["settings"] != digest(self.settings) or not work_unit.unchanged(
+        done["input"], since
+      ):
+        return None
+      num_bytes = files.size(rows_path) if files.is_file(rows_path) else 0
+      if num_bytes != (expected := done["output"]["bytes"]):
+        problem = f"expected {expected} bytes, found {num_bytes}"
+        raise files.DamagedFile(rows_path, problem, _REDO)
     except FileNotFoundError:
       return None
-    rows_path = self.rows_path(work_unit)
-    is_current = (
-      done["settings"] == digest(self.settings)
-      and work_unit.unchanged(done["input"], since)
-      and files.is_file(rows_path)
-      and files.size(rows_path) == done["output"]["bytes"]
-    )
-    return done if is_current else None
+    except files.DamagedFile as error:
+      self.note_damage(work_unit, error)
+      return None
+    return done
+
+  def note_damage(self, work_unit: WorkUnit, error: ValueError) -> None:
+    """Remembers that a file of a work unit is damaged, and logs it once."""
+    if work_unit.name not in self.damaged:
+      log.warning("%s", error)
+    self.damaged[work_unit.name] = str(error)
 
   def finish(
     self, work_unit: WorkUnit, rows: bytes, report: Mapping[str, Any]
@@ -152,6 +189,7 @@ class Ledger:
       self.done_path(work_unit),
       {"settings": digest(self.settings), **report, "output": output},
     )
+    self.damaged.pop(work_unit.name, None)
 
   def claims(
     self, work_units: Sequence[WorkUnit]
@@ -169,87 +207,43 @@ class Ledger:
         return
       num_done, has_claimed = len(work_units) - len(left), False
       for work_unit in left:
-        with self._lease(work_unit) as is_leased:
-          if is_leased and self.done(work_unit) is None:
+        lease = self._lease(work_unit)
+        if not lease.take():
+          continue
+        try:
+          if self.done(work_unit) is None:
             has_claimed = True
             yield work_unit, num_done
           # A lease that was free may also mean that another process is done.
-          num_done += is_leased
+          num_done += 1
+        finally:
+          del self._leases[work_unit.name]
+          lease.release()
       if not has_claimed:
         if not has_logged:
           log.info("Waiting for %d work units of other processes", len(left))
         has_logged = True
         time.sleep(min(1.0, self.lease_seconds / 5))
 
-  def leased(self) -> dict[str, dict[str, Any]]:
-    """Work unit -> its owner, and the age of the lease in `seconds`."""
-    owners = {}
-    for name in files.list_folder(self.folder):
-      if not (name.startswith(".") and name.endswith(_LEASE)):
-        continue
-      path = self.folder / name
-      with contextlib.suppress(FileNotFoundError, ValueError):
-        owner, age = files.read_json(path), self._age(path)
-        name = name.removeprefix(".").removesuffix(_LEASE)
-        owners[name] = owner | {"seconds": round(age, 1)}
-    return owners
+  def progress(self, work_unit: WorkUnit) -> None:
+    """Says that this process is not stuck in a work unit that it claimed."""
+    if lease := self._leases.get(work_unit.name):
+      lease.progress()
 
-  @contextlib.contextmanager
-  def _lease(self, work_unit: WorkUnit) -> Iterator[bool]:
-    """Holds a lease and renews it; yields whether it could be had."""
+  def leased(self) -> dict[str, str]:
+    """Work unit -> who works on it, in words."""
+    return {
+      name.removeprefix(".").removesuffix(_LEASE): lock.who(self.folder / name)
+      for name in files.list_folder(self.folder)
+      if name.startswith(".") and name.endswith(_LEASE)
+    }
+
+  def _lease(self, work_unit: WorkUnit) -> lock.Lock:
     path = self.folder / f".{work_unit.name}{_LEASE}"
-    if not self._take(path):
-      yield False
-      return
-    ended = threading.Event()
-
-    def renew():
-      while not ended.wait(self.lease_seconds / 5):
-        with contextlib.suppress(FileNotFoundError):
-          files.touch(path, create=False)
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-      yield True
-    finally:
-      ended.set()
-      thread.join()
-      files.remove(path)
-
-  def _take(self, path: pathlib.Path) -> bool:
-    """Creates a lease, or takes over one whose owner is gone."""
-    content = json.dumps(self._owner)
-    if files.claim(path, content):
-      return True
-    try:
-      if not self._is_abandoned(path):
-        return False
-      files.write_text(path, content)
-      return files.read_json(path) == self._owner
-    # It was released, or another process took it over.
-    except (FileNotFoundError, ValueError):
-      return False
-
-  def _is_abandoned(self, path: pathlib.Path) -> bool:
-    if self._age(path) > self.lease_seconds:
-      return True
-    try:
-      owner = files.read_json(path)
-    except ValueError:  # its owner is still writing it
-      return False
-    return owner["host"] == self._owner["host"] and not _is_alive(owner["pid"])
-
-  def _age(self, path: pathlib.Path) -> float:
-    """Seconds since a file was modified.
-
-    By the clock of the file system, which all hosts share, unlike their own.
-    """
-    now = self.folder / f".{self._owner['id']}.now"
-    files.touch(now)
-    age = files.stat(now).modified - files.stat(path).modified
-    files.remove(now)
-    return age
+    return self._leases.setdefault(
+      work_unit.name,
+      lock.Lock(path, self.lease_seconds, _STUCK * self.lease_seconds),
+    )
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -258,11 +252,32 @@ def digest(settings: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_alive(pid: int) -> bool:
+def _read_done(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a done-file; raises `files.DamagedFile` if it lacks something."""
   try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:  # a process of another user
-    return True
-  return True
+    done = files.read_json(path)
+  except files.DamagedFile as error:
+    raise files.DamagedFile(path, error.problem, _REDO) from error
+  missing = _missing(done, _SHAPE, "it")
+  if not missing:
+    texts = [*done["bad"].values(), *done["damage"]]
+    missing = next((_missing(text, str, "a reason") for text in texts), "")
+  if missing:
+    raise files.DamagedFile(path, missing, _REDO)
+  return done
+
+
+def _missing(value: Any, shape: Any, name: str) -> str:
+  """What a value lacks to have a shape; "" if nothing."""
+  if not isinstance(shape, dict):
+    if isinstance(value, shape):
+      return ""
+    return f"{name} is {value!r:.40}, expected {shape.__name__}"
+  if not isinstance(value, dict):
+    return f"{name} is {value!r:.40}, expected an object"
+  for key, inner in shape.items():
+    if key not in value:
+      return f"{name} lacks {key!r}"
+    if missing := _missing(value[key], inner, repr(key)):
+      return missing
+  return ""

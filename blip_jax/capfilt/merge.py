@@ -108,12 +108,13 @@ def rules_of(config: Config) -> rules.Rules:
 def _all_done(folder: str) -> Iterator[tuple[Ledger, WorkUnit]]:
   """The work units of a job; raises `ValueError` unless all are done."""
   ledger = Ledger(folder)
-  work_units = job.find_work_units(ledger.settings)
+  work_units = job.work_units_of(ledger)
   missing = [unit.name for unit in work_units if ledger.done(unit) is None]
   if missing:
     raise ValueError(
       f"{folder}: {len(missing)} of {len(work_units)} work units are not done, "
       f"such as {missing[:3]}; first finish the job with config.job=capfilt"
+      + "".join(f"\n  {damage}" for damage in ledger.damaged.values())
     )
   yield from ((ledger, work_unit) for work_unit in work_units)
 

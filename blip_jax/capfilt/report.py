@@ -2,7 +2,6 @@
 the texts (`report.csv`), and as JSON.
 """
 
-import json
 import logging
 import pathlib
 
@@ -34,7 +33,8 @@ def report(config: Config, workdir: str) -> dict[str, int]:
 
   Returns:
     `<source>/<outcome>`: the number of web and synthetic texts that are kept,
-    or dropped for each reason.
+    or dropped for each reason; and how many work units are `damaged` and left
+    out, if any. The log and `report.json` name their files.
 
   Raises:
     ValueError: no work unit is done.
@@ -42,7 +42,7 @@ def report(config: Config, workdir: str) -> dict[str, int]:
   ledger = Ledger(config.out or workdir)
   done_files = {
     work_unit: done
-    for work_unit in job.find_work_units(ledger.settings)
+    for work_unit in job.work_units_of(ledger)
     if (done := ledger.done(work_unit)) is not None
   }
   if not done_files:
@@ -57,7 +57,11 @@ def report(config: Config, workdir: str) -> dict[str, int]:
     for number, (work_unit, done) in enumerate(
       progress.bar(done_files.items(), unit="work unit")
     ):
-      text_rows = rows.read(ledger.rows_path(work_unit))
+      try:
+        text_rows = rows.read(ledger.rows_path(work_unit))
+      except files.DamagedFile as error:
+        ledger.note_damage(work_unit, error)
+        continue
       reasons = selection.reasons(text_rows)
       found.add(number, text_rows, reasons, done)
       add_to_table(text_rows, reasons)
@@ -66,6 +70,8 @@ def report(config: Config, workdir: str) -> dict[str, int]:
     "rules": vars(active_rules),
     "throughput": _throughput(ledger.folder / "log"),
   }
+  if ledger.damaged:
+    content["damaged"] = ledger.damaged
   work_units = [*done_files]
   galleries = {
     title: [html.card(item, work_units) for item in gallery]
@@ -75,11 +81,12 @@ def report(config: Config, workdir: str) -> dict[str, int]:
   path = ledger.folder / "report.html"
   files.write_text(path, html.render(content, galleries))
   log.info("%s shows what is kept and why", path)
-  return {
+  counts = {
     f"{source}/{outcome}": number
     for source, outcomes in content["texts"].items()
     for outcome, number in outcomes.items()
   }
+  return counts | ({"damaged": len(ledger.damaged)} if ledger.damaged else {})
 
 
 def _throughput(log_folder: pathlib.Path) -> dict[str, dict[str, float | int]]:
@@ -89,9 +96,15 @@ def _throughput(log_folder: pathlib.Path) -> dict[str, dict[str, float | int]]:
     if not name.endswith(".jsonl"):
       continue
     # A running process may be writing its last line.
-    lines = [*map(json.loads, files.complete_lines(log_folder / name))]
-    num_images = sum(line["images"] for line in lines)
-    seconds = sum(line["seconds"] for line in lines)
+    lines = [
+      (line.get("images"), line.get("seconds"))
+      for line in files.json_lines(log_folder / name)
+    ]
+    lines = [
+      pair for pair in lines if all(type(x) in (int, float) for x in pair)
+    ]
+    num_images = sum(images for images, _ in lines)
+    seconds = sum(seconds for _, seconds in lines)
     throughput[name.removesuffix(".jsonl")] = {
       "images": num_images,
       "seconds": round(seconds, 1),

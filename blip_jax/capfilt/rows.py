@@ -2,6 +2,7 @@
 
 import collections
 import io
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -71,10 +72,24 @@ def to_parquet(rows: list[dict[str, Any]]) -> bytes:
 
 
 def read(path: files.Path) -> list[dict[str, Any]]:
-  """Reads the rows of a work unit."""
+  """Reads the rows of a work unit.
+
+  Raises:
+    files.DamagedFile: it is no Parquet file, or has other columns.
+  """
   arrow, schema = arrow_and_schema()
   with files.open_read(path) as file:
-    return arrow.parquet.read_table(file, schema=schema).to_pylist()
+    try:
+      return arrow.parquet.read_table(file, schema=schema).to_pylist()
+    # Of Parquet that is overwritten, Arrow raises nearly anything.
+    except Exception as error:
+      done = os.fspath(path).removesuffix(".parquet") + ".done.json"
+      hint = (
+        f"To do this work unit again, delete {done} and run the command that "
+        "started the job (config.job=capfilt)"
+      )
+      problem = f"no Parquet file with the rows of a work unit: {error}"
+      raise files.DamagedFile(path, problem, hint) from error
 
 
 def arrow_and_schema() -> tuple[Any, Any]:

@@ -9,10 +9,12 @@ exception.
 """
 
 import contextlib
+import functools
 import glob as glob_lib
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -22,6 +24,10 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, BinaryIO, NamedTuple
+
+from blip_jax.runtime import processes
+
+log = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
 
@@ -34,6 +40,9 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 # gs://bucket and the like; one slash is left after pathlib or abspath.
+# See `temporary_path`.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}-\d{1,9}-\d{1,19}-[0-9a-f]{16}\.tmp")
+_SECONDS_PER_DAY = 86_400
 _SCHEME = re.compile(r"(?is)\s*[a-z][a-z0-9+.-]*:/|.*://")
 _URL = ("http://", "https://")
 
@@ -200,8 +209,30 @@ def read_text(path: Path) -> str:
   return pathlib.Path(local(path)).read_text(encoding="utf-8")
 
 
+class DamagedFile(ValueError):
+  """A file that cannot be what was written there: cut, empty or overwritten.
+
+  Attributes:
+    path: of the file.
+    problem: what is wrong with it.
+  """
+
+  def __init__(self, path: Path, problem: str, hint: str = ""):
+    self.path, self.problem = path, problem
+    super().__init__(
+      f"{printable(os.fspath(path))}: damaged: {problem}"
+      + (f". {hint}" if hint else "")
+    )
+
+
 def read_json(path: Path) -> Any:
-  return json.loads(read_text(path))
+  """Raises `DamagedFile`, a `ValueError`, if it is no JSON."""
+  content = read_bytes(path)
+  try:
+    return json.loads(content)
+  except (ValueError, RecursionError) as error:
+    problem = f"no JSON: {error}" if content.strip() else "the file is empty"
+    raise DamagedFile(path, problem) from error
 
 
 def read_range(path: Path, start: int, size: int) -> bytes:
@@ -242,6 +273,27 @@ def append_line(path: Path, line: str) -> None:
     file.write(line + "\n")
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+  """The objects of a file of JSON lines, without a last line that was cut.
+
+  Lines that are damaged are left out, and the log says how many there were.
+  """
+  num_damaged = 0
+  for line in complete_lines(path):
+    try:
+      value = json.loads(line)
+    except (ValueError, RecursionError):
+      value = None
+    if isinstance(value, dict):
+      yield value
+    else:
+      num_damaged += 1
+  if num_damaged:
+    log.warning(
+      "%s: left out %d damaged lines", printable(os.fspath(path)), num_damaged
+    )
+
+
 def drop_partial_line(path: Path) -> None:
   """Cuts what a process that was killed left of its last line."""
   if exists(path):
@@ -260,9 +312,42 @@ def temporary_path(path: Path) -> pathlib.Path:
   """A hidden path next to another, for what gets that name when it is complete.
 
   Processes of several hosts may write the same file, so it is unique. It does
-  not contain the name, which may be as long as a name can be.
+  not contain the name, which may be as long as a name can be. It says which
+  process writes it: the next one that writes into the folder deletes what
+  processes that were killed have left there.
   """
-  return pathlib.Path(local(path)).with_name(f".{uuid.uuid4().hex}.tmp")
+  folder = pathlib.Path(local(path)).parent
+  _sweep(folder)
+  me = processes.this()
+  name = f".{me.machine}-{me.pid}-{me.started}-{uuid.uuid4().hex[:16]}.tmp"
+  return folder / name
+
+
+@functools.cache  # once per process
+def _sweep(folder: pathlib.Path) -> None:
+  """Deletes temporary files and folders whose process has ended.
+
+  Of a process on another machine nothing is known. What it has left goes when
+  it is a day older than a file that is written now.
+  """
+  names = [*filter(_TEMPORARY.fullmatch, list_folder(folder))]
+  if not names:
+    return
+  with tempfile.TemporaryFile(dir=folder) as file:
+    now = os.fstat(file.fileno()).st_mtime
+  for name in names:
+    with contextlib.suppress(OSError):  # others sweep too
+      writer = _writer(name)
+      is_old = now - stat(folder / name).modified > _SECONDS_PER_DAY
+      if writer.has_ended() or (is_old and not writer.is_alive()):
+        remove_folder(folder / name)
+        remove(folder / name)
+
+
+def _writer(name: str) -> processes.Process:
+  """The process that writes a temporary file."""
+  machine, pid, started, _ = name.removeprefix(".").split("-")
+  return processes.Process("", machine, int(pid), int(started))
 
 
 @contextlib.contextmanager
@@ -323,16 +408,18 @@ def claim(path: Path, content: str) -> bool:
   return True
 
 
-def touch(path: Path, create: bool = True) -> None:
-  """Sets the time of a file to now.
+def overwrite(path: Path, mark: str, content: str) -> None:
+  """Writes over a small file in place, if it has a mark in it.
+
+  A file that takes the place of that one meanwhile stays as it is.
 
   Raises:
-    FileNotFoundError: there is no such file and `create` is False.
+    FileNotFoundError: there is no such file.
   """
-  if create:
-    pathlib.Path(local(path)).touch()
-  else:
-    os.utime(path)
+  with open(local(path), "r+b") as file:
+    if mark.encode() in file.read():
+      file.seek(0)
+      file.write(content.encode())
 
 
 def free_bytes(folder: Path) -> int:

@@ -13,8 +13,22 @@ from blip_jax.runtime import files
 
 
 def settings(path: files.Path) -> dict[str, Any] | None:
-  """What a job was started with; None if none was."""
-  return files.read_json(path) if files.exists(path) else None
+  """What a job was started with; None if none was.
+
+  Raises:
+    files.DamagedFile: the file is no JSON object.
+  """
+  if not files.exists(path):
+    return None
+  content = files.read_json(path)
+  if not isinstance(content, dict):
+    raise files.DamagedFile(path, f"expected an object, found {content!r:.40}")
+  return content
+
+
+def as_read(settings_now: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings as they will be read from their file."""
+  return json.loads(json.dumps(files.jsonable(settings_now)))
 
 
 def begin(
@@ -29,7 +43,7 @@ def begin(
   Args:
     path: the JSON file of its settings.
     settings_now: everything that decides what the job produces.
-    hint: what to do about other settings; the end of the error.
+    hint: what to do about other settings, or lost ones; the end of the error.
     force: replaces other settings instead of refusing them.
     write: whether this process may write the file; one of several that work on
       the same job together does, and all of them refuse other settings.
@@ -39,9 +53,15 @@ def begin(
 
   Raises:
     ValueError: the job was started with other settings; lists them.
+    files.DamagedFile: nobody knows what it was started with.
   """
-  now = json.loads(json.dumps(files.jsonable(settings_now)))
-  there = settings(path)
+  now = as_read(settings_now)
+  try:
+    there = settings(path)
+  except files.DamagedFile as error:
+    if not force:
+      raise files.DamagedFile(path, error.problem, hint) from error
+    there = {}
   if there == now:
     return now
   if there is not None and not force:

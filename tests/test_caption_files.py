@@ -118,6 +118,28 @@ def test_an_image_id_wins_over_the_file_name(write):
   assert caption_files.read_references(write(rows)) == {5: ["a"], "x1": ["b"]}
 
 
+@pytest.mark.parametrize(
+  "content, expected",
+  [
+    ([{"image": "a.jpg", "caption": "a"}], True),
+    ([{"image_id": 1, "caption": "a"}], True),
+    ({"images": [], "annotations": []}, True),
+    # Names of columns that only `data.sources` knows, or no image at all.
+    ([{"file_name": "a.jpg", "caption": "a"}], False),
+    ([{"image": "a.jpg", "text": "a"}], False),
+    ([{"caption": "a"}], False),
+  ],
+)
+def test_files_of_references_are_known_by_their_first_row(
+  write, content, expected
+):
+  assert caption_files.has_references(write(content)) is expected
+
+
+def test_only_json_has_references(tmp_path):
+  assert not caption_files.has_references(tmp_path / "captions.jsonl")
+
+
 def test_a_byte_order_mark_is_skipped(write):
   text = json.dumps([{"image_id": 1, "caption": "é"}])
   path = write(text.encode("utf-8-sig"))

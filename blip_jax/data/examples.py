@@ -93,11 +93,11 @@ class PairExample(Stacked):
       caption = caption[rng.integers(len(caption))]
     text = transforms.clean_text(caption)
     text = self.prompt + transforms.pre_caption(text, self.max_words)
-    image = transforms.decode(record["image"], self.max_pixels)
-    if isinstance(self.image, transforms.TrainImage):
-      pixels = self.image(image, rng)
-    else:
-      pixels = self.image(image)
+    with transforms.decoded(record["image"], self.max_pixels) as image:
+      if isinstance(self.image, transforms.TrainImage):
+        pixels = self.image(image, rng)
+      else:
+        pixels = self.image(image)
     example = {"image": pixels} | _tokens(self.tokenizer, text, self.max_length)
     if self.with_image_id:
       example["image_id"] = np.array(sources.image_number(record), np.int32)
@@ -133,8 +133,8 @@ class ImageExample(Stacked):
 
       size = self.image.size
       return {"image": video.read(record["image"], self.num_frames, size)}
-    image = transforms.decode(record["image"], self.max_pixels)
-    return {"image": self.image(image)}
+    with transforms.decoded(record["image"], self.max_pixels) as image:
+      return {"image": self.image(image)}
 
   def blank(self) -> Arrays:
     black = _black(self.image)
@@ -183,9 +183,9 @@ class ImagesExample(Stacked):
   def __call__(
     self, record: sources.Record, rng: np.random.Generator
   ) -> Arrays:
-    decoded = transforms.decode(record["image"], transforms.MAX_PIXELS)
-    # Models with the same image size share the pixels.
-    pixels = {image: image(decoded) for image in set(self.images.values())}
+    with transforms.decoded(record["image"], transforms.MAX_PIXELS) as decoded:
+      # Models with the same image size share the pixels.
+      pixels = {image: image(decoded) for image in set(self.images.values())}
     return {name: pixels[image] for name, image in self.images.items()}
 
   def blank(self) -> Arrays:

@@ -16,6 +16,28 @@ _MAX_LISTED = 1_000_000
 _MAX_LOGGED = 20
 
 
+class BadSample(Exception):
+  """A sample that cannot be used; the loader counts and skips it.
+
+  Attributes:
+    reason: a short code, by which samples are counted. Images: missing,
+      unreadable, empty, not_an_image, too_large, too_slow, truncated, corrupt,
+      bad_array, unknown_range. Texts: invalid_utf8, empty_caption, too_long.
+    detail: what exactly is wrong, for the report, in one line.
+  """
+
+  def __init__(self, reason: str, detail: str):
+    # `Exception` gets both arguments so that the error can be pickled, to be
+    # passed between processes.
+    detail = files.one_line(detail)
+    super().__init__(reason, detail)
+    self.reason = reason
+    self.detail = detail
+
+  def __str__(self) -> str:
+    return f"{self.reason}: {self.detail}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Bad:
   """Takes the position of a row that cannot be used."""

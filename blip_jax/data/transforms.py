@@ -5,19 +5,21 @@ device. PIL decodes and resizes, because the published models were trained and
 evaluated with it; OpenCV's bicubic filter does not antialias.
 """
 
+import contextlib
 import dataclasses
-import io
 import math
 import os
 import re
-from typing import BinaryIO
+from collections.abc import Iterator
 
 import numpy as np
 import PIL.features
 import PIL.Image
+import PIL.ImageFile
 from jaxtyping import UInt8
 
-from blip_jax.data import randaugment
+from blip_jax.data import image_headers, image_limits, randaugment, rgb
+from blip_jax.data.rejects import BadSample
 from blip_jax.runtime import files
 
 # PIL reads more formats, but some run an external program (EPS: Ghostscript),
@@ -33,10 +35,8 @@ ENDINGS = (
   *(".jfif", ".jpe", ".apng", ".avif", ".pbm", ".pnm"),
   *(".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 )
-# PIL's modes for grey images of more than 8 bits.
-_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
-# Larger images are attacks or scans, and would take gigabytes in every worker.
+# Larger images are attacks or scans.
 MAX_PIXELS = 80_000_000
 MAX_TEXT_BYTES = 100_000
 # C0, DEL and C1, without tabs and line ends, which separate words.
@@ -48,39 +48,26 @@ _PUNCTUATION = '.!"()*#:;~'
 _TO_SPACE = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
 _TO_NOTHING = str.maketrans("", "", _PUNCTUATION)
 
+# Encoded bytes, the path of a file, pixels, or a PIL image.
+Source = bytes | str | os.PathLike | np.ndarray | PIL.Image.Image
 Image = UInt8[np.ndarray, "H W 3"]
 Resized = UInt8[np.ndarray, "h w 3"]
 # Square, or (height, width).
 Size = int | tuple[int, int]
 
 
-class BadSample(Exception):
-  """A sample that cannot be used; the loader counts and skips it.
-
-  Attributes:
-    reason: a short code, by which samples are counted. Images: missing,
-      unreadable, empty, not_an_image, too_large, truncated, corrupt,
-      bad_array, unknown_range. Texts: invalid_utf8, empty_caption, too_long.
-    detail: what exactly is wrong, for the report, in one line.
-  """
-
-  def __init__(self, reason: str, detail: str):
-    # `Exception` gets both arguments so that the error can be pickled, to be
-    # passed between processes.
-    detail = files.one_line(detail)
-    super().__init__(reason, detail)
-    self.reason = reason
-    self.detail = detail
-
-  def __str__(self) -> str:
-    return f"{self.reason}: {self.detail}"
+def decode(image: Source, max_pixels: int) -> Image:
+  """Returns an image as RGB, uint8 [H, W, 3]; see `decoded`."""
+  with decoded(image, max_pixels) as pixels:
+    return pixels
 
 
-def decode(
-  image: bytes | str | os.PathLike | np.ndarray | PIL.Image.Image,
-  max_pixels: int,
-) -> Image:
-  """Returns an image as RGB, uint8 [H, W, 3].
+@contextlib.contextmanager
+def decoded(image: Source, max_pixels: int) -> Iterator[Image]:
+  """An image as RGB, uint8 [H, W, 3], for what is made of it in the block.
+
+  Until the end of the block, other threads leave the memory that it takes. The
+  block must not decode further images.
 
   An image has the same pixels however it is given. As in the original,
   transparency is dropped, an animation gives its first frame, and the EXIF
@@ -90,117 +77,97 @@ def decode(
   Args:
     image: the encoded bytes, the path of a file, a PIL image, or uint8 pixels
       [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
-    max_pixels: larger images are refused. The header is checked before any
-      pixel is decoded: a file of some hundred bytes may claim gigabytes.
+    max_pixels: larger images are refused, as are those beyond `image_limits`.
+      Headers are checked before any pixel is decoded: a file of some hundred
+      bytes may claim gigabytes.
 
   Raises:
     BadSample: the image cannot be used.
   """
+  try:
+    with _opened(image, max_pixels) as opened:
+      image_limits.check_size(*opened.size, max_pixels)
+      with image_limits.DECODED.reserved(image_limits.memory(opened)):
+        pixels = rgb.pixels(opened)
+        del opened  # which has a copy of its own
+        yield pixels
+  except MemoryError as error:
+    detail = f"needs more memory than there is: {error}"
+    raise BadSample("too_large", detail) from error
+
+
+@contextlib.contextmanager
+def _opened(image: Source, max_pixels: int) -> Iterator[PIL.Image.Image]:
+  """A PIL image whose size is known, and whose pixels may not be."""
   if isinstance(image, np.ndarray):
-    image = _from_array(image)
-  if isinstance(image, PIL.Image.Image):
-    return _converted(image, max_pixels)
-  name = "bytes" if isinstance(image, bytes) else os.fspath(image)
-  try:
-    stream = _open(image)
-  except FileNotFoundError as error:
-    raise BadSample("missing", name) from error
-  except (OSError, ValueError) as error:
-    raise BadSample("unreadable", f"{name}: {error}") from error
-  with stream:
-    return _read(stream, max_pixels)
-
-
-def _open(image: bytes | str | os.PathLike) -> io.BytesIO | BinaryIO:
-  if isinstance(image, bytes):
-    return io.BytesIO(image)
-  return files.open_read(image)
-
-
-def _read(stream: io.BytesIO | BinaryIO, max_pixels: int) -> Image:
-  try:
-    if not stream.read(1):
-      raise BadSample("empty", "zero bytes")
-    stream.seek(0)
-    opened = PIL.Image.open(stream, formats=_FORMATS)
-  except BadSample:
-    raise
-  except PIL.UnidentifiedImageError as error:
-    stream.seek(0)
-    detail = f"begins with {stream.read(16)!r}"
-    raise BadSample("not_an_image", detail) from error
-  except Exception as error:
-    raise _damaged(error) from error
-  return _converted(opened, max_pixels)
-
-
-def _converted(image: PIL.Image.Image, max_pixels: int) -> Image:
-  try:
-    return _to_rgb(image, max_pixels)
-  except BadSample:
-    raise
-  except Exception as error:
-    raise _damaged(error) from error
-
-
-def _damaged(error: Exception) -> BadSample:
-  """PIL's readers raise almost any exception on damaged files."""
-  if isinstance(error, PIL.Image.DecompressionBombError):
-    return BadSample("too_large", str(error))
-  reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
-  return BadSample(reason, f"{type(error).__name__}: {error}")
-
-
-def _from_array(image: np.ndarray) -> PIL.Image.Image:
-  grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
-  if image.dtype != np.uint8 or not (
-    grey or (image.ndim == 3 and image.shape[2] in (3, 4))
-  ):
-    detail = (
-      "expected uint8 pixels from 0 to 255, [H, W], [H, W, 1], [H, W, 3] or "
-      f"[H, W, 4], found {image.dtype} {image.shape}; convert them first: "
-      "(255 * x).round().astype('uint8') of floats from 0 to 1, or "
-      "(x >> 8).astype('uint8') of 16 bits"
-    )
-    raise BadSample("bad_array", detail)
-  if image.size == 0:
-    raise BadSample("empty", f"an array of shape {image.shape}")
-  return PIL.Image.fromarray(image.reshape(image.shape[:2]) if grey else image)
-
-
-def _to_rgb(image: PIL.Image.Image, max_pixels: int) -> Image:
-  width, height = image.size
-  if width * height > max_pixels:
-    detail = f"{width} x {height} pixels; at most {max_pixels} are allowed"
-    raise BadSample("too_large", detail)
-  if not width * height:
-    raise BadSample("empty", f"{width} x {height} pixels")
-  if image.mode in _DEEP_GREY:
-    deep = np.asarray(image)
-    _check_range(deep, 0, 0xFFFF)
-    image = PIL.Image.fromarray((deep >> 8).astype(np.uint8))
-  if image.mode == "F":
-    # Bicubic filters overshoot a little.
-    _check_range(np.asarray(image), -1, 256)
-  if "transparency" in image.info:
-    # It does not change the colours, but PIL would warn about each such
-    # palette. The image may be the user's.
-    image = image.copy()
-    image.info.pop("transparency", None)
-  return np.array(image.convert("RGB"))
-
-
-def _check_range(pixels: np.ndarray, low: int, high: int) -> None:
-  """Refuses numbers that may mean anything: they would turn black or white."""
-  least, most = pixels.min(), pixels.max()
-  is_unit = pixels.dtype.kind == "f" and 0 < most <= 1
-  if not (low <= least and most <= high) or is_unit:  # also NaN
-    expected = "0 to 255" if pixels.dtype.kind == "f" else "0 to 65535"
+    yield rgb.from_array(image)
+  elif isinstance(image, PIL.Image.Image):
+    _check_unread(image, max_pixels)
+    yield image
+  elif isinstance(image, bytes):
+    yield _read(image, max_pixels)
+  elif isinstance(image, str | os.PathLike):
+    with _content(image) as content:
+      yield _read(content, max_pixels)
+  else:
     raise BadSample(
-      "unknown_range",
-      f"expected {pixels.dtype} pixels from {expected}, found {least} to "
-      f"{most}; save the image with 8 bits",
+      "not_an_image",
+      "expected a path, bytes, array or PIL image, found "
+      f"{type(image).__name__}",
     )
+
+
+@contextlib.contextmanager
+def _content(path: str | os.PathLike) -> Iterator[bytes]:
+  name = os.fspath(path)
+  with contextlib.ExitStack() as held:
+    try:
+      file = held.enter_context(files.open_read(path))
+      size = file.seek(0, os.SEEK_END)
+      image_limits.check_bytes(size)
+      held.enter_context(image_limits.ENCODED.reserved(size))
+      file.seek(0)
+      content = file.read(size)
+    except FileNotFoundError as error:
+      raise BadSample("missing", name) from error
+    except (OSError, ValueError) as error:
+      raise BadSample("unreadable", f"{name}: {error}") from error
+    yield content
+
+
+def _read(content: bytes, max_pixels: int) -> PIL.Image.Image:
+  try:
+    image_limits.check_bytes(len(content))
+    image_headers.check(content, max_pixels)
+    stream = image_limits.Stream(content)
+    return PIL.Image.open(stream, formats=_FORMATS)
+  except PIL.UnidentifiedImageError as error:
+    detail = f"begins with {content[:16]!r}"
+    raise BadSample("not_an_image", detail) from error
+  except (BadSample, MemoryError):
+    raise
+  except Exception as error:
+    raise rgb.damaged(error) from error
+
+
+def _check_unread(image: PIL.Image.Image, max_pixels: int) -> None:
+  """Checks what PIL reads only when the pixels are needed."""
+  if not isinstance(image, PIL.ImageFile.ImageFile) or not image.tile:
+    return
+  if image.format not in (*_FORMATS, "MPO"):
+    detail = f"expected one of {_FORMATS}, found {image.format}; load it first"
+    raise BadSample("not_an_image", detail)
+  try:
+    if (file := image.fp) is None:
+      raise ValueError("the image was closed before it was read")
+    position = file.tell()
+    file.seek(0)
+    content = file.read(image_limits.MAX_BYTES + 1)
+    file.seek(position)
+  except (OSError, ValueError) as error:
+    raise rgb.damaged(error) from error
+  image_limits.check_bytes(len(content))
+  image_headers.check(content, max_pixels)
 
 
 def resized_crop(

@@ -19,6 +19,7 @@ from blip_jax.runtime.config import Config
 log = logging.getLogger(__name__)
 
 
+@checkpoint.falls_back
 def evaluate(config: Config, workdir: str) -> dict[str, float]:
   """Runs `config.evals` on what the workdir holds, else on `config.init`.
 
@@ -44,6 +45,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
       config.init.weights,
       workdir,
     )
+  verification = checkpoint.verify(origin, ("params", "momentum"))
   run = build.build(config)
   tx = optax.identity()
   state, said = checkpoint.initialise(
@@ -55,6 +57,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
   )
   evaluators = build_evaluators(run, workdir)
   log.info("Evaluating %s%s", said, _digest(state.params))
+  verification.wait()
   results = base.run(evaluators, state)
   if jax.process_index() == 0:
     asked = config.evals.checkpoint

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,12 @@ from blip_jax.runtime import (
   best,
   checkpoint,
   files,
+  lock,
   metrics,
   monitoring,
   resume,
   sharding,
+  stopping,
   train_state,
 )
 from blip_jax.runtime import config as run_config
@@ -39,10 +42,25 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
+  """Trains in a workdir, unless another process does.
+
+  Returns:
+    The final metrics.
+
+  Raises:
+    ValueError: says who works in the workdir, or which setting is wrong.
+    stopping.Stopped: SIGTERM or Ctrl-C was received; the state is saved.
+  """
+  with lock.hold(os.path.join(workdir, ".lock")) as held:
+    return _train(config, workdir, held)
+
+
+@checkpoint.falls_back
+def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
   """Trains, evaluates, and returns the final metrics (also `results.json`).
 
-  A workdir that holds a run is resumed from its last checkpoint, and ends with
-  the same bits as if it had never stopped.
+  A workdir that holds a run is resumed from its last sound checkpoint, and ends
+  with the same bits as if it had never stopped.
   """
   files.make_folder(workdir)
   config = context.resolve(config, workdir)
@@ -67,7 +85,9 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   tx, learning_rate = run.optimiser
 
   # 4. The state: resumed > restored > initial weights > scratch.
+  # Its files are verified while the step compiles.
   origin = checkpoint.origin(config, workdir)
+  verification = checkpoint.verify(origin)
   if origin.kind in ("resumed", "restored"):
     resume.check(
       origin.source,
@@ -100,7 +120,6 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     workdir, _best_metrics(config.evals.best, evaluators), run.model_files
   )
   measure = functools.partial(_evaluate, evaluators, monitor, kept_best)
-  stop = StopSignal()
 
   # 6. The loop.  The host reads the metrics of a step while the devices
   # compute the next one, so that they never wait for it.
@@ -109,30 +128,43 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     contextlib.closing(checkpoints),
     contextlib.closing(monitor),
     sharding.activate(mesh),
+    StopSignal() as stop,
   ):
+
+    def save(step: int, force: bool) -> None:
+      held.check()
+      with monitor.paused(step, "saving", "save_seconds"):
+        checkpoints.save(step, state, loader, config.to_dict(), force=force)
+
     for step in range(first_step + 1, config.num_steps + 1):
       batch, ids = next(loader)
       batch = sharding.put_batch(batch, mesh)
       monitor.dispatching(step)
       state, step_metrics = train_step(state, batch, step - 1)
+      verification.wait()
       monitor.dispatched(step, step_metrics, ids)
 
       last = step == config.num_steps
-      stopping = stop.requested(step)
-      if last or stopping or _due(step, config.checkpoint.every_steps):
+      is_asked = stop.requested(step)
+      is_due = _due(step, config.checkpoint.every_steps)
+      if last or is_asked or is_due:
         # Only a state that is known to be finite is saved.
-        with monitor.paused(step, "saving", "save_seconds"):
-          checkpoints.save(
-            step, state, loader, config.to_dict(), force=last or stopping
-          )
-      if stopping:
-        log.warning("Stopped at step %d on request; the state is saved.", step)
-        return {}
+        save(step, force=last or is_asked)
+      if is_asked:
+        raise stopping.Stopped(f"step {step} is done and saved")
       if not last and _due(step, config.evals.every_steps):
-        measure(step, state)
+        try:
+          with stop.at_once():
+            measure(step, state)
+        except stopping.Stopped:
+          if not is_due:
+            save(step, force=True)
+          raise
 
     # 7. The results.
-    results = measure(config.num_steps, state)
+    verification.wait()
+    with stop.at_once():
+      results = measure(config.num_steps, state)
   if results and jax.process_index() == 0:
     files.write_json(os.path.join(workdir, "results.json"), results)
   return results
@@ -175,22 +207,56 @@ def make_train_step(
 
 
 class StopSignal:
-  """SIGTERM, which a scheduler sends before it takes the machine away."""
+  """A request to stop, which a step heeds at its end, and others at once.
+
+  Such as SIGTERM, which a scheduler sends before it takes the machine away.
+  """
 
   def __init__(self):
-    self._received = False
-    # With several processes, JAX's own service listens and lets them agree.
-    if jax.process_count() == 1:
-      signal.signal(signal.SIGTERM, self._receive)
+    self._received = 0
+    self._at_once = False
+    self._stack = contextlib.ExitStack()
 
-  def _receive(self, *_) -> None:
-    self._received = True
+  def __enter__(self) -> "StopSignal":
+    handle = self._receive if jax.process_count() == 1 else _tell_all
+    self._stack.enter_context(stopping.handled_by(handle, *self._signals()))
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._stack.close()
+
+  def _signals(self) -> tuple[signal.Signals, ...]:
+    # With several processes, JAX's own service listens to SIGTERM and lets
+    # them agree.
+    if jax.process_count() == 1:
+      return signal.SIGTERM, signal.SIGINT
+    return (signal.SIGINT,)
+
+  def _receive(self, number: int) -> None:
+    self._received = number
+    if self._at_once:
+      stopping.at_once(number)
 
   def requested(self, step: int) -> bool:
     """Whether to stop after this step; the same answer on every process."""
     if jax.process_count() == 1:
-      return self._received
+      return self._received > 0
     return multihost_utils.reached_preemption_sync_point(step)
+
+  @contextlib.contextmanager
+  def at_once(self) -> Iterator[None]:
+    """Raises `stopping.Stopped` within it, if this is the only process."""
+    self._at_once = True
+    try:
+      if self._received:
+        stopping.at_once(self._received)
+      yield
+    finally:
+      self._at_once = False
+
+
+def _tell_all(_: int) -> None:
+  os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _evaluate(

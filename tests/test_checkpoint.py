@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 import weakref
 
 import jax
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.runtime import checkpoint, snapshot
+from blip_jax.runtime import checkpoint, digests, snapshot
 from tests import helpers
 
 
@@ -273,9 +275,9 @@ def _truncate_position(folder):
   file.write_bytes(file.read_bytes()[:20])
 
 
-def _put_something_else(folder):
+def _lose_everything(folder):
   shutil.rmtree(folder)
-  (folder / "params").mkdir(parents=True)
+  folder.mkdir()
 
 
 # TensorStore's thread may report to an event loop that the error has closed.
@@ -287,7 +289,7 @@ def _put_something_else(folder):
     (_lose_opt_state, "opt_state"),
     (_truncate_arrays, "params"),
     (_truncate_position, "data"),
-    (_put_something_else, "params"),
+    (_lose_everything, "params"),
   ],
 )
 def test_damaged_checkpoint_is_named(tmp_path, damage, item):
@@ -298,8 +300,20 @@ def test_damaged_checkpoint_is_named(tmp_path, damage, item):
   for init in ({}, {"restore": str(tmp_path / "a")}):
     with pytest.raises(ValueError) as error:
       run.start(tmp_path / ("b" if init else "a"), **init)
-    message = f"{folder} is not a complete checkpoint: cannot read {item}/"
-    assert message in str(error.value)
+    assert f"{folder} is damaged: {item}/" in str(error.value)
+    assert "Restore one of these folders from a copy" in str(error.value)
+
+
+def test_a_checkpoint_without_digests_is_named_if_it_cannot_be_read(tmp_path):
+  run = helpers.ToyRun()
+  run.save(tmp_path, 3)
+  folder = tmp_path / "checkpoints" / "3"
+  (folder / "digests.json").unlink()
+  _truncate_arrays(folder)
+  with pytest.raises(ValueError) as error:
+    run.start(tmp_path)
+  message = f"{folder} is not a complete checkpoint: cannot read params/"
+  assert message in str(error.value)
 
 
 def test_another_number_of_processes_resumes_at_the_earliest_position(
@@ -310,6 +324,7 @@ def test_another_number_of_processes_resumes_at_the_earliest_position(
   data = tmp_path / "checkpoints" / "1" / "data"
   saved = (data / "process_0-of-1.json").read_text()
   (data / "process_0-of-1.json").unlink()
+  (data.parent / "digests.json").unlink()
   for index, position in enumerate((72, 70, 71)):
     text = saved.replace("72", str(position))
     (data / f"process_{index}-of-3.json").write_text(text)
@@ -446,3 +461,109 @@ def test_a_part_is_read_once_for_many_threads(tmp_path, monkeypatch):
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     list(pool.map(lambda read: read(), readers.values()))
   assert loaded == [list(readers)]
+
+
+def _flip_a_bit(folder, item="params"):
+  (path,) = (folder / item / "d").iterdir()
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 4
+  path.write_bytes(content)
+  return path
+
+
+def test_a_job_starts_again_from_the_newest_sound_step(tmp_path, caplog):
+  """A flipped bit does not keep Orbax from loading; the digests tell."""
+  run = helpers.ToyRun((1, 1, 1))
+  for step in (1, 2, 3):
+    store = checkpoint.Checkpoints(tmp_path, every_steps=1, keep=5)
+    store.save(step, run.make(), helpers.StubLoader(step), helpers.TOY_CONFIG)
+    store.close()
+  folder = tmp_path / "checkpoints"
+  _flip_a_bit(folder / "3", "opt_state")
+  _flip_a_bit(folder / "2", "momentum")
+  config = types.SimpleNamespace(
+    job="train", init=types.SimpleNamespace(restore="", weights="")
+  )
+  origins = []
+
+  @checkpoint.falls_back
+  def job(workdir):
+    origin = checkpoint.origin(config, workdir)
+    origins.append(pathlib.Path(origin.source).name)
+    verification = checkpoint.verify(origin)
+    store = checkpoint.Checkpoints(workdir, every_steps=1, keep=5)
+    with contextlib.closing(store):
+      loader = helpers.StubLoader()
+      state, _ = run.start(workdir, loader)
+      verification.wait()
+      store.save(3, state, loader, helpers.TOY_CONFIG)
+    return loader.position
+
+  assert job(tmp_path) == 1
+  assert origins == ["3", "2", "1"]
+  for step, item in (("3", "opt_state"), ("2", "momentum")):
+    assert f"{folder}/{step} is damaged: {item}/d/" in caplog.text
+  assert caplog.text.count("The newest sound step is used instead") == 2
+  # Damaged steps are kept under another name, and do not block the new one.
+  names = sorted(path.name for path in folder.iterdir())
+  assert names == ["1", "2.damaged", "3", "3.damaged"]
+  assert str(snapshot.find(tmp_path)) == str(folder / "3")
+  assert snapshot.find_sound(tmp_path).name == "3"
+
+
+def test_a_run_of_which_no_step_is_sound_starts_nowhere(tmp_path):
+  run = helpers.ToyRun()
+  run.save(tmp_path, 1)
+  path = _flip_a_bit(tmp_path / "checkpoints" / "1")
+  config = types.SimpleNamespace(
+    job="train", init=types.SimpleNamespace(restore="", weights="")
+  )
+
+  @checkpoint.falls_back
+  def job():
+    checkpoint.verify(checkpoint.origin(config, tmp_path)).wait()
+
+  for init in ({}, {"restore": str(tmp_path)}, {"weights": str(tmp_path)}):
+    vars(config.init).update({"restore": "", "weights": "", **init})
+    with pytest.raises(ValueError) as error:
+      job()
+    assert f"{tmp_path}/checkpoints holds no sound checkpoint" in str(
+      error.value
+    )
+    assert f"{path.relative_to(path.parents[2])}: expected" in str(error.value)
+    assert "Restore one of these folders from a copy" in str(error.value)
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_step_that_is_named_is_not_replaced_by_another(tmp_path):
+  run = helpers.ToyRun()
+  run.save(tmp_path, 1)
+  run.save(tmp_path, 2)
+  _flip_a_bit(tmp_path / "checkpoints" / "2")
+  step = tmp_path / "checkpoints" / "2"
+  assert snapshot.find_sound(tmp_path).name == "1"
+  for _ in range(2):
+    with pytest.raises(digests.Damaged, match="2 is damaged: params/d/"):
+      snapshot.find_sound(step)
+
+
+def test_damage_explains_why_a_step_cannot_be_loaded(tmp_path):
+  """What Orbax raises first comes after the digests."""
+  run = helpers.ToyRun()
+  run.save(tmp_path, 1)
+  path = tmp_path / "checkpoints" / "1" / "params" / "manifest.ocdbt"
+  content = path.read_bytes()
+  path.write_bytes(b"\0" * len(content))
+  with pytest.raises(digests.Damaged, match=r"params/manifest.ocdbt: expected"):
+    run.start(tmp_path)
+
+
+def test_checkpoints_of_earlier_versions_load_and_say_so(tmp_path, caplog):
+  run = helpers.ToyRun()
+  saved = run.save(tmp_path, 1)
+  (tmp_path / "checkpoints" / "1" / "digests.json").unlink()
+  caplog.set_level("INFO")
+  state, _ = run.start(tmp_path)
+  helpers.assert_same(state, saved)
+  assert snapshot.find_sound(tmp_path).name == "1"
+  assert caplog.text.count("has no digests.json, so that it is not verif") == 1

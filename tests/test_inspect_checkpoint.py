@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from blip_jax.tools import inspect_checkpoint
 
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import best, snapshot
 from tests import helpers
 
 
@@ -112,3 +112,36 @@ def test_command_line_names_a_foreign_folder(root, tmp_path):
   )
   assert done.returncode == 1 and not done.stdout
   assert f"{tmp_path} holds no checkpoint" in done.stderr
+
+
+def test_verify_prints_a_line_for_each_step_and_the_best(
+  tool, capsys, tmp_path
+):
+  run = helpers.ToyRun()
+  for step in (1, 2):
+    run.save(tmp_path, step)
+  best.Best(tmp_path, ("val/x",)).update(2, {"a": np.ones(4)}, {"val/x": 1.0})
+  steps = [
+    tmp_path / name for name in ("checkpoints/1", "checkpoints/2", "best/2")
+  ]
+
+  def verify(path=tmp_path):
+    status = tool.main([str(path), "--verify"])
+    return status, capsys.readouterr().out.splitlines()
+
+  sound = [f"{step}: sound" for step in steps]
+  assert verify() == (0, sound)
+  assert verify(steps[1]) == (0, sound[1:2])
+  (steps[0] / "digests.json").unlink()
+  status, lines = verify()
+  assert status == 3 and lines[1:] == sound[1:]
+  assert lines[0] == f"{steps[0]}: not verified: it has no digests.json"
+  (path,) = (steps[2] / "params" / "d").iterdir()
+  path.write_bytes(path.read_bytes()[::-1])
+  status, lines = verify()
+  assert status == 1 and lines[1] == sound[1]
+  assert lines[2].startswith(f"{steps[2]}: damaged: params/d/{path.name}: exp")
+  assert verify(tmp_path / "none") == (
+    1,
+    [f"{tmp_path}/none holds no checkpoint"],
+  )

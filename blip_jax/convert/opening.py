@@ -30,6 +30,9 @@ from blip_jax.models import card as card_lib
 from blip_jax.models import families
 from blip_jax.runtime import checkpoint, files, sharding, snapshot
 
+# What is read of a native checkpoint, and so has to be sound.
+_READ = ("params", "momentum", "model")
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Checkpoint:
@@ -177,7 +180,7 @@ def open_checkpoint(
   path = hub.fetch(name_or_path)
   name = os.fspath(name_or_path)
   if files.is_folder(path) and snapshot.holds_one(path):
-    folder = snapshot.find(path)
+    folder = snapshot.find_sound(path, _READ)
     opened = _open_native(folder)
     path = pathlib.Path(folder) / "model"
   else:
@@ -208,7 +211,7 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
   """
   path = hub.fetch(name_or_path)
   if files.is_folder(path) and snapshot.holds_one(path):
-    folder = snapshot.find(path)
+    folder = snapshot.find_sound(path, _READ)
     stored, grid = _card(folder), card.config.vit.grid
     if (stored.family, stored.config.vit.grid) == (card.family, grid):
       return snapshot.Arrays(folder)

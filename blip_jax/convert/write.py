@@ -24,7 +24,7 @@ from blip_jax.convert.opening import Checkpoint
 from blip_jax.convert.weights import Leaf, Leaves
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.runtime import files, sharding, snapshot
+from blip_jax.runtime import digests, files, sharding, snapshot
 from blip_jax.tasks import momentum
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,8 @@ def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   context.array.saving.use_zarr3 = False
   with context:
     ocp.save_checkpointables(epath.Path(files.absolute(folder)), items)
+  digests.write(folder)
+  digests.complete(folder)
 
 
 def _write_original(checkpoint: Checkpoint, folder: pathlib.Path) -> None:

@@ -1,16 +1,17 @@
 """The best parameters of a run so far, by the metrics of its evaluators."""
 
-import json
 import logging
 import os
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import digests, files, snapshot
 
 FOLDER = "best"
 log = logging.getLogger(__name__)
@@ -19,7 +20,9 @@ log = logging.getLogger(__name__)
 class Best:
   """Keeps them in `WORKDIR/best/<step>/`, which `blip_jax.load` can open.
 
-  A new checkpoint is complete before the old one is deleted.  A run that is
+  The score decides, at whatever step it was reached: a run that went back to a
+  checkpoint may score better at an earlier step, or at the same one again. A
+  new checkpoint is complete before the old one is deleted.  A run that is
   resumed compares with the best score so far.
 
   Args:
@@ -63,26 +66,62 @@ class Best:
     score = sum(results[name] for name in self._metrics)
     if not score > self._score():
       return False
-    items = {
-      "params": params,
-      "model": snapshot.FilesItem(self._model),
-      "meta": snapshot.JsonItem(
-        "meta.json", {"step": step, "score": score, "results": dict(results)}
-      ),
-    }
-    # Orbax's policies do not match its own protocol, says a type checker.
-    latest: Any = ocp.training.preservation_policies.LatestN(1)
-    with ocp.training.Checkpointer(
-      self._folder, preservation_policy=latest, cleanup_tmp_directories=True
-    ) as checkpointer:
-      checkpointer.save_checkpointables(step, items)
+    self._replace(
+      step,
+      {
+        "params": params,
+        "model": snapshot.FilesItem(self._model),
+        "meta": snapshot.JsonItem(
+          "meta.json", {"step": step, "score": score, "results": dict(results)}
+        ),
+      },
+    )
     names = " + ".join(self._metrics)
     log.info("Best so far: %s = %.4g, at step %d", names, score, step)
     return True
 
+  def _replace(self, step: int, items: Mapping[str, Any]) -> None:
+    """Writes a checkpoint, which then takes the place of all others."""
+    new = self._folder / f".{step}.tmp"
+    if jax.process_index() == 0:
+      self._tidy()
+    ocp.save_checkpointables(new, dict(items))
+    if jax.process_index() == 0:
+      digests.write(new)
+      digests.complete(new)
+      old = [self._folder / str(number) for number in self._steps()]
+      # Between these renames only what is replaced has a name, and a process
+      # that finds nothing else uses that.
+      for folder in old:
+        files.rename(folder, f"{folder}{snapshot.REPLACED}")
+      files.rename(new, self._folder / str(step))
+      snapshot.forget(self._folder / str(step))
+      for folder in old:
+        files.remove_folder(f"{folder}{snapshot.REPLACED}")
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"best parameters of step {step}")
+
+  def _tidy(self) -> None:
+    """Removes what a killed process left, but for the best so far."""
+    files.make_folder(self._folder)
+    found = files.list_folder(self._folder)
+    for name in found:
+      if name.endswith(snapshot.REPLACED) and not self._steps():
+        name_of_step = name.removesuffix(snapshot.REPLACED)
+        files.rename(self._folder / name, self._folder / name_of_step)
+      elif name.endswith((snapshot.REPLACED, ".tmp", "-checkpoint-tmp")):
+        files.remove_folder(self._folder / name)
+
+  def _steps(self) -> list[int]:
+    return snapshot.steps(self._folder)
+
   def _score(self) -> float:
-    """The score of what is kept."""
-    if not snapshot.steps(self._folder):
+    """The score of what is kept; lower than any if there is nothing sound."""
+    if not files.list_folder(self._folder):
       return float("-inf")
-    meta = snapshot.find(self._folder) / "meta" / "meta.json"
-    return json.loads(meta.read_text())["score"]
+    try:
+      meta = snapshot.find(self._folder) / "meta" / "meta.json"
+      return float(files.read_json(meta)["score"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+      log.warning("There is no best score so far: %s", error)
+      return float("-inf")

@@ -5,6 +5,7 @@ folder, and how to read it, is in `snapshot.py`.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -17,9 +18,17 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import best, sharding, snapshot, train_state
+from blip_jax.runtime import (
+  best,
+  digests,
+  files,
+  sharding,
+  snapshot,
+  train_state,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +43,9 @@ class Loader(typing.Protocol):
 
 class Checkpoints:
   """The checkpoints of one run.
+
+  Every step has digests before it gets its name. Steps that are known to be
+  damaged are renamed, so that the run can save them again.
 
   Args:
     workdir: the run's folder.
@@ -57,6 +69,9 @@ class Checkpoints:
         f"least 1, found {every_steps} and {keep}"
       )
     self._model = model
+    self._folder = epath.Path(workdir).absolute() / snapshot.FOLDER
+    self._saving = -1  # the step that is being written
+    _set_aside(snapshot.damaged_in(self._folder))
     policies = ocp.training.preservation_policies
     # Orbax's policies do not match its own protocols, says a type checker.
     kept: list[Any] = [policies.LatestN(keep)]
@@ -65,8 +80,14 @@ class Checkpoints:
     save_policies = ocp.training.save_decision_policies
     interval: Any = save_policies.FixedIntervalPolicy(every_steps)
     preservation: Any = policies.AnyPreservationPolicy(kept)
+    context = ocp.Context()
+    # A function, because Orbax copies a method with its object.
+    context.async_options.post_finalization_callback = lambda: (
+      self._write_digests()
+    )
     self._checkpointer = ocp.training.Checkpointer(
-      epath.Path(workdir).absolute() / snapshot.FOLDER,
+      self._folder,
+      context=context,
       save_decision_policy=interval,
       preservation_policy=preservation,
       # Removes what a killed process left half-written, never a complete step.
@@ -105,6 +126,8 @@ class Checkpoints:
       return False
     if not force and not self._checkpointer.should_save(step):
       return False
+    self.wait()
+    self._saving = step
     items = {
       "params": state.params,
       "opt_state": state.opt_state,
@@ -121,9 +144,70 @@ class Checkpoints:
   def wait(self) -> None:
     """Blocks until nothing is being written; raises what went wrong."""
     self._checkpointer.wait()
+    if self._saving >= 0 and jax.process_index() == 0:
+      digests.complete(self._folder / str(self._saving))
+    self._saving = -1
 
   def close(self) -> None:
-    self._checkpointer.close()
+    try:
+      self.wait()
+    finally:
+      self._checkpointer.close()
+
+  def _write_digests(self) -> None:
+    """Called in the background, when every process has written its part."""
+    if jax.process_index() == 0:
+      # Not renamed yet: a process that is killed leaves no step without them.
+      (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+      digests.write(folder)
+
+
+def _set_aside(folders: Sequence[epath.Path]) -> None:
+  """Renames damaged steps, so that they are neither used nor deleted."""
+  if not folders:
+    return
+  for folder in folders:
+    snapshot.forget(folder)
+    if jax.process_index() == 0:
+      number, target = 1, f"{folder}.damaged"
+      while files.exists(target):
+        number, target = number + 1, f"{folder}.damaged{number}"
+      files.rename(folder, target)
+      log.warning("%s is kept as %s", folder, target)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("damaged steps are set aside")
+
+
+def falls_back(job: Callable[..., Any]) -> Callable[..., Any]:
+  """Makes a job start again if it finds that its checkpoint is damaged.
+
+  The next time it finds the newest sound step; see `snapshot.find`.
+  """
+
+  @functools.wraps(job)
+  def repeated(*args, **kwargs):
+    while True:
+      try:
+        return job(*args, **kwargs)
+      except digests.Damaged as damage:
+        snapshot.remember(damage)
+
+  return repeated
+
+
+def verify(
+  origin: "Origin", items: Sequence[str] | None = None
+) -> digests.Verification:
+  """Starts to verify the step of a run that a job starts from.
+
+  Weights are verified when they are opened.
+
+  Args:
+    origin: from `origin`.
+    items: what the job reads; everything by default.
+  """
+  is_step = origin.kind in ("resumed", "restored", "best")
+  return digests.Verification(origin.source if is_step else "", items)
 
 
 @typing.runtime_checkable
@@ -244,7 +328,13 @@ def initialise(
     ValueError: the source is no checkpoint, is damaged, or does not fit.
   """
   if origin.kind in ("resumed", "restored"):
-    state = load_state(epath.Path(origin.source), abstract, loader)
+    folder = epath.Path(origin.source)
+    try:
+      state = load_state(folder, abstract, loader)
+    except ValueError:
+      # Damage explains more than what it led to.
+      digests.check(folder)
+      raise
     return state, f"{origin.kind} {origin.source}"
   if origin.kind == "scratch":
     return make_state(None), "from scratch"

@@ -5,7 +5,8 @@
   data                          position of each process in its data, JSON
   meta, config                  the step; the config of the run, JSON
   model                         companion files: description and vocabulary
-Items are separate so that inference reads the weights alone, on any mesh. The
+and `digests.json`, the digests of all files (see `digests.py`). Items are
+separate so that inference reads the weights alone, on any mesh. The
 folder gets its final name only when every process has written its part, so a
 folder whose name is a number is complete.
 """
@@ -14,9 +15,10 @@ import concurrent.futures
 import functools
 import hashlib
 import json
+import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,32 +27,124 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import files, sharding
+from blip_jax.runtime import digests, files, sharding
+
+log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 ARRAYS = ("params", "momentum", "opt_state")
 # Arrays that are needed one by one are read in parts of this size: Orbax takes
 # 30 ms for each read, however small.
 PART_BYTES = 2**27
+# The name of a step that gives way to another: see `best.py`.
+REPLACED = ".replaced"
+
+# Folders of steps that this process found to be damaged, and those without
+# digests that it told of.
+_damage_of: dict[str, digests.Damaged] = {}
+_told: set[str] = set()
 
 
 def find(path: str | os.PathLike) -> epath.Path:
   """Finds a checkpoint: the folder of a step, or the latest of a workdir.
 
+  A step of a workdir that is known to be damaged is passed over, loudly. Known
+  are sizes of all files, the content of small ones, and what `remember` was
+  told; see `find_sound` for the rest.
+
   Raises:
-    ValueError: there is none; says what was expected.
+    ValueError: there is none, or none that is sound; says what was expected.
   """
   path = epath.Path(files.local(path)).absolute()
-  if (path / "params").exists():
+  if _is_step(path):
+    if not _is_usable(path):
+      raise _damage_of[str(path)]
     return path
   root = path / FOLDER if (path / FOLDER).exists() else path
-  found = steps(root)
+  found = [root / str(step) for step in sorted(steps(root), reverse=True)]
+  # What a process that was killed between two renames left.
+  found = found or sorted(root.glob(f"*{REPLACED}")) if root.is_dir() else []
   if not found:
     raise ValueError(
       f"{path} holds no checkpoint: expected a run's workdir (with "
       f"{FOLDER}/<step>/ in it) or the folder of one step (with params/ in it)"
     )
-  return root / str(max(found))
+  for folder in found:
+    if _is_usable(folder):
+      return folder
+  reasons = "\n".join(f"  {_damage_of[str(folder)]}" for folder in found)
+  raise ValueError(
+    f"{root} holds no sound checkpoint:\n{reasons}\n"
+    "Restore one of these folders from a copy; or move them away, and start "
+    "again with another --workdir or from other weights"
+  )
+
+
+def find_sound(
+  path: str | os.PathLike, items: Iterable[str] | None = None
+) -> epath.Path:
+  """Finds a checkpoint as `find` does, and reads the files of some items.
+
+  Args:
+    path: as of `find`.
+    items: what has to be sound, such as "params"; by default everything.
+
+  Raises:
+    ValueError: as `find`.
+  """
+  items = None if items is None else tuple(items)
+  while True:
+    folder = find(path)
+    try:
+      digests.check(folder, items)
+      return folder
+    except digests.Damaged as damage:
+      remember(damage)
+
+
+def remember(damage: digests.Damaged) -> None:
+  """Makes `find` pass over the folder of a step from now on.
+
+  Raises:
+    digests.Damaged: it is known already, so that nothing else can be used.
+  """
+  if damage.folder in _damage_of:
+    raise damage
+  _damage_of[damage.folder] = damage
+  log.warning("%s. The newest sound step is used instead", damage)
+
+
+def forget(folder: epath.Path) -> None:
+  """Undoes `remember`, for a folder that was replaced or renamed."""
+  _damage_of.pop(str(folder), None)
+
+
+def damaged_in(root: epath.Path) -> list[epath.Path]:
+  """The folders of steps that are known to be damaged."""
+  folders = [root / str(step) for step in steps(root)]
+  return [folder for folder in folders if str(folder) in _damage_of]
+
+
+def _is_step(path: epath.Path) -> bool:
+  return (path / "params").exists() or digests.exists(path)
+
+
+def _is_usable(folder: epath.Path) -> bool:
+  """Whether a step is not known to be damaged; tells of it the first time."""
+  if str(folder) in _damage_of:
+    return False
+  lines = digests.damage(
+    folder, lambda name: name.partition("/")[0] not in ARRAYS
+  )
+  if not (folder / "params").exists():
+    lines.append("params/ is missing")
+  if lines:
+    remember(digests.Damaged(folder, lines))
+    return False
+  if not digests.exists(folder) and str(folder) not in _told:
+    _told.add(str(folder))
+    log.info("%s has no %s, so that it is not verified", folder, digests.NAME)
+  return True
 
 
 def steps(root: epath.Path) -> list[int]:
@@ -63,9 +157,10 @@ def steps(root: epath.Path) -> list[int]:
 def holds_one(path: str | os.PathLike) -> bool:
   """Whether there is a native checkpoint at a path, complete or not."""
   path = epath.Path(path)
-  if (path / "params").exists() or (path / FOLDER).exists():
+  if _is_step(path) or (path / FOLDER).exists():
     return True
-  return any((path / str(step) / "params").exists() for step in steps(path))
+  named = [path / str(step) for step in steps(path)]
+  return any(map(_is_step, named or path.glob(f"*{REPLACED}")))
 
 
 def load_to_host(folder: epath.Path, name: str) -> Any:

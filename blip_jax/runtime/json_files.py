@@ -1,0 +1,181 @@
+"""Small files of others, read safely: JSON of a known shape, and lines.
+
+Every fault is a `ValueError` that names the file and the key: files that are
+cut, nested too deeply, too large or no files at all, numbers that JSON lacks,
+keys that are there twice, and values of another type than expected.
+
+The type of a value is written as
+  int, float, str, bool, None   of this type; an integer also is a float
+  range(1, 9)                   an integer in it
+  dict                          an object with any content
+  {"key": type}                 an object; keys may be absent, others be there
+  [type]                        a list of such values
+  (type, type)                  any of them
+"""
+
+import json
+import math
+import os
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from blip_jax.runtime import files
+
+MAX_BYTES = 16 << 20
+_MAX_NUMBER = 1e300  # leaves room for arithmetic
+
+_HELP = "fetch or restore this file"
+_NAMES = {
+  int: "an integer",
+  float: "a number",
+  str: "a text",
+  bool: "true or false",
+  dict: "an object",
+  None: "null",
+}
+
+
+def is_there(path: str | os.PathLike) -> bool:
+  """Whether there is a file; unlike `files.is_file`, refuses all else.
+
+  Raises:
+    ValueError: there is a folder, a named pipe or the like.
+  """
+  if files.exists(path) and not files.is_file(path):
+    raise ValueError(
+      f"{path}: expected a file, found a folder, a pipe or a device; {_HELP}"
+    )
+  return files.exists(path)
+
+
+def read(path: str | os.PathLike, types: Mapping[str, Any]) -> dict[str, Any]:
+  """Reads an object; its values have the types that are asked for.
+
+  Args:
+    path: of a file of at most `MAX_BYTES`.
+    types: of the values by key, see above.
+
+  Raises:
+    ValueError: names the file and the key, what was expected and found.
+  """
+  text = read_text(path)
+  try:
+    value = json.loads(
+      text,
+      object_pairs_hook=_object,
+      parse_constant=_refuse_constant,
+      parse_float=_finite,
+    )
+  except (ValueError, RecursionError) as error:
+    raise ValueError(
+      f"{path}: expected JSON, found {len(text)} characters that are not "
+      f"({_brief(error)}); {_HELP}"
+    ) from None
+  check(value, types, path)
+  return value
+
+
+def read_text(path: str | os.PathLike) -> str:
+  """Reads a small text file.
+
+  Raises:
+    ValueError: there is no such file, or it is too large or no UTF-8.
+  """
+  try:
+    if not is_there(path):
+      raise ValueError(f"{path}: there is no such file; {_HELP}")
+    size = files.size(path)
+    if size > MAX_BYTES:
+      raise ValueError(
+        f"{path}: expected at most {MAX_BYTES} bytes, found {size}; {_HELP}"
+      )
+    return files.read_bytes(path).decode("utf-8")
+  except OSError as error:
+    why = error.strerror or type(error).__name__
+    raise ValueError(f"{path}: cannot be read: {why}; {_HELP}") from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path}: expected UTF-8: {error}; {_HELP}") from error
+
+
+def check(
+  value: Any, expected: Any, path: str | os.PathLike, key: str = ""
+) -> None:
+  """Compares a value with its type.
+
+  Args:
+    value: as JSON gives it.
+    expected: its type, see above.
+    path: of the file, for the error.
+    key: in the file, for the error.
+
+  Raises:
+    ValueError: names the file and the key, what was expected and found.
+  """
+  if not _is(value, expected):
+    raise ValueError(
+      f"{path}: {key or 'as a whole'}: expected {_describe(expected)}, found "
+      f"{reprlib.repr(value)}; {_HELP}"
+    )
+  if isinstance(expected, tuple):
+    expected = next(option for option in expected if _is(value, option))
+  if isinstance(expected, Mapping):
+    for name in expected.keys() & value.keys():
+      inner = f"{key}.{name}" if key else name
+      check(value[name], expected[name], path, inner)
+  elif isinstance(expected, list):
+    for number, item in enumerate(value):
+      check(item, expected[0], path, f"{key}[{number}]")
+
+
+def _is(value: Any, expected: Any) -> bool:
+  """Whether a value has a type; what it contains is not looked at."""
+  if isinstance(expected, tuple):
+    return any(_is(value, option) for option in expected)
+  if isinstance(expected, range):
+    return type(value) is int and value in expected
+  if isinstance(expected, list):
+    return isinstance(value, list)
+  if isinstance(expected, Mapping) or expected is dict:
+    return isinstance(value, dict)
+  if expected is float:
+    return type(value) in (int, float) and abs(value) <= _MAX_NUMBER
+  return value is None if expected is None else type(value) is expected
+
+
+def _describe(expected: Any) -> str:
+  if isinstance(expected, tuple):
+    return " or ".join(map(_describe, expected))
+  if isinstance(expected, range):
+    return f"an integer from {expected[0]} to {expected[-1]}"
+  if isinstance(expected, list):
+    return "a list"
+  return "an object" if isinstance(expected, Mapping) else _NAMES[expected]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"the key {reprlib.repr(twice)} is there twice")
+  return value
+
+
+def _refuse_constant(name: str) -> float:
+  raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+  number = float(text)
+  if not math.isfinite(number):
+    raise ValueError(f"{text:.20} is too large a number")
+  return number
+
+
+def _brief(error: Exception) -> str:
+  return (
+    "nested too deeply"
+    if isinstance(error, RecursionError)
+    else (f"{error!s:.200}")
+  )

@@ -1,7 +1,11 @@
 """The entry point: a command line, devices of all processes, and the job."""
 
+import contextlib
 import faulthandler
 import logging
+import re
+import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +19,9 @@ from blip_jax.capfilt import audit, bootstrap, merge, report
 from blip_jax.capfilt import job as capfilt
 from blip_jax.cli import command_line, config_help, recipes
 from blip_jax.inference import caption_images, search
-from blip_jax.runtime import command, host, overrides
+from blip_jax.runtime import command, host, overrides, processes, stopping
 from blip_jax.runtime.command import UsageError
+from blip_jax.runtime.config import Config
 
 JOBS = {
   "train": train.train,
@@ -30,6 +35,16 @@ JOBS = {
   "status": audit.status,
   "verify": audit.verify,
 }
+
+# Jobs that several processes would do several times.
+ALONE = ("search", "merge", "report", "status", "verify")
+
+# The others end when one process of a job has not been heard of for so long.
+_PEER_SECONDS = 40
+# HOST:PORT,PROCESSES,INDEX; an IPv6 address is in brackets.
+_ADDRESS = re.compile(
+  r"([^\s:,/\[\]]+|\[[0-9a-fA-F:.]+\]):(\d{1,5}),(\d{1,6}),(\d{1,6})", re.ASCII
+)
 
 # Jobs whose configs have the same keys.
 SAME_KEYS = (
@@ -52,8 +67,17 @@ def main(line: command_line.Command) -> None:
   """Runs the job of a command line, and prints its results."""
   config = line.config
   check_job(str(config.get("job", "")), str(line.own.get("job", "")))
+  if line.distributed != "off" and config.job in ALONE:
+    raise UsageError(
+      f"config.job={config.job} runs as one process; leave out --distributed"
+    )
   prepare_process()
   join_processes(line.distributed)
+  with _stoppable(config.job):
+    _run(config, line)
+
+
+def _run(config: Config, line: command_line.Command) -> None:
   if config.job in SAME_KEYS[0]:
     config = context.yield_to_model(
       config, line.workdir, line.given, line.own.model.variant
@@ -111,24 +135,48 @@ def join_processes(how: str) -> None:
     return
   address = {} if how == "auto" else _address(how)
   try:
-    jax.distributed.initialize(**address)
-  except (ValueError, RuntimeError) as error:
+    jax.distributed.initialize(
+      **address,
+      heartbeat_timeout_seconds=_PEER_SECONDS,
+      shutdown_timeout_seconds=_PEER_SECONDS,
+    )
+  # Whatever the detection of a cluster meets in its environment.
+  except Exception as error:
     raise UsageError(f"--distributed={how}: {error}") from error
+  # JAX aborts a process that has lost the others, and says so; the stacks of
+  # all threads would hide it.
+  signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 def _address(how: str) -> dict[str, Any]:
-  try:
-    address, processes, index = how.split(",")
-    return dict(
-      coordinator_address=address,
-      num_processes=int(processes),
-      process_id=int(index),
-    )
-  except ValueError as error:
+  match = _ADDRESS.fullmatch(how)
+  port, count, index = map(int, match.group(2, 3, 4)) if match else (0, 0, 0)
+  if not match or not 0 < port < 2**16 or index >= count:
     raise UsageError(
-      f"--distributed: expected off, auto or HOST:PORT,PROCESSES,INDEX, found "
+      "--distributed: expected off, auto or HOST:PORT,PROCESSES,INDEX with an "
+      "INDEX from 0 to PROCESSES - 1, such as localhost:9876,2,0, found "
       f"{how!r}"
-    ) from error
+    )
+  try:
+    socket.getaddrinfo(match[1].strip("[]"), port)
+  except (OSError, UnicodeError) as error:
+    raise UsageError(f"--distributed={how}: {match[1]}: {error}") from error
+  return dict(
+    coordinator_address=f"{match[1]}:{port}",
+    num_processes=count,
+    process_id=index,
+  )
+
+
+def _stoppable(job: str) -> contextlib.AbstractContextManager[None]:
+  """Ends a job of several processes when it is asked to, except a training.
+
+  JAX listens to SIGTERM since the processes joined, and lets them agree on the
+  step after which a training stops.
+  """
+  if job == "train" or not processes.has_peers():
+    return contextlib.nullcontext()
+  return stopping.handled_by(stopping.at_once)
 
 
 if __name__ == "__main__":

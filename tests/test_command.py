@@ -1,11 +1,17 @@
 """How a command ends: users' mistakes are one message, bugs a traceback."""
 
+import os
 import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 
 import jax.numpy as jnp
 import pytest
 
-from blip_jax.runtime import command
+from blip_jax.runtime import command, processes
 
 
 def end_of(error, monkeypatch, traceback=""):
@@ -98,10 +104,99 @@ def test_one_of_several_processes_ends_at_once(
     raise Left(status)
 
   monkeypatch.setattr(command.os, "_exit", leave)
-  monkeypatch.setattr(command, "_has_peers", lambda: True)
+  monkeypatch.setattr(command.processes, "has_peers", lambda: True)
   with pytest.raises(Left) as left:
     end_of(error("what it says"), monkeypatch)
   assert left.value.args == (status,)
   shown = capsys.readouterr().err
   assert "what it says" in shown
   assert ("Traceback" in shown) == (error is KeyError)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_asked_to_stop_has_a_status_of_its_own(
+  capsys, number
+):
+  before = signal.getsignal(number)
+  unwound = []
+
+  @command.reports_errors
+  def main():
+    try:
+      os.kill(os.getpid(), number)
+      raise AssertionError
+    except Exception as error:  # as for one bad sample
+      raise AssertionError from error
+    finally:
+      # A scheduler may ask twice.
+      os.kill(os.getpid(), signal.SIGTERM)
+      unwound.append(True)
+
+  assert main() == command.AGAIN == 75
+  assert unwound == [True] and signal.getsignal(number) == before
+  name = signal.Signals(number).name
+  expected = f"stopped: {name} was received; the same command resumes\n"
+  assert capsys.readouterr().err == expected
+
+
+def test_the_end_of_another_process_is_one_message(monkeypatch, capsys):
+  """What JAX raises then; the process must not wait for the others."""
+  statuses = []
+  monkeypatch.setattr(command.processes, "has_peers", lambda: True)
+  monkeypatch.setattr(os, "_exit", statuses.append)
+  lost = (
+    "UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:3: Connection reset"
+  )
+  source = "def fail(error):\n  raise error\n"
+  library = {"__name__": "jax._src.somewhere"}
+  exec(source, library)
+
+  @command.reports_errors
+  def main(error, fail):
+    fail(error)
+
+  def fail(error):
+    raise error
+
+  main(ValueError(lost), library["fail"])
+  printed = capsys.readouterr().err
+  assert printed.startswith("error: another process of this job has ended")
+  assert printed.count("\n") == 1 and "Connection reset" in printed
+  main(ValueError("shapes (3,) and (4,)"), library["fail"])
+  assert "Traceback" in capsys.readouterr().err
+  main(ValueError("gloo is no name"), fail)
+  assert capsys.readouterr().err == "error: gloo is no name\n"
+  assert statuses == [75, 1, 1]
+
+
+def test_a_worker_ends_with_its_parent_and_not_before():
+  """Its parent is killed, so that nobody can tell it."""
+  script = """
+import multiprocessing, os, signal, sys, time
+from blip_jax.runtime import processes
+
+def work(pipe):
+  processes.begin_worker()
+  for number in (signal.SIGINT, signal.SIGTERM):
+    os.kill(os.getpid(), number)
+  pipe.send(os.getpid())
+  time.sleep(60)
+
+if __name__ == "__main__":
+  context = multiprocessing.get_context("spawn")
+  ours, theirs = context.Pipe()
+  context.Process(target=work, args=(theirs,), daemon=True).start()
+  print(ours.recv(), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder, "parent.py")
+    path.write_text(script)
+    parent = subprocess.run(
+      [sys.executable, path], stdout=subprocess.PIPE, text=True, timeout=60
+    )
+  worker = processes.this()._replace(pid=int(parent.stdout), started=0)
+  deadline = time.monotonic() + 10
+  while not worker.has_ended():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)

@@ -47,7 +47,45 @@ def test_results_are_printed(monkeypatch, tmp_path, capsys):
     (["--config=search", "--config.job=train"], "pretrain_14m"),
     (["--config=capfilt", "--config.job=evaluate"], "caption_nocaps"),
     (["--config=quickstart", "--distributed=yes"], "HOST:PORT,PROCESSES,INDEX"),
-    (["--config=quickstart", "--distributed=a:1,2,x"], "HOST:PORT"),
+    *(
+      (["--config=quickstart", f"--distributed={how}"], "HOST:PORT")
+      for how in (
+        "",
+        ",",
+        ",,",
+        "localhost,2,0",
+        "localhost:,2,0",
+        ":9876,2,0",
+        "localhost:0,2,0",
+        "localhost:65536,2,0",
+        "localhost:9876",
+        "localhost:9876,2",
+        "localhost:9876,2,0,0",
+        "localhost:9876,0,0",
+        "localhost:9876,2,2",
+        "localhost:9876,2,-1",
+        "localhost:9876,-2,0",
+        "localhost:9876,2,x",
+        "localhost:9876,2.0,0",
+        "localhost:\u0663\u0663,2,0",
+        "http://localhost:9876,2,0",
+        "::1:9876,2,0",
+        "a b:9876,2,0",
+        "AUTO",
+      )
+    ),
+    (
+      ["--config=quickstart", "--distributed=no.such.host.invalid:9876,2,1"],
+      "no.such.host.invalid: ",
+    ),
+    *(
+      (
+        [f"--config={config}", f"--config.job={job}", "--distributed=a:1,2,0"],
+        "runs as one process",
+      )
+      for config, job in [("search", "search")]
+      + [("capfilt", job) for job in ("merge", "report", "status", "verify")]
+    ),
     (["--config=quickstrat"], "Did you mean 'quickstart'?"),
     (["--config=quickstart", "--config.lr=1"], "--config.optim.lr?"),
     ([], "recipes are bootstrap"),

@@ -24,7 +24,7 @@ from blip_jax import (
 )
 from blip_jax.cli import recipes
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import sharding, snapshot
+from blip_jax.runtime import sharding, snapshot, stopping
 from tests import QUICK_TO_COMPILE, helpers, short_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -352,7 +352,8 @@ def test_resume_is_bit_exact(uninterrupted):
     assert process.poll() is None, process.stderr.read()[-3000:]
     time.sleep(0.05)
   process.send_signal(signal.SIGTERM)
-  assert process.wait(timeout=60) == 0
+  assert process.wait(timeout=60) == 75
+  assert "is done and saved; the same command" in process.stderr.read()
   stopped_at = int(snapshot.find(workdir).name)
   assert 1 < stopped_at < 60
   # Of another state the digests are others.
@@ -550,11 +551,22 @@ def test_the_best_is_not_selected_by_a_split_that_is_absent():
 
 
 def test_a_run_stops_after_the_signal_of_a_scheduler():
-  before = signal.getsignal(signal.SIGTERM)
-  try:
-    stop = train.StopSignal()
-    assert not stop.requested(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.requested(2) and stop.requested(3)
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+  for number in (signal.SIGTERM, signal.SIGINT):
+    with train.StopSignal() as stop:
+      assert not stop.requested(1)
+      os.kill(os.getpid(), number)
+      assert stop.requested(2) and stop.requested(3)
+      # Once the step is saved, an evaluation does not begin.
+      with pytest.raises(stopping.Stopped), stop.at_once():
+        raise AssertionError
+  after = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+  assert after == before
+
+
+def test_an_evaluation_is_left_at_once():
+  with train.StopSignal() as stop:
+    with pytest.raises(stopping.Stopped, match="SIGTERM"), stop.at_once():
+      os.kill(os.getpid(), signal.SIGTERM)
+      raise AssertionError
+    assert stop.requested(1)

@@ -2,6 +2,7 @@
 the texts (`report.csv`), and as JSON.
 """
 
+import contextlib
 import logging
 import pathlib
 
@@ -96,15 +97,12 @@ def _throughput(log_folder: pathlib.Path) -> dict[str, dict[str, float | int]]:
     if not name.endswith(".jsonl"):
       continue
     # A running process may be writing its last line.
-    lines = [
-      (line.get("images"), line.get("seconds"))
-      for line in files.json_lines(log_folder / name)
-    ]
-    lines = [
-      pair for pair in lines if all(type(x) in (int, float) for x in pair)
-    ]
-    num_images = sum(images for images, _ in lines)
-    seconds = sum(seconds for _, seconds in lines)
+    num_images, seconds = 0, 0.0
+    for line in files.json_lines(log_folder / name):
+      # Of a line that is damaged, nothing counts.
+      with contextlib.suppress(LookupError, TypeError, ValueError):
+        images, time = int(line["images"]), float(line["seconds"])
+        num_images, seconds = num_images + images, seconds + time
     throughput[name.removesuffix(".jsonl")] = {
       "images": num_images,
       "seconds": round(seconds, 1),

@@ -20,6 +20,7 @@ import numpy as np
 
 from blip_jax.data import examples, order, rejects, transforms
 from blip_jax.data import sources as sources_lib
+from blip_jax.runtime import processes
 
 Batch = tuple[dict[str, np.ndarray], list[str]]
 
@@ -71,7 +72,7 @@ def _read_ahead(
         num_workers=num_workers,
         per_worker_buffer_size=math.ceil(ahead / num_workers),
       ),
-      worker_init_fn=_disable_opencv_threads,
+      worker_init_fn=_begin_worker,
     )
     # For a token array, a shared memory segment costs more than a copy.
     options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
@@ -79,7 +80,12 @@ def _read_ahead(
   return iter(ds)
 
 
-def _disable_opencv_threads(*_: Any) -> None:
+def _begin_worker(*_: Any) -> None:
+  processes.begin_worker()
+  _disable_opencv_threads()
+
+
+def _disable_opencv_threads() -> None:
   # The pipeline has its own threads; OpenCV's would compete with them.
   cv2.setNumThreads(0)
 

@@ -1,14 +1,20 @@
-"""How a command ends: a user's mistake is one message, a bug a traceback."""
+"""How a command ends: a user's mistake is one message, a bug a traceback.
+
+The statuses are listed in docs/scale.md.
+"""
 
 import argparse
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 
-from blip_jax.runtime import files
+from blip_jax.runtime import files, processes, stopping
 
+# The command is not done, through no fault of its own: run it again.
+AGAIN = os.EX_TEMPFAIL
 # Set to 1, it brings the traceback of every error back.
 TRACEBACK = "BLIP_JAX_TRACEBACK"
 
@@ -17,6 +23,10 @@ TRACEBACK = "BLIP_JAX_TRACEBACK"
 _MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)
 # Nothing of a user's reaches these unchecked, so that their errors are bugs.
 _ARRAY_LIBRARIES = {"flax", "jax", "jaxlib", "numpy", "optax"}
+# What JAX raises where another process of the job does not answer.
+_LOST_PEER = re.compile(
+  r"(?i)gloo|nccl|coordination|heartbeat|unavailable|connection (closed|reset)"
+)
 
 
 class UsageError(ValueError):
@@ -27,7 +37,9 @@ def reports_errors(main: Callable[..., int | None]) -> Callable[..., int]:
   """Makes a function the entry point of a command; it returns the exit status.
 
   A user's mistake becomes `error: ...` on stderr and status 1, or 2 if the
-  command itself is wrong. Any other exception passes through.
+  command itself is wrong. A request to stop becomes `stopped: ...` and `AGAIN`,
+  and so does the end of another process of the job. Any other exception passes
+  through.
 
   If several processes take part, an error ends this one at once: at a normal
   exit it would wait for the others, which wait for it.
@@ -36,19 +48,26 @@ def reports_errors(main: Callable[..., int | None]) -> Callable[..., int]:
   @functools.wraps(main)
   def command(*args, **kwargs) -> int:
     try:
-      return main(*args, **kwargs) or 0
+      with stopping.handled_by(stopping.at_once):
+        return main(*args, **kwargs) or 0
+    except stopping.Stopped as stop:
+      text, status = f"stopped: {stop}; the same command resumes", AGAIN
     except Exception as error:
       wanted = os.environ.get(TRACEBACK, "0") not in ("", "0")
-      hidden = is_mistake(error) and not wanted
-      if not hidden and not _has_peers():
-        raise
-      text = f"error: {message(error)}" if hidden else traceback.format_exc()
-      print(text, file=sys.stderr, flush=True)
       status = 2 if isinstance(error, UsageError) else 1
-      if _has_peers():
-        sys.stdout.flush()
-        os._exit(status)
-      return status
+      if wanted or not (is_mistake(error) or _is_lost_peer(error)):
+        if not processes.has_peers():
+          raise
+        text = traceback.format_exc()
+      elif _is_lost_peer(error):
+        text, status = f"error: {_lost(error)}", AGAIN
+      else:
+        text = f"error: {message(error)}"
+    print(text, file=sys.stderr, flush=True)
+    if processes.has_peers():
+      sys.stdout.flush()
+      os._exit(status)
+    return status
 
   return command
 
@@ -57,9 +76,29 @@ def is_mistake(error: Exception) -> bool:
   """Whether an exception is about what a user gave, and not about the code."""
   if not isinstance(error, _MISTAKES):
     return False
+  return not _is_of_arrays(error)
+
+
+def _is_of_arrays(error: Exception) -> bool:
   *_, (frame, _) = traceback.walk_tb(error.__traceback__)
   library = frame.f_globals.get("__name__", "").partition(".")[0]
-  return library not in _ARRAY_LIBRARIES
+  return library in _ARRAY_LIBRARIES
+
+
+def _is_lost_peer(error: Exception) -> bool:
+  return (
+    processes.has_peers()
+    and _is_of_arrays(error)
+    and _LOST_PEER.search(str(error)) is not None
+  )
+
+
+def _lost(error: Exception) -> str:
+  return (
+    "another process of this job has ended, or cannot be reached; its own "
+    "output says why. The same command on all hosts resumes. "
+    f"({files.one_line(str(error)):.200})"
+  )
 
 
 def message(error: Exception) -> str:
@@ -75,8 +114,3 @@ def local_path(text: str) -> str:
     return str(files.local(text))
   except OSError as error:
     raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _has_peers() -> bool:
-  jax = sys.modules.get("jax")
-  return jax is not None and jax.distributed.is_initialized()

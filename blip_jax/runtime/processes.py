@@ -7,16 +7,21 @@ have it by now, and every container counts from 1.
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import pathlib
+import signal
 import socket
 import sys
+import threading
 import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
 _BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")
+# Seconds that a worker outlives a request to stop; its parent may need it.
+_GRACE = 30.0
 _NAMESPACE = pathlib.Path("/proc/self/ns/pid")
 
 
@@ -119,3 +124,28 @@ def any_says(yes: bool) -> bool:
   from jax.experimental import multihost_utils
 
   return bool(multihost_utils.process_allgather(np.array(yes)).any())
+
+
+def begin_worker() -> None:
+  """Ties this process, one of `multiprocessing`, to its parent.
+
+  It ends when the parent does, even by SIGKILL, and leaves requests to stop,
+  which terminals and schedulers send to all processes, to the parent.
+  """
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+
+    def follow() -> None:
+      parent.join()
+      os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(*_: object) -> None:
+  """What SIGTERM does: `multiprocessing` itself sends it too."""
+  timer = threading.Timer(_GRACE, os._exit, (1,))
+  timer.daemon = True
+  timer.start()

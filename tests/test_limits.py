@@ -37,7 +37,7 @@ from blip_jax.data import (
   schema,
   sources,
   tables,
-  tar_index,
+  tar_headers,
   transforms,
 )
 from blip_jax.evaluators import ranking
@@ -116,7 +116,9 @@ LIMITS = [
   (offsets, "_CHUNK", 16_777_216),
   (offsets, "MIN_CACHED_BYTES", 67_108_864),
   (json_index, "_CHUNK", 16_777_216),
-  (tar_index, "_CHUNK", 16_777_216),
+  (tar_headers, "_CHUNK", 1_048_576),
+  (tar_headers, "MAX_NAME_BYTES", 65_536),
+  (tar_headers, "MAX_PAX_BYTES", 1_048_576),
   (hub, "_CHUNK", 262_144),
   (snapshot, "PART_BYTES", 134_217_728),
   (parquet, "_LARGE_GROUP_BYTES", 134_217_728),

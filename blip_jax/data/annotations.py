@@ -8,7 +8,7 @@ from blip_jax.data import json_index, offsets, schema, sources
 from blip_jax.runtime import files
 
 
-class Annotations:
+class Annotations(sources.Source):
   """Rows of a JSON list or of JSON lines, as COCO, Flickr30k and BLIP use.
 
   A row is an object; see `schema.Columns` for its keys and the arguments.
@@ -46,9 +46,10 @@ class Annotations:
   def __len__(self) -> int:
     return len(self._rows.array) - 1
 
-  def __getitem__(self, index: int) -> sources.Record:
-    index = range(len(self))[index]
-    id = f"{files.printable(os.path.basename(self.path))}:{index}"
+  def _id(self, index: int) -> str:
+    return f"{files.printable(os.path.basename(self.path))}:{index}"
+
+  def _record(self, index: int, id: str) -> sources.Record:
     return self._columns.record(
       self._parse(index, id), id, f"{self.path}: row {index}"
     )

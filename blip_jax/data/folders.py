@@ -21,7 +21,7 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _MAX_ENDINGS = 10  # listed in a message
 
 
-class Images:
+class Images(sources.Source):
   """Images without captions: files below a folder.
 
   Args:
@@ -37,10 +37,11 @@ class Images:
   def __len__(self) -> int:
     return len(self._names)
 
-  def __getitem__(self, index: int) -> sources.Record:
-    name = self._names[range(len(self))[index]]
-    path = os.path.join(self._root, name)
-    return {"image": path, "id": files.printable(name)}
+  def _id(self, index: int) -> str:
+    return files.printable(self._names[index])
+
+  def _record(self, index: int, id: str) -> sources.Record:
+    return {"image": os.path.join(self._root, self._names[index]), "id": id}
 
 
 class CaptionedImages(Images):
@@ -84,9 +85,9 @@ class CaptionedImages(Images):
     names = [self._names[row] for row in range(len(self))]
     return Images(self._root, names)
 
-  def __getitem__(self, index: int) -> sources.Record:
-    record = super().__getitem__(index)
-    path, id = record["image"], record["id"]
+  def _record(self, index: int, id: str) -> sources.Record:
+    record = super()._record(index, id)
+    path = record["image"]
     if _is_text(path):
       detail = f"{path}: no image next to it ({' '.join(transforms.ENDINGS)})"
       raise sources.BadRow(id, "missing_image", detail)

@@ -22,7 +22,7 @@ from blip_jax.runtime import files
 _Span = tuple[int, int]  # start and end in bytes
 
 
-class JsonDataset:
+class JsonDataset(sources.Source):
   """Images of a data set, each with all its captions, in the file's order.
 
   The image is `file_name` (COCO), or `filename` in the folder `filepath`
@@ -72,10 +72,12 @@ class JsonDataset:
   def __len__(self) -> int:
     return len(self._images)
 
-  def __getitem__(self, index: int) -> sources.Record:
-    index = range(len(self))[index]
+  def _id(self, index: int) -> str:
     number = self._images.number(index)
-    id = f"{files.printable(os.path.basename(self.path))}:{number}"
+    return f"{files.printable(os.path.basename(self.path))}:{number}"
+
+  def _record(self, index: int, id: str) -> sources.Record:
+    number = self._images.number(index)
     row = self._parse(index, id)
     return self._columns.record(row, id, f"{self.path}: image {number}")
 

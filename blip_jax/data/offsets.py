@@ -131,8 +131,13 @@ def open_text(
   return data, len(head) - len(text) if text else None
 
 
+def is_compressed(head: bytes) -> bool:
+  """Whether a file with these first bytes is a compressed one."""
+  return head.startswith(_COMPRESSED)
+
+
 def _check_is_text(path: str, head: bytes) -> None:
-  if head.startswith(_COMPRESSED):
+  if is_compressed(head):
     raise ValueError(
       f"{path}: expected text, found a compressed file, whose rows cannot be "
       "read one by one. Decompress it, for example with gunzip."

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -36,6 +37,18 @@ class BadSample(Exception):
 
   def __str__(self) -> str:
     return f"{self.reason}: {self.detail}"
+
+
+# A full disk or quota, a disk that is read-only, too many open files.
+_OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+
+
+def hits_all(error: Exception) -> bool:
+  """Whether an error would hit any other input as well, and must end a job.
+
+  Any other exception while one row, image or shard is read costs only that.
+  """
+  return isinstance(error, OSError) and error.errno in _OF_ALL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,18 +5,18 @@ import concurrent.futures
 import functools
 import itertools
 import json
-import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from absl import logging
 
-from blip_jax.data import offsets, schema, sources, tar_index
+from blip_jax.data import rejects, schema, sources, tar_headers, tar_index
 from blip_jax.runtime import files
 
+_MAX_ENDINGS = 20  # listed in a message
 
-class TarShards:
+
+class TarShards(sources.Source):
   """Samples of webdataset or img2dataset tar files, read in place.
 
   A sample consists of the members that share a name up to its first dot (see
@@ -50,58 +50,61 @@ class TarShards:
     self._with_captions = with_captions
     self._keep = schema.kept_names(keep)
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
-      build = functools.partial(tar_index.cached, keep=self._keep)
-      indexed = list(pool.map(build, self.paths))
-    self._shards = [offsets.Mapped(index) for index, _ in indexed]
-    numbers = [tar_index.num_samples(index) for index, _ in indexed]
+      index = functools.partial(_indexed, keep=self._keep)
+      indexed = list(pool.map(index, self.paths))
+    self._shards = [index for index, _ in indexed]
+    numbers = map(len, self._shards)
     self._starts = list(itertools.accumulate(numbers, initial=0))
     self.problems = [line for _, damage in indexed for line in damage]
     for line in self.problems:
-      logging.warning("Damaged shard: %s", line)
+      logging.warning("Damaged shard: %s", files.one_line(line))
     for path, (index, _) in zip(self.paths, indexed, strict=True):
-      if members := tar_index.unused(index):
+      if members := index.unused():
         _log_unused(path, tuple(members))
     if not len(self):
-      raise ValueError(f"No samples in {paths[0]} and {len(paths) - 1} others.")
+      raise ValueError(
+        f"No samples in {paths[0]} and {len(paths) - 1} others. "
+        + self.problems[0]
+      )
     self._check_kept()
 
   def __len__(self) -> int:
     return self._starts[-1]
 
-  def __getitem__(self, index: int) -> sources.Record:
-    path, sample, id = self._find(index)
-    record = {"image": _member(path, sample["image"], id, "image"), "id": id}
+  def _id(self, index: int) -> str:
+    sample = self._sample(index)
+    label = sample.path.removeprefix(self._folder)
+    return files.printable(f"{label}:{sample.key}")
+
+  def _record(self, index: int, id: str) -> sources.Record:
+    sample = self._sample(index)
+    record = {"image": sample.member("image", id), "id": id}
     if self._with_captions:
-      record["caption"] = _caption(path, sample, id)
+      record["caption"] = _caption(sample, id)
     if self._keep:
-      row = self._row(path, sample, id)
-      record |= schema.kept_values(self._keep, row, id, f"{path}: {id}")
+      row = self._row(sample, id)
+      record |= schema.kept_values(self._keep, row, id, f"{sample.path}: {id}")
     return record
 
-  def _find(self, index: int) -> tuple[str, np.void, str]:
-    """Returns the shard, the entry of its index and the id of a sample."""
-    index = range(len(self))[index]
+  def _sample(self, index: int) -> "_Sample":
     shard = bisect.bisect_right(self._starts, index) - 1
-    sample = self._shards[shard].array[index - self._starts[shard]]
-    path = self.paths[shard]
-    label = path.removeprefix(self._folder)
-    id = files.printable(f"{label}:{os.fsdecode(bytes(sample['key']))}")
-    return path, sample, id
+    row = index - self._starts[shard]
+    return _Sample(self.paths[shard], self._shards[shard], row)
 
-  def _row(self, path: str, sample: np.void, id: str) -> dict[str, Any]:
+  def _row(self, sample: "_Sample", id: str) -> dict[str, Any]:
     """Returns what may be kept of a sample, by name."""
     texts = {}
     for name in self._keep:
-      span = sample[tar_index.member_field(name)]
-      if span[0] >= 0:
+      field = tar_index.member_field(name)
+      if sample.has(field):
         try:
-          texts[name] = _member(path, span, id, name).decode("utf-8")
+          texts[name] = sample.member(field, id).decode("utf-8")
         except UnicodeDecodeError as error:
-          detail = f"{path}: {name}: {error}"
+          detail = f"{sample.path}: {name}: {error}"
           raise sources.BadRow(id, "broken_row", detail) from error
-    if len(texts) == len(self._keep) or sample["json"][0] < 0:
+    if len(texts) == len(self._keep) or not sample.has("json"):
       return texts
-    return _json(path, sample, id) | texts
+    return _json(sample, id) | texts
 
   def _check_kept(self) -> None:
     # Endings are in the index, so only keys of json need a search.
@@ -111,64 +114,95 @@ class TarShards:
     endings = tar_index.endings(self.paths[0])
 
     def columns(index: int) -> list[str]:
-      path, sample, id = self._find(index)
-      has_json = sample["json"][0] >= 0
-      return [*(_json(path, sample, id) if has_json else ()), *endings]
+      sample = self._sample(index)
+      row = _json(sample, self._id(index)) if sample.has("json") else ()
+      return [*row, *endings]
 
     schema.search_kept(sought, columns, len(self), self.paths[0])
 
   def _has_member(self, ending: str) -> bool:
     field = tar_index.member_field(ending)
-    return any((s.array[field][:, 0] >= 0).any() for s in self._shards)
+    return any(shard.has(field) for shard in self._shards)
+
+
+class _Sample(NamedTuple):
+  """A sample of a shard, of which nothing is read yet."""
+
+  path: str
+  index: tar_index.Index
+  row: int
+
+  @property
+  def key(self) -> str:
+    return self.index.key(self.row)
+
+  def has(self, field: str) -> bool:
+    return self.index.span(self.row, field)[0] >= 0
+
+  def member(self, field: str, id: str) -> bytes:
+    """Reads a member; raises `BadRow` if it cannot be read."""
+    offset, size = self.index.span(self.row, field)
+    if offset < 0:
+      detail = f"{self.path}: the sample has no {field}"
+      reason = "missing_caption" if field == "text" else f"missing_{field}"
+      raise sources.BadRow(id, reason, detail)
+    try:
+      raw = files.read_range(self.path, offset, size)
+    except OSError as error:
+      if rejects.hits_all(error):
+        raise
+      detail = f"{self.path}: {field}: {error}"
+      raise sources.BadRow(id, "unreadable", detail) from error
+    if len(raw) < size:
+      detail = f"{self.path}: the shard is shorter than it was"
+      raise sources.BadRow(id, "broken_row", detail)
+    return raw
 
 
 @functools.cache  # CapFilt opens a shard several times
 def _log_unused(path: str, members: tuple[tuple[str, int], ...]) -> None:
-  counts = ", ".join(f"{number} such as {name}" for name, number in members)
+  counts = ", ".join(
+    f"{number} such as {tar_headers.shown(name)}"
+    for name, number in members[:_MAX_ENDINGS]
+  )
+  if len(members) > _MAX_ENDINGS:
+    counts += f", and {len(members) - _MAX_ENDINGS} further endings"
   message = f"{path}: members that are not used: {counts}"
   logging.warning("%s", files.one_line(message))
 
 
-def _caption(
-  path: str, sample: np.void, id: str
-) -> str | bytes | list[str | bytes]:
-  if sample["text"][0] >= 0 or sample["json"][0] < 0:
-    return _member(path, sample["text"], id, "caption")
-  row = _json(path, sample, id)
+def _indexed(
+  path: str, keep: tuple[str, ...]
+) -> tuple[tar_index.Index, list[str]]:
+  """The index of a shard; that of none if it cannot be read at all."""
+  try:
+    return tar_index.cached(path, keep)
+  except Exception as error:
+    if rejects.hits_all(error):
+      raise
+    damage = f"{path}: {type(error).__name__}: {error}"
+    return tar_index.no_samples(keep), [damage]
+
+
+def _caption(sample: _Sample, id: str) -> str | bytes | list[str | bytes]:
+  if sample.has("text") or not sample.has("json"):
+    return sample.member("text", id)
+  row = _json(sample, id)
+  where = f"{sample.path}: json"
   key = next((key for key in schema.CAPTIONS if key in row), None)
   if key is None:
-    detail = f"{path}: json: no caption among {list(row)!r:.200}"
+    detail = f"{where}: no caption among {list(row)!r:.200}"
     raise sources.BadRow(id, "broken_row", detail)
-  return schema.caption(row[key], id, f"{path}: json: {key!r}")
+  return schema.caption(row[key], id, f"{where}: {key!r}")
 
 
-def _json(path: str, sample: np.void, id: str) -> dict[str, Any]:
-  raw = _member(path, sample["json"], id, "json")
+def _json(sample: _Sample, id: str) -> dict[str, Any]:
+  where = f"{sample.path}: json"
   try:
-    row = json.loads(raw.decode("utf-8"))
+    row = json.loads(sample.member("json", id).decode("utf-8"))
   except (ValueError, RecursionError) as error:
-    raise sources.BadRow(
-      id, "broken_row", f"{path}: json: {error!r}"
-    ) from error
+    raise sources.BadRow(id, "broken_row", f"{where}: {error!r}") from error
   if not isinstance(row, dict):
-    detail = f"{path}: json: expected an object, found {row!r:.200}"
+    detail = f"{where}: expected an object, found {row!r:.200}"
     raise sources.BadRow(id, "broken_row", detail)
   return row
-
-
-def _member(path: str, span: np.ndarray, id: str, part: str) -> bytes:
-  offset, size = (int(n) for n in span)
-  if offset < 0:
-    raise sources.BadRow(
-      id, f"missing_{part}", f"{path}: the sample has no {part}"
-    )
-  try:
-    raw = files.read_range(path, offset, size)
-  except OSError as error:
-    detail = f"{path}: {part}: {error}"
-    raise sources.BadRow(id, "unreadable", detail) from error
-  if len(raw) < size:
-    raise sources.BadRow(
-      id, "broken_row", f"{path}: the shard is shorter than it was"
-    )
-  return raw

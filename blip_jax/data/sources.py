@@ -16,6 +16,7 @@ A mistake in the schema (a key that no row has) is the user's and raises
 the loader counts and skips. Images are only read later, in `transforms.decode`.
 """
 
+import abc
 import hashlib
 import os
 import re
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from blip_jax.data import transforms
+from blip_jax.data import rejects, transforms
 from blip_jax.runtime import files
 
 Record = dict[str, Any]
@@ -43,8 +44,8 @@ class BadRow(transforms.BadSample):
   """A row that cannot be used, although other rows of its source can.
 
   Reasons in addition to those of `BadSample`: missing_image, missing_caption,
-  missing_column (of those to keep), and broken_row, which cannot be parsed or
-  has a value of another type.
+  missing_column (of those to keep), broken_row, which cannot be parsed or has a
+  value of another type, and error, whatever else reading it raises.
   """
 
   def __init__(self, id: str, reason: str, detail: str):
@@ -83,6 +84,35 @@ def image_path(record: Record) -> str:
   """Returns the path of the image; "" if it is stored in a shard or table."""
   image = record["image"]
   return image if isinstance(image, str) else ""
+
+
+class Source(abc.ABC):
+  """A source whose rows cost only themselves, whatever reading one raises."""
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def _id(self, index: int) -> str:
+    """Returns the id of a row, without reading it."""
+
+  @abc.abstractmethod
+  def _record(self, index: int, id: str) -> Record:
+    """Reads a row; may raise anything."""
+
+  def __getitem__(self, index: int) -> Record:
+    """Returns a record; raises `BadRow` or `IndexError`."""
+    index = range(len(self))[index]
+    id = self._id(index)
+    try:
+      return self._record(index, id)
+    except BadRow:
+      raise
+    except Exception as error:
+      if rejects.hits_all(error):
+        raise
+      detail = f"{type(error).__name__}: {error}"
+      raise BadRow(id, "error", detail) from error
 
 
 class Rows:

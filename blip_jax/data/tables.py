@@ -29,7 +29,7 @@ _EMPTY = ("nan", "NaN", "None", "null", "NULL", "<NA>")
 _LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)
 
 
-class Csv:
+class Csv(sources.Source):
   """Rows of a CSV or TSV file.
 
   Several captions in one field are a JSON list of texts. A field that contains
@@ -127,9 +127,10 @@ class Csv:
   def __len__(self) -> int:
     return len(self._rows.array) - 1 - self._num_header_lines
 
-  def __getitem__(self, index: int) -> sources.Record:
-    index = range(len(self))[index]
-    id = f"{files.printable(os.path.basename(self.path))}:{index}"
+  def _id(self, index: int) -> str:
+    return f"{files.printable(os.path.basename(self.path))}:{index}"
+
+  def _record(self, index: int, id: str) -> sources.Record:
     row, where = self._row(index, id)
     return self._columns.record(row, id, where)
 

@@ -7,16 +7,15 @@ such as a mask (`22.seg.png`), and is not used.
 """
 
 import os
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
-from blip_jax.data import offsets, transforms
+from blip_jax.data import offsets, tar_headers, transforms
 from blip_jax.runtime import files
 
-_CHUNK = 1 << 24
 _PARTS = ("image", "text", "json")
 # What is read of a shard. Anything else, pickles above all, is not.
 _USUAL = {
@@ -37,11 +36,57 @@ class _Member(NamedTuple):
   span: tuple[int, int]  # offset and size in bytes
 
 
-def cached(path: str, keep: Iterable[str]) -> tuple[np.ndarray, list[str]]:
+class Index:
+  """The samples of a tar shard, and what else is in it.
+
+  All is in one array, which is mapped if it comes from a cache. Names are one
+  after the other in it: a long one takes no room in the rows of the others.
+
+  Args:
+    array: from `_packed`.
+    keep: endings of further members that it has.
+  """
+
+  def __init__(self, array: Int[np.ndarray, " n"], keep: Sequence[str] = ()):
+    self._mapped = offsets.Mapped(array)
+    self._columns = _columns(keep)
+
+  def __len__(self) -> int:
+    return int(self._mapped.array[0])
+
+  @property
+  def _rows(self) -> Int[np.ndarray, "rows columns"]:
+    """Spans of the key and of each field; samples first."""
+    array, width = self._mapped.array, 2 * len(self._columns) + 2
+    return array[2 : 2 + int(array[1]) * width].reshape(-1, width)
+
+  def key(self, row: int) -> str:
+    start, size = self._rows[row, :2].tolist()
+    names = self._mapped.array[2 + self._rows.size :].view(np.uint8)
+    return os.fsdecode(names[start : start + size].tobytes())
+
+  def span(self, row: int, field: str) -> tuple[int, int]:
+    """Offset and size in bytes; -1 where the sample has no such member."""
+    at = self._columns[field]
+    offset, size = self._rows[row, at : at + 2].tolist()
+    return offset, size
+
+  def has(self, field: str) -> bool:
+    """Whether any sample has such a member."""
+    return bool((self._rows[: len(self), self._columns[field]] >= 0).any())
+
+  def unused(self) -> list[tuple[str, int]]:
+    """For each ending, a member that is not used and their number."""
+    rows = range(len(self), len(self._rows))
+    return [(self.key(row), self.span(row, _PARTS[0])[1]) for row in rows]
+
+
+def cached(path: str, keep: Iterable[str] = ()) -> tuple[Index, list[str]]:
   """Returns `samples(path, keep)`, from a cache if the shard is large."""
   keep = tuple(keep)
-  kind = f"members{offsets.digest((*_USUAL, *_UNUSUAL, '', *keep))}"
-  return offsets.cached(path, kind, lambda path: samples(path, keep))
+  kind = f"samples{offsets.digest((*_USUAL, *_UNUSUAL, '', *keep))}"
+  array, damage = offsets.cached(path, kind, lambda path: _packed(path, keep))
+  return Index(array, keep), damage
 
 
 def member_field(ending: str) -> str:
@@ -49,9 +94,7 @@ def member_field(ending: str) -> str:
   return f"member:{ending.lower()}"
 
 
-def samples(
-  path: str, keep: Iterable[str] = ()
-) -> tuple[np.ndarray, list[str]]:
+def samples(path: str, keep: Iterable[str] = ()) -> tuple[Index, list[str]]:
   """Finds the samples of a tar shard, and what else is in it.
 
   Only headers are read. After damage the scan continues at the next valid
@@ -61,39 +104,23 @@ def samples(
     keep: endings of further members to find. They make no sample of their own.
 
   Returns:
-    The index, a structured array with `key` and, for image, text, json and each
-    `member_field` of `keep`, offset and size in bytes (-1 where the sample has
-    none), and at its end what `unused` returns; and a list of damage.
+    The index, with the fields image, text, json and each `member_field` of
+    `keep`; and a list of damage.
   """
-  fields = {member_field(ending): None for ending in keep}  # ordered
-  found = _Found(path, set(fields))
-  for member in _members(path, found.damage):
-    found.add(member)
-  found.drop_second_images()
-  if not found.samples:
-    found.damage.append(f"{path}: no images or captions found")
-  return _index(found, (*_PARTS, *fields)), found.damage
+  keep = tuple(keep)
+  array, damage = _packed(path, keep)
+  return Index(array, keep), damage
 
 
-def num_samples(index: np.ndarray) -> int:
-  """Returns how many rows of an index are samples; the others follow them."""
-  number = len(index)
-  while number and not any(_has(index[number - 1], part) for part in _PARTS):
-    number -= 1
-  return number
-
-
-def unused(index: np.ndarray) -> list[tuple[str, int]]:
-  """Returns, for each ending, a member that is not used and their number."""
-  return [
-    (os.fsdecode(bytes(row["key"])), int(row["image"][1]))
-    for row in index[num_samples(index) :]
-  ]
+def no_samples(keep: Iterable[str] = ()) -> Index:
+  """The index of a shard that cannot be read."""
+  return Index(np.zeros(2, np.int64), tuple(keep))
 
 
 def endings(path: str) -> list[str]:
   """Returns the endings of a shard's members, each once."""
-  names = (member.name for member in _members(path, []))
+  members = tar_headers.members(path, tar_headers.Damage(path))
+  names = (member.name for member in members)
   return list(dict.fromkeys(_first_ending(name)[1] for name in names))
 
 
@@ -104,29 +131,31 @@ class _Found:
     samples: key -> part -> its member.
     kept: key -> field -> place of its member.
     unused: ending -> the first such member, and their number.
-    damage: what is damaged.
+
+  Args:
+    fields: those of members to keep.
+    damage: gets members that are lost.
   """
 
-  def __init__(self, path: str, fields: set[str]):
-    self._path = path
+  def __init__(self, fields: set[str], damage: tar_headers.Damage):
     self._fields = fields
+    self._damage = damage
     # Key with a dot -> key up to its first dot.
     self._owners: dict[str, str] = {}
     self.samples: dict[str, dict[str, _Member]] = {}
     self.kept: dict[str, dict[str, tuple[int, int]]] = {}
     self.unused: dict[str, tuple[str, int]] = {}
-    self.damage: list[str] = []
 
-  def add(self, info: tarfile.TarInfo) -> None:
-    if info.isdir():
+  def add(self, member: tar_headers.Member) -> None:
+    if member.is_folder:
       return
-    if not info.isreg() or info.issparse():
-      return self._leave_out(info.name)
-    owner, ending = _first_ending(info.name)
+    if not member.is_file:
+      return self._leave_out(member.name)
+    owner, ending = _first_ending(member.name)
     key = owner
     if not self._is_known(ending) and os.path.basename(owner):
-      key, ending = _last_ending(info.name)
-    span = (info.offset_data, info.size)
+      key, ending = _last_ending(member.name)
+    span = (member.offset, member.size)
     field = member_field(ending)
     if field in self._fields:
       self.kept.setdefault(key, {}).setdefault(field, span)
@@ -134,9 +163,9 @@ class _Found:
     if part:
       if key != owner:
         self._owners[key] = owner
-      self._add_part(key, part, _Member(info.name, ending, span))
+      self._add_part(key, part, _Member(member.name, ending, span))
     elif field not in self._fields:
-      self._leave_out(info.name)
+      self._leave_out(member.name)
 
   def _is_known(self, ending: str) -> bool:
     is_kept = member_field(ending) in self._fields
@@ -148,8 +177,8 @@ class _Found:
     if first is member:
       return
     if first.ending in _USUAL and member.ending in _USUAL:
-      detail = f"{member.name}: a second {part} of {key!r}"
-      self.damage.append(f"{self._path}: {detail}")
+      name = tar_headers.shown(member.name)
+      self._damage.add(f"{name}: a second {part} of {key!r:.200}")
     elif member.ending in _USUAL:
       sample[part] = member
       self._leave_out(first.name)
@@ -172,27 +201,44 @@ class _Found:
     self.unused[ending] = first, number + 1
 
 
-def _index(found: _Found, fields: Iterable[str]) -> np.ndarray:
-  keys = [os.fsencode(key) for key in found.samples]
-  keys += [os.fsencode(name) for name, _ in found.unused.values()]
-  longest = max(map(len, keys), default=1)
-  index = np.full(
-    len(keys),
-    -1,
-    [("key", f"S{longest}")] + [(field, np.int64, 2) for field in fields],
-  )
-  index["key"] = keys
-  for row, (key, sample) in enumerate(found.samples.items()):
+def _packed(
+  path: str, keep: Iterable[str]
+) -> tuple[Int[np.ndarray, " n"], list[str]]:
+  """Scans a shard; returns the array of an `Index`, and a list of damage."""
+  columns, damage = _columns(keep), tar_headers.Damage(path)
+  found = _Found(columns.keys() - set(_PARTS), damage)
+  for member in tar_headers.members(path, damage):
+    found.add(member)
+  found.drop_second_images()
+  if not found.samples:
+    damage.add(f"no images or captions found{_advice(path)}")
+  names = [os.fsencode(key) for key in found.samples]
+  names += [os.fsencode(name) for name, _ in found.unused.values()]
+  sizes = np.array([len(name) for name in names], np.int64)
+  rows = np.full((len(names), 2 + 2 * len(columns)), -1, np.int64)
+  rows[:, 0], rows[:, 1] = np.cumsum(sizes) - sizes, sizes
+  for row, (key, sample) in zip(rows, found.samples.items(), strict=False):
     spans = {part: member.span for part, member in sample.items()}
     for field, span in (spans | found.kept.get(key, {})).items():
-      index[field][row] = span
+      row[columns[field] : columns[field] + 2] = span
   numbers = [number for _, number in found.unused.values()]
-  index["image"][len(found.samples) :, 1] = numbers
-  return index
+  rows[len(found.samples) :, columns[_PARTS[0]] + 1] = numbers
+  blob = b"".join(names)
+  blob += bytes(-len(blob) % rows.itemsize)
+  counts = np.array([len(found.samples), len(rows)], np.int64)
+  parts = [counts, rows.reshape(-1), np.frombuffer(blob, np.int64)]
+  return np.concatenate(parts), damage.lines
 
 
-def _has(row: np.void, field: str) -> bool:
-  return bool(row[field][0] >= 0)
+def _columns(keep: Iterable[str]) -> dict[str, int]:
+  """Where the span of each field is in a row; that of the key is first."""
+  fields = dict.fromkeys((*_PARTS, *map(member_field, keep)))
+  return {field: 2 * number for number, field in enumerate(fields, 1)}
+
+
+def _advice(path: str) -> str:
+  is_compressed = offsets.is_compressed(files.read_range(path, 0, 8))
+  return "; it is compressed: decompress it first" if is_compressed else ""
 
 
 def _first_ending(name: str) -> tuple[str, str]:
@@ -209,36 +255,3 @@ def _last_ending(name: str) -> tuple[str, str]:
   if not dot:
     stem, ending = ending, ""
   return f"{folder}/{stem}" if folder else stem, ending.lower()
-
-
-def _members(path: str, damage: list[str]) -> Iterator[tarfile.TarInfo]:
-  """Yields the intact members, and adds to `damage` what is not intact."""
-  size = files.size(path)
-  end = 0
-  try:
-    # Without `ignore_zeros`, tarfile takes a bad header for the end.
-    with (
-      files.open_read(path) as file,
-      tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar,
-    ):
-      while member := tar.next():
-        # tarfile keeps an object for every member here, which type stubs of
-        # it do not list.
-        vars(tar)["members"].clear()
-        _report_gap(path, end, member.offset, damage)
-        end = tar.offset
-        if member.offset_data + member.size > size:
-          damage.append(f"{path}: {member.name}: truncated")
-          return
-        yield member
-  except tarfile.ReadError as error:
-    damage.append(f"{path}: after byte {end}: {error}")
-    return
-  _report_gap(path, end, size, damage)
-
-
-def _report_gap(path: str, begin: int, end: int, damage: list[str]) -> None:
-  for at in range(begin, end, _CHUNK):
-    if any(files.read_range(path, at, min(_CHUNK, end - at))):
-      damage.append(f"{path}: bytes {begin} to {end} are not tar members")
-      return

@@ -8,7 +8,7 @@ from blip_jax.runtime import files
 _IMAGE_IDS = ("image_id", "image/id", "image/filename")  # first match wins
 
 
-class Tfds:
+class Tfds(sources.Source):
   """A split of a TFDS builder in ArrayRecord format, without TensorFlow.
 
   Args:
@@ -73,10 +73,11 @@ class Tfds:
   def __len__(self) -> int:
     return len(self._rows)
 
-  def __getitem__(self, index: int) -> sources.Record:
-    index = range(len(self))[index]
+  def _id(self, index: int) -> str:
+    return f"{self._label}:{index}"
+
+  def _record(self, index: int, id: str) -> sources.Record:
     row = self._rows[index]
-    id = f"{self._label}:{index}"
     record = {"image": row[self._image], "id": id}
     if self._with_captions:
       record["caption"] = self._captions(row, id)

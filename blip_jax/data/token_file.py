@@ -6,7 +6,7 @@ from blip_jax.data import grouped, offsets, schema, sources
 from blip_jax.runtime import files
 
 
-class TokenFile:
+class TokenFile(sources.Source):
   r"""Images of a file of lines "1000092795.jpg#0\tA caption.".
 
   A row is an image with all its captions, in the order of the first ones. See
@@ -40,9 +40,10 @@ class TokenFile:
   def __len__(self) -> int:
     return len(self._images)
 
-  def __getitem__(self, index: int) -> sources.Record:
-    index = range(len(self))[index]
-    id = f"{files.printable(os.path.basename(self.path))}:{index}"
+  def _id(self, index: int) -> str:
+    return f"{files.printable(os.path.basename(self.path))}:{index}"
+
+  def _record(self, index: int, id: str) -> sources.Record:
     row = self._parse(index, id)
     return self._columns.record(row, id, f"{self.path}: image {index}")
 

@@ -109,3 +109,12 @@ def test_type_checkers_see_every_public_name():
 def test_unknown_names_are_attribute_errors():
   with pytest.raises(AttributeError, match="has no attribute 'Modell'"):
     _ = blip_jax.Modell
+
+
+def test_jobs_import_neither_tensorflow_nor_torch():
+  """Each would cost a start seconds, and its memory."""
+  code = (
+    "import sys, blip_jax.main\n"
+    "print(sorted({'tensorflow', 'torch'} & sys.modules.keys()))\n"
+  )
+  assert run(code) == "[]\n"

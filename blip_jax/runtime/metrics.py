@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import jax
-import tensorboardX
 from clu import parameter_overview
 
 from blip_jax.runtime import files
@@ -67,6 +66,9 @@ class MetricWriter:
     if files.exists(path):
       files.write_text(path, "".join(_lines_up_to(path, start_step)))
     self._file = files.open_append(path)
+    # It imports PyTorch wherever that is installed, which takes seconds.
+    import tensorboardX
+
     self._tensorboard = tensorboardX.SummaryWriter(
       str(workdir / "tb"),
       purge_step=start_step + 1,

@@ -172,3 +172,18 @@ def test_a_glimpse_is_forty_bytes():
 def test_caches_of_other_columns_have_other_names():
   digests = {offsets.digest(c) for c in (("a", "b"), ("ab",), ("b", "a"), ())}
   assert len(digests) == 4 and {len(d) for d in digests} == {8}
+
+
+@pytest.mark.parametrize("damage", [b"", b"not an array", None])
+def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch, damage):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  path = tmp_path / "a.jsonl"
+  path.write_bytes(b"{}\n" * 3)
+  build = lambda path: (np.arange(1000), [])
+  offsets.cached(str(path), "rows", build)
+  (cache,) = tmp_path.glob(".*.npy")
+  whole = cache.read_bytes()
+  cache.write_bytes(whole[:300] if damage is None else damage)
+  index, _ = offsets.cached(str(path), "rows", build)
+  np.testing.assert_array_equal(index, np.arange(1000))
+  assert cache.read_bytes() == whole

@@ -1,9 +1,11 @@
 """Parquet as a source: image paths or images, in memory or mapped."""
 
+import errno
 import os
 import pickle
 import sys
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
@@ -154,10 +156,20 @@ def test_damage_is_reported(tmp_path):
   bad = str(tmp_path / "b.parquet")
   with pytest.raises(ValueError, match=r"1 of 2 Parquet files .*b\.parquet"):
     parquet.Parquet([good, bad])
-  for content in (b"", b"<html>" * 100):
+  whole = (tmp_path / "a.parquet").read_bytes()
+  other = tmp_path / "other"
+  _write(other, {"picture": ["a"], "title": ["b"]})
+  for content in (
+    b"", b"<html>" * 100, whole[:-4], whole[:50], b"PAR1" + bytes(90) + b"PAR1",
+    whole[:4] + b"\xff" * (len(whole) - 12) + whole[-8:], other.read_bytes(),
+  ):  # fmt: skip
     (tmp_path / "b.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match=r"b\.parquet: Parquet"):
-      parquet.Parquet([good, bad])
+    source = parquet.Parquet([bad, good, bad])
+    assert [record["caption"] for record in source] == ["b"]
+    assert len(source.problems) == 2
+    assert all(line.startswith(f"{bad}: ") for line in source.problems)
+    with pytest.raises(ValueError, match=r"b\.parquet: "):
+      parquet.Parquet([bad])
   empty = pyarrow.table({"image": pyarrow.array([], "string")})
   pq.write_table(empty, bad)
   with pytest.raises(ValueError, match=r"No rows in .*b\.parquet"):
@@ -191,12 +203,45 @@ def test_a_damaged_row_group_costs_only_its_images(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 26])
-def test_damaged_text_is_reported_on_opening(tmp_path, monkeypatch, limit):
+def test_damaged_text_costs_its_row_group(tmp_path, monkeypatch, limit):
   monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", limit)
   path = _damage(tmp_path / "a.parquet", row_group=1, column=1)
-  with pytest.raises(ValueError, match=f"{path}: "):
+  source = parquet.Parquet([path])
+  (problem,) = source.problems
+  assert problem.startswith(f"{path}: row group 1: ")
+  with pytest.raises(sources.BadRow, match="broken_row") as bad:
+    source[1]
+  assert "row group 1: " in bad.value.detail
+  for row in (0, 2, 3):
+    assert source[row]["caption"] == IMAGES_AND_TEXTS["text"][row]
+    assert source[row]["image"] == IMAGES_AND_TEXTS["image"][row]
+  assert os.listdir(tmp_path) == ["a.parquet"]  # each start reports it
+
+
+def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+  """A bomb of equal rows; what has its size in the file is no bomb."""
+  images = {"image": [b"j" * 5000] * 1000, "text": ["t"] * 1000}
+  path = _write(tmp_path / "a.parquet", images)
+  monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 100_000)
+  source = parquet.Parquet([path])
+  with pytest.raises(sources.BadRow, match="more than") as bad:
+    source[7]
+  assert bad.value.id == "a.parquet:7"
+  noise = np.random.default_rng(0).bytes(5_000_000)
+  images["image"] = [noise[n * 5000 : (n + 1) * 5000] for n in range(1000)]
+  path = _write(tmp_path / "b.parquet", images)
+  assert parquet.Parquet([path])[7]["image"] == images["image"][7]
+
+
+def test_an_error_that_hits_all_files_ends_the_job(tmp_path, monkeypatch):
+  path = _write(tmp_path / "a.parquet", {"image": ["a"], "text": ["b"]})
+
+  def open_read(path):
+    raise OSError(errno.EMFILE, "Too many open files")
+
+  monkeypatch.setattr(parquet.files, "open_read", open_read)
+  with pytest.raises(OSError, match="Too many open files"):
     parquet.Parquet([path])
-  assert os.listdir(tmp_path) == ["a.parquet"]
 
 
 def test_text_is_unpacked_once_and_again_if_the_file_changes(
@@ -308,8 +353,8 @@ def test_images_may_be_kept_and_are_not_unpacked(table, tmp_path, image):
 def test_columns_that_are_not_needed_are_not_read(tmp_path, monkeypatch):
   path = _damage(tmp_path / "a.parquet", row_group=1, column=1)
   assert len(parquet.Parquet([path], with_captions=False)) == 4
-  with pytest.raises(ValueError, match=f"{path}: "):
-    parquet.Parquet([path], with_captions=False, keep=("text",))
+  with pytest.raises(sources.BadRow):
+    parquet.Parquet([path], with_captions=False, keep=("text",))[1]
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"x" * 247])

@@ -1,9 +1,11 @@
 """What all sources share: ids and URLs."""
 
+import errno
+
 import numpy as np
 import pytest
 
-from blip_jax.data import sources
+from blip_jax.data import annotations, sources
 
 
 @pytest.mark.parametrize(
@@ -98,3 +100,65 @@ def test_selected_and_noted_rows_are_the_records_of_the_source():
   assert len(noted) == 2
   assert [noted[1], noted[0]] == [source[1], source[3]]
   assert noted.notes == {1: (1, "x:1"), 0: (0, "x:3")}
+
+
+class Rows(sources.Source):
+  """Rows that raise what they are."""
+
+  def __init__(self, rows):
+    self.rows = rows
+
+  def __len__(self):
+    return len(self.rows)
+
+  def _id(self, index):
+    return f"rows:{index}"
+
+  def _record(self, index, id):
+    if isinstance(self.rows[index], BaseException):
+      raise self.rows[index]
+    return {"image": self.rows[index], "id": id}
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    IndexError("x"), KeyError("x"), MemoryError(), RecursionError(),
+    OverflowError("x"), OSError(5, "Input/output error"), UnicodeError("x"),
+    TypeError("x"), AttributeError("x"), StopIteration(), EOFError(),
+  ],
+)  # fmt: skip
+def test_whatever_a_row_raises_costs_that_row(error):
+  source = Rows(["a", error, "b"])
+  assert [source[row]["image"] for row in (0, 2)] == ["a", "b"]
+  with pytest.raises(sources.BadRow) as bad:
+    source[1]
+  assert (bad.value.id, bad.value.reason) == ("rows:1", "error")
+  assert bad.value.detail.startswith(f"{type(error).__name__}: ")
+  assert sources.row_id(source, 1) == "rows:1"
+  assert sources.row_id(source, 3) is None
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EMFILE, "Too many open files"),
+    KeyboardInterrupt(),
+    SystemExit(1),
+  ],
+)
+def test_what_would_hit_every_row_is_raised(error):
+  with pytest.raises(type(error)) as raised:
+    Rows([error])[0]
+  assert raised.value is error
+
+
+def test_an_annotation_file_that_is_gone_costs_rows_not_the_job(tmp_path):
+  path = tmp_path / "a.json"
+  path.write_text('[{"image": "a.jpg", "caption": "a"}]')
+  source = annotations.Annotations(path)
+  path.unlink()
+  with pytest.raises(sources.BadRow, match="FileNotFoundError") as bad:
+    source[0]
+  assert (bad.value.id, bad.value.reason) == ("a.json:0", "error")

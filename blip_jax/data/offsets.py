@@ -43,7 +43,10 @@ def cached(
     return build(path)
   target = cache_path(path, kind, ".npy")
   if files.exists(target):
-    return np.load(target, mmap_mode="r"), []
+    try:
+      return np.load(target, mmap_mode="r"), []
+    except Exception as error:  # NumPy raises almost any on a damaged file
+      logging.warning("%s: damaged, and made again: %s", target, error)
   logging.info("Indexing %s (%.1f GB), once.", path, size / 1e9)
   index, damage = build(path)
   if damage:

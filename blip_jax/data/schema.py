@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from blip_jax.data import sources
+from blip_jax.data import rejects, sources
 from blip_jax.runtime import files
 
 # The first name that a row has wins; a TFDS builder's features are searched
@@ -280,8 +280,10 @@ def search(
   for index in range(num_searched):
     try:
       found = dict.fromkeys(columns_of(index))
-    except sources.BadRow as bad:
-      unreadable = unreadable or bad
+    except Exception as error:  # whatever a single row raises is its own
+      if rejects.hits_all(error):
+        raise
+      unreadable = unreadable or error
       continue
     if found.keys() <= columns.keys():
       continue

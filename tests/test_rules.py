@@ -1,5 +1,9 @@
 """Rules: which texts of an image are kept."""
 
+import itertools
+import random
+import time
+
 import pytest
 
 from blip_jax.capfilt import rules
@@ -213,3 +217,61 @@ def test_the_limits_themselves_are_allowed(options):
 def test_values_beyond_the_limits_are_refused(options):
   with pytest.raises(ValueError, match=f"config.merge.{next(iter(options))}"):
     rules.Rules(**options)
+
+
+def quadratic(texts, similarity):
+  """The definition, text by text."""
+  kept, reasons = [], []
+  for text in texts:
+    words = rules.words_of(text)
+    pairs = {*itertools.pairwise(["", *words, ""])}
+    near = any(
+      len(pairs & other) >= similarity * len(pairs | other) for other in kept
+    )
+    reasons.append("near_duplicate" if near and similarity else "")
+    if not near or not similarity:
+      kept.append(pairs)
+  return reasons
+
+
+@pytest.mark.parametrize("similarity", [0.0, 0.1, 0.3, 0.5, 2 / 3, 0.8, 1.0])
+def test_near_duplicates_are_those_of_the_definition(similarity):
+  rng = random.Random(0)
+  texts = [
+    " ".join(rng.choices("abcd", k=rng.randrange(0, 8))) for _ in range(200)
+  ]
+  found = rules.Rules(near_duplicates=similarity, min_words=0).reasons(
+    [row(text) for text in texts]
+  )
+  expected = quadratic(texts, similarity)
+  assert found == expected
+  assert len(set(found)) == (2 if similarity else 1)
+
+
+@pytest.mark.parametrize("similarity", [1.0, 0.7, 0.3])
+@pytest.mark.parametrize("text", ["a picture of thing {0}", "{0} {1} {2} x y"])
+def test_the_time_of_many_texts_of_an_image_is_linear(similarity, text):
+  rng = random.Random(0)
+  seconds = []
+  for count in (1_000, 4_000):
+    words = ([rng.randrange(50) for _ in range(3)] for _ in range(count))
+    texts = [row(text.format(n, *w)) for n, w in enumerate(words)]
+    start = time.process_time()
+    rules.Rules(near_duplicates=similarity).reasons(texts)
+    seconds.append(time.process_time() - start)
+  assert seconds[1] < 8 * seconds[0] + 0.2  # four times the texts
+
+
+def test_the_texts_of_an_image_are_capped():
+  texts = [row(f"text {n}", 0.9 - 0.0001 * n) for n in range(1_500)]
+  reasons = rules.Rules().reasons(texts)
+  assert reasons == [""] * 1_000 + ["too_many"] * 500
+  more = rules.Rules(max_per_image=1_200).reasons(texts)
+  assert more.count("") == 1_200
+  selection = rules.Selection(rules.Rules())
+  found = []
+  for start in (0, 750):
+    found += selection.reasons(
+      [t | {"image": "x.jpg"} for t in texts[start : start + 750]]
+    )
+  assert found == reasons

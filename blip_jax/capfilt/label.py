@@ -25,6 +25,8 @@ from blip_jax.runtime import ahead, sharding
 _NUM_MODEL_THREADS = 4
 # A text that cannot be used is recorded up to here, to show what it was.
 _MAX_BAD_TEXT = 200
+# Web texts of a row that are scored; of the others only the reason is recorded.
+MAX_TEXTS = 1_000
 WEB, SYNTHETIC = "web", "synthetic"
 
 
@@ -249,7 +251,9 @@ def _text(
 def _unscored(row: int, record: sources.Record) -> LabelledImage:
   """Everything of a record except its pixels."""
   image_id = record.get("image_id")
-  texts = [_text(text, WEB) for text in record["caption"]]
+  captions = record["caption"]
+  texts = [_text(text, WEB) for text in captions[:MAX_TEXTS]]
+  texts += [Text("", WEB, "too_many")] * (len(captions) - len(texts))
   if "no_text" in record:
     texts.append(Text("", WEB, record["no_text"]))
   return LabelledImage(

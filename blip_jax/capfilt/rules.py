@@ -3,14 +3,21 @@
 import collections
 import dataclasses
 import itertools
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from blip_jax.capfilt import markup
 from blip_jax.data import transforms
 
 _MAX_WORDS = 10_000
+# Texts of an image that are kept without another limit. An image with more is
+# a placeholder, and each text is compared with those that are kept.
+MAX_PER_IMAGE = 1_000
+
+_Pair = tuple[str, str]
+_Pairs = set[_Pair]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +36,8 @@ class Rules:
     near_duplicates: a text is dropped if the Jaccard similarity of its word
       pairs to those of a better text of the same image is at least this; 1
       drops equal texts only, 0 drops none.
-    max_per_image: texts of an image, those of the highest `itm_prob`; 0: no
-      limit.
+    max_per_image: texts of an image, those of the highest `itm_prob`; 0:
+      `MAX_PER_IMAGE`.
 
   Raises:
     ValueError: a value is out of range.
@@ -78,16 +85,21 @@ class Rules:
       # The first of equally probable texts, which is a web text if any is.
       key=lambda index: (-texts[index]["itm_prob"], index),
     )
-    kept = []
+    pairs = {i: _word_pairs(words_of(texts[i]["text"])) for i in best_first}
+    kept = _Kept(self.near_duplicates, pairs.values())
     for index in best_first:
-      words = words_of(texts[index]["text"])
-      if any(self._is_near_duplicate(words, other) for other in kept):
+      if kept.has_near(pairs[index]):
         reasons[index] = "near_duplicate"
-      elif self.max_per_image and len(kept) >= self.max_per_image:
+      elif len(kept) >= self.limit:
         reasons[index] = "too_many"
       else:
-        kept.append(words)
+        kept.add(pairs[index])
     return reasons
+
+  @property
+  def limit(self) -> int:
+    """The most texts of an image that are kept."""
+    return self.max_per_image or MAX_PER_IMAGE
 
   def _reason(self, text: dict[str, Any]) -> str:
     """Why a text is dropped, whatever the other texts of its image are."""
@@ -108,14 +120,51 @@ class Rules:
       return "repetition"
     return ""
 
-  def _is_near_duplicate(
-    self, words: Sequence[str], other_words: Sequence[str]
-  ) -> bool:
-    if not self.near_duplicates:
-      return False
-    pairs, other_pairs = _word_pairs(words), _word_pairs(other_words)
-    union = len(pairs | other_pairs)
-    return len(pairs & other_pairs) >= self.near_duplicates * union
+
+class _Kept:
+  """The word pairs of the texts of an image that are kept so far.
+
+  Texts that are similar share one of their rare pairs: of n pairs, all but
+  n - ceil(similarity n) are shared, so one of the first n - ceil(similarity n)
+  + 1 is, in any order that is the same for all texts. So a text is compared
+  only with those that have one of these in common.
+
+  Args:
+    similarity: the least Jaccard similarity of near-duplicates; 0: there are
+      none.
+    all_pairs: of all texts of the image.
+  """
+
+  def __init__(self, similarity: float, all_pairs: Iterable[_Pairs]):
+    self._similarity = similarity
+    self._counts = collections.Counter(itertools.chain.from_iterable(all_pairs))
+    self._texts: list[_Pairs] = []
+    self._with_pair: dict[_Pair, list[int]] = collections.defaultdict(list)
+
+  def __len__(self) -> int:
+    return len(self._texts)
+
+  def add(self, pairs: _Pairs) -> None:
+    for pair in self._rare(pairs):
+      self._with_pair[pair].append(len(self._texts))
+    self._texts.append(pairs)
+
+  def has_near(self, pairs: _Pairs) -> bool:
+    candidates = {i for p in self._rare(pairs) for i in self._with_pair[p]}
+    return any(self._is_near(pairs, self._texts[i]) for i in candidates)
+
+  def _rare(self, pairs: _Pairs) -> list[_Pair]:
+    if not self._similarity:
+      return []
+    # Rounding must not leave out a pair.
+    num_shared = math.ceil(self._similarity * len(pairs) - 1e-9)
+    rarest_first = sorted(pairs, key=lambda pair: (self._counts[pair], pair))
+    return rarest_first[: len(pairs) - num_shared + 1]
+
+  def _is_near(self, pairs: _Pairs, others: _Pairs) -> bool:
+    num_shared = len(pairs & others)
+    num_all = len(pairs) + len(others) - num_shared
+    return num_shared >= self._similarity * num_all
 
 
 def words_of(text: str) -> list[str]:
@@ -123,7 +172,7 @@ def words_of(text: str) -> list[str]:
   return transforms.pre_caption(text, _MAX_WORDS).split()
 
 
-def _word_pairs(words: Sequence[str]) -> set[tuple[str, ...]]:
+def _word_pairs(words: Sequence[str]) -> _Pairs:
   # With both ends of the text: a single word has pairs, too, and the first and
   # last words count by their position.
   return set(itertools.pairwise(["", *words, ""]))
@@ -167,12 +216,12 @@ class Selection:
 
   def _reason_among_kept(self, image: str, text: str) -> str:
     """Compares a text with those that earlier rows of its image file have."""
-    max_texts, kept = self._rules.max_per_image, self._kept[image]
+    kept = self._kept[image]
     # A number for each text, as there may be millions.
     text_hash = zlib.crc32(" ".join(words_of(text)).encode())
     if self._rules.near_duplicates and text_hash in kept:
       return "near_duplicate"
-    if max_texts and len(kept) >= max_texts:
+    if len(kept) >= self._rules.limit:
       return "too_many"
     kept.add(text_hash)
     return ""

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from blip_jax.convert import model_configs, weights
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.runtime import files
+from blip_jax.runtime import files, json_files
 
 BERT = "bert-base-uncased"
 
@@ -62,13 +63,14 @@ def hints(
   """
   if config_file is None:
     config_file = path / "config.json"
-    if not files.is_file(config_file):
+    if not json_files.is_there(config_file):
       return model_configs.Hints()
   config_file = pathlib.Path(config_file)
-  hints = model_configs.read_hints(_json(config_file))
+  hints = model_configs.read_file(config_file)
   vit_file = config_file.parent / "vit.json"
-  if not hints.vit and files.is_file(vit_file):
-    hints.vit = model_configs.read_hints(_json(vit_file)).vit
+  if not hints.vit and json_files.is_there(vit_file):
+    hints.vit = model_configs.read_file(vit_file).vit
+    hints.source += f" or {vit_file}"
   return hints
 
 
@@ -162,6 +164,13 @@ def hugging_face_warnings(
   return warnings
 
 
+_PROCESSOR = {
+  "image_processor_type": str,
+  "size": (int, dict),
+  "rescale_factor": float,
+  "image_mean": [float],
+  "image_std": [float],
+}
 # What BlipImageProcessor and its variants do not do.
 _NOT_DONE = {"do_center_crop": False, "do_pad": False}
 
@@ -176,7 +185,7 @@ def image_warnings(folder: pathlib.Path, card: card_lib.Card) -> list[str]:
   """
   warnings = []
   for name in ("processor_config.json", "preprocessor_config.json"):
-    values = _json(folder / name) if files.is_file(folder / name) else {}
+    values = _read(folder / name, {"image_processor": _PROCESSOR, **_PROCESSOR})
     values = values.get("image_processor", values)
     for key, expected in {**preprocessing(card), **_NOT_DONE}.items():
       found = values.get(key, expected)
@@ -233,7 +242,7 @@ def generation(folder: pathlib.Path, report: weights.Report) -> dict[str, Any]:
     Fields of `decoding.Decoding`; none if there is no such file.
   """
   file, options = folder / "generation_config.json", {}
-  values = _json(file) if files.is_file(file) else {}
+  values = _read(file, model_configs.GENERATION)
   if values.get("do_sample"):
     options = {"sample": True, "num_beams": 1, "top_k": 50}
   for key, value in values.items():
@@ -257,11 +266,9 @@ def _neutral(key: str, value: Any) -> bool:
   )
 
 
-def _json(path: pathlib.Path) -> Any:
-  try:
-    return files.read_json(path)
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+def _read(path: pathlib.Path, types: Mapping[str, Any]) -> dict[str, Any]:
+  """The content of a file, which may be absent."""
+  return json_files.read(path, types) if json_files.is_there(path) else {}
 
 
 def _text(value: Any) -> str:

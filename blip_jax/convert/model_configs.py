@@ -7,6 +7,7 @@ give it. Where a config file and the shapes overlap, they must agree.
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,82 @@ from typing import Any
 from blip_jax.convert.weights import Leaves
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
+from blip_jax.runtime import json_files
 
 # Width of an attention head in all published towers.
 HEAD_WIDTH = 64
 PUBLISHED_WIDTHS = (768, 1024)
 BERT_VOCAB = 30524
+
+# Types of the values in files, by key, as `json_files` writes them.
+_SIZE = range(1, 1 << 20)
+_COUNT = range(1 << 20)
+_ID = range(1 << 31)
+_EXTERNAL_TOWER = {
+  "hidden_size": _SIZE,
+  "num_hidden_layers": _SIZE,
+  "num_attention_heads": _SIZE,
+  "intermediate_size": _SIZE,
+  "max_position_embeddings": _SIZE,
+  "patch_size": _SIZE,
+  "embed_dim": _SIZE,
+  "depth": _SIZE,
+  "num_heads": _SIZE,
+  "hidden_act": str,
+  "layer_norm_eps": float,
+  "pad_token_id": (_ID, None),
+  "sep_token_id": (_ID, None),
+  "bos_token_id": (_ID, None),
+}
+_NATIVE_TOWER = {
+  "vocab_size": _ID,
+  "width": _SIZE,
+  "depth": _SIZE,
+  "num_heads": _SIZE,
+  "mlp_dim": _SIZE,
+  "max_positions": _SIZE,
+  "patch_size": _SIZE,
+  "image_size": [_SIZE, _SIZE],
+  "drop_path": float,
+  "dropout": float,
+  "init_std": float,
+  "pos_embed_std": float,
+  "remat": set(model_config.REMAT_POLICIES),
+  "dtype": {"float32", "bfloat16", "float16"},
+  "tokens": {name: _ID for name in ("pad", "cls", "sep", "dec", "enc")},
+}
+GENERATION = {
+  "max_length": (_SIZE, None),
+  "max_new_tokens": (_SIZE, None),
+  "min_length": (_COUNT, None),
+  "min_new_tokens": (_COUNT, None),
+  "num_beams": (_SIZE, None),
+  "num_return_sequences": (_SIZE, None),
+  "repetition_penalty": (float, None),
+  "no_repeat_ngram_size": (_COUNT, None),
+  "temperature": (float, None),
+  "top_k": (_COUNT, None),
+  "top_p": (float, None),
+  "do_sample": (bool, None),
+  "sample": bool,
+  "length_norm": str,
+}
+CARD = {
+  "family": str,
+  "prompt": str,
+  "source": str,
+  "generation": GENERATION,
+  "config": {"vit": _NATIVE_TOWER, "med": _NATIVE_TOWER, "embed_dim": _SIZE},
+}
+_CONFIG = {
+  **CARD,
+  **_EXTERNAL_TOWER,
+  "vision_config": _EXTERNAL_TOWER,
+  "text_config": _EXTERNAL_TOWER,
+  "vit": _EXTERNAL_TOWER,
+  "text": _EXTERNAL_TOWER,
+  "image_text_hidden_size": _SIZE,
+}
 
 
 @dataclasses.dataclass
@@ -31,6 +103,7 @@ class Hints:
     tokens: fields of `models.config.SpecialTokens`.
     embed_dim: width of the ITC space; None if unknown.
     warnings: values of the file that were replaced, and why.
+    source: the file.
   """
 
   vit: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -38,6 +111,35 @@ class Hints:
   tokens: dict[str, int] = dataclasses.field(default_factory=dict)
   embed_dim: int | None = None
   warnings: list[str] = dataclasses.field(default_factory=list)
+  source: str = ""
+
+
+def read_file(path: str | os.PathLike) -> Hints:
+  """Reads a native or external model config from a file.
+
+  Raises:
+    ValueError: as `read_hints`; names the file and the key.
+  """
+  value = json_files.read(path, _CONFIG)
+  try:
+    hints = read_hints(value)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  hints.source = os.fspath(path)
+  return hints
+
+
+def read_card(path: str | os.PathLike) -> card_lib.Card:
+  """Reads a native `model.json`.
+
+  Raises:
+    ValueError: it describes no model; names the file and the key.
+  """
+  value = json_files.read(path, CARD)
+  try:
+    return card_lib.Card.from_json(value)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def read_hints(value: Mapping[str, Any]) -> Hints:
@@ -126,7 +228,8 @@ def _from_hf(value: Mapping[str, Any]) -> Hints:
         "trained with no other"
       )
   names = {"pad_token_id": "pad", "sep_token_id": "sep", "bos_token_id": "dec"}
-  hints.tokens = _renamed(text, names)
+  tokens = _renamed(text, names)
+  hints.tokens = {name: id for name, id in tokens.items() if id is not None}
   width, heads = (
     text.get("hidden_size", 768),
     text.get("num_attention_heads", 8),
@@ -193,6 +296,7 @@ def from_shapes(
       mlp_dim=shape("visual_encoder/block_0/fc_in/kernel")[1],
     ),
     hints.vit,
+    hints.source,
   )
   tower = "text_encoder"
   if f"params/{tower}/word_embeddings" not in leaves:
@@ -207,13 +311,14 @@ def from_shapes(
       max_positions=shape(f"{tower}/position_embeddings")[0],
     ),
     hints.med,
+    hints.source,
   )
   vit.setdefault("drop_path", _drop_path(family, width))
   embed_dim = hints.embed_dim or 256
   if "params/vision_proj/kernel" in leaves:
     stored = shape("vision_proj/kernel")[1]
     if hints.embed_dim not in (None, stored):
-      raise _contradiction("embed_dim", hints.embed_dim, stored)
+      raise _contradiction("embed_dim", hints.embed_dim, stored, hints.source)
     embed_dim = stored
   return model_config.BlipConfig(
     model_config.ViTConfig(
@@ -237,27 +342,37 @@ def default_tokens(
 
 
 def _with_hints(
-  tower: str, shapes: Mapping[str, int], hints: Mapping[str, Any]
+  tower: str, shapes: Mapping[str, int], hints: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
   for name, size in shapes.items():
     if hints.get(name, size) != size:
-      raise _contradiction(f"{name} of the {tower}", hints[name], size)
+      raise _contradiction(f"{name} of the {tower}", hints[name], size, source)
   sizes = {**hints, **shapes}
   if "num_heads" not in sizes:
     if shapes["width"] not in PUBLISHED_WIDTHS:
       raise ValueError(
-        f"the {tower} has width {shapes['width']}, and no shape determines its "
-        "number of attention heads; give a config with --model-config "
-        "(model_config=)"
+        f"the {tower} has width {shapes['width']}, and neither its shapes nor "
+        f"{source or 'a config file'} say its number of attention heads; give "
+        "a config with --model-config (model_config=)"
       )
     sizes["num_heads"] = shapes["width"] // HEAD_WIDTH
+  if shapes["width"] % sizes["num_heads"]:
+    raise ValueError(
+      f"in the config {source}: expected a number of attention heads of the "
+      f"{tower} that divides its width, {shapes['width']}, found "
+      f"{sizes['num_heads']}; give the config of these weights with "
+      "--model-config (model_config=)"
+    )
   return sizes
 
 
-def _contradiction(name: str, configured: Any, stored: Any) -> ValueError:
+def _contradiction(
+  name: str, configured: Any, stored: Any, source: str
+) -> ValueError:
   return ValueError(
-    f"in the config {name} is {configured}, in the weights it is {stored}; "
-    "give the config of these weights with --model-config (model_config=)"
+    f"in the config {source}: {name} is {configured}, in the weights it is "
+    f"{stored}; give the config of these weights with --model-config "
+    "(model_config=)"
   )
 
 

@@ -4,10 +4,11 @@ A checkpoint may be native, the original's or Hugging Face's.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -178,22 +179,23 @@ def open_checkpoint(
       f"task: expected one of {families.FAMILIES}, found {task!r}"
     )
   path = hub.fetch(name_or_path)
-  name = os.fspath(name_or_path)
-  if files.is_folder(path) and snapshot.holds_one(path):
-    folder = snapshot.find_sound(path, _READ)
-    opened = _open_native(folder)
-    path = pathlib.Path(folder) / "model"
-  else:
-    hints = companions.hints(path, model_config)
-    opened = _open_external(name, path, task, hints, drop)
-  card, vocabulary = companions.tokenizer_of(
-    opened.card, path, tokenizer, opened.report
-  )
-  opened = dataclasses.replace(opened, card=card, tokenizer=vocabulary)
-  opened.report.warnings += companions.image_warnings(
-    companions.folder_of(path), card
-  )
-  return _adapt(opened, task, image_size, keep_momentum)
+  with _named(path):
+    name = os.fspath(name_or_path)
+    if files.is_folder(path) and snapshot.holds_one(path):
+      folder = snapshot.find_sound(path, _READ)
+      opened = _open_native(folder)
+      path = pathlib.Path(folder) / "model"
+    else:
+      hints = companions.hints(path, model_config)
+      opened = _open_external(name, path, task, hints, drop)
+    card, vocabulary = companions.tokenizer_of(
+      opened.card, path, tokenizer, opened.report
+    )
+    opened = dataclasses.replace(opened, card=card, tokenizer=vocabulary)
+    opened.report.warnings += companions.image_warnings(
+      companions.folder_of(path), card
+    )
+    return _adapt(opened, task, image_size, keep_momentum)
 
 
 def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
@@ -210,25 +212,26 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
     ValueError: as `open_checkpoint`.
   """
   path = hub.fetch(name_or_path)
-  if files.is_folder(path) and snapshot.holds_one(path):
-    folder = snapshot.find_sound(path, _READ)
-    stored, grid = _card(folder), card.config.vit.grid
-    if (stored.family, stored.config.vit.grid) == (card.family, grid):
-      return snapshot.Arrays(folder)
-    opened = _open_native(folder)
-  else:
-    hints = model_configs.read_hints(card.to_json())
-    opened = _open_external(name_or_path, path, card.family, hints)
-  leaves = adapt.to_family(
-    opened.leaves,
-    opened.card.family,
-    card.family,
-    card.config,
-    opened.report,
-  )
-  source = opened.card.source or str(path)
-  card = dataclasses.replace(card, source=source)
-  return dataclasses.replace(opened, card=card, leaves=leaves)
+  with _named(path):
+    if files.is_folder(path) and snapshot.holds_one(path):
+      folder = snapshot.find_sound(path, _READ)
+      stored, grid = _card(folder), card.config.vit.grid
+      if (stored.family, stored.config.vit.grid) == (card.family, grid):
+        return snapshot.Arrays(folder)
+      opened = _open_native(folder)
+    else:
+      hints = model_configs.read_hints(card.to_json())
+      opened = _open_external(name_or_path, path, card.family, hints)
+    leaves = adapt.to_family(
+      opened.leaves,
+      opened.card.family,
+      card.family,
+      card.config,
+      opened.report,
+    )
+    source = opened.card.source or str(path)
+    card = dataclasses.replace(card, source=source)
+    return dataclasses.replace(opened, card=card, leaves=leaves)
 
 
 def describe(
@@ -246,12 +249,30 @@ def describe(
     ValueError: as `open_checkpoint`.
   """
   path = hub.fetch(name_or_path)
-  if files.is_folder(path) and snapshot.holds_one(path):
-    folder = snapshot.find(path)
-    return _card(folder), pathlib.Path(folder) / "model"
-  hints = companions.hints(path, None)
-  card = _open_external(os.fspath(name_or_path), path, None, hints).card
-  return card, path if files.is_folder(path) else path.parent
+  with _named(path):
+    if files.is_folder(path) and snapshot.holds_one(path):
+      folder = snapshot.find(path)
+      return _card(folder), pathlib.Path(folder) / "model"
+    hints = companions.hints(path, None)
+    card = _open_external(os.fspath(name_or_path), path, None, hints).card
+    return card, path if files.is_folder(path) else path.parent
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+  """Makes every error about a checkpoint name it."""
+  try:
+    yield
+  except ValueError as error:
+    if str(path) in str(error):
+      raise
+    raise ValueError(f"{path}: {error}") from error
+  # What computing sizes makes of tensors that are absent, or of another rank.
+  except (LookupError, TypeError, ArithmeticError) as error:
+    raise ValueError(
+      f"{path}: expected the tensors of a BLIP model, found names or shapes "
+      f"that none has ({error!r:.200}); fetch this checkpoint again"
+    ) from error
 
 
 def _adapt(
@@ -297,7 +318,7 @@ def _card(folder: epath.Path) -> card_lib.Card:
       f"{folder} has no model/model.json, which describes its parameters; "
       "copy the complete folder of the checkpoint"
     )
-  return card_lib.Card.from_json(files.read_json(file))
+  return model_configs.read_card(file)
 
 
 def _open_native(folder: epath.Path) -> Checkpoint:

@@ -4,6 +4,7 @@ Pickles are interpreted, never executed (`pickles.py`).
 """
 
 import dataclasses
+import functools
 import json
 import math
 import mmap
@@ -14,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Hashable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +23,7 @@ import safetensors
 
 from blip_jax.convert import pickles
 from blip_jax.convert.pickles import BRIEF, RESAVE, Refusal, Tensor
-from blip_jax.runtime import files
+from blip_jax.runtime import files, json_files
 
 # In order of preference; an index names the files of a sharded checkpoint.
 _IN_DIRECTORY = (
@@ -92,9 +93,20 @@ class _Storage:
   start: int
   stored: int
   size: int
-  deflated: bool
+  deflated: bool = False
+  crc32: int = 0  # 0 if there is none, as in all safetensors files
 
   def buffer(self) -> memoryview | bytes:
+    if not self._is_sound:
+      raise _damaged(self.path, f"{self.name}: its CRC-32 is another")
+    return self._content()
+
+  # Many tensors may be views of one storage, which is compared once.
+  @functools.cached_property
+  def _is_sound(self) -> bool:
+    return not self.crc32 or zlib.crc32(self._content()) == self.crc32
+
+  def _content(self) -> memoryview | bytes:
     if not self.stored:
       return b""
     # Each storage has its own mapping, which is released with its array: a
@@ -120,7 +132,7 @@ class _Storage:
     return content
 
 
-class Tensors(Mapping[str, np.ndarray]):
+class Tensors(Mapping[str, Any]):
   """The named tensors of a checkpoint, each read when it is accessed.
 
   `tensors[name]` is a read-only array. Unless the file is compressed, it is a
@@ -211,13 +223,12 @@ def _in_directory(directory: pathlib.Path) -> pathlib.Path:
 
 
 def _read_shards(index: pathlib.Path) -> dict[str, Tensor]:
-  try:
-    shard_of = dict(json.loads(files.read_bytes(index))["weight_map"])
-  except (ValueError, LookupError, TypeError, RecursionError) as error:
+  shard_of = json_files.read(index, {"weight_map": dict}).get("weight_map")
+  if shard_of is None:
     raise ValueError(
       f'{index}: expected JSON with "weight_map", an object from names to '
-      f"files ({error}); fetch it again"
-    ) from error
+      "files; fetch it again"
+    )
   shards = {}
   for shard in shard_of.values():
     # An index must not lead out of its folder.
@@ -303,9 +314,7 @@ def _parse_safetensors(path, file):
     dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
     start, end = entry["data_offsets"]
     size = end - start
-    storage = _Storage(
-      path, opened, name, 8 + length + start, size, size, False
-    )
+    storage = _Storage(path, opened, name, 8 + length + start, size, size)
     shape = tuple(entry["shape"])
     strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     elements = pickles.Elements(storage, dtype, size // dtype.itemsize)
@@ -396,7 +405,14 @@ def _members(path, file) -> dict[str, _Storage]:
       )
     deflated = method == zipfile.ZIP_DEFLATED
     members[name] = _Storage(
-      path, opened, name, start, info.compress_size, info.file_size, deflated
+      path,
+      opened,
+      name,
+      start,
+      info.compress_size,
+      info.file_size,
+      deflated,
+      info.CRC,
     )
   return members
 

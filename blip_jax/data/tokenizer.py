@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,11 +21,35 @@ import tokenizers
 from jaxtyping import Int, Int32
 
 from blip_jax.runtime import files as files_lib
+from blip_jax.runtime import json_files
 
 # Either of the first two contains the words; transformers 5 writes the second.
 _WORDS_FILES = _VOCAB, _JSON = ("vocab.txt", "tokenizer.json")
 _CONFIG, _ADDED = "tokenizer_config.json", "added_tokens.json"
-FILES = (*_WORDS_FILES, _CONFIG, _ADDED, "special_tokens_map.json")
+_MAP = "special_tokens_map.json"
+FILES = (*_WORDS_FILES, _CONFIG, _ADDED, _MAP)
+# Types of their values, as `json_files` writes them; a token may have options.
+_TOKEN = (str, {"content": str}, None)
+_TOKENS = {
+  "additional_special_tokens": ([_TOKEN], None),
+  **{
+    f"{name}_token": _TOKEN
+    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+  },
+}
+_TYPES = {
+  _CONFIG: {
+    **_TOKENS,
+    "do_lower_case": bool,
+    "strip_accents": (bool, None),
+    "tokenize_chinese_chars": bool,
+    "added_tokens_decoder": dict,
+    "model_max_length": (float, None),
+  },
+  _ADDED: {},
+  _MAP: _TOKENS,
+  _JSON: {"model": dict, "added_tokens": [dict]},
+}
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -68,13 +93,9 @@ class Tokenizer:
         BERT's kind, or its tokens would not get the ids that its files state.
     """
     directory = _directory(name_or_dir)
+    _check_files(directory)
     options = _options_of_json(directory)
-    # The import takes a second, and workers that only encode do not need it.
-    import transformers
-
-    # Not `BertTokenizer(vocab_file=...)`: transformers 5 ignores the argument
-    # and makes every word [UNK].
-    bert = transformers.BertTokenizer.from_pretrained(directory, **options)
+    bert = _bert(directory, options)
     vocab = bert.backend_tokenizer.get_vocab(with_added_tokens=False)
     missing = [token for token in _SPECIAL if token not in vocab]
     if missing:
@@ -256,6 +277,41 @@ def _directory(name_or_dir: str | os.PathLike) -> pathlib.Path:
   return directory
 
 
+def _check_files(directory: pathlib.Path) -> None:
+  """Raises `ValueError` for a file that is not what its name says."""
+  for name in FILES:
+    path = directory / name
+    if not json_files.is_there(path):
+      continue
+    if name == _VOCAB:
+      json_files.read_text(path)
+    else:
+      json_files.read(path, _TYPES[name])
+
+
+def _bert(directory: pathlib.Path, options: dict[str, Any]) -> Any:
+  """The tokenizer of transformers.
+
+  Raises:
+    ValueError: it cannot be made of these files.
+  """
+  # The import takes a second, and workers that only encode do not need it.
+  import transformers
+
+  try:
+    # Not `BertTokenizer(vocab_file=...)`: transformers 5 ignores the argument
+    # and makes every word [UNK].
+    return transformers.BertTokenizer.from_pretrained(directory, **options)
+  # Whatever a value makes of the arguments of its classes and functions.
+  except Exception as error:
+    paths = [directory / name for name in FILES]
+    found = [str(path) for path in paths if json_files.is_there(path)]
+    raise ValueError(
+      f"{' + '.join(found)}: expected the files of a BERT tokenizer, found "
+      f"values of which transformers makes none ({error!r:.200}); restore them"
+    ) from error
+
+
 def _from_hub(name: str) -> pathlib.Path:
   import huggingface_hub
 
@@ -309,11 +365,14 @@ def _options_of_json(directory: pathlib.Path) -> dict[str, Any]:
 def _check_ids(backend: tokenizers.Tokenizer, directory: pathlib.Path) -> None:
   """Raises `ValueError` if a token does not have the id that a file states."""
   lines = _lines(directory / _VOCAB)
-  decoder = _json(directory / _CONFIG).get("added_tokens_decoder", {})
+  added = _json(directory / _ADDED)
+  ids = dict.fromkeys(added, range(1 << 31))
+  json_files.check(added, ids, directory / _ADDED)
+  decoder = _decoder(directory / _CONFIG)
   stated = {
     _VOCAB: [(token, number) for number, token in enumerate(lines)],
-    _ADDED: _json(directory / _ADDED).items(),
-    _CONFIG: [(token["content"], int(id)) for id, token in decoder.items()],
+    _ADDED: added.items(),
+    _CONFIG: [(token, int(id)) for id, token in decoder.items()],
     _JSON: [],
   }
   if files_lib.is_file(directory / _JSON):
@@ -324,10 +383,10 @@ def _check_ids(backend: tokenizers.Tokenizer, directory: pathlib.Path) -> None:
       found = backend.token_to_id(token)
       if found != id:
         raise ValueError(
-          f"{directory / name}: {token!r} has the id {id}, but it would get "
-          f"{found}: the ids of a vocabulary's words and then of its added "
+          f"{directory / name}: {token!r:.100} has the id {id}, but it would "
+          f"get {found}: the ids of a vocabulary's words and then of its added "
           "tokens must be 0, 1, 2, ..., and each token may be there once, with "
-          "one id in all files of the folder"
+          f"one id in all files of the folder ({', '.join(FILES)})"
         )
 
 
@@ -338,8 +397,24 @@ def _lines(path: pathlib.Path) -> list[str]:
   return text.removesuffix("\n").split("\n")
 
 
+def _decoder(path: pathlib.Path) -> dict[str, str]:
+  """The added tokens that a configuration states, by id."""
+  decoder = _json(path).get("added_tokens_decoder", {})
+  types = {id: {"content": str} for id in decoder}
+  json_files.check(decoder, types, path, "added_tokens_decoder")
+  for id, token in decoder.items():
+    if not re.fullmatch("[0-9]{1,9}", id) or "content" not in token:
+      raise ValueError(
+        f"{path}: added_tokens_decoder: expected ids and tokens with their "
+        f"content, found {id!r:.20}: {token!r:.100}; restore this file"
+      )
+  return {id: token["content"] for id, token in decoder.items()}
+
+
 def _json(path: pathlib.Path) -> dict[str, Any]:
-  return files_lib.read_json(path) if files_lib.is_file(path) else {}
+  if not json_files.is_there(path):
+    return {}
+  return json_files.read(path, _TYPES[path.name])
 
 
 def _backend_of(path: pathlib.Path) -> tokenizers.Tokenizer:
@@ -347,7 +422,7 @@ def _backend_of(path: pathlib.Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(files_lib.read_text(path))
   # tokenizers raises no narrower class.
   except Exception as error:
-    raise ValueError(f"{path}: not a tokenizer: {error}") from error
+    raise ValueError(f"{path}: not a tokenizer: {error!s:.200}") from error
 
 
 def _check_words(

@@ -1,20 +1,23 @@
 """Small files of others, read safely: JSON of a known shape, and lines.
 
 Every fault is a `ValueError` that names the file and the key: files that are
-cut, nested too deeply, too large or no files at all, numbers that JSON lacks,
-keys that are there twice, and values of another type than expected.
+cut, nested too deeply, too large or no files at all, keys that are there twice,
+and values of another type than expected.
 
 The type of a value is written as
-  int, float, str, bool, None   of this type; an integer also is a float
+  int, float, str, bool, None   of this type; a float is finite, and may be
+                                written as an integer
   range(1, 9)                   an integer in it
+  {"a", "b"}                    one of these texts
   dict                          an object with any content
   {"key": type}                 an object; keys may be absent, others be there
   [type]                        a list of such values
+  [type, type]                  a list of two such values
   (type, type)                  any of them
 """
 
+import collections
 import json
-import math
 import os
 import reprlib
 from collections.abc import Mapping
@@ -61,16 +64,13 @@ def read(path: str | os.PathLike, types: Mapping[str, Any]) -> dict[str, Any]:
   """
   text = read_text(path)
   try:
-    value = json.loads(
-      text,
-      object_pairs_hook=_object,
-      parse_constant=_refuse_constant,
-      parse_float=_finite,
-    )
+    value = json.loads(text, object_pairs_hook=_object)
   except (ValueError, RecursionError) as error:
+    deep = isinstance(error, RecursionError)
+    why = "it is nested too deeply" if deep else f"{error!s:.200}"
+    keys = f' with "{next(iter(types))}"' if len(types) == 1 else ""
     raise ValueError(
-      f"{path}: expected JSON, found {len(text)} characters that are not "
-      f"({_brief(error)}); {_HELP}"
+      f"{path}: cannot be read as JSON{keys}: {why}; {_HELP}"
     ) from None
   check(value, types, path)
   return value
@@ -134,8 +134,11 @@ def _is(value: Any, expected: Any) -> bool:
     return any(_is(value, option) for option in expected)
   if isinstance(expected, range):
     return type(value) is int and value in expected
+  if isinstance(expected, set):
+    return isinstance(value, str) and value in expected
   if isinstance(expected, list):
-    return isinstance(value, list)
+    any_size = len(expected) == 1
+    return isinstance(value, list) and (any_size or len(value) == len(expected))
   if isinstance(expected, Mapping) or expected is dict:
     return isinstance(value, dict)
   if expected is float:
@@ -148,34 +151,18 @@ def _describe(expected: Any) -> str:
     return " or ".join(map(_describe, expected))
   if isinstance(expected, range):
     return f"an integer from {expected[0]} to {expected[-1]}"
+  if isinstance(expected, set):
+    return f"one of {', '.join(sorted(expected))}"
   if isinstance(expected, list):
-    return "a list"
+    count = f"{len(expected)} " if len(expected) > 1 else ""
+    return f"a list of {count}values, each {_describe(expected[0])}"
   return "an object" if isinstance(expected, Mapping) else _NAMES[expected]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   value = dict(pairs)
   if len(value) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"the key {reprlib.repr(twice)} is there twice")
+    counts = collections.Counter(name for name, _ in pairs)
+    ((name, count),) = counts.most_common(1)
+    raise ValueError(f"the key {reprlib.repr(name)} is there {count} times")
   return value
-
-
-def _refuse_constant(name: str) -> float:
-  raise ValueError(f"{name} is no number in JSON")
-
-
-def _finite(text: str) -> float:
-  number = float(text)
-  if not math.isfinite(number):
-    raise ValueError(f"{text:.20} is too large a number")
-  return number
-
-
-def _brief(error: Exception) -> str:
-  return (
-    "nested too deeply"
-    if isinstance(error, RecursionError)
-    else (f"{error!s:.200}")
-  )

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import socket
 import subprocess
 import threading
 import time
@@ -370,3 +371,35 @@ def test_the_parts_of_a_shortened_name():
   assert name == f"{'a' * 173}-{digest[:16]}" and len(name) == 190
   # No half of a letter is left.
   assert files.shortened("\u00e9" * 100).startswith("\u00e9" * 86 + "-")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder"])
+@pytest.mark.parametrize(
+  "read",
+  [
+    files.read_bytes,
+    files.read_text,
+    files.read_json,
+    files.open_read,
+    files.open_text,
+    files.sha256,
+    lambda path: files.read_range(path, 0, 9),
+    lambda path: list(files.complete_lines(path)),
+  ],
+)
+def test_only_regular_files_are_read(tmp_path, monkeypatch, kind, read):
+  """A pipe that nobody writes to would be waited for for ever."""
+  path = tmp_path / "x.png"
+  with socket.socket(socket.AF_UNIX) as server:
+    if kind == "pipe":
+      os.mkfifo(path)
+    elif kind == "device":
+      path.symlink_to("/dev/zero")
+    elif kind == "socket":
+      monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+      server.bind(path.name)
+    else:
+      path.mkdir()
+    with pytest.raises(OSError):
+      read(path)
+    assert not files.is_file(path)

@@ -9,6 +9,7 @@ exception.
 """
 
 import contextlib
+import errno
 import functools
 import glob as glob_lib
 import hashlib
@@ -20,6 +21,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat as stat_lib
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -54,11 +56,14 @@ class Stat(NamedTuple):
     size: in bytes.
     modified: in seconds since the epoch, by the clock of the file system.
     modified_ns: the same in nanoseconds.
+    changed_ns: when its content, name or rights last changed; unlike the time
+      of modification, no program can set it.
   """
 
   size: int
   modified: float
   modified_ns: int
+  changed_ns: int
 
 
 def local(path: Path) -> Path:
@@ -154,7 +159,9 @@ def absolute(path: Path) -> str:
 def stat(path: Path) -> Stat:
   """Raises `FileNotFoundError` if there is no such file."""
   found = os.stat(local(path))
-  return Stat(found.st_size, found.st_mtime, found.st_mtime_ns)
+  return Stat(
+    found.st_size, found.st_mtime, found.st_mtime_ns, found.st_ctime_ns
+  )
 
 
 def size(path: Path) -> int:
@@ -199,14 +206,37 @@ def real_path(path: Path) -> str:
   return os.path.realpath(local(path))
 
 
+def _regular(path: Path, flags: int) -> int:
+  """Opens a regular file, as the `opener` of `open`.
+
+  Opening a named pipe would wait for ever, and a device may never end.
+  """
+  descriptor = os.open(path, flags | os.O_NONBLOCK)
+  mode = os.fstat(descriptor).st_mode
+  # `open` itself refuses a folder.
+  if stat_lib.S_ISREG(mode) or stat_lib.S_ISDIR(mode):
+    return descriptor
+  os.close(descriptor)
+  kinds = {
+    stat_lib.S_IFIFO: "a named pipe",
+    stat_lib.S_IFCHR: "a device",
+    stat_lib.S_IFBLK: "a device",
+  }
+  found = kinds.get(stat_lib.S_IFMT(mode), "something else")
+  raise OSError(
+    errno.EINVAL, f"expected a regular file, found {found}", os.fspath(path)
+  )
+
+
 def read_bytes(path: Path) -> bytes:
-  with open(local(path), "rb") as file:
+  with open_read(path) as file:
     return file.read()
 
 
 def read_text(path: Path) -> str:
   """Raises `UnicodeDecodeError`, a `ValueError`, if it is no UTF-8."""
-  return pathlib.Path(local(path)).read_text(encoding="utf-8")
+  with open(local(path), encoding="utf-8", opener=_regular) as file:
+    return file.read()
 
 
 class DamagedFile(ValueError):
@@ -237,25 +267,30 @@ def read_json(path: Path) -> Any:
 
 def read_range(path: Path, start: int, size: int) -> bytes:
   """`size` bytes from `start` on, or as many as there are."""
-  with open(local(path), "rb") as file:
+  with open_read(path) as file:
     file.seek(start)
     return file.read(size)
 
 
 def sha256(path: Path) -> str:
   """The hash of a file's content, in hexadecimal."""
-  with open(local(path), "rb") as file:
+  with open(local(path), "rb", opener=_regular) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_read(path: Path) -> BinaryIO:
-  """A file to read in pieces, and to seek in."""
-  return open(local(path), "rb")
+  """A file to read in pieces, and to seek in.
+
+  Raises:
+    OSError: it cannot be opened, or is no regular file, as in all functions
+      that read.
+  """
+  return open(local(path), "rb", opener=_regular)
 
 
 def open_text(path: Path) -> IO[str]:
   """A text file to read line by line; a byte order mark is skipped."""
-  return open(local(path), encoding="utf-8-sig", newline=None)
+  return open(local(path), encoding="utf-8-sig", newline=None, opener=_regular)
 
 
 def open_append(path: Path) -> IO[str]:
@@ -302,7 +337,7 @@ def drop_partial_line(path: Path) -> None:
 
 def complete_lines(path: Path) -> Iterator[bytes]:
   """All lines but a last one that was cut in the middle."""
-  with open(local(path), "rb") as file:
+  with open_read(path) as file:
     for line in file:
       if line.endswith(b"\n"):
         yield line

@@ -23,13 +23,12 @@ from blip_jax.data import (
 )
 from blip_jax.evaluators import base as evaluators_base
 from blip_jax.evaluators import ranking
-from blip_jax.inference import images, index, matching, model, scoring
+from blip_jax.inference import images, index, matching, model, scoring, urls
 from blip_jax.models import blip, layers, med, nlvr, vit
 from blip_jax.runtime import (
   alarms,
   checkpoint,
   contact_sheet,
-  files,
   metrics,
   progress,
   resumable,
@@ -51,6 +50,7 @@ from blip_jax.tasks import nlvr as nlvr_task
 IMAGES = {
   "batch_size": 8,
   "urls": False,
+  "allow_private": False,
   "on_error": "raise",
   "progress": False,
 }
@@ -68,11 +68,18 @@ DEFAULTS = [
   ),
   (model.Model.embed_images, {**IMAGES, "num_frames": 0}),
   (model.Model.embed_texts, {"batch_size": 64}),
-  (model.Model.features, {"batch_size": 8, "urls": False}),
+  (
+    model.Model.features,
+    {"batch_size": 8, "urls": False, "allow_private": False},
+  ),
   (model.load, {"task": None, "image_size": None, "drop": ()}),
-  (images.ImageReader, {"urls": False, "num_frames": 0}),
+  (
+    images.ImageReader,
+    {"urls": False, "num_frames": 0, "allow_private": False},
+  ),
   (images.batches, {"on_error": "raise", "progress": False}),
-  (images.open_image, {"urls": False}),
+  (images.open_image, {"urls": False, "allow_private": False}),
+  (urls.fetch, {"allow_private": False}),
   (index.build, {"num_threads": 8, "num_frames": 0}),
   (index.Index.nearest, {"factory": ""}),
   (

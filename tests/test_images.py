@@ -1,7 +1,5 @@
 """Images as users have them: batches, padding, downloads, what is skipped."""
 
-import contextlib
-import io
 import logging
 import pathlib
 
@@ -11,8 +9,9 @@ import PIL.Image
 import pytest
 
 from blip_jax.data import transforms
-from blip_jax.inference import images
+from blip_jax.inference import images, urls
 from blip_jax.runtime import sharding
+from tests.hostile import urls as web
 
 READ = images.ImageReader(transforms.EvalImage(4))
 
@@ -117,25 +116,29 @@ def test_black_stands_for_images_and_for_videos():
 
 @pytest.mark.parametrize("extra, is_refused", [(0, False), (1, True)])
 def test_downloads_are_limited(monkeypatch, extra, is_refused):
-  file = io.BytesIO()
-  PIL.Image.fromarray(pixels(1)[0]).save(file, "PNG")
-  limit = len(file.getvalue()) - extra
-  monkeypatch.setattr(images, "MAX_DOWNLOAD_BYTES", limit)
-  asked = []
+  monkeypatch.setattr(urls, "MAX_BYTES", len(web.IMAGE) - extra)
+  with web.served() as (port, questions):
+    url = f"http://127.0.0.1:{port}/image"
+    with pytest.raises(ValueError, match="set urls=True"):
+      images.open_image(url)
+    assert not questions
+    if is_refused:
+      with pytest.raises(transforms.BadSample, match="too_large"):
+        images.open_image(url, urls=True, allow_private=True)
+    else:
+      images.open_image(url, urls=True, allow_private=True)
+    assert len(questions) == 1
 
-  def urlopen(url, timeout):
-    asked.append((url, timeout))
-    file.seek(0)
-    return contextlib.nullcontext(file)
 
-  monkeypatch.setattr(images.urllib.request, "urlopen", urlopen)
-  if is_refused:
-    with pytest.raises(transforms.BadSample, match="too_large"):
-      images.open_image("http://a/b.png", urls=True)
-  else:
-    found = images.open_image("https://a/b.png", urls=True)
-    np.testing.assert_array_equal(found, pixels(1)[0])
-  assert [timeout for _, timeout in asked] == [30]
-  with pytest.raises(ValueError, match="set urls=True"):
-    images.open_image("http://a/b.png")
-  assert len(asked) == 1
+@pytest.mark.parametrize("image", [5, None, True, 1.5, np.int64(3), object()])
+def test_what_is_no_image_is_refused_by_its_number(image):
+  given = iter([*pixels(2), image])
+  expected = (
+    "image 2: not_an_image: expected a path, bytes, array or PIL image, found "
+    f"{type(image).__name__}"
+  )
+  with pytest.raises(ValueError, match=expected):
+    list(images.batches(given, READ, 8, mesh_of(1)))
+  given = iter([*pixels(2), image])
+  (batch,) = images.batches(given, READ, 8, mesh_of(1), "skip")
+  assert batch.errors == (None, None, expected)

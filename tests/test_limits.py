@@ -27,6 +27,8 @@ from blip_jax.convert import (
 )
 from blip_jax.data import (
   folders,
+  image_headers,
+  image_limits,
   json_index,
   loader,
   offsets,
@@ -42,7 +44,7 @@ from blip_jax.data import (
 )
 from blip_jax.evaluators import ranking
 from blip_jax.evaluators.scores import bleu, cider, ngrams, recall, rouge
-from blip_jax.inference import images, index, matching, scoring, search
+from blip_jax.inference import images, index, matching, scoring, search, urls
 from blip_jax.models import decoding, nlvr
 from blip_jax.runtime import (
   contact_sheet,
@@ -58,8 +60,16 @@ LIMITS = [
   # What users meet: input that is refused or cut off.
   (transforms, "MAX_PIXELS", 80_000_000),
   (transforms, "MAX_TEXT_BYTES", 100_000),
-  (images, "MAX_DOWNLOAD_BYTES", 67_108_864),
-  (images, "TIMEOUT_SECONDS", 30),
+  (urls, "MAX_BYTES", 67_108_864),
+  (urls, "MAX_SECONDS", 30.0),
+  (urls, "MAX_REDIRECTS", 10),
+  (image_limits, "MAX_BYTES", 536_870_912),
+  (image_limits, "MAX_SIDE", 65_535),
+  (image_limits, "MAX_SECONDS", 20.0),
+  (image_limits, "MAX_MEMORY", 2_147_483_648),
+  (image_headers, "MAX_SCANS", 64),
+  (image_headers, "MAX_TIFF_VALUES", 262_144),
+  (image_headers, "MAX_JPEG2000_BLOCKS", 131_072),
   (images, "MAX_NAMED", 20),
   (hub, "_TIMEOUT", 30),
   (reader, "_MAX_PICKLE_BYTES", 4_194_304),

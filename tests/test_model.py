@@ -283,13 +283,15 @@ def test_urls_are_downloaded_on_request_only(model):
     url = f"http://localhost:{server.server_port}"
     with pytest.raises(ValueError, match="set urls=True"):
       model.caption(f"{url}/a.png")
-    (caption,) = model.caption(f"{url}/a.png", urls=True)
+    (caption,) = model.caption(f"{url}/a.png", urls=True, allow_private=True)
     (same,) = model.caption(PIL.Image.new("RGB", (20, 20), "red"))
     assert caption.text == same.text
+    with pytest.raises(ValueError, match=r"image 0: refused: .*allow_private"):
+      model.caption(f"{url}/a.png", urls=True)
     with pytest.raises(ValueError, match=r"image 0: missing: .*404"):
-      model.caption(f"{url}/b.png", urls=True)
+      model.caption(f"{url}/b.png", urls=True, allow_private=True)
     urls = [f"{url}/b.png", "http://[", f"{url}/a.png", "http://é.invalid/a"]
-    skipped = model.caption(urls, urls=True, on_error="skip")
+    skipped = model.caption(urls, urls=True, allow_private=True, on_error="skip")
     assert [c and c.text for c in skipped] == [None, None, same.text, None]
     with pytest.raises(ValueError, match="set urls=True"):
       model.caption(urls, on_error="skip")

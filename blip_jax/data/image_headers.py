@@ -22,9 +22,9 @@ MAX_TIFF_VALUES, MAX_TIFF_TILE = 1 << 18, 1 << 26
 MAX_TIFF_FIELDS, MAX_TIFF_FOLDERS = 4096, 8
 # Each of these takes kilobytes, or a pass over the image.
 MAX_JPEG2000_TILES, MAX_JPEG2000_LAYERS = 1 << 13, 1 << 8
-# Base-2 logarithm of the samples in a code block or precinct of JPEG 2000, each
-# of which takes hundreds of bytes; encoders make blocks of 2 ** 12.
-MIN_JPEG2000_BLOCK = 8
+# Code blocks and precincts of a channel of JPEG 2000, each of which takes
+# hundreds of bytes; encoders make blocks of 4,096 samples.
+MAX_JPEG2000_BLOCKS = 1 << 17
 
 # A marker of JPEG, without restarts and stuffed bytes.
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
@@ -120,9 +120,9 @@ def _check_jpeg2000(content: bytes, max_pixels: int) -> None:
       (layers,) = struct.unpack_from(">H", segment, 2)
       if layers > MAX_JPEG2000_LAYERS:
         raise _too_slow(f"JPEG 2000 of {layers} layers")
-      _check_blocks(segment[0], segment[5:])
+      _check_blocks((x1 - x0) * (y1 - y0), segment[0], segment[5:])
     if kind == _COMPONENT_STYLE:
-      _check_blocks(segment[1], segment[2:])
+      _check_blocks((x1 - x0) * (y1 - y0), segment[1], segment[2:])
 
 
 def _jpeg2000_segments(
@@ -140,17 +140,18 @@ def _jpeg2000_segments(
     position = content.find(bytes([0xFF, _TILE_PART]), position)
 
 
-def _check_blocks(style: int, fields: bytes) -> None:
+def _check_blocks(pixels: int, style: int, fields: bytes) -> None:
   levels = fields[0]
+  # Base-2 logarithms of samples, of the full resolution.
   sizes = [fields[1] + fields[2] + 4]
   if style & 1:  # precincts of every level, from the smallest on
     sizes += [
       (size & 15) + (size >> 4) + 2 * (levels - level)
       for level, size in enumerate(fields[5 : 6 + levels])
     ]
-  if min(sizes) < MIN_JPEG2000_BLOCK:
-    detail = f"JPEG 2000 in blocks of less than {2**MIN_JPEG2000_BLOCK} samples"
-    raise _too_slow(detail)
+  blocks = pixels >> min(sizes)
+  if blocks > MAX_JPEG2000_BLOCKS:
+    raise _too_slow(f"JPEG 2000 of {blocks} blocks")
 
 
 def _too_slow(detail: str) -> BadSample:

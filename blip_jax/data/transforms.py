@@ -48,22 +48,20 @@ _PUNCTUATION = '.!"()*#:;~'
 _TO_SPACE = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
 _TO_NOTHING = str.maketrans("", "", _PUNCTUATION)
 
-# Encoded bytes, the path of a file, pixels, or a PIL image.
-Source = bytes | str | os.PathLike | np.ndarray | PIL.Image.Image
 Image = UInt8[np.ndarray, "H W 3"]
 Resized = UInt8[np.ndarray, "h w 3"]
 # Square, or (height, width).
 Size = int | tuple[int, int]
 
 
-def decode(image: Source, max_pixels: int) -> Image:
+def decode(image: object, max_pixels: int) -> Image:
   """Returns an image as RGB, uint8 [H, W, 3]; see `decoded`."""
   with decoded(image, max_pixels) as pixels:
     return pixels
 
 
 @contextlib.contextmanager
-def decoded(image: Source, max_pixels: int) -> Iterator[Image]:
+def decoded(image: object, max_pixels: int) -> Iterator[Image]:
   """An image as RGB, uint8 [H, W, 3], for what is made of it in the block.
 
   Until the end of the block, other threads leave the memory that it takes. The
@@ -76,7 +74,7 @@ def decoded(image: Source, max_pixels: int) -> Iterator[Image]:
 
   Args:
     image: the encoded bytes, the path of a file, a PIL image, or uint8 pixels
-      [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+      [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; anything else is refused.
     max_pixels: larger images are refused, as are those beyond `image_limits`.
       Headers are checked before any pixel is decoded: a file of some hundred
       bytes may claim gigabytes.
@@ -97,7 +95,7 @@ def decoded(image: Source, max_pixels: int) -> Iterator[Image]:
 
 
 @contextlib.contextmanager
-def _opened(image: Source, max_pixels: int) -> Iterator[PIL.Image.Image]:
+def _opened(image: object, max_pixels: int) -> Iterator[PIL.Image.Image]:
   """A PIL image whose size is known, and whose pixels may not be."""
   if isinstance(image, np.ndarray):
     yield rgb.from_array(image)

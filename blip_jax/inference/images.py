@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import http.client
 import itertools
 import logging
 import os
-import urllib.request
 from collections.abc import Generator, Iterable, Sequence, Sized
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ import PIL.Image
 from jaxtyping import Bool, UInt8
 
 from blip_jax.data import transforms
+from blip_jax.inference import urls as urls_lib
 from blip_jax.runtime import ahead, files, sharding
 from blip_jax.runtime import progress as progress_lib
 
@@ -30,9 +29,6 @@ ON_ERROR = ("raise", "skip")
 # Skipped images that a warning names; it counts the others.
 MAX_NAMED = 20
 
-MAX_DOWNLOAD_BYTES = 64 << 20
-TIMEOUT_SECONDS = 30
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
@@ -42,13 +38,15 @@ class ImageReader:
     size: resizes a decoded image.
     urls: whether an image may be an http(s) URL, which is then downloaded.
     num_frames: frames sampled from each video; 0: the inputs are images.
+    allow_private: whether a URL may lead to addresses that are not public.
   """
 
   size: transforms.EvalImage
   urls: bool = False
   num_frames: int = 0
+  allow_private: bool = False
 
-  def __call__(self, image: Image) -> UInt8[np.ndarray, "..."]:
+  def __call__(self, image: object) -> UInt8[np.ndarray, "..."]:
     """Returns pixels [H, W, 3], or [F, H, W, 3] of a video.
 
     Raises:
@@ -56,11 +54,14 @@ class ImageReader:
       ValueError: it is a URL, and `urls` is not set.
     """
     if not self.num_frames:
-      return self.size(open_image(image, self.urls))
+      found = _fetched(image, self.urls, self.allow_private)
+      with transforms.decoded(found, transforms.MAX_PIXELS) as pixels:
+        return self.size(pixels)
     if not isinstance(image, str | os.PathLike):
-      raise ValueError(
+      raise transforms.BadSample(
+        "not_a_video",
         f"expected the path of a video, found {type(image).__name__}; for "
-        "images leave out num_frames="
+        "images leave out num_frames=",
       )
     # Needs an extra of the package.
     from blip_jax.data import video
@@ -79,7 +80,8 @@ def as_iterable(images: Image | Iterable[Image]) -> Iterable[Image]:
   # An array of four dimensions is a stack of images.
   if isinstance(images, np.ndarray):
     return [images] if images.ndim < 4 else images
-  if isinstance(images, Image):
+  # What is no image at all is refused by its number, like one of a list.
+  if isinstance(images, Image) or not isinstance(images, Iterable):
     return [images]
   return images
 
@@ -146,7 +148,7 @@ def _batches(
   skip: bool,
   progress: bool,
 ) -> Generator[Batch, None, None]:
-  def read_one(item: tuple[int, Image]) -> tuple[np.ndarray, str | None]:
+  def read_one(item: tuple[int, object]) -> tuple[np.ndarray, str | None]:
     number, image = item
     try:
       return read(image), None
@@ -173,7 +175,7 @@ def _batches(
       batch = list(itertools.islice(loaded, size))
 
 
-def _where(number: int, image: Image, error: transforms.BadSample) -> str:
+def _where(number: int, image: object, error: transforms.BadSample) -> str:
   """The number and the path of an image, and why it cannot be read."""
   path = ""
   if isinstance(image, str | os.PathLike):
@@ -207,30 +209,29 @@ class _Skipped:
       )
 
 
-def open_image(image: Image, urls: bool = False) -> transforms.Image:
+def open_image(
+  image: object, urls: bool = False, allow_private: bool = False
+) -> transforms.Image:
   """Returns the RGB pixels [H, W, 3] of an image, however it is given.
+
+  Args:
+    image: what is read.
+    urls: whether it may be a URL, which is then fetched.
+    allow_private: whether a URL may lead to addresses that are not public.
 
   Raises:
     transforms.BadSample: it cannot be read.
     ValueError: it is a URL, and `urls` is not set.
   """
-  if isinstance(image, str) and image.startswith(("http://", "https://")):
-    if not urls:
-      raise ValueError(
-        f"{image}: URLs are downloaded only on request; set urls=True"
-      )
-    image = _download(image)
-  return transforms.decode(image, transforms.MAX_PIXELS)
+  found = _fetched(image, urls, allow_private)
+  return transforms.decode(found, transforms.MAX_PIXELS)
 
 
-def _download(url: str) -> bytes:
-  try:
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-      content = response.read(MAX_DOWNLOAD_BYTES + 1)
-  # A malformed address is a ValueError; a broken answer may be either.
-  except (OSError, ValueError, http.client.HTTPException) as error:
-    raise transforms.BadSample("missing", f"{url}: {error}") from error
-  if len(content) > MAX_DOWNLOAD_BYTES:
-    detail = f"{url}: more than {MAX_DOWNLOAD_BYTES} bytes"
-    raise transforms.BadSample("too_large", detail)
-  return content
+def _fetched(image: object, urls: bool, allow_private: bool) -> object:
+  if not isinstance(image, str) or not image.startswith(urls_lib.SCHEMES):
+    return image
+  if not urls:
+    raise ValueError(
+      f"{image}: URLs are downloaded only on request; set urls=True"
+    )
+  return urls_lib.fetch(image, allow_private)

@@ -121,6 +121,7 @@ class Model:
     batch_size: int = 8,
     seed: int = 0,
     urls: bool = False,
+    allow_private: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
     **options: Any,
@@ -138,6 +139,8 @@ class Model:
       seed: of sampling. Samples depend on the seed and on the image, not on
         the other images of the batch.
       urls: whether an image may be an http(s) URL, which is then downloaded.
+      allow_private: whether a URL may lead to addresses that are not public,
+        such as those of this machine and its network.
       on_error: what to do about an image that cannot be read: "raise", or
         "skip", which warns, naming these images, and gives None in their place.
       progress: whether to show a progress bar.
@@ -162,6 +165,7 @@ class Model:
         batch_size=batch_size,
         seed=seed,
         urls=urls,
+        allow_private=allow_private,
         on_error=on_error,
         progress=progress,
         **options,
@@ -176,6 +180,7 @@ class Model:
     batch_size: int = 8,
     seed: int = 0,
     urls: bool = False,
+    allow_private: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
     **options: Any,
@@ -198,7 +203,7 @@ class Model:
         about an image.
     """
     generate = self.captioner(prompt, **options)
-    read = images_lib.ImageReader(self.image, urls)
+    read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
     batches = images_lib.batches(
       images, read, batch_size, self.mesh, on_error, progress
     )
@@ -265,6 +270,7 @@ class Model:
     legacy_cls: bool = False,
     batch_size: int = 8,
     urls: bool = False,
+    allow_private: bool = False,
     num_frames: int = 0,
     on_error: Literal["raise"] = "raise",
     progress: bool = False,
@@ -280,6 +286,7 @@ class Model:
     legacy_cls: bool = False,
     batch_size: int = 8,
     urls: bool = False,
+    allow_private: bool = False,
     num_frames: int = 0,
     on_error: Literal["skip"],
     progress: bool = False,
@@ -294,6 +301,7 @@ class Model:
     legacy_cls: bool = False,
     batch_size: int = 8,
     urls: bool = False,
+    allow_private: bool = False,
     num_frames: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
@@ -312,6 +320,8 @@ class Model:
       batch_size: images per batch. Each image is encoded and projected once,
         however many texts are compared with it.
       urls: whether an image may be an http(s) URL, which is then downloaded.
+      allow_private: whether a URL may lead to addresses that are not public,
+        such as those of this machine and its network.
       num_frames: frames sampled from each video, if `images` are paths of
         videos (section 5.6; the original takes 8). 0: they are images.
       on_error: what to do about an image that cannot be read: "raise", or
@@ -332,7 +342,7 @@ class Model:
     tokens = self.matcher.tokens(texts, clean=not legacy_cls)
     if pairwise:
       images = matching.paired(images, tokens)
-    read = images_lib.ImageReader(self.image, urls, num_frames)
+    read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
     batches = images_lib.batches(
       images, read, batch_size, self.mesh, on_error, progress
     )
@@ -348,6 +358,7 @@ class Model:
     *,
     batch_size: int = 8,
     urls: bool = False,
+    allow_private: bool = False,
     num_frames: int = 0,
     on_error: Literal["raise"] = "raise",
     progress: bool = False,
@@ -360,6 +371,7 @@ class Model:
     *,
     batch_size: int = 8,
     urls: bool = False,
+    allow_private: bool = False,
     num_frames: int = 0,
     on_error: Literal["skip"],
     progress: bool = False,
@@ -371,6 +383,7 @@ class Model:
     *,
     batch_size: int = 8,
     urls: bool = False,
+    allow_private: bool = False,
     num_frames: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
@@ -381,6 +394,8 @@ class Model:
       images: as for `caption`.
       batch_size: images per batch.
       urls: whether an image may be an http(s) URL, which is then downloaded.
+      allow_private: whether a URL may lead to addresses that are not public,
+        such as those of this machine and its network.
       num_frames: frames sampled from each video; 0: `images` are images.
       on_error: what to do about an image that cannot be read: "raise", or
         "skip", which warns and leaves its vector out.
@@ -396,7 +411,7 @@ class Model:
         cannot be read.
     """
     self._require("vision_proj", "embed images in a space shared with texts")
-    read = images_lib.ImageReader(self.image, urls, num_frames)
+    read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
     batches = images_lib.batches(
       images, read, batch_size, self.mesh, on_error, progress
     )
@@ -430,6 +445,7 @@ class Model:
     *,
     batch_size: int = 8,
     urls: bool = False,
+    allow_private: bool = False,
   ) -> matching.HiddenStates:
     """Returns hidden states: the original's feature extractor.
 
@@ -445,6 +461,8 @@ class Model:
       texts: as for `match`.
       batch_size: images, texts or pairs per batch.
       urls: whether an image may be an http(s) URL, which is then downloaded.
+      allow_private: whether a URL may lead to addresses that are not public,
+        such as those of this machine and its network.
 
     Raises:
       ValueError: neither is given, the model lacks the encoder, there are not
@@ -459,7 +477,7 @@ class Model:
       return self.matcher.features(None, tokens, batch_size)
     if tokens is not None:
       images = matching.paired(images, tokens)
-    read = images_lib.ImageReader(self.image, urls)
+    read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
     batches = images_lib.batches(images, read, batch_size, self.mesh)
     return self.matcher.features(batches, tokens, batch_size)
 

@@ -25,6 +25,7 @@ import pytest
 from blip_jax.capfilt import (
   audit,
   job,
+  label,
   ledger,
   merge,
   report,
@@ -36,6 +37,7 @@ from blip_jax.inference import model as model_lib
 from blip_jax.models import families
 from blip_jax.runtime import files, sharding
 from tests import QUICK_TO_COMPILE, helpers, jobs
+from tests.hostile import tars
 from tests.jobs import NOISY_SCENES, capfilt_config
 
 
@@ -319,6 +321,112 @@ def test_a_damaged_shard_does_not_affect_others(shards, tmp_path):
     assert done["damage"]
 
 
+def change_while_labelling(monkeypatch, name, changes):
+  """Calls each of `changes` once while a work unit is labelled."""
+  to_parquet, process = rows.to_parquet, job.process
+  current, left = [], list(changes)
+
+  def processed(work_unit, *args):
+    current[:] = [work_unit.name]
+    process(work_unit, *args)
+
+  def changed(table):
+    if current == [name] and left:
+      left.pop(0)()
+    return to_parquet(table)
+
+  monkeypatch.setattr(job, "process", processed)
+  monkeypatch.setattr(rows, "to_parquet", changed)
+
+
+def write_reversed(shards, name):
+  """Overwrites a shard by one of the same size, with its texts reversed."""
+  path = shards / f"{name}.tar"
+  size = path.stat().st_size
+  with tarfile.open(path) as tar:
+    members = [(m.name, tar.extractfile(m).read()) for m in tar]
+  members = [(n, c[::-1] if n.endswith("txt") else c) for n, c in members]
+  jobs.write_tar(path, members)
+  assert path.stat().st_size == size
+
+
+def test_a_shard_that_is_overwritten_while_it_is_labelled_is_done_again(
+  shards, tmp_path, monkeypatch, caplog
+):
+  times = os.stat(shards / "00001.tar")
+
+  def overwrite():
+    write_reversed(shards, "00001")
+    os.utime(shards / "00001.tar", ns=(times.st_atime_ns, times.st_mtime_ns))
+
+  change_while_labelling(monkeypatch, "00001", [overwrite])
+  out = tmp_path / "out"
+  assert run(capfilt_config(shards / "*.tar", out))["work_units_done"] == 3
+  assert "00001 is not done: " in caplog.text
+  assert "00001.tar: changed while it was labelled" in caplog.text
+  assert run(capfilt_config(shards / "*.tar", tmp_path / "b"))
+  assert content(out) == content(tmp_path / "b")
+
+
+def test_a_shard_that_keeps_changing_is_refused_after_all_others(
+  shards, tmp_path, monkeypatch
+):
+  overwrite = lambda: write_reversed(shards, "00000")
+  change_while_labelling(monkeypatch, "00000", [overwrite] * 10)
+  with pytest.raises(ValueError, match=r"00000\.tar: changed while") as error:
+    run(capfilt_config(shards / "*.tar", tmp_path / "out"))
+  assert "1 work units could not be done in 3 tries" in str(error.value)
+  names = {path.name for path in (tmp_path / "out").glob("*.done.json")}
+  assert names == {"00001.done.json", "00002.done.json"}
+
+
+def test_a_shard_that_cannot_be_read_for_now_is_done_at_the_next_start(
+  shards, tmp_path, monkeypatch
+):
+  config = capfilt_config(shards / "*.tar", tmp_path / "out")
+  sha256 = files.sha256
+
+  def fail(path):
+    if str(path).endswith("00000.tar"):
+      raise OSError(errno.EIO, "Input/output error")
+    return sha256(path)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(files, "sha256", fail)
+    with pytest.raises(ValueError, match=r"00000\.tar: .*Input/output error"):
+      run(config)
+  names = {path.name for path in (tmp_path / "out").glob("*.done.json")}
+  assert names == {"00001.done.json", "00002.done.json"}
+  assert run(config)["images/in"] == 15
+
+
+def test_hostile_shards_do_not_affect_others(shards, tmp_path):
+  cases = [*tars.cases()][::150]
+  for number, case in enumerate(cases):
+    (shards / f"hostile{number}.tar").write_bytes(case.content)
+  results = run(capfilt_config(shards / "*.tar", tmp_path / "out"))
+  assert results["work_units_done"] == 3 + len(cases)
+  assert results["images/in"] >= 15 + 10 * len(cases)
+  before = {path.name for path in (tmp_path / "out").glob("0*.parquet")}
+  assert before == {"00000.parquet", "00001.parquet", "00002.parquet"}
+
+
+def test_more_texts_of_an_image_than_are_scored_are_counted(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(label, "MAX_TEXTS", 5)
+  (tmp_path / "a.png").write_bytes(jobs.png(NOISY_SCENES[0]["image"]))
+  captions = [f"a red circle {n}" for n in range(8)]
+  path = tmp_path / "web.json"
+  path.write_text(json.dumps([{"image": "a.png", "caption": captions}]))
+  config = capfilt_config(path, tmp_path / "out", image_root=str(tmp_path))
+  results = run(config)
+  assert (results["web/in"], results["web/bad"]) == (8, 3)
+  table = rows.read(tmp_path / "out" / "web.json-00000.parquet")
+  reasons = [row["reason"] for row in table if row["itm_prob"] is None]
+  assert reasons == ["too_many"] * 3
+
+
 def label_and_merge(source, tmp_path, out, **changes):
   """Runs a job that keeps all web texts, and what follows it.
 
@@ -600,6 +708,8 @@ def test_a_summary_counts_what_is_done(tmp_path):
       "input": unit.fingerprint(),
       "images": outcomes,
       "texts": {"web": outcomes, "synthetic": {**outcomes, "kept": 7}},
+      "bad": {},
+      "damage": [],
     }
     started.finish(unit, b"rows", done)
   summary = job.summary(started, units)

@@ -1,5 +1,6 @@
 """Work units: how sources are cut, and when an input has changed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -179,3 +180,65 @@ def test_another_range_of_rows_is_a_change():
   assert unit.unchanged(fingerprint, since=0.0)
   _, changed, *_ = find("scenes:train?num=6")
   assert not changed.unchanged(fingerprint, since=0.0)
+
+
+@pytest.mark.parametrize(
+  "error", [MemoryError(), OverflowError("x"), RecursionError(), KeyError("x")]
+)
+def test_whatever_opening_a_shard_raises_is_its_damage(
+  shards, monkeypatch, error
+):
+  def fail(*_, **__):
+    raise error
+
+  unit = find(shards / "*.tar")[1]
+  monkeypatch.setattr(datasets, "open_source", fail)
+  records, (problem,) = unit.open()
+  assert len(records) == 0
+  assert problem.startswith(f"{type(error).__name__}:")
+
+
+def test_a_full_disk_is_no_damage_of_a_shard(shards, monkeypatch):
+  def fail(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(datasets, "open_source", fail)
+  with pytest.raises(OSError, match="No space left"):
+    find(shards / "*.tar")[1].open()
+
+
+def test_input_that_changed_is_noticed(tmp_path):
+  path = write_list(tmp_path / "web.json", 2)
+  (unit,) = find(path)
+  before, content = unit.input(), path.read_bytes()
+  stat = path.stat()
+  unit.check_unchanged(before)
+  os.utime(path, (100, 100))
+  unit.check_unchanged(before)  # other times, equal content
+
+  path.write_bytes(content.replace(b"1.png", b"2.png"))  # of the same size
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  with pytest.raises(work_units.Unusable) as raised:
+    unit.check_unchanged(before)
+  then = hashlib.sha256(content).hexdigest()[:16]
+  now = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+  message = str(raised.value)
+  assert message.startswith(f"{path}: changed while it was labelled")
+  assert message.index(then) < message.index(now)
+
+  path.unlink()
+  with pytest.raises(work_units.Unusable, match="and is no file"):
+    unit.check_unchanged(before)
+
+
+def test_input_that_cannot_be_read_is_not_damaged(shards, monkeypatch):
+  unit = find(shards / "*.tar")[1]
+  fingerprint = unit.fingerprint()
+
+  def sha256(path):
+    raise OSError(errno.EIO, "Input/output error")
+
+  monkeypatch.setattr(work_units.files, "sha256", sha256)
+  with pytest.raises(work_units.Unusable, match=r"00001\.tar: .*Input/output"):
+    unit.input()
+  assert not unit.unchanged(fingerprint, since=0.0)

@@ -1,5 +1,6 @@
 """The job: captions every image of a collection and scores every text."""
 
+import collections
 import contextlib
 import json
 import logging
@@ -7,7 +8,7 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 # Images per device. Changes the last bits of scores, so it is part of the
 # settings of a job.
 _BATCH_SIZE_CPU, _BATCH_SIZE = 8, 64
+# Of a work unit whose input cannot be read, or changes while it is labelled.
+_MAX_TRIES = 3
 
 
 def run(config: Config, workdir: str) -> dict[str, int]:
@@ -44,8 +47,8 @@ def run(config: Config, workdir: str) -> dict[str, int]:
 
   Raises:
     ValueError: there is nothing to label, no image can be used, the folder has
-      a job with other settings, or a model cannot do its task; says which
-      option helps.
+      a job with other settings, a model cannot do its task, or the input of a
+      work unit cannot be read or keeps changing; says which option helps.
   """
   rows.arrow_and_schema()  # Fails now, and not after hours of work.
   work_units = find_work_units(config)
@@ -84,17 +87,47 @@ def run(config: Config, workdir: str) -> dict[str, int]:
     Progress(len(work_units), folder) as progress,
     contextlib.closing(ledger.claims(work_units)) as claims,
   ):
+    failures = _Failures()
     for work_unit, num_done in claims:
       progress.set_done(num_done)
-      process(
-        work_unit, labeller, ledger, config.threshold, constants, progress
-      )
+      with failures.of(work_unit):
+        process(
+          work_unit, labeller, ledger, config.threshold, constants, progress
+        )
   results = summary(ledger, work_units)
   if results["images/in"] == results["images/bad"]:
     done_files = filter(None, map(ledger.done, work_units))
     problem = next(filter(None, map(_first_problem, done_files)), "")
     raise ValueError(f"config.source: no image can be used; {problem}")
   return results
+
+
+class _Failures:
+  """Work units that could not be done, though others can.
+
+  Those are claimed again after all others; after `_MAX_TRIES` the job ends.
+  """
+
+  def __init__(self):
+    self._tries = collections.Counter()
+
+  @contextlib.contextmanager
+  def of(self, work_unit: work_units_lib.WorkUnit) -> Iterator[None]:
+    try:
+      yield
+    except work_units_lib.Unusable as error:
+      self._tries[work_unit.name] += 1
+      log.warning("%s is not done: %s", work_unit.name, error)
+      if self._tries[work_unit.name] == _MAX_TRIES:
+        names = sorted(self._tries)
+        raise ValueError(
+          f"config.source: {len(names)} work units could not be done in "
+          f"{_MAX_TRIES} tries, such as {names[:3]}; the others are. {error}. "
+          "Run the same command again once the input can be read and stays "
+          "as it is"
+        ) from error
+    else:
+      self._tries.pop(work_unit.name, None)
 
 
 def _settings(
@@ -212,8 +245,12 @@ def process(
     threshold: the least `itm_prob` of a text that is kept.
     constants: columns that are equal in all rows: captioner, filter, seed.
     progress: shown while it runs.
+
+  Raises:
+    work_units.Unusable: the input cannot be read, or is another one at the end
+      than at the beginning; nothing is written.
   """
-  fingerprint = work_unit.fingerprint()
+  before = work_unit.input()
   source, damage = work_unit.open()
   counts, text_rows = rows.Counts(damage), []
   progress.begin(work_unit, len(source))
@@ -226,13 +263,15 @@ def process(
     ledger.progress(work_unit)
   report = {
     "work_unit": work_unit.name,
-    "input": fingerprint,
+    "input": before.fingerprint,
     "version": blip_jax.__version__,
     "made_with": _made_with(),
     **constants,
     **counts.as_json(),
   }
-  ledger.finish(work_unit, rows.to_parquet(text_rows), report)
+  table = rows.to_parquet(text_rows)
+  work_unit.check_unchanged(before)
+  ledger.finish(work_unit, table, report)
   progress.end(counts)
 
 

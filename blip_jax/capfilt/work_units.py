@@ -12,14 +12,33 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from blip_jax.data import datasets, folders, sources
+from blip_jax.data import datasets, folders, rejects, sources
 from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
+
+
+class Unusable(Exception):
+  """The input of a work unit cannot be read, or changed while it was read.
+
+  Another try may succeed, unlike with input that is damaged.
+  """
+
+
+class Input(NamedTuple):
+  """The input of a work unit at one time.
+
+  Attributes:
+    fingerprint: what identifies it.
+    stat: of its file, if it is one.
+  """
+
+  fingerprint: dict[str, Any]
+  stat: files.Stat | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +70,13 @@ class WorkUnit:
     no_rows = sources.Rows((), np.arange(0))
     try:
       source = _ImagesWithTexts(self.spec, self.image_root, self.with_texts)
-    except ValueError as error:
-      # A damaged shard. `find` would have failed on damaged annotations.
-      return no_rows, [str(error)]
+    except Exception as error:
+      if rejects.hits_all(error):
+        raise
+      # A damaged shard, whose readers may raise anything. `find` would have
+      # failed on damaged annotations.
+      kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}:"
+      return no_rows, [f"{kind} {error}".strip()]
     rows = np.arange(*(self.rows or (0, len(source))))
     return sources.Rows(source, rows), source.problems
 
@@ -64,10 +87,43 @@ class WorkUnit:
     annotations or a table refer to are not hashed.
     """
     fingerprint = {"source": self.spec, "rows": self.rows and list(self.rows)}
-    path = datasets.path_of(_rows_of(self.spec, "")[0])
-    if files.is_file(path):
+    if files.is_file(path := self._path):
       fingerprint |= {"bytes": files.size(path), "sha256": files.sha256(path)}
     return fingerprint
+
+  @property
+  def _path(self) -> str:
+    return datasets.path_of(_rows_of(self.spec, "")[0])
+
+  def _stat(self) -> files.Stat | None:
+    return files.stat(self._path) if files.is_file(self._path) else None
+
+  def input(self) -> Input:
+    """What the input is now; raises `Unusable` if it cannot be read."""
+    try:
+      return Input(stat=self._stat(), fingerprint=self.fingerprint())
+    except OSError as error:
+      if rejects.hits_all(error):
+        raise
+      raise Unusable(f"{self._path}: {error}") from error
+
+  def check_unchanged(self, before: Input) -> None:
+    """Raises `Unusable` if the input is not what it was.
+
+    A file is only read if its size or one of its times is another one.
+    """
+    try:
+      is_equal = self._stat() == before.stat
+    except FileNotFoundError:
+      is_equal = False
+    if is_equal:
+      return
+    now = self.input().fingerprint
+    if now != before.fingerprint:
+      raise Unusable(
+        f"{self._path}: changed while it was labelled: it was "
+        f"{_shown(before.fingerprint)}, and is {_shown(now)}"
+      )
 
   def unchanged(self, fingerprint: dict[str, Any], since: float) -> bool:
     """Whether the input still has this fingerprint.
@@ -77,15 +133,24 @@ class WorkUnit:
       since: when it was taken, in seconds since the epoch; an older file is
         not read again.
     """
-    path = datasets.path_of(_rows_of(self.spec, "")[0])
-    stat = files.stat(path) if files.is_file(path) else None
+    stat = self._stat()
     size = stat and stat.size
     rows = self.rows and list(self.rows)
     if (fingerprint["rows"], fingerprint.get("bytes")) != (rows, size):
       return False
-    return (
-      stat is None or stat.modified < since or fingerprint == self.fingerprint()
-    )
+    if stat is None or stat.modified < since:
+      return True
+    try:
+      return fingerprint == self.input().fingerprint
+    except Unusable:  # who labels it again says so
+      return False
+
+
+def _shown(fingerprint: dict[str, Any]) -> str:
+  if "sha256" not in fingerprint:
+    return "no file"
+  size, digest = fingerprint["bytes"], fingerprint["sha256"]
+  return f"{size} bytes with the SHA-256 {digest[:16]}..."
 
 
 def find(
@@ -204,7 +269,12 @@ class _ImagesWithTexts:
   @property
   def problems(self) -> list[str]:
     """What is damaged, so that rows are missing."""
-    return getattr(self._images, "problems", [])
+    lines = [
+      line
+      for source in (self._images, self._captioned)
+      for line in getattr(source, "problems", [])
+    ]
+    return list(dict.fromkeys(lines))
 
   def __getitem__(self, row: int) -> sources.Record:
     if self._captioned is None:

@@ -358,6 +358,11 @@ def temporary_path(path: Path) -> pathlib.Path:
   return folder / name
 
 
+def is_temporary(name: str) -> bool:
+  """Whether this is what a process is writing, or was when it was killed."""
+  return _TEMPORARY.fullmatch(name) is not None
+
+
 @functools.cache  # once per process
 def _sweep(folder: pathlib.Path) -> None:
   """Deletes temporary files and folders whose process has ended.
@@ -365,7 +370,7 @@ def _sweep(folder: pathlib.Path) -> None:
   Of a process on another machine nothing is known. What it has left goes when
   it is a day older than a file that is written now.
   """
-  names = [*filter(_TEMPORARY.fullmatch, list_folder(folder))]
+  names = [*filter(is_temporary, list_folder(folder))]
   if not names:
     return
   with tempfile.TemporaryFile(dir=folder) as file:

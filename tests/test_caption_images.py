@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from blip_jax import defaults
 from blip_jax.inference import caption_images, captioning
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import files, sharding
+from blip_jax.runtime import files, lock, sharding
 from tests import helpers
 
 GOLDEN = helpers.GOLDEN
@@ -173,7 +173,7 @@ def test_parts_of_several_processes_become_one(tmp_path):
   for process, rows in enumerate([(0, 3), (1, 2)]):
     lines = [json.dumps({"row": row, "id": str(row)}) + "\n" for row in rows]
     (tmp_path / f"out.jsonl.part{process}").write_text("".join(lines))
-  caption_images._join(out)
+  caption_images._join(out, 4)
   assert [line["row"] for line in lines_of(out)] == [0, 1, 2, 3]
   assert list(tmp_path.iterdir()) == [out]
 
@@ -284,7 +284,55 @@ def test_impossible_jobs_are_refused(captioner, images, tmp_path):
   only_bad = tmp_path / "bad"
   only_bad.mkdir()
   shutil.copy(images / "2b.jpg", only_bad)
-  assert run(make(captioner, only_bad))["unreadable"] == 1
+  for _ in range(2):  # nothing is left that a second job would trust
+    with pytest.raises(ValueError, match=r"bad: none of 1 .*2b.jpg: not_an"):
+      run(make(captioner, only_bad))
+    assert not list(tmp_path.glob("*captions.jsonl*"))
+
+
+DAMAGE = [
+  b"\n",
+  b"\xff\xfe\n",
+  b"{\n",
+  b"[3]\n",
+  b'{"row": 1, "id": "b',
+  b'{"row": "1", "id": "x"}\n',
+  b'{"row": -1, "id": "x"}\n',
+  b'{"row": 1e99, "id": "x"}\n',
+  b'{"row": 99, "id": "x"}\n',
+  b"[" * 100_000 + b"\n",
+]
+
+
+@pytest.mark.parametrize("number", range(len(DAMAGE)))
+def test_damaged_lines_are_captioned_again(tmp_path, number):
+  """Between sound ones, so that the rows are in no order any more."""
+  source = [{"image": f"{n}.png", "id": f"{n}.png"} for n in range(4)]
+  out, line = (
+    tmp_path / "a",
+    lambda n: b'{"row": %d, "id": "%d.png"}\n' % (n, n),
+  )
+  part = tmp_path / "a.part0"
+  part.write_bytes(line(0) + DAMAGE[number].rstrip(b"\n") + b"\n" + line(2))
+  assert caption_images._rows_left([part], source).tolist() == [1, 3]
+  with part.open("ab") as file:
+    file.write(line(1) + line(3))
+  caption_images._join(out, 4)
+  rows = [json.loads(text)["row"] for text in out.read_text().splitlines()]
+  assert rows == [0, 1, 2, 3]
+  assert files.list_folder(tmp_path) == ["a"]
+
+
+def test_a_second_job_on_the_same_output_is_refused(
+  captioner, images, tmp_path
+):
+  c = make(captioner, images, out=str(tmp_path / "out.jsonl"))
+  with (
+    lock.hold(tmp_path / ".out.jsonl.lock"),
+    pytest.raises(ValueError, match=rf"process {os.getpid()} on .* works here"),
+  ):
+    caption_images.caption_images(c, str(tmp_path))
+  assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_numbers_of_a_line_have_four_digits():

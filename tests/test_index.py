@@ -7,6 +7,7 @@ import pytest
 
 from blip_jax.data import datasets, sources
 from blip_jax.inference import index
+from blip_jax.runtime import lock
 from tests import helpers
 
 QUERIES = ("a red circle", "a green star", "two squares")
@@ -101,3 +102,64 @@ def test_an_index_of_other_weights_or_images_is_refused(
   fewer = sources.Rows(source, np.arange(9))
   with pytest.raises(ValueError, match=r"\n  images: 10 there, 9 now"):
     index.build(tmp_path / "index", model, fewer, 4)
+
+
+DAMAGE = [
+  ("part-000000.npy", None),
+  ("part-000000.npy", b""),
+  ("part-000000.npy", b"\x93NUMPY"),
+  ("part-000000.npy", -4),  # bytes that are cut off
+  ("part-000000.npy", -4 * 64),
+  ("part-000000.json", b""),
+  ("part-000000.json", -20),
+  ("part-000000.json", b"[]"),
+  ("part-000000.json", b"{}"),
+  ("part-000000.json", b'{"rows": [0], "ids": [3], "unreadable": {}}'),
+  ("part-000000.json", b'{"rows": 3, "ids": 3, "unreadable": 3}'),
+  ("part-000000.json", b"[" * 100_000),
+  ("part-000001.json", None),
+]
+
+
+@pytest.mark.parametrize("number", range(len(DAMAGE)))
+def test_a_damaged_part_is_embedded_again(
+  tmp_path, gallery, model, monkeypatch, number
+):
+  monkeypatch.setattr(index, "PART", 5)
+  source = datasets.open_images(str(gallery))
+  index.build(tmp_path / "index", model, source, 4)
+  before = {path.name: path.read_bytes() for path in tmp_path.glob("index/*")}
+  name, content = DAMAGE[number]
+  path = tmp_path / "index" / name
+  if isinstance(content, int):
+    content = path.read_bytes()[:content]
+  path.unlink() if content is None else path.write_bytes(content)
+  index.build(tmp_path / "index", model, source, 4)
+  after = {path.name: path.read_bytes() for path in tmp_path.glob("index/*")}
+  assert after == before
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"weights'])
+def test_damaged_settings_of_an_index_are_named(
+  tmp_path, gallery, model, content
+):
+  source = datasets.open_images(str(gallery))
+  (tmp_path / "index.json").write_bytes(content)
+  with pytest.raises(
+    ValueError, match=r"index.json: damaged: .*another folder"
+  ):
+    index.build(tmp_path, model, source, 4)
+
+
+def test_a_second_builder_is_refused_and_a_reader_is_not(
+  tmp_path, gallery, model
+):
+  source = datasets.open_images(str(gallery))
+  with (
+    lock.hold(tmp_path / ".lock"),
+    pytest.raises(ValueError, match="works here"),
+  ):
+    index.build(tmp_path, model, source, 4)
+  index.build(tmp_path, model, source, 4)
+  with lock.hold(tmp_path / ".lock"):
+    index.build(tmp_path, model, source, 4)

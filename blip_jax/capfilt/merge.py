@@ -15,7 +15,7 @@ from blip_jax.capfilt import job, pair_files, rows, rules
 from blip_jax.capfilt.ledger import Ledger
 from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.data import datasets, sources, transforms
-from blip_jax.runtime import files, progress
+from blip_jax.runtime import files, lock, progress
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,19 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
 
   Raises:
     ValueError: a work unit is not done, an option is invalid, no text is kept,
-      or the output exists and is not that of an earlier merge.
+      another process writes the output, or it exists and is not that of an
+      earlier merge.
   """
-  selection = rules.Selection(rules_of(config))
   folder = config.out or workdir
   out = pathlib.Path(config.merge.out or os.path.join(folder, "clean.json"))
+  with lock.hold(lock.path_for(out)) as held:
+    return _merge(config, folder, out, held)
+
+
+def _merge(
+  config: Config, folder: str, out: pathlib.Path, held: lock.Lock
+) -> dict[str, int]:
+  selection = rules.Selection(rules_of(config))
   done = [
     (ledger, work_unit)
     for path in (folder, *config.merge.jobs)
@@ -92,6 +100,7 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
         f"config.merge: no text is kept; counts are {_flat(stats)}. Lower "
         "config.merge.threshold, and look at the report (config.job=report)"
       )
+    held.check()  # The files get their names next.
   files.write_json(stats_path, _flat(stats))
   log.info("%d pairs are in %s", num_kept, out)
   return _flat(stats)

@@ -5,6 +5,7 @@ the texts (`report.csv`), and as JSON.
 import contextlib
 import logging
 import pathlib
+from collections.abc import Sequence
 
 from blip_jax.capfilt import (
   findings,
@@ -16,7 +17,8 @@ from blip_jax.capfilt import (
   text_table,
 )
 from blip_jax.capfilt.ledger import Ledger
-from blip_jax.runtime import files, progress
+from blip_jax.capfilt.work_units import WorkUnit
+from blip_jax.runtime import files, lock, progress
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -38,12 +40,20 @@ def report(config: Config, workdir: str) -> dict[str, int]:
     out, if any. The log and `report.json` name their files.
 
   Raises:
-    ValueError: no work unit is done.
+    ValueError: no work unit is done, or another process writes a report.
   """
   ledger = Ledger(config.out or workdir)
+  work_units = job.work_units_of(ledger)
+  with lock.hold(lock.path_for(ledger.folder / "report.html")):
+    return _report(config, ledger, work_units)
+
+
+def _report(
+  config: Config, ledger: Ledger, work_units: Sequence[WorkUnit]
+) -> dict[str, int]:
   done_files = {
     work_unit: done
-    for work_unit in job.work_units_of(ledger)
+    for work_unit in work_units
     if (done := ledger.done(work_unit)) is not None
   }
   if not done_files:

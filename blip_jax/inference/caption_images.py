@@ -20,7 +20,14 @@ from jaxtyping import Int
 from blip_jax.data import datasets, examples, folders, loader, rejects, sources
 from blip_jax.inference import captioning
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import files, progress, resumable, sharding, snapshot
+from blip_jax.runtime import (
+  files,
+  lock,
+  progress,
+  resumable,
+  sharding,
+  snapshot,
+)
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -28,6 +35,8 @@ log = logging.getLogger(__name__)
 
 def caption_images(config: Config, workdir: str) -> dict[str, int]:
   """Captions every image of `config.images` into `config.out`.
+
+  Takes a lock on `config.out`, so that no other job writes there.
 
   A line is {row, id, image_id?, image?, caption, log_prob, score, others?}, or
   has an `error` instead of the caption if the image cannot be read; rows are in
@@ -43,17 +52,23 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
     The number of images, and of those that could not be read.
 
   Raises:
-    ValueError: there are no images, the model does not generate captions, an
-      option is out of range, or the job was started with other settings; says
-      which.
+    ValueError: there are no images, none can be read, the model does not
+      generate captions, an option is out of range, another job writes into
+      `config.out`, or the job was started with other settings; says which.
   """
   source = datasets.open_images(_images(config), config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "captions.jsonl"))
-  files.make_folder(out.parent)
-  if files.exists(out):
-    log.warning("%s is complete; delete it to caption the images again", out)
-    return {"images": len(source)}
+  with lock.hold(lock.path_for(out)) as held:
+    if files.exists(out):
+      log.warning("%s is complete; delete it to caption the images again", out)
+      return {"images": len(source)}
+    return _caption(config, source, out, held)
 
+
+def _caption(
+  config: Config, source: Any, out: pathlib.Path, held: lock.Lock
+) -> dict[str, int]:
+  """Captions the images that have no line yet, and makes one file of all."""
   mesh = sharding.make_mesh(config.mesh)
   dtype = config.dtype or model_lib.quick_dtype()
   model = model_lib.load(
@@ -89,6 +104,7 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
   files.drop_partial_line(part_path)
   with bar, files.open_append(part_path) as part:
     for positions, ids, arrays in _numbered(batches):
+      held.check()
       captions = generate(arrays["image"], config.seed)
       for position, id, caption in zip(positions, ids, captions, strict=True):
         if not id:  # padding of the last batch
@@ -105,12 +121,25 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
         part.write(_as_line(line))
       part.flush()
       bar.update(min(len(ids) * jax.process_count(), bar.total - bar.n))
-  # A process gets the others' counts only when they have written their parts.
-  counts = multihost_utils.process_allgather(np.array(bad.reasons.total()))
+  _sync("parts are written")
   if jax.process_index() == 0:
-    _join(out)
+    num_bad, problem = _join(out, len(source))
+  else:
+    num_bad, problem = 0, ""
+  # The others wait here for the first one, however long it takes.
+  num_bad = multihost_utils.process_allgather(np.array(num_bad)).max()
+  if num_bad == len(source):
+    raise ValueError(
+      f"{config.images}: none of {num_bad} images could be read{problem}"
+    )
   log.info("Captions are in %s", out)
-  return {"images": len(source), "unreadable": int(counts.sum())}
+  return {"images": len(source), "unreadable": int(num_bad)}
+
+
+def _sync(what: str) -> None:
+  """Waits until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"caption_images: {what}")
 
 
 def _images(config: Config) -> str:
@@ -169,14 +198,15 @@ def _begin(
   )
   resumable.begin(job, settings, hint, write=jax.process_index() == 0)
   rows = _rows_left(parts, source)
-  if jax.process_count() > 1:
-    # All processes have read before one of them writes.
-    multihost_utils.sync_global_devices("caption_images: parts are read")
+  # All processes have read before one of them writes.
+  _sync("parts are read")
   return rows
 
 
 def _rows_left(parts: list[pathlib.Path], source: Any) -> Int[np.ndarray, " n"]:
   """Rows that have no line in the parts of any process.
+
+  What is damaged is captioned again.
 
   Raises:
     ValueError: the parts have captions of other images.
@@ -184,9 +214,8 @@ def _rows_left(parts: list[pathlib.Path], source: Any) -> Int[np.ndarray, " n"]:
   left = np.ones(len(source), bool)
   for part in parts:
     line = None
-    for line in _complete_lines(part):
-      if line["row"] < len(left):
-        left[line["row"]] = False
+    for line in _sound_lines(part, len(source)):
+      left[line["row"]] = False
     if line and sources.row_id(source, line["row"]) != line["id"]:
       raise ValueError(
         f"{part}: row {line['row']} is {line['id']!r}, but in config.images it "
@@ -259,24 +288,53 @@ def _parts(out: pathlib.Path) -> list[pathlib.Path]:
   ]
 
 
-def _complete_lines(part: pathlib.Path) -> Iterator[dict[str, Any]]:
-  return map(json.loads, files.complete_lines(part))
+def _sound_lines(part: pathlib.Path, num_rows: int) -> Iterator[dict[str, Any]]:
+  """The lines of a part that are complete and name a row and an image."""
+  for line in files.json_lines(part):
+    row, id = line.get("row"), line.get("id")
+    if type(row) is int and 0 <= row < num_rows and isinstance(id, str):
+      yield line
 
 
-def _join(out: pathlib.Path) -> None:
-  """Makes one file of all parts, in order of the rows, and removes the rest."""
-  first, *others = _parts(out)
-  if others:
-    lines = [
-      line for part in (first, *others) for line in _complete_lines(part)
-    ]
-    lines.sort(key=lambda line: line["row"])
-    files.write_text(out, "".join(map(_as_line, lines)))
-  else:
-    files.rename(first, out)
-  for part in _parts(out):
+def _join(out: pathlib.Path, num_rows: int) -> tuple[int, str]:
+  """Makes one file of all parts, in order of the rows, and removes the rest.
+
+  If no image could be read, there is no file, and the next job tries again.
+
+  Returns:
+    The number of images that could not be read, and what is wrong with one.
+  """
+  parts = _parts(out)
+  rows, num_bad, problem = [], 0, ""
+  for part in parts:
+    for line in _sound_lines(part, num_rows):
+      rows.append(line["row"])
+      if "error" in line:
+        num_bad += 1
+        problem = problem or f", such as {line['id']}: {line['error']}"
+  if num_bad < len(rows):
+    if len(parts) == 1 and _is_in_order(parts[0], rows):
+      files.rename(parts[0], out)
+    else:
+      by_row = {
+        line["row"]: line
+        for part in parts
+        for line in _sound_lines(part, num_rows)
+      }
+      lines = (_as_line(by_row[row]) for row in sorted(by_row))
+      files.write_text(out, "".join(lines))
+  for part in parts:
     files.remove(part)
   files.remove(_job(out))
+  return num_bad, problem
+
+
+def _is_in_order(part: pathlib.Path, rows: list[int]) -> bool:
+  """Whether a part is what is wanted: all its lines sound, each row once."""
+  num_lines = sum(1 for _ in files.complete_lines(part))
+  return num_lines == len(rows) and all(
+    row == number for number, row in enumerate(rows)
+  )
 
 
 def _as_line(line: dict[str, Any]) -> str:

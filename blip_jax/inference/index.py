@@ -9,8 +9,10 @@ could not be read), which is written last.
 import collections
 import fnmatch
 import io
+import logging
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,16 @@ from jaxtyping import Float, Int
 from blip_jax.data import examples, loader, rejects, sources
 from blip_jax.inference import matching
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import files, progress, resumable, sharding, snapshot
+from blip_jax.runtime import (
+  files,
+  lock,
+  progress,
+  resumable,
+  sharding,
+  snapshot,
+)
+
+log = logging.getLogger(__name__)
 
 # Images per part. A job that is stopped loses the part that it was working on.
 PART = 4096
@@ -150,19 +161,56 @@ def build(
     num_frames: frames sampled from each video; 0: the source has images.
 
   Raises:
-    ValueError: the folder has the index of another model or source, no image
-      can be read, or two have the same id.
+    ValueError: the folder has the index of another model or source, another
+      process builds it, no image can be read, or two have the same id.
   """
   folder = pathlib.Path(folder)
   _begin(folder, model, source, num_frames)
   starts = range(0, len(source), PART)
-  missing = [s for s in starts if not files.exists(_part(folder, s))]
+  is_missing = lambda start: not _is_sound(_part(folder, start), len(source))
+  if any(map(is_missing, starts)):
+    with lock.hold(folder / ".lock") as held:
+      # Another process may just have built it.
+      missing = [*filter(is_missing, starts)]
+      _build(
+        folder,
+        missing,
+        held,
+        model,
+        source,
+        batch_size,
+        num_threads,
+        num_frames,
+      )
+  index = Index(folder)
+  if not index.ids:
+    first = next(iter(index.unreadable.items()), "")
+    for start in starts:
+      files.remove(_part(folder, start))  # so that the next job tries again
+    raise ValueError(f"{folder}: no image could be read; the first: {first}")
+  _refuse_duplicates(folder, index)
+  return index
+
+
+def _build(
+  folder: pathlib.Path,
+  missing: Sequence[int],
+  held: lock.Lock,
+  model: model_lib.Model,
+  source: Any,
+  batch_size: int,
+  num_threads: int,
+  num_frames: int,
+) -> None:
+  """Embeds the parts that are missing."""
+  starts = range(0, len(source), PART)
   done = sum(min(PART, len(source) - s) for s in starts if s not in missing)
   with progress.bar(
     total=len(source), initial=done, unit="img", disable=not missing
   ) as bar:
     for start in missing:
       rows = np.arange(start, min(start + PART, len(source)))
+      held.check()
       _embed(
         _part(folder, start),
         rows,
@@ -173,12 +221,6 @@ def build(
         num_frames=num_frames,
       )
       bar.update(len(rows))
-  index = Index(folder)
-  if not index.ids:
-    first = next(iter(index.unreadable.items()), "")
-    raise ValueError(f"{folder}: no image could be read; the first: {first}")
-  _refuse_duplicates(folder, index)
-  return index
 
 
 def _begin(
@@ -245,6 +287,35 @@ def _refuse_duplicates(folder: pathlib.Path, index: Index) -> None:
       f"{folder}: {len(duplicates)} ids belong to several images, such as "
       f"{duplicates[0]!r}, so that results would be ambiguous"
     )
+
+
+def _is_sound(part: pathlib.Path, num_images: int) -> bool:
+  """Whether a part is there, and its vectors fit its rows."""
+  if not files.exists(part):
+    return False
+  try:
+    content = files.read_json(part)
+    rows, ids = np.array(content["rows"]), content["ids"]
+    vectors = np.load(part.with_suffix(".npy"), mmap_mode="r")
+    start = int(part.stem.removeprefix("part-")) * PART
+    end = min(start + PART, num_images)
+    num_sound = len(rows) + len(content["unreadable"])
+    if (
+      vectors.dtype == np.float32
+      and vectors.ndim == 2
+      and len(rows) == len(ids) == len(vectors)
+      and num_sound <= end - start
+      and all(type(row) is int for row in content["rows"])
+      and (not len(rows) or (start <= rows.min() and rows.max() < end))
+      and all(isinstance(id, str) for id in ids)
+    ):
+      return True
+    problem = "its vectors, rows and ids do not belong together"
+  # Of a file that is overwritten, anything may be raised.
+  except Exception as error:
+    problem = f"{type(error).__name__}: {error}"
+  log.warning("%s: damaged: %s; its images are embedded again", part, problem)
+  return False
 
 
 def _parts(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -380,6 +381,30 @@ def test_another_seed_is_another_run(uninterrupted):
     ours.splitlines()[:3], others.splitlines()[:3], strict=True
   ):
     assert line != other
+
+
+def test_a_damaged_step_costs_only_what_came_after_the_one_before(
+  uninterrupted,
+):
+  """A flipped bit of the optimiser's state is found while the step compiles."""
+  workdir = uninterrupted.parent / "damaged"
+  shutil.copytree(uninterrupted, workdir)
+  last = workdir / "checkpoints" / "60"
+  (path,) = (last / "opt_state" / "d").iterdir()
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  evaluated = run(workdir, "--config.job=evaluate", check=False)
+  assert "is damaged" not in evaluated.stderr  # it needs no such state
+  done = run(workdir)
+  assert f"{last} is damaged: opt_state/d/{path.name}: expected" in done.stderr
+  assert "The newest sound step is used instead" in done.stderr
+  names = sorted(path.name for path in last.parent.iterdir())
+  assert names == ["50", "60", "60.damaged"]
+  assert digest(workdir) == digest(uninterrupted)
+  rows = (workdir / "metrics.jsonl").read_text().splitlines()
+  steps = [row["step"] for row in map(json.loads, rows) if "train/loss" in row]
+  assert steps == list(range(1, 61))
 
 
 def test_a_finished_run_only_evaluates(uninterrupted):

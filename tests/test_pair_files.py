@@ -130,3 +130,22 @@ def test_other_outputs_are_refused(tmp_path):
     write(tmp_path / "clean.zip", [row("a")])
   with pytest.raises(ValueError, match="0001 is not a file of its own"):
     write(tmp_path / "clean.json", [row("a")])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), IndexError("x")])
+def test_whatever_reading_an_image_raises_is_a_bad_sample(tmp_path, error):
+  def fail():
+    raise error
+
+  with pair_files.open_writer(tmp_path / "out") as writer:
+    writer.add(row("a"), lambda: PIXELS)
+    with pytest.raises(transforms.BadSample) as bad:
+      writer.add(row("b"), fail)
+    writer.add(row("c"), lambda: PIXELS)
+  assert bad.value.reason == "error"
+  assert type(error).__name__ in bad.value.detail
+  texts = [
+    record["caption"]
+    for record in datasets.open_source(str(tmp_path / "out" / "*.tar"))
+  ]
+  assert texts == [b"a", b"c"]

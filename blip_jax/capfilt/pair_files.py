@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 import numpy as np
 import PIL.Image
 
-from blip_jax.data import transforms
+from blip_jax.data import rejects, transforms
 from blip_jax.runtime import files
 
 PAIRS_PER_SHARD = 10_000
@@ -143,7 +143,7 @@ class _ShardWriter:
     shard, index_in_shard = divmod(self._num_pairs, PAIRS_PER_SHARD)
     if self._tar is None or not index_in_shard:
       self._tar = self._open(shard)
-    image, suffix = _encoded(read_image())
+    image, suffix = _read(read_image)
     path = row["image"] and files.printable(row["image"])
     metadata = _metadata(row) | {"image_id": row["image_id"], "image": path}
     for name, content in (
@@ -169,6 +169,19 @@ class _ShardWriter:
 
 def _metadata(row: dict[str, Any]) -> dict[str, Any]:
   return {name: row[name] for name in _METADATA if row.get(name) is not None}
+
+
+def _read(read_image: Callable[[], Image]) -> tuple[bytes, str]:
+  """Returns `_encoded(read_image())`; whatever it raises is a `BadSample`."""
+  try:
+    return _encoded(read_image())
+  except transforms.BadSample:
+    raise
+  except Exception as error:
+    if rejects.hits_all(error):
+      raise
+    detail = f"{type(error).__name__}: {error}"
+    raise transforms.BadSample("error", detail) from error
 
 
 def _encoded(image: Image) -> tuple[bytes, str]:

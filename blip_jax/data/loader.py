@@ -53,6 +53,8 @@ class _Prepare:
     # Whatever else a row raises, it would raise again after every restart. It
     # costs that row; if all rows raise it, too many are bad.
     except Exception as error:
+      if rejects.hits_all(error):
+        raise
       detail = f"{type(error).__name__}: {error}"
       return rejects.Bad(id, "error", detail)
 
@@ -191,8 +193,7 @@ def train_loader(
   Args:
     sources: data sets to train on; see `blip_jax.data.sources`.
     example: turns a record and a random generator into an example, and
-      examples into a batch. `BadSample` skips the row; any other exception
-      ends the run and names the row.
+      examples into a batch. Whatever it raises skips the row.
     batch_size: rows per process.
     seed: of the order of rows and of all augmentation.
     weights: see `order.picks`.

@@ -223,12 +223,13 @@ def _in_directory(directory: pathlib.Path) -> pathlib.Path:
 
 
 def _read_shards(index: pathlib.Path) -> dict[str, Tensor]:
-  shard_of = json_files.read(index, {"weight_map": dict}).get("weight_map")
-  if shard_of is None:
+  try:
+    shard_of = json_files.read(index, {"weight_map": dict})["weight_map"]
+  except (ValueError, KeyError) as error:
     raise ValueError(
       f'{index}: expected JSON with "weight_map", an object from names to '
-      "files; fetch it again"
-    )
+      f"files ({error}); fetch it again"
+    ) from error
   shards = {}
   for shard in shard_of.values():
     # An index must not lead out of its folder.

@@ -68,9 +68,8 @@ def read(path: str | os.PathLike, types: Mapping[str, Any]) -> dict[str, Any]:
   except (ValueError, RecursionError) as error:
     deep = isinstance(error, RecursionError)
     why = "it is nested too deeply" if deep else f"{error!s:.200}"
-    keys = f' with "{next(iter(types))}"' if len(types) == 1 else ""
     raise ValueError(
-      f"{path}: cannot be read as JSON{keys}: {why}; {_HELP}"
+      f"{path}: cannot be read as JSON: {why}; {_HELP}"
     ) from None
   check(value, types, path)
   return value

@@ -233,6 +233,27 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
   assert parquet.Parquet([path])[7]["image"] == images["image"][7]
 
 
+def test_few_large_rows_are_unpacked_at_once(tmp_path, monkeypatch):
+  """A bomb is refused when it is a little too large, not 64 times."""
+  row = np.random.default_rng(0).bytes(50_000)
+  columns = {"image": [row] * 100, "text": ["t"] * 100}
+  path = _write(tmp_path / "a.parquet", columns)
+  monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 100_000)
+  sizes = []
+
+  class ParquetFile(pyarrow.parquet.ParquetFile):
+    def iter_batches(self, *args, **options):
+      for batch in super().iter_batches(*args, **options):
+        sizes.append(batch.nbytes)
+        yield batch
+
+  source = parquet.Parquet([path])
+  monkeypatch.setattr(pyarrow.parquet, "ParquetFile", ParquetFile)
+  with pytest.raises(sources.BadRow, match="more than"):
+    source[7]
+  assert sizes and max(sizes) < 110_000
+
+
 def test_an_error_that_hits_all_files_ends_the_job(tmp_path, monkeypatch):
   path = _write(tmp_path / "a.parquet", {"image": ["a"], "text": ["b"]})
 

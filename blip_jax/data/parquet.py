@@ -155,10 +155,13 @@ class Parquet(sources.Source):
     # them would reach the limit of open files.
     batches, size = [], 0
     limit = max(MAX_GROUP_BYTES, MAX_EXPANSION * file.size)
+    # A row may be as large as all of the packed group.
+    rows = MAX_GROUP_BYTES // max(1, file.packed_bytes)
+    rows = max(1, min(_ROWS_AT_ONCE, rows))
     with files.open_read(file.path) as stream:
       packed = pyarrow.parquet.ParquetFile(stream, metadata=file.footer)
       for batch in packed.iter_batches(
-        _ROWS_AT_ONCE, [group], file.packed, use_threads=False
+        rows, [group], file.packed, use_threads=False
       ):
         batches.append(batch)
         size += batch.nbytes

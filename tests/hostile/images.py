@@ -524,6 +524,9 @@ CASES: dict[str, Callable[[], bytes]] = {
     webp_chunk(b"VP8X", b"\x20\0\0\0" + bytes(6)), b"ICCP\xff\xff\xff\x7f"
   ),
   # JPEG 2000.
+  "jpeg2000 largest": lambda: encoded(
+    PIL.Image.new("RGBA", (SIDE, SIDE)), "JPEG2000"
+  ),
   "jpeg2000 largest without data": lambda: jpeg2000(SIDE, SIDE),
   "jpeg2000 60,000 x 60,000 in a small box": lambda: jpeg2000(
     60_000, 60_000, boxed=True

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from blip_jax.runtime import digests, snapshot
+from blip_jax.runtime import digests, files, snapshot
 from tests import helpers
 
 

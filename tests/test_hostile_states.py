@@ -1,4 +1,4 @@
-"""Killed at any moment, started twice, damaged: no job loses or repeats work."""
+"""Killed at any moment, started twice, damaged: no job loses its work."""
 
 import contextlib
 import json

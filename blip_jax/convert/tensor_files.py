@@ -71,7 +71,7 @@ def save_torch(
         f"for {target!r}; correct the name, or leave the tie out"
       )
   path = pathlib.Path(path)
-  unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  unfinished = files.temporary_path(path)
   try:
     with (
       host.create_file(unfinished) as file,

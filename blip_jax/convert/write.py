@@ -24,7 +24,7 @@ from blip_jax.convert.opening import Checkpoint
 from blip_jax.convert.weights import Leaf, Leaves
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.runtime import digests, files, sharding, snapshot
+from blip_jax.runtime import digests, files, lock, sharding, snapshot
 from blip_jax.tasks import momentum
 
 log = logging.getLogger(__name__)
@@ -55,30 +55,37 @@ def write(
     The path.
 
   Raises:
-    ValueError: the path exists, or the layout has no such model.
+    ValueError: the path exists, or another process writes there, or the layout
+      has no such model.
   """
   path = pathlib.Path(path)
   if layout not in LAYOUTS:
     raise ValueError(f"layout: expected one of {LAYOUTS}, found {layout!r}")
-  if files.exists(path):
-    raise ValueError(f"{path} exists already; give another path, or move it")
-  files.make_folder(path.parent)
-  if path.suffix == ".pth":
-    if layout != "original":
-      raise ValueError(
-        f"{path}: expected a folder for --layout {layout}; only --layout "
-        "original can be a .pth file"
-      )
-    _save_pth(path, checkpoint)
-    _warn_without_vocabulary(path, checkpoint)
-    return path
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  if path.suffix == ".pth" and layout != "original":
+    raise ValueError(
+      f"{path}: expected a folder for --layout {layout}; only --layout "
+      "original can be a .pth file"
+    )
+  with lock.hold(lock.path_for(path)):
+    if files.exists(path):
+      raise ValueError(f"{path} exists already; give another path, or move it")
+    if path.suffix == ".pth":
+      _save_pth(path, checkpoint)
+      _warn_without_vocabulary(path, checkpoint)
+    else:
+      _write_folder(checkpoint, path, layout)
+  return path
+
+
+def _write_folder(
+  checkpoint: Checkpoint, path: pathlib.Path, layout: str
+) -> None:
+  temporary = files.temporary_path(path)
   try:
     _WRITERS[layout](checkpoint, temporary)
     files.rename(temporary, path)
   finally:
     files.remove_folder(temporary)
-  return path
 
 
 def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:

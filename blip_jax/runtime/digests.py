@@ -9,7 +9,6 @@ import concurrent.futures
 import functools
 import os
 import pathlib
-import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -23,8 +22,6 @@ from blip_jax.runtime import files, json_files
 NAME = "digests.json"
 # Orbax writes these when it gives a folder its final name.
 _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
-# What a process is writing, or was when it was killed.
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp").fullmatch
 _CHUNK_BYTES = 1 << 22
 
 Path = str | os.PathLike[str]
@@ -181,7 +178,9 @@ def _names(folder: Path) -> list[str]:
     for parent, _, found in files.walk(folder)
     for name in found
   ]
-  return [name for name in names if name != NAME and not _TEMPORARY(name)]
+  return [
+    name for name in names if name != NAME and not files.is_temporary(name)
+  ]
 
 
 def _difference(

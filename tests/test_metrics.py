@@ -156,3 +156,13 @@ def test_no_time_has_passed():
   timer.restart(1, 60.0)
   assert timer.so_far(2, 60.0) == timer.so_far(2, 59.0) == {}
   assert timer.so_far(2, 60.5) == {"step_time": 0.5, "images_per_second": 64.0}
+
+
+def test_a_damaged_line_costs_that_line(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  sound = ['{"step": 1, "a": 0.1}\n', '{"step": 2, "a": "NaN"}\n']
+  path.write_text(
+    sound[0] + '{"step": \n[1]\n{"a": 2}\n{"step": "1"}\n' + sound[1]
+  )
+  metrics.MetricWriter(tmp_path, start_step=2).close()
+  assert path.read_text() == "".join(sound)

@@ -39,6 +39,17 @@ def test_a_list_cut_in_the_middle_of_a_line_is_continued(tmp_path):
   assert path.read_text().splitlines() == [_line(2), _line(7)]
 
 
+def test_damaged_lines_of_the_list_are_left_out(tmp_path):
+  path = tmp_path / "bad_samples.jsonl"
+  damaged = '{"id": \n[3]\n{"id": 3, "reason": []}\n{}\n'
+  path.write_text(_line(2) + "\n" + damaged + _line(7) + "\n")
+  bad = rejects.BadSamples(path, max_fraction=0.5)
+  for number in (2, 7, 8):
+    bad.note(_bad(number))
+  assert path.read_text().splitlines()[-1] == _line(8)
+  assert path.read_text().count(_line(7)) == 1
+
+
 def test_the_memory_of_the_list_is_bounded(tmp_path, monkeypatch):
   monkeypatch.setattr(rejects, "_MAX_LISTED", 2)
   path = tmp_path / "bad_samples.jsonl"

@@ -97,10 +97,9 @@ class MetricWriter:
 
 
 def _lines_up_to(path: pathlib.Path, step: int) -> Iterator[str]:
-  # A killed process may leave half a line, only ever the last.
-  for line in files.complete_lines(path):
-    if json.loads(line)["step"] <= step:
-      yield line.decode()
+  for row in files.json_lines(path):
+    if type(row.get("step")) is int and row["step"] <= step:
+      yield json.dumps(row) + "\n"
 
 
 def read(

@@ -1,8 +1,11 @@
 """Killed at any moment, started twice, damaged: no job loses its work."""
 
 import contextlib
+import dataclasses
 import json
 import random
+import signal
+import time
 
 import pytest
 
@@ -83,6 +86,46 @@ def test_two_at_once_are_refused_or_harmless(tmp_path, kind):
   failed += ["other bytes"] * (job.output() != expected)
   failed += job.leftovers()
   hostile.report(f"two of {kind}", 2, failed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["caption", "search", "capfilt", "train"])
+def test_a_request_to_stop_has_a_status_and_costs_nothing(
+  tmp_path, kind, number
+):
+  job = MAKERS[kind](tmp_path)
+  seconds = job.finish()
+  expected = job.output()
+  states.empty(job.folder)
+  process = job.start().process
+  time.sleep(0.6 * seconds)
+  process.send_signal(number)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 75, errors[-2000:]
+  assert "\nstopped: " in errors and "Traceback" not in errors
+  assert not job.leftovers()
+  job.finish()
+  assert job.output() == expected
+
+
+@pytest.mark.slow
+def test_an_evaluation_does_not_wait_for_its_end(tmp_path):
+  job = states.train_job(tmp_path, 0)
+  job.finish()
+  more = (
+    "--config.job=evaluate",
+    # Hours.
+    "--config.evals.scenes_val.source=scenes:val?num=1000000",
+  )
+  job = dataclasses.replace(job, flags=(*job.flags[:-1], *more))
+  process = job.start().process
+  time.sleep(30)
+  start = time.monotonic()
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 75, errors[-2000:]
+  assert time.monotonic() - start < 20
 
 
 def damage(content, rng):

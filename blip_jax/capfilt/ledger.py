@@ -14,7 +14,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from blip_jax.capfilt.work_units import WorkUnit
@@ -193,7 +193,7 @@ class Ledger:
 
   def claims(
     self, work_units: Sequence[WorkUnit]
-  ) -> Iterator[tuple[WorkUnit, int]]:
+  ) -> Generator[tuple[WorkUnit, int], None, None]:
     """Yields work units to do, each with the number that are done so far.
 
     That number counts the work of all processes, as far as it is known. Each

@@ -157,8 +157,7 @@ class Reasons(BadSamples):
 def _resume_list(path: files.Path) -> Iterator[tuple[str, str]]:
   """Reads the list of an earlier run, whose last line may be incomplete."""
   files.drop_partial_line(path)
-  if files.exists(path):
-    for row in files.json_lines(path):
-      id, reason = row.get("id"), row.get("reason")
-      if isinstance(id, str) and isinstance(reason, str):
-        yield id, reason
+  for row in files.json_lines(path):
+    id, reason = row.get("id"), row.get("reason")
+    if isinstance(id, str) and isinstance(reason, str):
+      yield id, reason

@@ -73,6 +73,8 @@ def test_private_addresses_are_refused(host, server):
   port = server[0].rpartition(":")[2]
   before = len(server[1])
   assert reason(f"http://{host}:{port}/image") == "refused"
+  assert reason(f"http://{host}/image") == "refused"
+  assert reason(f"https://{host}/image") == "refused"
   assert len(server[1]) == before
 
 

@@ -82,6 +82,9 @@ def damaged(error: Exception) -> BadSample:
   """PIL's readers raise almost any exception on damaged files."""
   if isinstance(error, PIL.Image.DecompressionBombError):
     return BadSample("too_large", str(error))
+  # What stopped a C library that was reading, in that library's words.
+  if isinstance(error.__cause__, BadSample):
+    return error.__cause__
   reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
   return BadSample(reason, f"{type(error).__name__}: {error}")
 

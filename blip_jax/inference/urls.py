@@ -165,12 +165,13 @@ class _Fetch(threading.Thread):
     if not parts.host:
       raise ValueError("it has no host")
     host = parts.host.strip("[]")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
     if parts.scheme == "https":
       connection = _SecureConnection(
-        host, parts.port, timeout=MAX_SECONDS, ssl_context=_tls()
+        host, port, timeout=MAX_SECONDS, ssl_context=_tls()
       )
     else:
-      connection = _Connection(host, parts.port, timeout=MAX_SECONDS)
+      connection = _Connection(host, port, timeout=MAX_SECONDS)
     connection.fetch = self
     with contextlib.closing(connection):
       # Packed content could be a thousand times as large.

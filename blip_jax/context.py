@@ -29,38 +29,38 @@ _BLIP = {
   "caption.prompt": card_lib.PROMPT,
 }
 _SIZES = ("model.variant", "model.patch_size", "model.image_size")
+# Of `data`, what decides how captions are read.
+_DATA = ("data.max_words", "data.max_length")
 
 
 def resolve(config: Config, workdir: str | os.PathLike) -> Config:
   """Returns the config with a value for every key that a model has.
 
   A key that is unset gets the value of the model that the job starts from (see
-  `checkpoint.origin`), and BLIP's own if there is no model. A run that is
-  evaluated also brings the sources of its splits along.
+  `checkpoint.origin`), and BLIP's own if there is no model.
 
   Args:
     config: of a task.
     workdir: the run's folder.
 
   Raises:
-    ValueError: the model has no vocabulary, or its images are not square.
+    ValueError: the model has no vocabulary, or its images are not square; or
+      the run to evaluate was trained for another task.
   """
   config = config.copy_and_resolve_references()
   origin = checkpoint.origin(config, workdir)
+  if origin.is_of_workdir and config.job == "evaluate":
+    _refuse_other_task(config, workdir)
   if origin.source:
-    taken = _fill(config, _of_model(config, origin.source), unset=None)
-    if origin.kind in ("resumed", "best") and config.job == "evaluate":
-      taken |= _fill(config, _sources_of_run(workdir), unset="")
-    if taken:
-      values = ", ".join(f"{key}={value}" for key, value in taken.items())
-      log.info("Taken from %s: %s", origin.source, values)
+    taken = _fill(config, _of_model(config, origin.source))
+    _log_taken(origin.source, taken)
   return complete(config)
 
 
 def complete(config: Config) -> Config:
   """Returns the config with BLIP's own values for keys that are unset."""
   config = config.copy_and_resolve_references()
-  _fill(config, _BLIP, unset=None)
+  _fill(config, _BLIP)
   if config.model.patch_size is None:
     sizes = model_config.VARIANTS.get(config.model.variant)
     config.model.patch_size = sizes and sizes["vit"]["patch_size"]
@@ -78,7 +78,8 @@ def yield_to_model(
   A recipe's sizes are those of its variant. If a job starts from a model of
   another variant, and whenever it only evaluates one, the model's own sizes and
   vocabulary apply, but for what the command line says. A run that is evaluated
-  has the settings of its task that it was trained with.
+  keeps the settings that it was trained with, and those of its splits, unless
+  the recipe has another source for a split.
 
   Args:
     config: a recipe, with what the command line changes.
@@ -97,20 +98,51 @@ def yield_to_model(
       folder, name = _folder_of(config, key)
       if folder is not None and key not in given:
         folder[name] = None
-  if config.job == "evaluate" and origin.kind in ("resumed", "best"):
-    _restore_task(config, workdir, given)
+  if config.job == "evaluate" and origin.is_of_workdir:
+    taken = _of_run(config, resume.config_of(workdir), given)
+    for key, value in taken.items():
+      folder, name = _folder_of(config, key)
+      folder[name] = value
+    _log_taken(workdir, taken)
   return config
 
 
-def _restore_task(
-  config: Config, workdir: str | os.PathLike, given: Collection[str]
-) -> None:
-  """Sets the keys of the task as they were when the run was trained."""
-  task, saved = config.task, resume.config_of(workdir)
-  for name, value in saved.get(config.task, {}).items():
-    if name in config[task] and f"{task}.{name}" not in given:
-      is_tuple = isinstance(value, list)
-      config[task][name] = tuple(value) if is_tuple else value
+def _of_run(
+  config: Config, saved: Mapping[str, Any], given: Collection[str]
+) -> dict[str, Any]:
+  """What a run that is evaluated was trained with and the config differs in."""
+  now, then = overrides.leaves(config), overrides.leaves(saved)
+  parts = [config.task, "generation", *_DATA]
+  for name, split in config.evals.items():
+    key = f"evals.{name}.source"
+    is_own = key in now and split.source in ("", then.get(key))
+    if is_own and key not in given:
+      parts.append(f"evals.{name}")
+  return {
+    key: tuple(then[key]) if isinstance(then[key], list) else then[key]
+    for key, value in now.items()
+    if key in then
+    and key not in given
+    and any(key == part or key.startswith(f"{part}.") for part in parts)
+    and then[key] != (list(value) if isinstance(value, tuple) else value)
+  }
+
+
+def _log_taken(source: Any, taken: Mapping[str, Any]) -> None:
+  if taken:
+    values = ", ".join(f"{key}={value}" for key, value in taken.items())
+    log.info("Taken from %s: %s", source, values)
+
+
+def _refuse_other_task(config: Config, workdir: str | os.PathLike) -> None:
+  task = resume.config_of(workdir).get("task", config.task)
+  if task != config.task:
+    raise ValueError(
+      f"config.job=evaluate: {workdir} holds a run of the task {task!r}, but "
+      f"this config is one of {config.task!r}. Evaluate the run with a config "
+      f"of {task!r}; or its weights with this one, by "
+      f"--config.init.weights={workdir} and another --workdir"
+    )
 
 
 def _of_model(config: Config, source: str) -> dict[str, Any]:
@@ -158,23 +190,14 @@ def _vocabulary(card: card_lib.Card, folder: pathlib.Path) -> str | None:
   return companions.BERT if is_bert else None
 
 
-def _sources_of_run(workdir: str | os.PathLike) -> dict[str, str]:
-  """Where the data of a run is, by key."""
-  return {
-    key: value
-    for key, value in overrides.leaves(resume.config_of(workdir)).items()
-    if key.startswith(("data.", "evals.")) and isinstance(value, str)
-  }
-
-
-def _fill(
-  config: Config, values: Mapping[str, Any], unset: str | None
-) -> dict[str, Any]:
+def _fill(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
   """Sets the keys of the config that are unset; returns what it set."""
   taken = {}
   for key, value in values.items():
     folder, name = _folder_of(config, key)
-    if folder is not None and folder.get(name, "absent") == unset != value:
+    if folder is None or value is None:
+      continue
+    if folder.get(name, "absent") is None:
       folder[name] = taken[key] = value
   return taken
 

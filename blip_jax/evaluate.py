@@ -12,7 +12,7 @@ import optax
 from blip_jax import build, context, task_table
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
-from blip_jax.runtime import checkpoint, files, snapshot
+from blip_jax.runtime import checkpoint, files, resume, snapshot
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime.config import Config
 
@@ -24,7 +24,8 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
   """Runs `config.evals` on what the workdir holds, else on `config.init`.
 
   Writes the results there and returns them: to `results.json`, or, of a
-  checkpoint that `config.evals.checkpoint` names, to `results_NAME.json`.
+  checkpoint that `config.evals.checkpoint` names, to `NAME/results.json` in the
+  folder `evaluated`.
 
   Raises:
     ValueError: there are no parameters to evaluate.
@@ -38,13 +39,8 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
       f"config.job=evaluate: {workdir} holds no checkpoint, and neither "
       "config.init.weights nor config.init.restore names one"
     )
-  if origin.kind in ("resumed", "best") and config.init.weights:
-    log.info(
-      "config.init.weights=%s is where the run in %s started; to evaluate it "
-      "instead, use another --workdir",
-      config.init.weights,
-      workdir,
-    )
+  if origin.is_of_workdir:
+    _log_weights_not_evaluated(config, workdir)
   verification = checkpoint.verify(origin, ("params", "momentum"))
   run = build.build(config)
   tx = optax.identity()
@@ -55,15 +51,32 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     run.abstract_state(tx).replace(opt_state=None),
     lambda params: run.create_state(params, tx),
   )
+  asked = config.evals.checkpoint
+  if asked != "latest":
+    workdir = os.path.join(workdir, "evaluated", asked)
+    files.make_folder(workdir)
   evaluators = build_evaluators(run, workdir)
   log.info("Evaluating %s%s", said, _digest(state.params))
   verification.wait()
   results = base.run(evaluators, state)
   if jax.process_index() == 0:
-    asked = config.evals.checkpoint
-    name = "results" if asked == "latest" else f"results_{asked}"
-    files.write_json(os.path.join(workdir, f"{name}.json"), results)
+    files.write_json(os.path.join(workdir, "results.json"), results)
   return results
+
+
+def _log_weights_not_evaluated(
+  config: Config, workdir: str | os.PathLike
+) -> None:
+  """Says so if weights are named that are not what the run started from."""
+  started = resume.config_of(workdir).get("init", {}).get("weights", "")
+  if config.init.weights and config.init.weights != started:
+    log.info(
+      "config.init.weights=%s is not evaluated, but the run in %s%s. To "
+      "evaluate these weights, use another --workdir",
+      config.init.weights,
+      workdir,
+      f", which started from {started}" if started else "",
+    )
 
 
 def _digest(params: Any) -> str:

@@ -171,18 +171,67 @@ def test_the_job_evaluate_scores_what_the_run_trained(
   assert again == pytest.approx(results, rel=1e-5)
   assert f"{folder}/checkpoints/{STEPS}" in caplog.text
   assert "Digest of its parameters: " in caplog.text
-  assert "is where the run in" in caplog.text  # about init.weights
+  assert "is not evaluated" not in caplog.text
 
 
-def test_a_run_brings_the_sources_of_its_splits(captioner, caplog):
-  folder, results = captioner
+def recipe_to_evaluate():
+  """The recipe of `captioner`, which says nothing about the run."""
   config = short_runs.load_config("caption_folder")
-  config.job, config.evals.val.samples = "evaluate", 0
-  config.evals.batch_size = 8
-  config.generation.update(max_length=8, num_beams=1)
+  config.job, config.evals.batch_size = "evaluate", 8
+  return config
+
+
+def test_a_run_brings_the_settings_and_sources_of_its_splits(captioner, caplog):
+  folder, results = captioner
+  config = recipe_to_evaluate()
+  assert config.generation.num_beams == 3 and config.evals.val.samples > 0
+  assert config.model.dtype == "bfloat16"
   config.model.dtype = "float32"
+  with caplog.at_level(logging.INFO):
+    config = yielding(config, "model.dtype", workdir=folder)
+  assert config.generation.num_beams == 1 and config.evals.val.samples == 0
+  assert "generation.max_length=8" in caplog.text
   again = evaluate.evaluate(config, str(folder))
   assert again == pytest.approx(results, rel=1e-5)
+
+
+def test_how_a_run_reads_captions_comes_back(pretrained, data):
+  saved = captioning(pretrained, data, **{"data.max_words": 5}).to_dict()
+  taken = context._of_run(recipe_to_evaluate(), saved, ())
+  assert taken["data.max_words"] == 5
+  assert not taken.keys() & {"batch_size", "data.train", "optim.lr"}
+
+
+def test_flags_come_before_what_a_run_was_evaluated_on(captioner):
+  folder, _ = captioner
+  key = "evals.val.source"
+  left_out = yielding(recipe_to_evaluate(), key, workdir=folder).evals.val
+  assert (left_out.source, left_out.image_root) == ("", "")
+  config = recipe_to_evaluate()
+  config.evals.val.source = "other.json"
+  other = yielding(config, key, workdir=folder).evals.val
+  assert (other.source, other.image_root) == ("other.json", "")
+  config = recipe_to_evaluate()
+  moved = yielding(config, "evals.val.image_root", workdir=folder).evals.val
+  assert moved.source.endswith("rows.json") and moved.image_root == ""
+
+
+def test_another_source_of_a_recipe_is_evaluated_as_the_recipe_says(captioner):
+  folder, _ = captioner
+  config = recipe_to_evaluate()
+  config.evals.val.source = "coco.json"
+  split = yielding(config, workdir=folder).evals.val
+  assert (split.source, split.image_root) == ("coco.json", "")
+  assert split.samples == config.evals.val.samples
+
+
+def test_a_run_of_another_task_is_not_evaluated(captioner):
+  folder, _ = captioner
+  config = short_runs.load_config("pretrain_custom")
+  config.job = "evaluate"
+  with pytest.raises(ValueError, match=r"'caption', .* 'pretrain'") as error:
+    evaluate.evaluate(yielding(config, workdir=folder), str(folder))
+  assert f"--config.init.weights={folder} and another" in str(error.value)
 
 
 def test_another_checkpoint_of_a_run_can_be_evaluated(
@@ -197,7 +246,8 @@ def test_another_checkpoint_of_a_run_can_be_evaluated(
     losses[step] = evaluate.evaluate(config, str(folder))["val/loss_lm"]
     if asked != "latest":
       assert (folder / "results.json").read_bytes() == before
-      saved = json.loads((folder / f"results_{asked}.json").read_text())
+      results = folder / "evaluated" / asked / "results.json"
+      saved = json.loads(results.read_text())
       assert saved["val/loss_lm"] == losses[step]
   assert losses["2"] != losses["3"]
   kept = snapshot.find(folder / "best").name
@@ -210,6 +260,18 @@ def test_a_checkpoint_that_is_missing_is_named(asked, pretrained, data):
   config.evals.checkpoint = asked
   with pytest.raises(ValueError, match=f"config.evals.checkpoint={asked}"):
     evaluate.evaluate(config, str(pretrained))
+
+
+def test_weights_that_a_finished_run_leaves_alone_are_named(
+  captioner, pretrained, data, caplog
+):
+  folder, _ = captioner
+  config = captioning(pretrained, data, job="evaluate")
+  config.init.weights = "other"
+  with caplog.at_level(logging.INFO):
+    evaluate.evaluate(config, str(folder))
+  assert "config.init.weights=other is not evaluated" in caplog.text
+  assert f"which started from {pretrained}" in caplog.text
 
 
 def test_nothing_to_evaluate_is_an_error(tmp_path, data, pretrained):
@@ -236,8 +298,10 @@ def test_a_run_is_resumed_only_as_itself(
   folder, _ = captioner
   before = (folder / "results.json").read_bytes()
   config = captioning(pretrained, data, **changes)
-  with pytest.raises(ValueError, match=line):
+  with pytest.raises(ValueError, match=line) as error:
     train.train(config, str(folder))
+  restore = f"--config.init.restore={folder} --config.init.weights="
+  assert str(error.value).endswith(restore)
   assert (folder / "results.json").read_bytes() == before
 
 
@@ -281,6 +345,8 @@ def test_what_may_change_is_said(captioner, pretrained, data, caplog):
     assert train.train(config, str(folder)) == pytest.approx(results, rel=1e-4)
   assert "config.mesh.fsdp: 1 then, 2 now" in caplog.text
   assert "config.log_every_steps: 10 then, 1 now" in caplog.text
+  # The run's own vocabulary now, and that of `pretrained` then.
+  assert "config.tokenizer" not in caplog.text
 
 
 def test_a_state_can_be_continued_with_other_settings_elsewhere(

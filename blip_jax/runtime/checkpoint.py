@@ -247,6 +247,11 @@ class Origin:
   kind: str
   source: str
 
+  @property
+  def is_of_workdir(self) -> bool:
+    """Whether the run in the job's own workdir is resumed, or evaluated."""
+    return self.kind in ("resumed", "best")
+
 
 def origin(config: Any, workdir: str | os.PathLike) -> Origin:
   """Decides where any job starts. The first of these that applies:
@@ -278,7 +283,8 @@ def origin(config: Any, workdir: str | os.PathLike) -> Origin:
   if config.init.restore and config.init.weights:
     raise ValueError(
       "config.init.restore and config.init.weights exclude each other: the "
-      "first takes the full state of a run, the second only parameters"
+      "first takes the full state of a run, the second only parameters. Unset "
+      "one of them, for example with --config.init.weights="
     )
   asked = config.evals.checkpoint if config.job == "evaluate" else "latest"
   if asked == "best":

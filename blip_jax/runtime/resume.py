@@ -8,6 +8,7 @@ belong to other steps.
 import json
 import logging
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,6 +83,7 @@ def check(
     path = model / name
     if files.exists(path) and files.read_text(path) != model_files[name]:
       changed[name] = f"  the vocabulary: {name} differs"
+    changed.pop("tokenizer", None)
   rows_then = _num_rows(folder)
   if rows_then not in (None, num_rows):
     changed["num_rows"] = (
@@ -90,16 +92,23 @@ def check(
   refused = [key for key in changed if not _may_change(key)]
   if refused and refuse:
     lines = "\n".join(changed[key] for key in refused)
+    unset = " --config.init.weights=" if now.get("init.weights") else ""
     raise ValueError(
       f"{folder} was saved by a run with other settings:\n{lines}\n"
       "A run keeps them to its end. To resume it, use the settings of then; to "
-      "train on from this state with those of now, use another --workdir with "
-      "--config.init.restore set to this one"
+      "train on from this state with those of now, use another --workdir and "
+      f"--config.init.restore={_run_of(folder)}{unset}"
     )
   if changed:
     log.info(
       "Changed since %s was saved:\n%s", folder, "\n".join(changed.values())
     )
+
+
+def _run_of(folder: str | os.PathLike) -> str:
+  """The workdir of a checkpoint."""
+  path = pathlib.Path(folder)
+  return str(path.parents[1] if path.parent.name == snapshot.FOLDER else path)
 
 
 def _num_rows(folder: str | os.PathLike) -> int | None:

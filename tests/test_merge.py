@@ -1,11 +1,12 @@
 """From the rows of a job to a training set."""
 
 import json
+import os
 
 import pytest
 
 from blip_jax import defaults
-from blip_jax.capfilt import merge
+from blip_jax.capfilt import job, merge
 from blip_jax.data import datasets
 from tests import jobs
 from tests.jobs import IMAGE_TEXTS
@@ -130,6 +131,84 @@ def test_several_jobs_are_merged(listed, tmp_path):
   listed.merge.jobs = (str(tmp_path / "other"),)
   run(listed)
   assert captions(tmp_path / "clean.json")[-1] == "another"
+
+
+def write_job(folder, source, image_root, texts):
+  """A finished job whose images all have the same texts."""
+  config = defaults.capfilt().lock()
+  config.update(source=(str(source),), image_root=image_root, out=str(folder))
+  config.web_texts = os.path.isfile(source)
+  name = next(iter(job.find_work_units(config))).name
+  number = len(datasets.open_images(str(source), image_root))
+  jobs.write_capfilt_job(folder, config, {name: [texts] * number})
+  return config
+
+
+def images_and_captions(path, image_root):
+  source = datasets.open_source(str(path), str(image_root))
+  return [
+    (os.path.realpath(source[n]["image"]), source[n]["caption"])
+    for n in range(len(source))
+  ]
+
+
+@pytest.mark.parametrize("image_root", ["", "a", "b", "./a/", "ABSOLUTE", "."])
+def test_a_name_stands_for_one_image_whatever_the_roots_of_the_jobs(
+  tmp_path, monkeypatch, image_root
+):
+  monkeypatch.chdir(tmp_path)
+  expected = []
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "0.png"
+    path.write_bytes(jobs.png(jobs.NOISY_SCENES[0]["image"]))
+    rows = [{"image": "0.png", "caption": "x"}]
+    (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    texts = [("web", 0.9, f"of {name}")]
+    config = write_job(tmp_path / f"job_{name}", f"{name}.json", name, texts)
+    expected.append((str(path), f"of {name}"))
+  root = str(tmp_path / "a") if image_root == "ABSOLUTE" else image_root
+  config.update(image_root=root, out="job_a")
+  config.merge.update(jobs=("job_b",), out="clean.json")
+  run(config)
+  assert images_and_captions("clean.json", root) == expected
+
+
+@pytest.mark.parametrize("image_root", ["", "images", "."])
+def test_the_images_of_a_folder_are_relative_to_the_root_of_the_merge(
+  tmp_path, monkeypatch, image_root
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "images").mkdir()
+  path = tmp_path / "images" / "0.png"
+  path.write_bytes(jobs.png(jobs.NOISY_SCENES[0]["image"]))
+  config = write_job("job", "images", "", [("synthetic", 0.9, "a text")])
+  config.image_root = image_root
+  config.merge.out = "clean.json"
+  run(config)
+  found = images_and_captions("clean.json", image_root)
+  assert found == [(str(path), "a text")]
+
+
+def test_human_captions_and_labelled_texts_have_one_root(listed, tmp_path):
+  root = listed.image_root
+  human = tmp_path / "human.json"
+  human.write_text(json.dumps([{"image": "4.png", "caption": "by a human"}]))
+  listed.image_root = ""  # that of the job
+  listed.merge.human = (str(human),)
+  run(listed)
+  found = images_and_captions(tmp_path / "clean.json", root)
+  assert found[0] == (f"{root}/0.png", "A red circle.")
+  assert found[-1] == (f"{root}/4.png", "by a human")
+
+
+def test_a_job_without_any_text_says_so(tmp_path):
+  (tmp_path / "images").mkdir()
+  (tmp_path / "images" / "0.png").write_bytes(b"no image")
+  config = write_job(tmp_path / "job", tmp_path / "images", "", [])
+  with pytest.raises(ValueError, match=r"the jobs have no texts") as error:
+    run(config)
+  assert "threshold" not in str(error.value)
 
 
 @pytest.mark.parametrize("out", ["clean.json", "clean.jsonl", "clean"])

@@ -34,7 +34,8 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
 
   `config.merge.out` is a .json or .jsonl of {image, caption, image_id?, source,
   ...}, for images that are files of their own, or a folder of webdataset
-  shards. With `by_source`, web, synthetic and human texts get an output each,
+  shards. Paths of images start from `config.image_root`, by default that of the
+  jobs. With `by_source`, web, synthetic and human texts get an output each,
   so that training can weight them. A .stats.json next to it says how many texts
   were kept, and why others were dropped. Where that is, the output is that of
   an earlier merge and is replaced; anything else stays.
@@ -66,6 +67,7 @@ def _merge(
     for path in (folder, *config.merge.jobs)
     for ledger, work_unit in _all_done(path)
   ]
+  image_root = _image_root(config, [work_unit for _, work_unit in done])
   stats: _Stats = collections.defaultdict(collections.Counter)
   stats_path = out.with_name(f"{out.name}.stats.json")
   replace = files.exists(stats_path)
@@ -79,10 +81,10 @@ def _merge(
       return stack.enter_context(pair_files.open_writer(path, replace))
 
     labelled = itertools.chain.from_iterable(
-      _kept_pairs(ledger, work_unit, selection, stats)
+      _kept_pairs(ledger, work_unit, selection, image_root, stats)
       for ledger, work_unit in progress.bar(done, unit="work unit")
     )
-    human = _human_pairs(config.merge.human, config.image_root, stats)
+    human = _human_pairs(config.merge.human, image_root, stats)
     for row, read_image in itertools.chain(labelled, human):
       counts = stats[row["source"]]
       try:
@@ -96,14 +98,42 @@ def _merge(
         counts["kept"] += 1
     num_kept = sum(counts["kept"] for counts in stats.values())
     if not num_kept:
-      raise ValueError(
-        f"config.merge: no text is kept; counts are {_flat(stats)}. Lower "
-        "config.merge.threshold, and look at the report (config.job=report)"
-      )
+      raise ValueError(_nothing_kept(stats))
     held.check()  # The files get their names next.
   files.write_json(stats_path, _flat(stats))
-  log.info("%d pairs are in %s", num_kept, out)
+  log.info(
+    "%d pairs are in %s; read them with image_root=%r",
+    num_kept,
+    out,
+    image_root,
+  )
   return _flat(stats)
+
+
+def _image_root(config: Config, work_units: Iterable[WorkUnit]) -> str:
+  """The folder that image paths of the output start from.
+
+  It is that of the jobs if they share one, so that it need not be given again.
+  Paths of jobs with different roots start from the working directory.
+  """
+  if config.image_root:
+    return config.image_root
+  roots = {work_unit.image_root for work_unit in work_units}
+  return roots.pop() if len(roots) == 1 else ""
+
+
+def _nothing_kept(stats: _Stats) -> str:
+  """Why a merge has no output."""
+  if not stats:
+    return (
+      "config.merge: the jobs have no texts, so there is nothing to merge. "
+      'Their .done.json say why images could not be used (under "bad"); '
+      "without web texts there must be a config.captioner"
+    )
+  return (
+    f"config.merge: no text is kept; counts are {_flat(stats)}. Lower "
+    "config.merge.threshold, and look at the report (config.job=report)"
+  )
 
 
 def rules_of(config: Config) -> rules.Rules:
@@ -129,7 +159,11 @@ def _all_done(folder: str) -> Iterator[tuple[Ledger, WorkUnit]]:
 
 
 def _kept_pairs(
-  ledger: Ledger, work_unit: WorkUnit, selection: rules.Selection, stats: _Stats
+  ledger: Ledger,
+  work_unit: WorkUnit,
+  selection: rules.Selection,
+  image_root: str,
+  stats: _Stats,
 ) -> Iterator[_Pair]:
   """The pairs of a work unit that the rules keep; counts all of them."""
   source, _ = work_unit.open()
@@ -141,7 +175,7 @@ def _kept_pairs(
       stats[row["source"]][reason] += 1
     else:
       path = row["image"] and files.named(row["image"])
-      path = _relative(path, work_unit.image_root)
+      path = _relative(path, image_root)
       read_image = functools.partial(_image, source, row["row"])
       yield row | {"image": path}, read_image
 
@@ -179,8 +213,18 @@ def _image(source: Any, index: int) -> pair_files.Image:
 
 
 def _relative(path: str | None, root: str) -> str | None:
-  """A path as the annotations have it, so that training can use the root."""
-  return path and path.removeprefix(os.path.join(root, "") if root else "")
+  """The path by which training with this image root finds an image.
+
+  Outside the root it is absolute: any other name could be that of another
+  image below the root.
+  """
+  if not path or not root:
+    return path
+  inside = os.path.join(root, "")
+  if path.startswith(inside):  # as annotations have it
+    return path.removeprefix(inside)
+  path = files.absolute(path)
+  return path.removeprefix(os.path.join(files.absolute(root), ""))
 
 
 def _flat(stats: _Stats) -> dict[str, int]:

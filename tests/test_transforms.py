@@ -212,6 +212,8 @@ def test_pil_images_are_checked_as_files_are(noise, tmp_path):
   [
     np.array([[0, 70_000]], np.int32),
     np.array([[-5, 60_000]], np.int32),
+    np.array([[0, 233]], np.int32),
+    np.array([[7, 255]], np.uint16),
     np.array([[0.0, 0.5, 1.0]], np.float32),
     np.array([[0.0, 300.0]], np.float32),
     np.array([[-20.0, 100.0]], np.float32),
@@ -226,6 +228,16 @@ def test_numbers_of_an_unknown_range_are_refused(pixels):
     error = bad(given)
     assert error.reason == "unknown_range"
     assert "0 to 255" in error.detail or "0 to 65535" in error.detail
+
+
+@pytest.mark.parametrize(
+  "mode, format", [("I", "TIFF"), ("I;16", "TIFF"), ("I;16", "PNG")]
+)
+def test_8_bits_in_an_image_of_more_are_refused(photo, mode, format):
+  """They would all become black."""
+  image = PIL.Image.fromarray(photo[..., 0]).convert("I").convert(mode)
+  for given in (image, encode(image, format)):
+    assert bad(given).reason == "unknown_range"
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.float32, bool])
@@ -540,6 +552,8 @@ def test_clean_texts_have_a_word_left_after_pre_caption():
   [
     (np.array([[0, 65_535]], np.int32), [0, 255]),
     (np.array([[255, 256]], np.int32), [0, 1]),
+    (np.array([[0, 256]], np.uint16), [0, 1]),
+    (np.array([[0, 0]], np.int32), [0, 0]),
     (np.array([[-1.0, 256.0]], np.float32), [0, 255]),
     (np.array([[0.0, 1.01]], np.float32), [0, 1]),
     (np.array([[0.0, 0.0]], np.float32), [0, 0]),
@@ -556,6 +570,8 @@ def test_the_ends_of_the_known_ranges(pixels, expected):
   [
     np.array([[0, 65_536]], np.int32),
     np.array([[-1, 65_535]], np.int32),
+    np.array([[0, 255]], np.int32),
+    np.array([[0, 1]], np.uint16),
     np.array([[-1.01, 100.0]], np.float32),
     np.array([[0.0, 256.1]], np.float32),
     np.array([[0.5, 1.0]], np.float32),

@@ -68,9 +68,10 @@ def _check_range(*ranges: tuple[np.dtype, Any, Any]) -> None:
   most: Any = np.max([most for *_, most in ranges])
   # Bicubic filters overshoot a little.
   low, high = (-1, 256) if is_float else (0, 0xFFFF)
-  is_unit = is_float and 0 < most <= 1
-  if not (low <= least and most <= high) or is_unit:  # also NaN
-    expected = "0 to 255" if is_float else "0 to 65535"
+  # Floats up to 1, or 8 bits that a program stored as 16 or 32.
+  is_other_unit = 0 < most <= (1 if is_float else 0xFF)
+  if not (low <= least and most <= high) or is_other_unit:  # also NaN
+    expected = "0 to 255" if is_float else "0 to 65535, some above 255"
     raise BadSample(
       "unknown_range",
       f"expected {dtype} pixels from {expected}, found {least} to "

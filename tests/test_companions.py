@@ -156,6 +156,43 @@ def test_generation_options_that_are_not_implemented_give_a_warning(tmp_path):
   ]
 
 
+@pytest.mark.parametrize(
+  "content, expected",
+  [
+    ('{"num_beams": "three"}', "num_beams: expected an integer"),
+    ('{"max_length": 1.5}', "max_length: expected an integer"),
+    ('{"do_sample": "no"}', "do_sample: expected true or false"),
+    ('{"top_p": 0.0}', "top_p: expected a positive number"),
+    ('{"top_p": 1.5}', "top_p: expected at most 1"),
+    ('{"temperature": -1}', "temperature: expected a positive number"),
+    ('{"num_beams": 2, "num_return_sequences": 3}', "num_return_sequences: 3"),
+    ("[]", "expected an object"),
+    ("{", "cannot be read as JSON"),
+  ],
+)
+def test_a_generation_config_that_cannot_be_used_is_named(
+  tmp_path, content, expected
+):
+  folder = hugging_face_folder(tmp_path)
+  (folder / "generation_config.json").write_text(content)
+  with pytest.raises(ValueError, match="generation_config.json.*" + expected):
+    blip_jax.load(folder)
+
+
+def test_token_ids_that_contradict_the_vocabulary_give_a_warning(tmp_path):
+  checkpoint = helpers.open_golden("blip_decoder")
+  folder = write.write(checkpoint, tmp_path / "hf", "hf")
+  config = json.loads((folder / "config.json").read_text())
+  config["text_config"] |= {"bos_token_id": 5, "sep_token_id": None}
+  (folder / "config.json").write_text(json.dumps(config))
+  opened = opening.open_checkpoint(folder)
+  dec = checkpoint.tokenizer.dec_id
+  assert opened.card.config.med.tokens.dec == dec
+  (warning,) = opened.report.warnings
+  assert "config.json" in warning and "[DEC] is token 5" in warning
+  assert f"it is {dec}" in warning
+
+
 def test_a_loaded_model_warns_about_other_preprocessing(tmp_path):
   folder = hugging_face_folder(tmp_path)
   (folder / "preprocessor_config.json").unlink()
@@ -244,8 +281,24 @@ def test_a_vqa_model_in_its_own_size_gives_no_warning_about_it():
   "key, value, is_neutral",
   [
     ("length_penalty", 1.0, True),
-    ("length_penalty", 0.0, True),
+    ("length_penalty", 1, True),
+    ("length_penalty", 0.0, False),
     ("length_penalty", 2.0, False),
+    ("diversity_penalty", 0.0, True),
+    ("diversity_penalty", 1.0, False),
+    ("encoder_no_repeat_ngram_size", 0, True),
+    ("encoder_no_repeat_ngram_size", 1, False),
+    ("typical_p", 1.0, True),
+    ("typical_p", 0.0, False),
+    ("min_p", 0.0, True),
+    ("max_time", 1.0, False),
+    ("max_time", 0, False),
+    ("forced_bos_token_id", 5, False),
+    ("forced_eos_token_id", 0, False),
+    ("forced_eos_token_id", None, True),
+    ("begin_suppress_tokens", [], True),
+    ("begin_suppress_tokens", [0], False),
+    ("output_scores", True, True),
     ("num_beam_groups", 1, True),
     ("early_stopping", True, False),
     ("early_stopping", False, True),
@@ -253,6 +306,7 @@ def test_a_vqa_model_in_its_own_size_gives_no_warning_about_it():
     ("bad_words_ids", [], True),
     ("bad_words_ids", [[5]], False),
     ("eos_token_id", 7, True),
+    ("decoder_start_token_id", 7, True),
     ("use_cache", True, True),
     ("_from_model_config", True, True),
     ("transformers_version", "4.30", True),

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from blip_jax.convert import model_configs, weights
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
+from blip_jax.models import decoding
 from blip_jax.runtime import files, json_files
 
 BERT = "bert-base-uncased"
@@ -84,6 +86,7 @@ def tokenizer_of(
   path: pathlib.Path,
   name_or_dir: str | os.PathLike | None,
   report: weights.Report,
+  hints: model_configs.Hints | None = None,
 ) -> tuple[card_lib.Card, tokenizer_lib.Tokenizer | None]:
   """Finds the vocabulary of a model.
 
@@ -92,7 +95,9 @@ def tokenizer_of(
     path: of its weights.
     name_or_dir: a vocabulary's folder or hub id; by default the vocabulary
       next to the weights, else BERT's from the hub if the sizes agree.
-    report: gets a warning if there is no vocabulary.
+    report: gets a warning if there is no vocabulary, or if a config has other
+      token ids.
+    hints: of the config of external weights.
 
   Returns:
     The card with the special tokens of the vocabulary, and the tokenizer; the
@@ -108,7 +113,7 @@ def tokenizer_of(
   reason = f"the model's vocabulary of {size} tokens is not BERT's"
   if name_or_dir is None and size == model_configs.BERT_VOCAB:
     try:
-      return tokenizer_of(card, path, BERT, report)
+      return tokenizer_of(card, path, BERT, report, hints)
     except ValueError as error:
       reason = str(error)
   if name_or_dir is None:
@@ -125,9 +130,24 @@ def tokenizer_of(
       "vocabulary of these weights with --tokenizer (tokenizer=)"
     )
   tokens = model_config.SpecialTokens(**tokenizer.special_ids)
+  if hints is not None:
+    report.warnings += _token_warnings(hints, tokens)
   med = dataclasses.replace(card.config.med, tokens=tokens)
   config = dataclasses.replace(card.config, med=med)
   return dataclasses.replace(card, config=config), tokenizer
+
+
+def _token_warnings(
+  hints: model_configs.Hints, tokens: model_config.SpecialTokens
+) -> list[str]:
+  """Ids of a config that are not those of the vocabulary."""
+  found = dataclasses.asdict(tokens)
+  return [
+    f"{hints.source}: [{name.upper()}] is token {id}; in the vocabulary it is "
+    f"{found[name]}, which is used"
+    for name, id in hints.tokens.items()
+    if id != found[name]
+  ]
 
 
 def hugging_face_warnings(
@@ -228,7 +248,24 @@ _GENERATION = {
 }
 # Says nothing about the texts. Token ids come from `config.json`, in
 # transformers too.
-_NO_OPTION = re.compile(r"transformers_version|_.*|.*_token_id|.*cache.*")
+_NO_OPTION = re.compile(
+  r"transformers_version|_.*|(pad|bos|eos|sep|decoder_start)_token_id|.*cache.*"
+  r"|.*compile.*|.*assistant.*|output_.*|return_dict_in_generate"
+)
+# Numbers at which an option changes nothing.
+_NEUTRAL = {
+  "diversity_penalty": 0,
+  "encoder_no_repeat_ngram_size": 0,
+  "encoder_repetition_penalty": 1,
+  "epsilon_cutoff": 0,
+  "eta_cutoff": 0,
+  "guidance_scale": 1,
+  "length_penalty": 1,
+  "min_p": 0,
+  "num_beam_groups": 1,
+  "penalty_alpha": 0,
+  "typical_p": 1,
+}
 
 
 def generation(folder: pathlib.Path, report: weights.Report) -> dict[str, Any]:
@@ -240,6 +277,9 @@ def generation(folder: pathlib.Path, report: weights.Report) -> dict[str, Any]:
 
   Returns:
     Fields of `decoding.Decoding`; none if there is no such file.
+
+  Raises:
+    ValueError: an option has an impossible value; names the file.
   """
   file, options = folder / "generation_config.json", {}
   values = _read(file, model_configs.GENERATION)
@@ -254,16 +294,21 @@ def generation(folder: pathlib.Path, report: weights.Report) -> dict[str, Any]:
         f"{file.name}: {key} is {value}, which is not implemented; captions "
         "differ from Hugging Face's"
       )
+  try:
+    # Every text has at least [DEC] before it.
+    decoding.make(options, prompt_length=1, max_positions=sys.maxsize)
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from error
   return options
 
 
 def _neutral(key: str, value: Any) -> bool:
-  """Whether an option changes nothing: most do at another value than 0 or 1."""
-  return (
-    bool(_NO_OPTION.fullmatch(key))
-    or not value
-    or (value == 1 and value is not True)
-  )
+  """Whether an option changes nothing: it is off, or a number that is."""
+  if _NO_OPTION.fullmatch(key) or value in (None, "", [], {}):
+    return True
+  if isinstance(value, bool):
+    return not value
+  return key in _NEUTRAL and value == _NEUTRAL[key]
 
 
 def _read(path: pathlib.Path, types: Mapping[str, Any]) -> dict[str, Any]:

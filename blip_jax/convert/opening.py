@@ -179,6 +179,7 @@ def open_checkpoint(
       f"task: expected one of {families.FAMILIES}, found {task!r}"
     )
   path = hub.fetch(name_or_path)
+  hints = None
   with _named(path):
     name = os.fspath(name_or_path)
     if files.is_folder(path) and snapshot.holds_one(path):
@@ -189,7 +190,7 @@ def open_checkpoint(
       hints = companions.hints(path, model_config)
       opened = _open_external(name, path, task, hints, drop)
     card, vocabulary = companions.tokenizer_of(
-      opened.card, path, tokenizer, opened.report
+      opened.card, path, tokenizer, opened.report, hints
     )
     opened = dataclasses.replace(opened, card=card, tokenizer=vocabulary)
     opened.report.warnings += companions.image_warnings(

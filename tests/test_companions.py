@@ -232,6 +232,7 @@ TEXT = {"hidden_size": 64, "num_attention_heads": 4}
     ({"config.json": {"vit": VIT, "text": TEXT}}, None, 4),
     # The second part of the original's config, if the first lacks it.
     ({"med.json": TEXT, "vit.json": VIT}, "med.json", 4),
+    ({"med_config.json": TEXT, "vit.json": VIT}, None, 4),
     ({"med.json": TEXT}, "med.json", None),
     ({"vit.json": VIT}, None, None),
     # A complete config needs no second part.
@@ -250,7 +251,7 @@ def test_where_the_config_of_a_model_is(tmp_path, files, config, heads_of_vit):
     (tmp_path / name).write_text(json.dumps(value))
   hints = companions.hints(tmp_path, config and tmp_path / config)
   assert hints.vit.get("num_heads") == heads_of_vit
-  assert bool(hints.med) == (bool(config) or "config.json" in files)
+  assert bool(hints.med) == any("con" in name or config for name in files)
 
 
 def test_the_folder_of_weights(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from blip_jax.convert import opening, write
 from blip_jax.models import card as card_lib
+from blip_jax.models import config as config_lib
 from tests import helpers
 
 
@@ -55,8 +56,7 @@ def extended(tmp_path):
 @pytest.mark.parametrize("layout", write.LAYOUTS)
 def test_added_tokens_are_in_every_layout(tmp_path, extended, layout):
   write.write(extended, tmp_path / "out", layout)
-  config = None if layout == "orbax" else helpers.GOLDEN_CONFIG
-  again = opening.open_checkpoint(tmp_path / "out", model_config=config)
+  again = opening.open_checkpoint(tmp_path / "out")
   texts = ["a zorkon", "a red circle"]
   ids, _ = again.tokenizer.encode(texts, 6)
   np.testing.assert_array_equal(ids, extended.tokenizer.encode(texts, 6)[0])
@@ -104,6 +104,65 @@ def test_the_configs_of_the_original():
     "attention_probs_dropout_prob": 0.1,
     "hidden_dropout_prob": 0.1,
   }
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["blip_base", "blip_decoder", "blip_itm", "blip_pretrain", "blip_vqa"],
+)
+def test_a_folder_of_the_original_says_how_many_heads_there_are(tmp_path, name):
+  """The shapes of the weights do not, for sizes that are not published."""
+  checkpoint = helpers.open_golden(name)
+  folder = write.write(checkpoint, tmp_path / "out", "original")
+  assert json.loads((folder / "vit.json").read_text()) == {
+    "image_size": 32,
+    "patch_size": 8,
+    "embed_dim": 48,
+    "depth": 2,
+    "num_heads": 4,
+  }
+  again = opening.open_checkpoint(folder).card.config
+  assert (again.vit.num_heads, again.med.num_heads) == (4, 4)
+  assert again.embed_dim == checkpoint.card.config.embed_dim
+
+
+@pytest.mark.parametrize("layout", ["hf", "original"])
+def test_other_layouts_have_square_images(tmp_path, layout):
+  """16 x 64 pixels have as many patches as 32 x 32."""
+  checkpoint = helpers.open_golden("blip_itm")
+  config = checkpoint.card.config
+  vit = dataclasses.replace(config.vit, image_size=(16, 64))
+  config = dataclasses.replace(config, vit=vit)
+  card = dataclasses.replace(checkpoint.card, config=config)
+  checkpoint = dataclasses.replace(checkpoint, card=card)
+  with pytest.raises(ValueError, match=r"16 x 64.*--layout orbax"):
+    write.write(checkpoint, tmp_path / "out", layout)
+  assert not list(tmp_path.iterdir())
+
+
+def test_heads_that_a_file_of_weights_does_not_say_give_a_warning(
+  tmp_path, caplog
+):
+  with caplog.at_level(logging.WARNING):
+    path = write.write(
+      helpers.open_golden("blip_itm"), tmp_path / "out.pth", "original"
+    )
+  assert "numbers of attention heads, 4 and 4, are not in this" in caplog.text
+  with pytest.raises(ValueError, match="--model-config"):
+    opening.open_checkpoint(path)
+  caplog.clear()
+  write._warn_of_missing(path, published_card(num_heads=12))
+  assert not caplog.text
+  write._warn_of_missing(path, published_card(num_heads=6))
+  assert "12 and 6" in caplog.text
+
+
+def published_card(num_heads):
+  config = config_lib.variant(
+    "base", image_size=384, vocab_size=30524, tokens=config_lib.SpecialTokens()
+  )
+  med = dataclasses.replace(config.med, num_heads=num_heads)
+  return card_lib.Card("itm", dataclasses.replace(config, med=med))
 
 
 @pytest.mark.parametrize(

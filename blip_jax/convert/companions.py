@@ -59,13 +59,14 @@ def hints(
 
   Args:
     path: of the weights.
-    config_file: a config; by default `config.json` in the folder `path`, if
-      there is one. The original splits its config in two: a `vit.json` next to
-      the file is read too.
+    config_file: a config; by default `config.json`, or the original's
+      `med_config.json`, in the folder `path`, if there is one. The original
+      splits its config in two: a `vit.json` next to the file is read too.
   """
   if config_file is None:
-    config_file = path / "config.json"
-    if not json_files.is_there(config_file):
+    candidates = (path / "config.json", path / "med_config.json")
+    config_file = next(filter(json_files.is_there, candidates), None)
+    if config_file is None:
       return model_configs.Hints()
   config_file = pathlib.Path(config_file)
   hints = model_configs.read_file(config_file)

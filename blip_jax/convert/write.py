@@ -56,7 +56,7 @@ def write(
 
   Raises:
     ValueError: the path exists, or another process writes there, or the layout
-      has no such model.
+      has no such model, or none whose images are not square.
   """
   path = pathlib.Path(path)
   if layout not in LAYOUTS:
@@ -66,12 +66,19 @@ def write(
       f"{path}: expected a folder for --layout {layout}; only --layout "
       "original can be a .pth file"
     )
+  height, width = checkpoint.card.config.vit.image_size
+  if height != width and layout != "orbax":
+    raise ValueError(
+      f"{path}: the model's images have {height} x {width} pixels, and only "
+      "the layout of this project has models whose images are not square; use "
+      "--layout orbax"
+    )
   with lock.hold(lock.path_for(path)):
     if files.exists(path):
       raise ValueError(f"{path} exists already; give another path, or move it")
     if path.suffix == ".pth":
       _save_pth(path, checkpoint)
-      _warn_without_vocabulary(path, checkpoint)
+      _warn_of_missing(path, checkpoint.card)
     else:
       _write_folder(checkpoint, path, layout)
   return path
@@ -114,8 +121,9 @@ def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
 def _write_original(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   files.make_folder(folder)
   _save_pth(folder / "model.pth", checkpoint)
-  config = {"med_config.json": _med_config(checkpoint.card.config)}
-  _write_files(folder, checkpoint, config)
+  config = checkpoint.card.config
+  configs = {"med_config.json": _med_config(config), "vit.json": _vit(config)}
+  _write_files(folder, checkpoint, configs)
 
 
 def _write_hf(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
@@ -177,17 +185,29 @@ def _save_pth(path: pathlib.Path, checkpoint: Checkpoint) -> None:
   )
 
 
-def _warn_without_vocabulary(
-  path: pathlib.Path, checkpoint: Checkpoint
-) -> None:
-  size = checkpoint.card.config.med.vocab_size
-  if size != model_configs.BERT_VOCAB:
+def _warn_of_missing(path: pathlib.Path, card: card_lib.Card) -> None:
+  """Says what a file of weights alone does not tell those who load it."""
+  vit, med = card.config.vit, card.config.med
+  if med.vocab_size != model_configs.BERT_VOCAB:
     log.warning(
       "%s: the model's vocabulary of %d tokens is not in this file; keep it, "
       "and give its folder when you load the file (tokenizer=), or write a "
       "folder instead",
       path,
-      size,
+      med.vocab_size,
+    )
+  if any(
+    tower.width not in model_configs.PUBLISHED_WIDTHS
+    or tower.num_heads * model_configs.HEAD_WIDTH != tower.width
+    for tower in (vit, med)
+  ):
+    log.warning(
+      "%s: the numbers of attention heads, %d and %d, are not in this file; "
+      "give a config when you load it (model_config=), or write a folder "
+      "instead",
+      path,
+      vit.num_heads,
+      med.num_heads,
     )
 
 
@@ -247,6 +267,17 @@ def _med_config(config: model_config.BlipConfig) -> dict:
     "vocab_size": med.vocab_size,
     "encoder_width": med.width,
     "add_cross_attention": True,
+  }
+
+
+def _vit(config: model_config.BlipConfig) -> dict:
+  vit = config.vit
+  return {
+    "image_size": vit.image_size[0],
+    "patch_size": vit.patch_size,
+    "embed_dim": vit.width,
+    "depth": vit.depth,
+    "num_heads": vit.num_heads,
   }
 
 

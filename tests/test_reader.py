@@ -293,7 +293,10 @@ def test_the_state_dict_is_found(tmp_path, content, ignored):
 @pytest.mark.parametrize(
   "content, message",
   [
-    (_dict(my=_dict(a=_tensor())), "found 'my': dict; save one: torch.save"),
+    (
+      _dict(my=_dict(a=_tensor())),
+      "module, .*found 'my': dict; save one: torch.save",
+    ),
     (_dict(model=_dict(a=_tensor(), b=_op(1))), "found 'b': int"),
     (b"}" + _op(7) + _tensor() + b"s", "found 7: Tensor"),
     (_dict(model=b"}"), "found no tensors"),
@@ -760,6 +763,12 @@ def test_golden_checkpoints_are_read_as_by_torch(shared_dir):
     ("net",),
     ("params",),
     ("ema",),
+    ("module",),
+    ("network",),
+    ("model_state",),
+    ("weights",),
+    ("ema_model",),
+    ("checkpoint", "state_dict"),
     ("model", "state_dict"),
     ("state_dict", "model"),
   ],

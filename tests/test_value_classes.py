@@ -6,7 +6,7 @@ import pytest
 
 from blip_jax import build
 from blip_jax.capfilt import label, rules, work_units
-from blip_jax.convert import opening, pickles, reader, registry, weights
+from blip_jax.convert import opening, pickles, registry, storages, weights
 from blip_jax.data import (
   examples,
   loader,
@@ -36,7 +36,7 @@ from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
     opening.Checkpoint,
     pickles.Elements,
     pickles.Tensor,
-    reader._Storage,
+    storages.Storage,
     registry.Released,
     weights.Leaf,
     examples.PairExample,

@@ -61,6 +61,9 @@ def save(tmp_path, change, name="blip_decoder"):
   [
     "module.",
     "_orig_mod.",
+    "_forward_module.",
+    "_forward_module.module.",
+    "network.",
     "model.",
     "net.",
     "module._orig_mod.",

@@ -258,11 +258,14 @@ TIED = {
 }
 
 # Wrappers of PyTorch modules (DistributedDataParallel, `torch.compile`, FSDP,
-# activation checkpoints) add a part to names: some to their beginning, like the
-# attribute of a Lightning module that holds the model, some anywhere.
-_INNER_WRAPPERS = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+# activation checkpoints, Lightning Fabric) add a part to names: some to their
+# beginning, like the attribute of a Lightning module that holds the model, some
+# anywhere.
+_INNER_WRAPPERS = (
+  "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
+)
 _WRAPPERS = re.compile(
-  rf"^(?:(?:module|model|net|{_INNER_WRAPPERS})\.)+"
+  rf"^(?:(?:module|model|net|network|{_INNER_WRAPPERS})\.)+"
   rf"|(?<=\.)(?:(?:{_INNER_WRAPPERS})\.)+"
 )
 # What PyTorch's `AveragedModel` counts next to the weights.

@@ -3,17 +3,13 @@
 Pickles are interpreted, never executed (`pickles.py`).
 """
 
-import dataclasses
-import functools
 import json
 import math
-import mmap
 import os
 import pathlib
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -21,8 +17,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from blip_jax.convert import pickles
+from blip_jax.convert import pickles, state_dicts
 from blip_jax.convert.pickles import BRIEF, RESAVE, Refusal, Tensor
+from blip_jax.convert.storages import FETCH_AGAIN, Storage, damaged
 from blip_jax.runtime import files, json_files
 
 # In order of preference; an index names the files of a sharded checkpoint.
@@ -35,23 +32,9 @@ _IN_DIRECTORY = (
 )
 _SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin|pth|pt)")
 
-# Keys under which training programs save a state dict, in any nesting.
-_CONTAINERS = (
-  "model",
-  "state_dict",
-  "model_state_dict",
-  "net",
-  "params",
-  "ema",
-  "model_ema",
-  "ema_state_dict",
-)
-_MAX_NESTING = 3
-
 _MAX_PICKLE_BYTES = 4 << 20  # BLIP ViT-L with its optimizer needs below 1 MiB
 # Weights hardly compress; deflate can reach a factor of 1000.
 _MAX_INFLATION = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 100}
-_FETCH_AGAIN = "compare its size with the one at its source, and fetch it again"
 _OTHER_FORMATS = {
   b"\x80": (
     "a bare pickle, as PyTorch wrote before 1.6; save it again: python -c "
@@ -81,55 +64,6 @@ _SAFETENSORS_DTYPES = {
   "U8": np.uint8,
   "BOOL": np.bool_,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-  """Bytes of a file, of which tensors are views."""
-
-  path: pathlib.Path
-  file: BinaryIO
-  name: str
-  start: int
-  stored: int
-  size: int
-  deflated: bool = False
-  crc32: int = 0  # 0 if there is none, as in all safetensors files
-
-  def buffer(self) -> memoryview | bytes:
-    if not self._is_sound:
-      raise _damaged(self.path, f"{self.name}: its CRC-32 is another")
-    return self._content()
-
-  # Many tensors may be views of one storage, which is compared once.
-  @functools.cached_property
-  def _is_sound(self) -> bool:
-    return not self.crc32 or zlib.crc32(self._content()) == self.crc32
-
-  def _content(self) -> memoryview | bytes:
-    if not self.stored:
-      return b""
-    # Each storage has its own mapping, which is released with its array: a
-    # model is read without ever being in memory twice.
-    before = self.start % mmap.ALLOCATIONGRANULARITY
-    mapped = mmap.mmap(
-      self.file.fileno(),
-      before + self.stored,
-      access=mmap.ACCESS_READ,
-      offset=self.start - before,
-    )
-    stored = memoryview(mapped)[before:]
-    if not self.deflated:
-      return stored
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-      # One byte more than declared, to notice a larger content.
-      content = inflater.decompress(stored, self.size + 1)
-    except zlib.error as error:
-      raise _damaged(self.path, f"{self.name}: {error}") from error
-    if len(content) != self.size:
-      raise _damaged(self.path, f"{self.name} does not inflate to {self.size}")
-    return content
 
 
 class Tensors(Mapping[str, Any]):
@@ -262,18 +196,11 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Tensor], list[str]]:
     except Refusal as refusal:
       raise ValueError(f"{path}: {refusal}") from None
     except ValueError as error:
-      raise _damaged(path, str(error)) from error
+      raise damaged(path, str(error)) from error
     # Truncated, damaged or forged files make parsers raise anything:
     # IndexError, struct.error, BadZipFile, RecursionError, MemoryError, ...
     except Exception as error:
-      raise _damaged(path, repr(error)) from error
-
-
-def _damaged(path: pathlib.Path, why: str) -> ValueError:
-  return ValueError(
-    f"{path} is damaged or malicious: {why:.300} "
-    f"(nothing in it was executed); {_FETCH_AGAIN}"
-  )
+      raise damaged(path, repr(error)) from error
 
 
 def _parse(
@@ -281,7 +208,7 @@ def _parse(
 ) -> tuple[dict[str, Tensor], list[str]]:
   head = file.read(64)
   if not head:
-    raise Refusal(f"expected a checkpoint, found 0 bytes; {_FETCH_AGAIN}")
+    raise Refusal(f"expected a checkpoint, found 0 bytes; {FETCH_AGAIN}")
   if head.startswith(b"PK"):
     return _parse_torch(path, file)
   # safetensors: the length of the header, then its JSON.
@@ -292,7 +219,7 @@ def _parse(
       raise Refusal(what.format(path=path))
   raise Refusal(
     "expected a file of torch.save or of safetensors, found one that starts "
-    f"with {head[:16]!r}; {_FETCH_AGAIN}"
+    f"with {head[:16]!r}; {FETCH_AGAIN}"
   )
 
 
@@ -315,12 +242,12 @@ def _parse_safetensors(path, file):
     dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
     start, end = entry["data_offsets"]
     size = end - start
-    storage = _Storage(path, opened, name, 8 + length + start, size, size)
+    storage = Storage(path, opened, name, 8 + length + start, size, size)
     shape = tuple(entry["shape"])
     strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     elements = pickles.Elements(storage, dtype, size // dtype.itemsize)
     tensors[name] = pickles.tensor(elements, 0, shape, strides)
-  return _checked(tensors)
+  return state_dicts.checked(tensors)
 
 
 def _parse_torch(path, file):
@@ -359,7 +286,8 @@ def _parse_torch(path, file):
     for name, storage in members.items()
     if name.startswith(prefix)
   }
-  return _state_dict(pickles.interpret(bytes(program.buffer()), storages))
+  saved = pickles.interpret(bytes(program.buffer()), storages)
+  return state_dicts.find(saved)
 
 
 def _reopen(file: BinaryIO) -> BinaryIO:
@@ -367,7 +295,7 @@ def _reopen(file: BinaryIO) -> BinaryIO:
   return os.fdopen(os.dup(file.fileno()), "rb")
 
 
-def _members(path, file) -> dict[str, _Storage]:
+def _members(path, file) -> dict[str, Storage]:
   """Positions of the members of a zip file, by name.
 
   The directory at the end of the file and the header of each member must
@@ -405,7 +333,7 @@ def _members(path, file) -> dict[str, _Storage]:
         f"{info.file_size} bytes"
       )
     deflated = method == zipfile.ZIP_DEFLATED
-    members[name] = _Storage(
+    members[name] = Storage(
       path,
       opened,
       name,
@@ -416,56 +344,3 @@ def _members(path, file) -> dict[str, _Storage]:
       info.CRC,
     )
   return members
-
-
-def _state_dict(saved) -> tuple[dict[str, Tensor], list[str]]:
-  """Finds the state dict in a saved value; returns the other keys too."""
-  if not isinstance(saved, dict):
-    raise Refusal(
-      f"expected a state dict, found a {_kind(saved)}; save one: {RESAVE}"
-    )
-  ignored = []
-  for _ in range(_MAX_NESTING):
-    inner = [key for key in _CONTAINERS if isinstance(saved.get(key), dict)]
-    # Hyper-parameters may have the same keys. If nothing holds weights, the
-    # first is what the error is about.
-    inner = [key for key in inner if _holds_weights(saved[key])] or inner[:1]
-    if not inner:
-      break
-    if len(inner) > 1:
-      found = " and ".join(map(repr, inner))
-      raise Refusal(
-        f"{found} each hold weights, and only one set can be loaded; save the "
-        f"one that you want: {RESAVE}"
-      )
-    (key,) = inner
-    ignored += [str(k) for k in saved if k != key]
-    saved = saved[key]
-  return _checked(saved), ignored
-
-
-def _holds_weights(value, nesting: int = _MAX_NESTING) -> bool:
-  if not isinstance(value, dict) or not nesting:
-    return False
-  return any(isinstance(x, Tensor) for x in value.values()) or any(
-    _holds_weights(value.get(key), nesting - 1) for key in _CONTAINERS
-  )
-
-
-def _checked(tensors):
-  others = [
-    f"{BRIEF.repr(name)}: {_kind(value)}"
-    for name, value in tensors.items()
-    if not isinstance(name, str) or not isinstance(value, Tensor)
-  ]
-  if others or not tensors:
-    raise Refusal(
-      "expected a state dict (names and tensors), alone or under "
-      f'"model" or "state_dict", found {", ".join(others[:5]) or "no tensors"}'
-      f"{', ...' if others[5:] else ''}; save one: {RESAVE}"
-    )
-  return tensors
-
-
-def _kind(value) -> str:
-  return type(value).__name__.lstrip("_")

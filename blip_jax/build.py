@@ -20,8 +20,8 @@ from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card, families
 from blip_jax.models import config as model_config
-from blip_jax.runtime import checkpoint, optim, sharding, train_state
 from blip_jax.runtime import config as run_config
+from blip_jax.runtime import optim, sharding, start, train_state
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base
 
@@ -58,7 +58,7 @@ class Run:
     """Contents of the companion files of the parameters, by name."""
     return companions.model_files(self.card, self.tokenizer)
 
-  def open_weights(self, name_or_path: str) -> checkpoint.Weights:
+  def open_weights(self, name_or_path: str) -> start.Weights:
     """Weights for this model, of any checkpoint that `blip_jax.load` opens.
 
     Raises:

@@ -16,7 +16,7 @@ from blip_jax.convert import companions, model_configs, opening
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.runtime import checkpoint, overrides, resume, snapshot
+from blip_jax.runtime import overrides, resume, snapshot, start
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def resolve(config: Config, workdir: str | os.PathLike) -> Config:
   """Returns the config with a value for every key that a model has.
 
   A key that is unset gets the value of the model that the job starts from (see
-  `checkpoint.origin`), and BLIP's own if there is no model.
+  `start.origin`), and BLIP's own if there is no model.
 
   Args:
     config: of a task.
@@ -48,7 +48,7 @@ def resolve(config: Config, workdir: str | os.PathLike) -> Config:
       the run to evaluate was trained for another task.
   """
   config = config.copy_and_resolve_references()
-  origin = checkpoint.origin(config, workdir)
+  origin = start.origin(config, workdir)
   if origin.is_of_workdir and config.job == "evaluate":
     _refuse_other_task(config, workdir)
   if origin.source:
@@ -87,7 +87,7 @@ def yield_to_model(
     given: the keys that the command line sets, such as "model.image_size".
     recipe_variant: `config.model.variant` before the command line changed it.
   """
-  origin = checkpoint.origin(config, workdir)
+  origin = start.origin(config, workdir)
   if not origin.source:
     return config
   config = config.copy_and_resolve_references()

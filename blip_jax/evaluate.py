@@ -12,14 +12,14 @@ import optax
 from blip_jax import build, context, task_table
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
-from blip_jax.runtime import checkpoint, files, resume, snapshot
 from blip_jax.runtime import config as run_config
+from blip_jax.runtime import files, resume, snapshot, start
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
 
 
-@checkpoint.falls_back
+@start.falls_back
 def evaluate(config: Config, workdir: str) -> dict[str, float]:
   """Runs `config.evals` on what the workdir holds, else on `config.init`.
 
@@ -33,7 +33,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
   files.make_folder(workdir)
   config = context.resolve(config, workdir)
   build.validate(config)
-  origin = checkpoint.origin(config, workdir)
+  origin = start.origin(config, workdir)
   if origin.kind == "scratch":
     raise ValueError(
       f"config.job=evaluate: {workdir} holds no checkpoint, and neither "
@@ -41,10 +41,10 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     )
   if origin.is_of_workdir:
     _log_weights_not_evaluated(config, workdir)
-  verification = checkpoint.verify(origin, ("params", "momentum"))
+  verification = start.verify(origin, ("params", "momentum"))
   run = build.build(config)
   tx = optax.identity()
-  state, said = checkpoint.initialise(
+  state, said = start.initialise(
     origin,
     config.init,
     run.open_weights,

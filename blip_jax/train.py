@@ -30,6 +30,7 @@ from blip_jax.runtime import (
   monitoring,
   resume,
   sharding,
+  start,
   stopping,
   train_state,
 )
@@ -55,7 +56,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     return _train(config, workdir, held)
 
 
-@checkpoint.falls_back
+@start.falls_back
 def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
   """Trains, evaluates, and returns the final metrics (also `results.json`).
 
@@ -86,8 +87,8 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
 
   # 4. The state: resumed > restored > initial weights > scratch.
   # Its files are verified while the step compiles.
-  origin = checkpoint.origin(config, workdir)
-  verification = checkpoint.verify(origin)
+  origin = start.origin(config, workdir)
+  verification = start.verify(origin)
   if origin.kind in ("resumed", "restored"):
     resume.check(
       origin.source,
@@ -96,7 +97,7 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
       loader.num_rows,
       refuse=origin.kind == "resumed",
     )
-  state, said = checkpoint.initialise(
+  state, said = start.initialise(
     origin,
     config.init,
     run.open_weights,

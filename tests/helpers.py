@@ -18,7 +18,7 @@ from blip_jax.convert import opening, reader, tensor_files, weights, write
 from blip_jax.data import scenes, tokenizer
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, config, families
-from blip_jax.runtime import checkpoint, sharding, snapshot, train_state
+from blip_jax.runtime import checkpoint, sharding, snapshot, start, train_state
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -186,8 +186,8 @@ class ToyRun:
     config = types.SimpleNamespace(
       job="train", init=types.SimpleNamespace(**{**unset, **init})
     )
-    return checkpoint.initialise(
-      checkpoint.origin(config, workdir),
+    return start.initialise(
+      start.origin(config, workdir),
       config.init,
       lambda path: snapshot.Arrays(snapshot.find(path)),
       self.abstract,

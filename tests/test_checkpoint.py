@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.runtime import checkpoint, digests, snapshot
+from blip_jax.runtime import checkpoint, digests, snapshot, start
 from tests import helpers
 
 
@@ -486,11 +486,11 @@ def test_a_job_starts_again_from_the_newest_sound_step(tmp_path, caplog):
   )
   origins = []
 
-  @checkpoint.falls_back
+  @start.falls_back
   def job(workdir):
-    origin = checkpoint.origin(config, workdir)
+    origin = start.origin(config, workdir)
     origins.append(pathlib.Path(origin.source).name)
-    verification = checkpoint.verify(origin)
+    verification = start.verify(origin)
     store = checkpoint.Checkpoints(workdir, every_steps=1, keep=5)
     with contextlib.closing(store):
       loader = helpers.StubLoader()
@@ -519,9 +519,9 @@ def test_a_run_of_which_no_step_is_sound_starts_nowhere(tmp_path):
     job="train", init=types.SimpleNamespace(restore="", weights="")
   )
 
-  @checkpoint.falls_back
+  @start.falls_back
   def job():
-    checkpoint.verify(checkpoint.origin(config, tmp_path)).wait()
+    start.verify(start.origin(config, tmp_path)).wait()
 
   for init in ({}, {"restore": str(tmp_path)}, {"weights": str(tmp_path)}):
     vars(config.init).update({"restore": "", "weights": "", **init})

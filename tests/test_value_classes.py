@@ -20,7 +20,7 @@ from blip_jax.evaluators import base
 from blip_jax.evaluators.scores import caption_metrics
 from blip_jax.inference import captioning, images, model
 from blip_jax.models import card, config
-from blip_jax.runtime import checkpoint, contact_sheet
+from blip_jax.runtime import contact_sheet, start
 from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
 
 
@@ -62,7 +62,7 @@ from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
     config.ViTConfig,
     config.MedConfig,
     config.BlipConfig,
-    checkpoint.Origin,
+    start.Origin,
     contact_sheet.Cell,
     align.Align,
     caption.Caption,

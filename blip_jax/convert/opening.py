@@ -29,7 +29,7 @@ from blip_jax.convert import (
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import families
-from blip_jax.runtime import checkpoint, files, sharding, snapshot
+from blip_jax.runtime import files, sharding, snapshot, start
 
 # What is read of a native checkpoint, and so has to be sound.
 _READ = ("params", "momentum", "model")
@@ -136,8 +136,8 @@ def put(leaf: weights.Leaf, where: jax.sharding.Sharding) -> jax.Array:
 def _copy(view: np.ndarray) -> np.ndarray:
   """A copy aligned to 64 bytes, which JAX on CPU does not copy again."""
   buffer = np.empty(view.nbytes + 64, np.uint8)
-  start = -buffer.ctypes.data % 64
-  copy = buffer[start : start + view.nbytes]
+  first = -buffer.ctypes.data % 64
+  copy = buffer[first : first + view.nbytes]
   copy = copy.view(view.dtype).reshape(view.shape)
   copy[...] = view
   return copy
@@ -199,7 +199,7 @@ def open_checkpoint(
     return _adapt(opened, task, image_size, keep_momentum)
 
 
-def open_weights(name_or_path: str, card: card_lib.Card) -> checkpoint.Weights:
+def open_weights(name_or_path: str, card: card_lib.Card) -> start.Weights:
   """Opens weights for a run.
 
   A native checkpoint of the same family and image size is read shard by shard;

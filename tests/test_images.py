@@ -142,3 +142,12 @@ def test_what_is_no_image_is_refused_by_its_number(image):
   given = iter([*pixels(2), image])
   (batch,) = images.batches(given, READ, 8, mesh_of(1), "skip")
   assert batch.errors == (None, None, expected)
+
+
+def test_a_url_that_was_not_asked_for_is_like_an_image_that_cannot_be_read():
+  given = [*pixels(1), "https://a.org/b.png"]
+  expected = "image 1: not_requested: https://a.org/b.png: .*set urls=True"
+  with pytest.raises(ValueError, match=expected):
+    list(images.batches(given, READ, 8, mesh_of(1)))
+  (batch,) = images.batches(given, READ, 8, mesh_of(1), "skip")
+  assert batch.readable.tolist() == [True, False]

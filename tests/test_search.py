@@ -89,6 +89,30 @@ def test_an_image_finds_itself(tmp_path, gallery, models):
   assert "itm_prob" not in first
 
 
+@pytest.mark.parametrize("faiss", ["", "Flat"])
+@pytest.mark.parametrize("rerank", [0, 3])
+def test_an_image_of_several_rows_is_found_once(
+  tmp_path, gallery, models, faiss, rerank
+):
+  lists = tmp_path / "lists"
+  lists.mkdir()
+  rows = [
+    {"image": str(gallery / f"{n}.png"), "caption": f"{n} {copy}"}
+    for n in range(9)
+    for copy in range(n + 1)
+  ]
+  (lists / "a.json").write_text(json.dumps(rows))
+  options = {"faiss": faiss, "rerank": rerank}
+  _, once = run(tmp_path, configured(tmp_path, gallery, **options))
+  (tmp_path / "work").rename(tmp_path / "other")
+  _, found = run(tmp_path, configured(tmp_path, lists / "a.json", **options))
+  images_of = lambda answers: [
+    [result["image"] for result in answer["found"]] for answer in answers
+  ]
+  assert images_of(found) == images_of(once)
+  assert all(len(set(images)) == 4 for images in images_of(found))
+
+
 def test_videos_are_matched_and_found(tmp_path, models):
   """Features are the mean of the frames'; texts look at all of their tokens."""
   rng = np.random.default_rng(0)

@@ -30,6 +30,10 @@ ON_ERROR = ("raise", "skip")
 MAX_NAMED = 20
 
 
+class NotRequested(transforms.BadSample, ValueError):
+  """A URL where no image may be one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
   """Reads an image, or frames of a video, as pixels of one size.
@@ -50,8 +54,8 @@ class ImageReader:
     """Returns pixels [H, W, 3], or [F, H, W, 3] of a video.
 
     Raises:
-      transforms.BadSample: the image or video cannot be read.
-      ValueError: it is a URL, and `urls` is not set.
+      transforms.BadSample: the image or video cannot be read, or it is a URL,
+        and `urls` is not set (`NotRequested`).
     """
     if not self.num_frames:
       found = _fetched(image, self.urls, self.allow_private)
@@ -220,8 +224,8 @@ def open_image(
     allow_private: whether a URL may lead to addresses that are not public.
 
   Raises:
-    transforms.BadSample: it cannot be read.
-    ValueError: it is a URL, and `urls` is not set.
+    transforms.BadSample: it cannot be read, or it is a URL, and `urls` is not
+      set (`NotRequested`).
   """
   found = _fetched(image, urls, allow_private)
   return transforms.decode(found, transforms.MAX_PIXELS)
@@ -231,7 +235,8 @@ def _fetched(image: object, urls: bool, allow_private: bool) -> object:
   if not isinstance(image, str) or not image.startswith(urls_lib.SCHEMES):
     return image
   if not urls:
-    raise ValueError(
-      f"{image}: URLs are downloaded only on request; set urls=True"
+    raise NotRequested(
+      "not_requested",
+      f"{image}: URLs are downloaded only on request; set urls=True",
     )
   return urls_lib.fetch(image, allow_private)

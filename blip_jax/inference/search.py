@@ -1,18 +1,19 @@
 """Search a gallery of images by texts or by images (job `search`)."""
 
 import collections
+import functools
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from blip_jax.data import datasets, folders
+from blip_jax.data import datasets, folders, sources
 from blip_jax.inference import images
 from blip_jax.inference import index as index_lib
 from blip_jax.inference import model as model_lib
@@ -32,7 +33,7 @@ def search(config: Config, workdir: str) -> dict[str, int]:
   to each query by cosine and, if the query is a text, re-ranks the best
   `config.rerank` of them by ITM. Writes `config.out`, a list of {query, found:
   [{row, id, image?, cosine, itm_prob?, rank_score?}, ...]}, best first, and a
-  contact sheet next to it.
+  contact sheet next to it. An image that several rows name is found once.
 
   Args:
     config: from `defaults.search`.
@@ -77,7 +78,9 @@ def search(config: Config, workdir: str) -> dict[str, int]:
     config.num_frames,
   )
   read = images.ImageReader(model.image, num_frames=config.num_frames)
-  nearest = index.nearest(vectors, max(config.top, config.rerank), config.faiss)
+  nearest = _nearest(
+    index, source, vectors, max(config.top, config.rerank), config.faiss
+  )
   reranked = _rerank(
     model, source, read, texts, nearest.rows[:, : config.rerank]
   )
@@ -154,6 +157,48 @@ def _embed(
     embedded = model.embed_images([queries[number] for number in photos])
     vectors |= zip(photos, embedded, strict=True)
   return np.stack([vectors[number] for number in range(len(queries))])
+
+
+def _nearest(
+  index: index_lib.Index,
+  source: Any,
+  vectors: Float[np.ndarray, "Q C"],
+  k: int,
+  factory: str,
+) -> index_lib.Nearest:
+  """The k images nearest to each query, each once.
+
+  A list of captions has several rows of one image, of which this is the first.
+  How many there are is only known once they are found.
+  """
+  image_of = functools.cache(lambda row: _identity(source[row], row))
+  depth = k
+  while True:
+    nearest = index.nearest(vectors, depth, factory)
+    columns = [_firsts(rows, image_of)[:k] for rows in nearest.rows.tolist()]
+    if depth >= len(index.ids) or min(map(len, columns)) >= k:
+      break
+    depth *= 4
+  shape = len(vectors), max(map(len, columns))
+  rows, cosine = np.full(shape, index_lib.NONE), np.zeros(shape, np.float32)
+  for query, chosen in enumerate(columns):
+    rows[query, : len(chosen)] = nearest.rows[query, chosen]
+    cosine[query, : len(chosen)] = nearest.cosine[query, chosen]
+  return index_lib.Nearest(rows, cosine)
+
+
+def _firsts(rows: Sequence[int], image_of: Callable[[int], Any]) -> list[int]:
+  """The positions at which an image occurs first."""
+  firsts = {}
+  for position, row in enumerate(rows):
+    if row != index_lib.NONE:
+      firsts.setdefault(image_of(row), position)
+  return [*firsts.values()]
+
+
+def _identity(record: sources.Record, row: int) -> Any:
+  """Equal for two rows of one image, as far as the records say."""
+  return sources.image_path(record) or record.get("image_id", ("row", row))
 
 
 def _rerank(

@@ -66,7 +66,7 @@ def test_annotations_become_records(annotations):
     ({"image": 3, "caption": "c"}, "broken_row"),
     ({"image": "a", "title": "c"}, "missing_caption"),
     ({"image": "a", "caption": NAN}, "empty_caption"),
-    ({"image": "a", "caption": ["c", None]}, "broken_row"),
+    ({"image": "a", "caption": ["c", 5]}, "broken_row"),
     ({"image": "a", "caption": "c", "image_id": [1]}, "broken_row"),
     (3, "broken_row"),
     (None, "broken_row"),

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from blip_jax.evaluators.scores import caption_files
+from blip_jax.evaluators.scores.image_names import Image
 
 
 @pytest.fixture
@@ -30,60 +31,11 @@ def test_results(write):
     ]
   )
   results = caption_files.read_results(path)
-  # Ids that are numbers are the same, however they are written.
-  assert results == {391895: "a man", 12: "", "Scene1_0.png": "Café"}
-
-
-def test_coco_annotations(write):
-  path = write(
-    {
-      "images": [{"id": 3, "file_name": "3.jpg"}, {"id": 4}],
-      "annotations": [
-        {"image_id": 3, "id": 70, "caption": "a dog"},
-        {"image_id": 1, "id": 71, "caption": "a cat"},
-        {"image_id": 3, "id": 72, "caption": "one dog"},
-      ],
-    }
-  )
-  assert caption_files.read_references(path) == {
-    3: ["a dog", "one dog"],
-    1: ["a cat"],
+  assert results == {
+    Image(391895): "a man",
+    Image("12"): "",
+    Image("Scene1_0.png"): "Café",
   }
-
-
-@pytest.mark.parametrize(
-  "file, image_id",
-  [
-    ("val2014/COCO_val2014_000000391895.jpg", 391895),
-    ("COCO_test2014_000000000007.jpg", 7),
-    ("/a/000000391895_test.0/train2017/000000000012.png", 12),
-    ("flickr30k-images/1007129816.jpg", 1007129816),
-    ("12", 12),
-  ],
-)
-def test_rows_of_a_karpathy_split(write, file, image_id):
-  captions = ["a man", "one man"]
-  path = write([{"image": file, "caption": captions}])
-  assert caption_files.read_references(path) == {image_id: captions}
-  # As for training, a row per caption.
-  path = write([{"image": file, "caption": text} for text in captions])
-  assert caption_files.read_references(path) == {image_id: captions}
-
-
-def test_rows_of_one_file_are_combined(write):
-  rows = [
-    {"image": path, "caption": text}
-    for path, text in (("./a.jpg", "one"), ("b/a.jpg", "two"), ("a.jpg", "on"))
-  ]
-  references = caption_files.read_references(write(rows))
-  assert references == {"a.jpg": ["one", "on"], "b/a.jpg": ["two"]}
-
-
-def test_rows_of_one_image_id_are_combined(write):
-  """However the id is written."""
-  rows = [{"image_id": x, "caption": f"{x!r}"} for x in (7, "7", "7a", 7)]
-  references = caption_files.read_references(write(rows))
-  assert references == {7: ["7", "'7'", "7"], "7a": ["'7a'"]}
 
 
 def test_results_of_the_caption_job(tmp_path):
@@ -100,50 +52,51 @@ def test_results_of_the_caption_job(tmp_path):
   path = tmp_path / "captions.jsonl"
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   assert caption_files.read_results(path) == {
-    "dog.jpg": "a dog",
-    12: "a bus",
-    391895: "a car",
-    "00000.tar:000001": "é",
+    Image(None, "p/dog.jpg"): "a dog",
+    Image(None, "deep/12.jpg"): "a bus",
+    Image("391895"): "a car",
+    Image(None, "00000.tar:000001"): "é",
   }
   path.write_text(json.dumps(lines[0]) + '\n{"row": 1, ')
   with pytest.raises(ValueError, match=r"jsonl: row 1: .*Is the file compl"):
     caption_files.read_results(path)
 
 
-def test_an_image_id_wins_over_the_file_name(write):
+def test_results_may_have_paths(write):
+  """COCO's names of files contain the id."""
   rows = [
-    {"image": "a_1.jpg", "image_id": 5, "caption": "a"},
-    {"image": "b_1.jpg", "image_id": "x1", "caption": ["b"]},
+    {"image_id": 5, "image": "./img/5.png", "caption": "a"},
+    {"image": "img/6.png", "caption": "b"},
+    {"image": "v/COCO_val2014_000000391895.jpg", "caption": "c"},
+    {"image_id": "COCO_val2014_000000391896.jpg", "caption": "d"},
   ]
-  assert caption_files.read_references(write(rows)) == {5: ["a"], "x1": ["b"]}
+  assert caption_files.read_results(write(rows)) == {
+    Image(5, "img/5.png"): "a",
+    Image(None, "img/6.png"): "b",
+    Image(391895, "v/COCO_val2014_000000391895.jpg"): "c",
+    Image(391896): "d",
+  }
 
 
-@pytest.mark.parametrize(
-  "content, expected",
-  [
-    ([{"image": "a.jpg", "caption": "a"}], True),
-    ([{"image_id": 1, "caption": "a"}], True),
-    ({"images": [], "annotations": []}, True),
-    # Names of columns that only `data.sources` knows, or no image at all.
-    ([{"file_name": "a.jpg", "caption": "a"}], False),
-    ([{"image": "a.jpg", "text": "a"}], False),
-    ([{"caption": "a"}], False),
-  ],
-)
-def test_files_of_references_are_known_by_their_first_row(
-  write, content, expected
-):
-  assert caption_files.has_references(write(content)) is expected
-
-
-def test_only_json_has_references(tmp_path):
-  assert not caption_files.has_references(tmp_path / "captions.jsonl")
+def test_rows_of_one_path_are_one_image_of_the_job(tmp_path):
+  """Even if only one of them has an id."""
+  rows = [
+    {"row": 0, "id": "a:0", "image": "p/0.png", "caption": "a dog"},
+    {"row": 1, "id": "a:1", "image": "p/0.png", "image_id": 7, "caption": "b"},
+    {"row": 2, "id": "a:2", "image": "p/1.png", "image_id": 8, "caption": "c"},
+  ]
+  path = tmp_path / "captions.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert caption_files.read_results(path) == {
+    Image(7, "p/0.png"): "a dog",
+    Image(8, "p/1.png"): "c",
+  }
 
 
 def test_a_byte_order_mark_is_skipped(write):
   text = json.dumps([{"image_id": 1, "caption": "é"}])
   path = write(text.encode("utf-8-sig"))
-  assert caption_files.read_results(path) == {1: "é"}
+  assert caption_files.read_results(path) == {Image(1): "é"}
 
 
 ROW = {"image_id": 1, "caption": "a dog"}
@@ -186,27 +139,7 @@ def test_malformed_results_are_refused(write, content, message):
   assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize(
-  "content, message",
-  [
-    ({"images": []}, r"expected COCO's 'annotations', found .* \['images'\]"),
-    ({"annotations": {}}, "expected a list of objects"),
-    ({"annotations": [{"caption": "a"}]}, "row 0: expected 'image_id'"),
-    ([{"image": 5, "caption": ["a"]}], "row 0: expected 'image_id', or a file"),
-    ([{**ROW, "caption": ["a", 5]}], "row 0: expected a string .* int 5"),
-  ],
-)
-def test_malformed_references_are_refused(write, content, message):
-  path = write(content)
-  with pytest.raises(ValueError, match=message) as error:
-    caption_files.read_references(path)
-  assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-  "read", [caption_files.read_results, caption_files.read_references]
-)
-def test_a_missing_file_is_named(tmp_path, read):
+def test_a_missing_file_is_named(tmp_path):
   for path in (tmp_path / "none.json", tmp_path):
     with pytest.raises(ValueError, match=f"{path}: (No such|Is a dir)"):
-      read(path)
+      caption_files.read_results(path)

@@ -9,11 +9,13 @@ import time
 
 import pytest
 
+from blip_jax.evaluators import references as human_captions
 from blip_jax.evaluators.scores import (
   bleu,
   caption_files,
   caption_metrics,
   cider,
+  image_names,
   rouge,
 )
 
@@ -48,6 +50,13 @@ def read(path):
   return json.loads(path.read_text())
 
 
+def by_id(path):
+  """Reference captions by the ids of their images."""
+  read = human_captions.read(str(path))
+  ids = [image_names.from_id(image.image_id) for image in read.images]
+  return dict(zip(ids, read.captions, strict=True))
+
+
 def raw(folder, case):
   """Results and references of a case, as they were before any tokenizer."""
   if case == "nlg_eval_example":
@@ -63,14 +72,15 @@ def raw(folder, case):
       # Of two candidates the oracle took the first.
       results.setdefault(row["image_id"], row["caption"])
     path = folder / "cider_abstract50s/abstract48S.json"
-    return results, caption_files.read_references(path)
-  references = caption_files.read_references(folder / "captions_val2017.json")
+    return results, by_id(path)
+  references = by_id(folder / "captions_val2017.json")
   if case == "human_leave_one_out_val2017":
     return (
       {image_id: texts[0] for image_id, texts in references.items()},
       {image_id: texts[1:] for image_id, texts in references.items()},
     )
-  return caption_files.read_results(folder / CASES[case]), references
+  results = caption_files.read_results(folder / CASES[case])
+  return {image.image_id: text for image, text in results.items()}, references
 
 
 def tokenized(folder, case):

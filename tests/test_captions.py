@@ -8,7 +8,8 @@ from PIL import Image
 
 from blip_jax import defaults
 from blip_jax.evaluators import captions as captions_lib
-from blip_jax.evaluators import held_out_loss
+from blip_jax.evaluators import held_out_loss, references
+from blip_jax.evaluators.scores.image_names import Image as ImageName
 from blip_jax.models import decoding
 from blip_jax.runtime import contact_sheet
 from blip_jax.tasks import caption
@@ -44,7 +45,9 @@ def test_captions_are_saved_and_scored(tmp_path):
   assert scores["caption_exact"] == 100 and scores["Bleu_1"] == pytest.approx(1)
   assert (tmp_path / "sheet.png").exists()
   # Other references replace the captions of the records.
-  others = {f"images:{i}": ["nothing"] for i in range(7)}
+  others = references.References(
+    [ImageName(None, f"images:{i}") for i in range(7)], [["nothing"]] * 7, []
+  )
   scores, _ = run_captions(colour_split(ColourImages()), tmp_path, others)
   assert scores["caption_exact"] == 100 and scores["Bleu_1"] < 1e-6
 
@@ -198,6 +201,27 @@ def test_a_split_is_scored_by_captions_of_another_file(tmp_path):
   _, generated = build(tmp_path, ROWS, str(tmp_path / "others.json"))
   scores = evaluate(generated)
   assert scores["Bleu_1"] < 1e-6 and scores["caption_exact"] == 100
+
+
+def test_the_number_of_a_file_is_not_compared_with_an_id(tmp_path):
+  """The split has no ids; those of the references are numbers of its other
+  images."""
+  split = colour_split(ColourImages())
+  rows, others = [], []
+  for n, (colour, record) in enumerate(zip(COLOURS, split.source, strict=True)):
+    Image.fromarray(np.asarray(record["image"])).save(tmp_path / f"{n}.png")
+    rows.append({"image": f"{n}.png", "caption": colour})
+    others.append(rows[-1] | {"image_id": n + 1})
+  (tmp_path / "others.json").write_text(json.dumps(others))
+  _, generated = build(tmp_path, rows[1:6], str(tmp_path / "others.json"))
+  assert evaluate(generated)["Bleu_1"] == pytest.approx(1)
+  # COCO's format has the number; the path says that it is none of an id.
+  results = json.loads((tmp_path / "val_captions.json").read_text())
+  assert results[0] == {
+    "image_id": 1,
+    "image": f"{tmp_path}/1.png",
+    "caption": COLOURS[1],
+  }
 
 
 def test_a_split_without_captions_is_only_captioned(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from blip_jax.data import folders, sources, transforms
+from blip_jax.data import datasets, folders, sources, transforms
 
 
 def _make(folder, files):
@@ -124,7 +124,7 @@ def test_images_of_many_formats_are_listed(tmp_path):
 def test_files_that_are_not_used_are_counted_once(tmp_path, monkeypatch):
   logged = []
   monkeypatch.setattr(
-    folders.logging, "warning", lambda text, *args: logged.append(text % args)
+    sources.logging, "warning", lambda text, *args: logged.append(text % args)
   )
   names = ["a.jpg", "b.HEIC", "c.heic", "d.jxl", "README", ".hidden.heic"]
   names += ["a.txt", "e.jpg", "e.caption", "e.txt", "Metadata.CSV"]
@@ -137,6 +137,21 @@ def test_files_that_are_not_used_are_counted_once(tmp_path, monkeypatch):
     f"{folder}: text files that are not used, because the image has another "
     "one: 1",
   ]
+
+
+def test_images_that_a_table_does_not_list_are_counted(tmp_path, caplog):
+  names = ["a.jpg", "b.jpg", "sub/c.jpg", "d.heic"]
+  folder = _make(tmp_path, dict.fromkeys(names, "image"))
+  table = "file_name,caption\n./a.jpg,a dog\nb.jpg,\n"
+  (tmp_path / "metadata.csv").write_text(table)
+  for _ in range(2):
+    assert len(datasets.open_source(str(folder))) == 2
+  assert caplog.text.count("not used") == 2
+  assert (
+    f"{folder}: 1 of its 3 images are not in metadata.csv, so they are not "
+    "used, such as sub/c.jpg"
+  ) in caplog.text
+  assert f"{folder}: files that are not used: 1 .heic" in caplog.text
 
 
 def test_a_table_of_captions_may_be_named_in_any_case(tmp_path):

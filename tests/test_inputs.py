@@ -145,3 +145,65 @@ def test_bad_samples_are_listed_in_the_workdir(tmp_path):
   _first_batch(config, tmp_path)
   (line,) = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
   assert json.loads(line)["reason"] == "missing"
+
+
+def _image_ids(tmp_path, rows_of_source, specs):
+  """The number of each image, by the id of its row."""
+  for name, rows in rows_of_source.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(rows))
+  for name in ("0.png", "9.png"):
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+  config = _config(
+    train=tuple(str(tmp_path / spec) for spec in specs),
+    image_root=str(tmp_path),
+  )
+  config.batch_size = sum(len(rows_of_source[spec]) for spec in specs)
+  make = lambda image: examples.PairExample(
+    helpers.scenes_tokenizer(), image, with_image_id=True
+  )
+  loader = inputs.train_loader(config, make, str(tmp_path))
+  try:
+    arrays, ids = next(loader)
+  finally:
+    loader.close()
+  return [
+    number
+    for _, number in sorted(zip(ids, arrays["image_id"].tolist(), strict=True))
+  ]
+
+
+def test_ids_of_images_are_those_of_their_source(tmp_path):
+  """Files of one name have the same ids of different images."""
+  rows = {
+    f"{folder}/m.json": [{"image": image, "image_id": 1, "caption": "x"}]
+    for folder, image in (("a", "0.png"), ("b", "9.png"))
+  }
+  first, second = _image_ids(tmp_path, rows, [*rows])
+  assert first != second
+  # A source that is listed twice is one.
+  first, second = _image_ids(tmp_path, rows, ["a/m.json"] * 2)
+  assert first == second
+
+
+def test_rows_of_one_path_are_one_image_if_only_some_have_an_id(tmp_path):
+  rows = [{"image": "0.png", "caption": "x", "image_id": n} for n in (1, None)]
+  other = {"image": "9.png", "caption": "x", "image_id": 2}
+  one, same, another = _image_ids(
+    tmp_path, {"m.json": [*rows, other]}, ["m.json"]
+  )
+  assert one == same != another
+
+
+def test_an_empty_caption_costs_only_itself_and_is_listed_once(tmp_path):
+  row = {"image": "0.png", "caption": ["a red circle", None, ""]}
+  (tmp_path / "m.json").write_text(json.dumps([row]))
+  Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+  config = _config(train=(str(tmp_path / "m.json"),), image_root=str(tmp_path))
+  _, ids = _first_batch(config, tmp_path)
+  assert ids == ["m.json:0"] * 4
+  lines = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
+  assert [json.loads(line)["id"] for line in lines] == [
+    "m.json:0#1",
+    "m.json:0#2",
+  ]

@@ -1,6 +1,7 @@
 """ITM accuracy: padding, partners, masks, and chance."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from blip_jax.evaluators import itm_accuracy
@@ -79,3 +80,32 @@ def test_rows_of_one_image_are_never_wrong_pairs():
     record["caption"] = ["a ", "one "][row // 4] + record["caption"][0]
   evaluator = itm_accuracy.ItmAccuracy(split, ColourTask())
   assert evaluate(evaluator) == {"itm_acc": 100}
+
+
+def test_the_order_of_rows_does_not_matter():
+  """The head is wrong about some texts, so that partners make a difference."""
+  images = ColourImages(captions=2)
+  rows = [
+    {
+      **record,
+      "id": f"{n}:{caption}",
+      "image_id": n,
+      "caption": caption,
+    }
+    for n, record in enumerate(images)
+    for caption in record["caption"]
+  ]
+
+  def match(params, ids, mask, image_kv, legacy_cls=False):
+    is_one_word = mask.sum(-1) <= 3
+    is_red = image_kv[..., 0].reshape(-1).repeat(len(ids) // len(image_kv)) > 0
+    says_match = is_one_word ^ is_red
+    return jnp.stack([0.5 * jnp.ones(len(ids)), says_match], axis=-1)
+
+  accuracies = set()
+  for seed in range(6):
+    order = np.random.default_rng(seed).permutation(len(rows))
+    split = colour_split([rows[n] for n in order], 8)
+    evaluator = itm_accuracy.ItmAccuracy(split, ColourTask(match=match))
+    accuracies |= {evaluate(evaluator)["itm_acc"]}
+  assert len(accuracies) == 1

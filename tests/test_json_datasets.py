@@ -141,6 +141,27 @@ def test_what_is_not_annotated_right_is_counted(spec, caplog):
   assert problem in caplog.text
 
 
+def test_an_annotation_without_text_costs_only_itself(spec, caplog):
+  """As a row does elsewhere: null, no text, broken, or without the key."""
+  bad = ['{"image_id": 9, "caption": null}', '{"image_id": 9, "caption": 5}']
+  bad += ['{"image_id": 9}']
+  good = '{"image_id": 9, "caption": "good"}'
+  content = (
+    f'{{"images": {json.dumps(COCO["images"])}, '
+    f'"annotations": [{", ".join([bad[0], good, *bad[1:], good])}]}}'
+  )
+  source = datasets.open_source(spec(content))
+  assert source[0]["caption"] == ["", "good", "", "", "good"]
+
+
+def test_lost_annotations_are_named_once(spec, caplog):
+  annotations = [*COCO["annotations"], {"image_id": 77, "caption": "lost"}]
+  path = spec(COCO | {"annotations": annotations})
+  for _ in range(3):
+    datasets.open_source(path)
+  assert caplog.text.count("1 of 5 annotations are of no image") == 1
+
+
 @pytest.mark.parametrize(
   "split, rows",
   [

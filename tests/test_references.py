@@ -6,6 +6,7 @@ import json
 import pytest
 
 from blip_jax.evaluators import references
+from blip_jax.evaluators.scores.image_names import Image
 
 ROWS = [
   ("./a/dog.jpg", "a dog"),
@@ -13,7 +14,17 @@ ROWS = [
   ("a/dog.jpg", "one dog"),
   ("COCO_val2014_000000391895.jpg", "a bus"),
 ]
-CAPTIONS = {"dog.jpg": ["a dog", "one dog"], 0: ["a cat"], 391895: ["a bus"]}
+CAPTIONS = {
+  Image(None, "a/dog.jpg"): ["a dog", "one dog"],
+  Image(None, "0.png"): ["a cat"],
+  Image(391895, "COCO_val2014_000000391895.jpg"): ["a bus"],
+}
+
+
+def read(path):
+  found = references.read(str(path))
+  assert len(found.images) == len(found.captions)
+  return dict(zip(found.images, found.captions, strict=True))
 
 
 def write(path):
@@ -39,27 +50,27 @@ def write(path):
 )
 def test_rows_of_one_image_are_combined(tmp_path, name):
   write(tmp_path / name)
-  assert references.read(str(tmp_path / name)).captions == CAPTIONS
+  assert read(tmp_path / name) == CAPTIONS
 
 
 def test_columns_have_any_of_the_usual_names(tmp_path):
   path = tmp_path / "r.json"
   path.write_text(json.dumps([{"file_name": "a.jpg", "text": "a dog"}]))
-  assert references.read(str(path)).captions == {"a.jpg": ["a dog"]}
+  assert read(path) == {Image(None, "a.jpg"): ["a dog"]}
 
 
 def test_coco_annotations(tmp_path):
   path = tmp_path / "r.json"
   annotations = [{"image_id": 3, "id": n, "caption": f"{n}"} for n in (70, 71)]
   path.write_text(json.dumps({"annotations": annotations}))
-  assert references.read(str(path)).captions == {3: ["70", "71"]}
+  assert read(path) == {Image(3, "r.json:0"): ["70", "71"]}
 
 
 def test_a_row_without_a_caption_is_left_out(tmp_path):
   path = tmp_path / "r.jsonl"
   rows = [{"image": "a.jpg", "caption": x} for x in (None, "a dog")]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  assert references.read(str(path)).captions == {"a.jpg": ["a dog"]}
+  assert read(path) == {Image(None, "a.jpg"): ["a dog"]}
 
 
 def test_what_is_no_source_is_refused(tmp_path):
@@ -69,27 +80,93 @@ def test_what_is_no_source_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
-def test_images_with_an_id_have_names_by_path_too(tmp_path, ending):
-  """Numbers in file names are not the ids."""
+def test_images_have_their_ids_and_their_paths(tmp_path, ending):
+  """Ids that are numbers are the same, however they are written. Rows of one
+  path are one image, even if only one of them has an id."""
   rows = [
     {"image": "1.png", "image_id": "0", "caption": "a"},
     {"image": "a/dog.png", "image_id": 1, "caption": "b"},
-    {"image": "b/dog.png", "image_id": 2, "caption": "c"},
+    {"image": "a/dog.png", "caption": "c"},
+    {"image": "1.png", "image_id": 0, "caption": "d"},
+    {"image_id": "0", "caption": "e"},
   ]
   path = tmp_path / f"r.{ending}"
   lines = "".join(json.dumps(row) + "\n" for row in rows)
   path.write_text(json.dumps(rows) if ending == "json" else lines)
-  read = references.read(str(path))
-  assert read.captions == {0: ["a"], 1: ["b"], 2: ["c"]}
-  assert read.by_path() == {1: ["a"], "a/dog.png": ["b"], "b/dog.png": ["c"]}
+  assert read(path) == {
+    Image("0", "1.png"): ["a", "d", "e"],
+    Image(1, "a/dog.png"): ["b", "c"],
+  }
 
 
 def test_coco_annotations_have_paths(tmp_path):
+  """If their image is listed."""
   path = tmp_path / "r.json"
   content = {
     "images": [{"id": 3, "file_name": "dog.jpg"}, {"id": 4}],
-    "annotations": [{"image_id": n, "caption": f"{n}"} for n in (3, 4)],
+    "annotations": [
+      {"image_id": n, "caption": f"{n}"} for n in (3, 4, 5, 4, 5, 3)
+    ],
   }
   path.write_text(json.dumps(content))
-  read = references.read(str(path))
-  assert read.by_path() == {"dog.jpg": ["3"], 4: ["4"]}
+  assert read(path) == {
+    Image(3, "dog.jpg"): ["3", "3"],
+    Image(4, "r.json:1"): ["4", "4"],
+    Image(5, "r.json:2"): ["5", "5"],
+  }
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("empty", [None, "", " \n", "...", NAN])
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("name", ["r.json", "r.jsonl", "coco.json"])
+def test_an_empty_text_is_no_reference(tmp_path, name, as_list, empty):
+  """It is counted once; the other captions of its image stay."""
+  texts = [("a.jpg", "a dog"), ("a.jpg", empty), ("b.jpg", "a cat")]
+  rows = [{"image": image, "caption": text} for image, text in texts]
+  if as_list:
+    rows = [{"image": "a.jpg", "caption": ["a dog", empty]}, rows[-1]]
+  bad = "#1" if as_list else ":1"
+  if name == "coco.json":
+    bad = ":0#1"
+    images = [
+      {"id": n, "file_name": f} for n, f in enumerate(("a.jpg", "b.jpg"))
+    ]
+    rows = {
+      "images": images,
+      "annotations": [
+        {"image_id": int(image == "b.jpg"), "caption": text}
+        for image, text in texts
+      ],
+    }
+  path = tmp_path / name
+  lines = (
+    "".join(json.dumps(row) + "\n" for row in rows)
+    if name.endswith("l")
+    else json.dumps(rows)
+  )
+  path.write_text(lines)
+  found = references.read(str(path))
+  assert found.captions == [["a dog"], ["a cat"]]
+  (lost,) = found.bad
+  assert lost.id.endswith(bad) and lost.reason == "empty_caption"
+
+
+def test_a_file_without_any_caption_is_refused(tmp_path):
+  path = tmp_path / "r.json"
+  path.write_text(json.dumps([{"image": "a.jpg", "caption": ""}] * 3))
+  with pytest.raises(
+    ValueError, match=r"r.json: .* none in 3 rows, .*r.json:0"
+  ):
+    references.read(str(path))
+
+
+def test_a_whole_file_of_karpathy_needs_its_split(tmp_path):
+  path = tmp_path / "r.json"
+  image = {"filename": "a.jpg", "split": "val", "sentences": [{"raw": "a dog"}]}
+  path.write_text(json.dumps({"images": [image]}))
+  with pytest.raises(ValueError, match=r"expected \?split=NAME"):
+    references.read(str(path))
+  assert read(f"{path}?split=val") == {Image(None, "a.jpg"): ["a dog"]}

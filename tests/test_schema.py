@@ -14,7 +14,7 @@ def test_the_id_of_a_row_is_no_image_id():
   rows = [{"image": "a.jpg", "text": "t", "id": row} for row in (0, 1)]
   first, second = (schema.Columns().record(row, "x", "x") for row in rows)
   assert "image_id" not in first
-  assert sources.image_key(first) == sources.image_key(second)
+  assert sources.image_keys(first) == sources.image_keys(second)
 
 
 def test_kept_columns_join_the_record_unchanged():
@@ -85,8 +85,6 @@ def test_an_empty_cell_is_a_missing_image(image):
     ({"image": "a", "text": 2023}, "broken_row", "expected text, found 2023"),
     ({"image": "a", "text": False}, "broken_row", "expected text, found False"),
     ({"image": "a", "text": {"en": "t"}}, "broken_row", "expected text"),
-    ({"image": "a", "text": ["t", None]}, "broken_row", "found None"),
-    ({"image": "a", "text": ["t", NAN]}, "broken_row", "found nan"),
     ({"image": "a", "text": ["t", 5]}, "broken_row", "found 5"),
     ({"image": "a", "text": [["t"]]}, "broken_row", r"found \['t'\]"),
     ({"image": "a", "text": [{"raw": None}]}, "broken_row", "found None"),
@@ -110,6 +108,9 @@ def test_a_value_that_is_absent_or_of_another_type_costs_its_row(
     ([{"raw": "One.", "tokens": ["one"]}, {"raw": "Two."}], ["One.", "Two."]),
     ([{"caption": "one"}, {"text": "two"}, "three"], ["one", "two", "three"]),
     ({"raw": "one", "sentid": 3}, "one"),
+    # What is empty costs only itself.
+    (["one", None, "two", NAN, ""], ["one", "", "two", "", ""]),
+    ([{"raw": None}, {"raw": "two"}], ["", "two"]),
   ],
 )
 def test_a_caption_is_text_or_texts(caption, expected):

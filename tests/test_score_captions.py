@@ -79,7 +79,7 @@ def test_errors_are_one_line(tool, files, tmp_path, capsys):
   assert tool.main([*files, "--out", f"{tmp_path}/s.json"]) == 1
   shown = capsys.readouterr()
   assert not shown.out and shown.err.count("\n") == 1
-  assert shown.err.startswith("error: The references have no caption")
+  assert shown.err.startswith(f"error: {tmp_path}/a.json: expected a JSON list")
   assert not (tmp_path / "s.json").exists()
 
 
@@ -174,3 +174,67 @@ def test_the_caption_job_is_scored_by_the_list_that_it_captioned(
   assert all(output == outputs[0] for output in outputs)
   # Of fifteen words, "a" is right for every image, and one of them is red.
   assert outputs[0]["Bleu_1"] == pytest.approx(6 / 15)
+
+
+@pytest.fixture
+def by_number(tmp_path):
+  """Writes rows of some images, where image n is n.png and has the id n + 1."""
+
+  def write(name, numbers, *keys):
+    rows = []
+    for n in numbers:
+      row = {"image": f"{n}.png", "image_id": n + 1, "image_id=number": n}
+      names = {key.partition("=")[0]: row[key] for key in keys}
+      rows.append(names | {"caption": f"a {COLOURS[n]} thing number {n}"})
+    (tmp_path / name).write_text(json.dumps(rows))
+    return str(tmp_path / name)
+
+  return write
+
+
+@pytest.mark.parametrize("references", [("image",), ("image", "image_id")])
+@pytest.mark.parametrize(
+  "results", [("image",), ("image", "image_id"), ("image", "image_id=number")]
+)
+def test_captions_are_scored_by_those_of_the_same_image(
+  tool, by_number, tmp_path, results, references
+):
+  out = tmp_path / "s.json"
+  arguments = [
+    *("--results", by_number("r.json", (1, 2, 4), *results)),
+    *("--references", by_number("h.json", range(7), *references)),
+    *("--out", str(out)),
+  ]
+  assert tool.main(arguments) == 0
+  assert json.loads(out.read_text())["Bleu_4"] == pytest.approx(1)
+
+
+def test_ids_that_may_be_numbers_of_files_need_a_choice(
+  tool, by_number, tmp_path, capsys
+):
+  out = tmp_path / "s.json"
+  arguments = [
+    *("--results", by_number("r.json", (1, 2, 4), "image_id")),
+    *("--references", by_number("h.json", range(7), "image", "image_id")),
+    *("--out", str(out)),
+  ]
+  assert tool.main(arguments) == 1
+  assert "--by image_id" in capsys.readouterr().err
+  scores = []
+  for by in ("image_id", "path"):
+    assert tool.main([*arguments, "--by", by]) == 0
+    scores.append(json.loads(out.read_text())["Bleu_4"])
+  assert scores[0] == pytest.approx(1) and scores[1] < 0.9
+
+
+def test_references_that_cannot_be_used_are_counted(
+  tool, files, tmp_path, capsys
+):
+  path = tmp_path / "a.json"
+  rows = json.loads(path.read_text())
+  rows[0]["caption"] += [None, ""]
+  path.write_text(json.dumps([*rows, {"image": "9.jpg", "caption": None}]))
+  assert tool.main(files) == 0
+  last = capsys.readouterr().out.splitlines()[-1]
+  assert last.startswith("3 rows or captions of the references cannot be used")
+  assert "a.json:0#1: empty_caption" in last

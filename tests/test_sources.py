@@ -57,15 +57,16 @@ def test_a_url_cannot_leave_the_image_root(url):
 
 
 def test_captions_of_an_image_share_a_number():
-  """Computed from the annotation's id, the path or the content."""
+  """Computed from the path, or the annotation's id, or the content."""
   number = sources.image_number
   pixels = np.zeros((2, 2, 3), np.uint8)
   images = (
-    [{"image": "a.jpg", "image_id": "7"}, {"image": "b.jpg", "image_id": 7}],
-    [{"image": "a.jpg"}, {"image": "a.jpg", "id": "other"}],
+    [{"image": "a.jpg", "image_id": "7"}, {"image": "a.jpg"}],
+    [{"image": "b.jpg"}, {"image": "./b.jpg", "id": "other"}],
+    [{"image": b"one", "image_id": 7}, {"image": b"two", "image_id": "7"}],
     [{"image": b"encoded"}, {"image": b"encoded"}],
     [{"image": pixels}, {"image": pixels.copy()}],
-    [{"image": "c.jpg"}, {"image": "c.jpg"}],
+    [{"image": b"one", "image_id": 7, "source_number": 1}],
   )
   numbers = [{number(record) for record in same} for same in images]
   assert [len(same) for same in numbers] == [1] * len(images)
@@ -74,17 +75,38 @@ def test_captions_of_an_image_share_a_number():
 
 
 def test_an_image_is_the_same_in_any_row_and_spelling():
-  key = sources.image_key
+  def same(*records):
+    images = sources.joined(map(sources.image_keys, records))
+    return len(images) == 1
+
   path = {"image": "i/a.jpg", "id": "x:0"}
-  assert key(path) == key({"image": "i//./a.jpg", "id": "x:1"})
-  assert key(path) != key({"image": "i/b.jpg", "id": "x:0"})
-  assert key(path | {"image_id": 3}) == key({"image": b"jpeg", "image_id": "3"})
-  assert key(path | {"image_id": 3}) != key(path | {"image_id": 4})
-  assert key({"image": "3"}) != key({"image": "i/a.jpg", "image_id": 3})
+  assert same(path, {"image": "i//./a.jpg", "id": "x:1"})
+  assert not same(path, {"image": "i/b.jpg", "id": "x:0"})
+  assert same(path | {"image_id": 3}, {"image": b"jpeg", "image_id": "3"})
+  assert same(path | {"image_id": 3}, path)
+  assert not same({"image": "3"}, {"image": "i/a.jpg", "image_id": 3})
   square = np.zeros((2, 2), np.uint8)
-  keys = [key({"image": square.reshape(shape)}) for shape in ((2, 2), (1, 4))]
-  assert keys[0] == key({"image": square.copy()}) != keys[1]
-  assert len({key(path), *keys}) == 3  # hashable
+  assert same({"image": square}, {"image": square.copy()})
+  assert not same({"image": square}, {"image": square.reshape(1, 4)})
+
+
+def test_rows_are_joined_through_other_rows():
+  """In the order of the first rows."""
+  rows = [["a"], ["b"], ["c", "x"], ["b"], ["y", "a"], ["x", "y"], []]
+  assert sources.joined(rows) == [[0, 2, 4, 5], [1, 3], [6]]
+
+
+def test_captions_that_are_no_texts_are_named():
+  record = {"id": "x:3", "caption": ["a dog", "", "a cat", "...", b"\xff"]}
+  usable, bad = sources.usable_captions(record)
+  assert usable == ["a dog", "a cat"]
+  assert [(each.id, each.reason) for each in bad] == [
+    ("x:3#1", "empty_caption"),
+    ("x:3#3", "empty_caption"),
+    ("x:3#4", "invalid_utf8"),
+  ]
+  usable, (bad,) = sources.usable_captions({"id": "x:3", "caption": " "})
+  assert (usable, bad.id) == ([], "x:3")
 
 
 @pytest.mark.parametrize("name", ["b\udce9b\udce9.jpg", "a\ud800.jpg"])

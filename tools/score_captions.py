@@ -6,7 +6,7 @@
 R.json is a list of {"image_id": ..., "caption": ...}, as a run writes it, or
 the .jsonl of the job `caption`. SOURCE has COCO's annotations, or is any source
 of images with captions (docs/data.md), such as the split that was captioned.
-Without an "image_id" in both, the names of the image files say what belongs
+Without an "image_id" in both, the paths of the images say what belongs
 together. Images without a result are not scored; their number is shown.
 """
 
@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="write the scores of each image as JSON",
   )
   parser.add_argument(
+    "--by",
+    choices=("image_id", "path"),
+    help="what says which images are the same, where ids and paths disagree",
+  )
+  parser.add_argument(
     "--java",
     nargs="+",
     default=(),
@@ -64,16 +69,25 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   results = caption_files.read_results(args.results)
   human = human_captions.read(args.references)
-  has_ids = caption_files.has_ids(args.results)
-  references = human.captions if has_ids else human.by_path()
-  references = image_names.renamed(references, results)
-  scores = caption_metrics.score(results, references, args.java)
+  found = human.of([*results], args.by)
+  names = image_names.of_images([*results])
+  scores = caption_metrics.score(
+    dict(zip(names, results.values(), strict=True)),
+    {names[n]: captions for n, captions in found.items()},
+    args.java,
+  )
   print("\n".join(table(scores)))
   print(f"{len(results)} images were scored.")
-  if missing := len(references.keys() - results.keys()):
+  if missing := len(human.images) - len(found):
     print(
-      f"{missing} of the {len(references)} images with references have no"
+      f"{missing} of the {len(human.images)} images with references have no"
       " result: they were not scored and do not lower the scores."
+    )
+  if human.bad:
+    first = human.bad[0]
+    print(
+      f"{len(human.bad)} rows or captions of the references cannot be used and"
+      f" were left out, such as {first.id}: {first.reason}: {first.detail}"
     )
   if args.out:
     _write(args.out, scores.total)

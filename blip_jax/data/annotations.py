@@ -27,13 +27,14 @@ class Annotations(sources.Source):
     image: str | None = None,
     caption: str | None = None,
     keep: tuple[str, ...] = (),
+    needs_image: bool = True,
   ):
     self.path = sources.annotation_file(path)
     find = (
       json_index.line_rows if _is_jsonl(self.path) else json_index.list_rows
     )
     self._columns = schema.Columns(
-      os.fspath(image_root), with_captions, image, caption, keep
+      os.fspath(image_root), with_captions, image, caption, keep, needs_image
     )
     self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
     schema.search(

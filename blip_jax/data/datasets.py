@@ -70,7 +70,26 @@ def open_source(
     ValueError: the form is not supported, the source does not exist, or it
       lacks a column to keep.
   """
-  source = _open(spec, image_root, keep, with_captions=True)
+  return _known(spec, _open(spec, image_root, keep, with_captions=True))
+
+
+def open_references(spec: str) -> Any:
+  """Returns a source of captions whose images nobody will read.
+
+  It is that of `open_source`, but JSON may name images by `image_id` alone;
+  such a record has no `image`.
+
+  Args:
+    spec: one of the forms of `UNDERSTOOD`.
+
+  Raises:
+    ValueError: as for `open_source`.
+  """
+  source = _open(spec, "", (), with_captions=True, needs_image=False)
+  return _known(spec, source)
+
+
+def _known(spec: str, source: Any) -> Any:
   if source is None:
     raise ValueError(
       f"Unknown data source {spec!r}: not a folder, and its ending is not "
@@ -137,7 +156,11 @@ def open_videos(
 
 
 def _open(
-  spec: str, image_root: str, keep: Sequence[str], with_captions: bool
+  spec: str,
+  image_root: str,
+  keep: Sequence[str],
+  with_captions: bool,
+  needs_image: bool = True,
 ) -> Any:
   """Opens a source of records; None if `spec` does not describe one."""
   kind, _, rest = spec.partition(":")
@@ -153,7 +176,7 @@ def _open(
   path, query = _split_query(spec)
   if files.is_folder(path):
     return _open_folder(path, query, keep, with_captions)
-  return _open_rows(path, query, image_root, keep, with_captions)
+  return _open_rows(path, query, image_root, keep, with_captions, needs_image)
 
 
 def _open_rows(
@@ -162,6 +185,7 @@ def _open_rows(
   image_root: str,
   keep: Sequence[str],
   with_captions: bool,
+  needs_image: bool = True,
 ) -> Any:
   """Opens annotations, tables or shards; None if `path` is none of them."""
   given: dict[str, Any] = {
@@ -174,9 +198,11 @@ def _open_rows(
   match os.path.splitext(path)[1].lower():
     case ".json" if files.is_file(path) and json_index.is_object(path):
       given |= _options(query, json_datasets.JsonDataset, keep)
+      given |= {"needs_image": needs_image}
       return json_datasets.JsonDataset(path, **given)
     case ".json" | ".jsonl":
       given |= _options(query, annotations.Annotations, keep)
+      given |= {"needs_image": needs_image}
       return annotations.Annotations(path, **given)
     case ".csv" | ".tsv":
       return tables.Csv(path, **given, **_options(query, tables.Csv, keep))
@@ -209,6 +235,8 @@ def _open_folder(
 ) -> Any:
   table = folders.metadata(folder)
   if table:
+    images = _open_rows(table, query, folder, keep, with_captions=False)
+    folders.warn_of_unlisted(folder, table, images)
     return _open_rows(table, query, folder, keep, with_captions)
   _refuse_kept(folder, _all_kept(query, keep))
   options = _options(query, folders.CaptionedImages)
@@ -293,7 +321,7 @@ def _split_query(spec: str) -> tuple[str, str]:
 
 
 # Arguments of sources that a spec cannot set.
-_INTERNAL = ("image_root", "with_captions")
+_INTERNAL = ("image_root", "with_captions", "needs_image")
 
 
 def _options(

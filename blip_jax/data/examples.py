@@ -60,7 +60,7 @@ class PairExample(Stacked):
   """`image` [H, W, 3] and the tokens of its caption.
 
   The tokens are `input_ids` and `attention_mask` [L]. If a record has more
-  than one caption, each visit samples one. A row with five captions thus
+  than one usable caption, each visit samples one. A row with five captions thus
   counts once per epoch; five rows with one caption each (as in BLIP's files)
   count five times.
 
@@ -90,7 +90,10 @@ class PairExample(Stacked):
   ) -> Arrays:
     caption = record["caption"]
     if isinstance(caption, list):
-      caption = caption[rng.integers(len(caption))]
+      usable, bad = sources.usable_captions(record)
+      if not usable:
+        raise transforms.BadSample(bad[0].reason, bad[0].detail)
+      caption = usable[rng.integers(len(usable))]
     text = transforms.clean_text(caption)
     text = self.prompt + transforms.pre_caption(text, self.max_words)
     with transforms.decoded(record["image"], self.max_pixels) as image:

@@ -1,12 +1,12 @@
 """Folders of images, with captions in files next to them or without any."""
 
 import collections
-import functools
+import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from absl import logging
 
 from blip_jax.data import sources, transforms
 from blip_jax.runtime import files
@@ -69,7 +69,7 @@ class CaptionedImages(Images):
       )
     unmatched = texts.difference(images)
     if len(texts) < len(text_names):
-      _warn_once(
+      sources.warn_once(
         f"{folder}: text files that are not used, because the image has "
         f"another one: {len(text_names) - len(texts)}"
       )
@@ -144,6 +144,32 @@ def metadata(folder: str) -> str | None:
   return tables[0] if tables else None
 
 
+def warn_of_unlisted(folder: str, table: str, source: Any) -> None:
+  """Counts images of a folder that its table does not list, and other files.
+
+  Args:
+    source: the rows of the table.
+  """
+  try:
+    names = listing(folder)
+  except ValueError:  # the images are in the table
+    return
+  listed = set()
+  for row in range(len(source)):
+    with contextlib.suppress(sources.BadRow):
+      listed.add(os.path.normpath(sources.image_path(source[row])))
+  unlisted = [
+    name
+    for name in names
+    if os.path.normpath(os.path.join(folder, name)) not in listed
+  ]
+  if unlisted:
+    sources.warn_once(
+      f"{folder}: {len(unlisted)} of its {len(names)} images are not in "
+      f"{os.path.basename(table)}, so they are not used, such as {unlisted[0]}"
+    )
+
+
 def listing(
   folder: str,
   endings: Sequence[str] = transforms.ENDINGS,
@@ -180,7 +206,7 @@ def listing(
       f"are {' '.join(endings)}; hidden files are skipped."
     )
   if others:
-    _warn_once(f"{folder}: files that are not used: {_counts(others)}")
+    sources.warn_once(f"{folder}: files that are not used: {_counts(others)}")
   return sorted(listed)
 
 
@@ -191,11 +217,6 @@ def _counts(endings: collections.Counter[str]) -> str:
     f"{number} {ending or 'without ending'}"
     for ending, number in common[:_MAX_ENDINGS]
   )
-
-
-@functools.cache  # a folder is listed once for each of its work units
-def _warn_once(message: str) -> None:
-  logging.warning("%s", files.one_line(message))
 
 
 def _walk(root: str) -> Iterator[str]:

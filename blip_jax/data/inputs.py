@@ -43,7 +43,9 @@ def train_loader(
   if c.augment:
     image = transforms.TrainImage(size, c.min_scale, randaugment.RandAugment())
   specs = [spec for spec in c.train if spec]
-  sources = [datasets.open_source(spec, c.image_root) for spec in specs]
+  # A source that is listed twice is one: ids of images are those of a source.
+  opened = {spec: datasets.open_source(spec, c.image_root) for spec in specs}
+  sources = [opened[spec] for spec in specs]
   for spec, source in zip(specs, sources, strict=True):
     log.info("Training data: %s rows of %s", f"{len(source):,}", spec)
   rotate = []

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import Int
 
 from blip_jax.data import grouped, json_index, offsets, schema, sources
 from blip_jax.runtime import files
 
 _Span = tuple[int, int]  # start and end in bytes
+_NOWHERE = (0, 0)  # the span of an image that only annotations name
 
 
 class JsonDataset(sources.Source):
@@ -32,6 +32,8 @@ class JsonDataset(sources.Source):
   Args:
     split: splits of Karpathy's file, joined by commas: "train,restval". COCO's
       files have none.
+    needs_image: whether annotations of images that are not in `images` are
+      lost. If not, each of these images follows, with its `image_id` alone.
 
   Raises:
     ValueError: on opening, if the file is no such object, is truncated, or has
@@ -48,19 +50,20 @@ class JsonDataset(sources.Source):
     image: str | None = None,
     caption: str | None = None,
     keep: tuple[str, ...] = (),
+    needs_image: bool = True,
   ):
     self.path = sources.annotation_file(path)
     self._columns = schema.Columns(
-      os.fspath(image_root), with_captions, image, caption, keep
+      os.fspath(image_root), with_captions, image, caption, keep, needs_image
     )
     self._split = split
     index, self.problems = offsets.cached(
       self.path,
-      f"images-{offsets.digest([split or ''])}",
-      functools.partial(_index, split=split),
+      f"{'images' if needs_image else 'ids'}-{offsets.digest([split or ''])}",
+      functools.partial(_index, split=split, needs_image=needs_image),
     )
     for line in self.problems:
-      logging.warning("%s", line)
+      sources.warn_once(line)
     self._images = grouped.Grouped(self.path, index)
     schema.search(
       self._columns.check,
@@ -83,8 +86,10 @@ class JsonDataset(sources.Source):
 
   def _parse(self, index: int, id: str) -> dict[str, Any]:
     where = f"{self.path}: image {self._images.number(index)}"
+    first, *others = self._images[index]
+    annotations = [_annotation(raw) for raw in others]
     try:
-      image, *annotations = map(_parsed, self._images[index])
+      image = _parsed(first) if first else {"id": _image_id(annotations)}
     except ValueError as error:
       raise sources.BadRow(id, "broken_row", f"{where}: {error}") from error
     if self._split and not isinstance(image.get("split"), str):
@@ -103,8 +108,23 @@ def _row(
   if isinstance(name := row.get("filename"), str):
     row["image"] = os.path.join(str(row.get("filepath", "")), name)
   if any(caption in annotation for annotation in annotations):
-    row[caption] = [annotation.get(caption) for annotation in annotations]
+    texts = [annotation.get(caption) for annotation in annotations]
+    # An annotation is a row of the file: one without text costs only itself.
+    row[caption] = [text if isinstance(text, str) else None for text in texts]
   return row
+
+
+def _annotation(raw: bytes) -> dict[str, Any]:
+  """Parses an annotation; one that is broken is empty."""
+  try:
+    return _parsed(raw)
+  except ValueError:
+    return {}
+
+
+def _image_id(annotations: Sequence[dict[str, Any]]) -> Any:
+  ids = [annotation.get("image_id") for annotation in annotations]
+  return next((id for id in ids if id is not None), None)
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -118,11 +138,13 @@ def _parsed(raw: bytes) -> dict[str, Any]:
   return row
 
 
-def _index(path: str, split: str | None) -> tuple[grouped.Parts, list[str]]:
+def _index(
+  path: str, split: str | None, needs_image: bool
+) -> tuple[grouped.Parts, list[str]]:
   """Finds the images of some splits, and the annotations of each."""
   found = json_index.lists(path)
   images = _spans(found.get("images"))
-  if not images:
+  if not images and (needs_image or "annotations" not in found):
     raise ValueError(
       f"{path}: expected a JSON list of rows, or an object with a list "
       f"'images' as COCO's and Karpathy's files have, found an object with "
@@ -130,29 +152,40 @@ def _index(path: str, split: str | None) -> tuple[grouped.Parts, list[str]]:
     )
   data, _ = offsets.open_text(path)
   if "annotations" in found and split is None:
-    return _annotated(path, data, images, _spans(found["annotations"]))
+    annotations = _spans(found["annotations"])
+    return _annotated(path, data, images, annotations, needs_image)
   rows = _of_splits(path, data, images, split)
   return grouped.parts(rows, [images[row] for row in rows]), []
 
 
 def _annotated(
-  path: str, data: np.ndarray, images: list[_Span], annotations: list[_Span]
+  path: str,
+  data: np.ndarray,
+  images: list[_Span],
+  annotations: list[_Span],
+  needs_image: bool,
 ) -> tuple[grouped.Parts, list[str]]:
   rows: dict[str, int] = {}
   for row, span in enumerate(images):
     if (key := _image_key(data, span, "id")) is not None:
       rows.setdefault(key, row)
   keys = [_image_key(data, span, "image_id") for span in annotations]
+  spans = list(images)
+  if not needs_image:
+    for key in keys:
+      if key is not None and key not in rows:
+        rows[key] = len(spans)
+        spans.append(_NOWHERE)
   of_image = [None if key is None else rows.get(key) for key in keys]
-  numbers, spans = list(range(len(images))), list(images)
+  numbers = list(range(len(spans)))
   for row, span in zip(of_image, annotations, strict=True):
     if row is not None:
       numbers.append(row)
       spans.append(span)
   lost = of_image.count(None)
   problems = [
-    f"{path}: {lost} of {len(annotations)} annotations are of no image in "
-    "'images'"
+    f"{path}: {lost} of {len(annotations)} annotations are of no image"
+    + (" in 'images'" if needs_image else "")
   ]
   return grouped.parts(numbers, spans), problems if lost else []
 

@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import grain
@@ -32,20 +32,21 @@ _MIN_SHARED_BYTES = 1 << 14
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-  """Turns (source, row) into (id, example), or into `Bad`."""
+  """Turns (source, row) into `_Row`, or into `Bad`."""
 
   sources: tuple[Any, ...]
   example: examples.Example
 
   def __call__(
     self, pick: tuple[int, int], rng: np.random.Generator
-  ) -> tuple[str, Any] | rejects.Bad:
+  ) -> "_Row | rejects.Bad":
     source, row = pick
     id = f"source {source}, row {row}"
     try:
       record = self.sources[source][row]
       id = record["id"]
-      return id, self.example(record, rng)
+      numbered = record | {"source_number": self._first(source)}
+      return _Row(id, self.example(numbered, rng), _lost(record))
     except sources_lib.BadRow as bad:
       return rejects.Bad(bad.id, bad.reason, bad.detail)
     except transforms.BadSample as bad:
@@ -57,6 +58,27 @@ class _Prepare:
         raise
       detail = f"{type(error).__name__}: {error}"
       return rejects.Bad(id, "error", detail)
+
+  def _first(self, source: int) -> int:
+    """The number of a source; that of the first if it is there repeatedly."""
+    same = self.sources[source]
+    return next(n for n, each in enumerate(self.sources) if each is same)
+
+
+class _Row(NamedTuple):
+  """An example, the id of its record, and captions of it that are lost."""
+
+  id: str
+  example: Any
+  lost: Sequence[rejects.Bad] = ()
+
+
+def _lost(record: sources_lib.Record) -> Sequence[rejects.Bad]:
+  """The unusable captions of a list; one that is alone costs its row."""
+  if not isinstance(record.get("caption"), (list, tuple)):
+    return ()
+  _, lost = sources_lib.usable_captions(record)
+  return lost
 
 
 def _read_ahead(
@@ -285,7 +307,7 @@ class EvalLoader:
       row is not _PADDING and not self._bad_samples.count(row) for row in rows
     ]
     filled = [
-      row if good else (row.id, self._example.blank())
+      row if good else _Row(row.id, self._example.blank())
       for row, good in zip(rows, valid, strict=True)
     ]
     return _batch(self._example.collate, filled, valid)
@@ -339,8 +361,8 @@ def eval_loader(
 
 def _batch(
   collate: Callable[[Sequence[Any]], examples.Arrays],
-  rows: Sequence[tuple[str, Any]],
+  rows: Sequence[_Row],
   valid: Sequence[bool],
 ) -> Batch:
-  arrays = collate([example for _, example in rows])
-  return arrays | {"valid": np.array(valid)}, [id for id, _ in rows]
+  arrays = collate([row.example for row in rows])
+  return arrays | {"valid": np.array(valid)}, [row.id for row in rows]

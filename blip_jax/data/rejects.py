@@ -97,6 +97,8 @@ class BadSamples:
   def count(self, row: Any) -> bool:
     """Counts one row that was read, and returns whether it is bad.
 
+    Captions that a usable row has lost (`row.lost`) are only listed.
+
     Raises:
       ValueError: too many rows are bad.
     """
@@ -105,6 +107,8 @@ class BadSamples:
     if bad:
       self.reasons[row.reason] += 1
       self.note(row)
+    for lost in getattr(row, "lost", ()):
+      self.note(lost)
     if self.seen >= self._min_seen:
       self.check()
     return bad

@@ -53,6 +53,8 @@ class Columns:
     caption: name of the caption's column, likewise.
     keep: further columns; the record gets each under its own name, with the
       value that the row has.
+    needs_image: whether a row without an image is bad, even if it has an
+      `image_id`. If not, its record has no `image`.
 
   Raises:
     ValueError: `keep` names a key that records have anyway.
@@ -63,6 +65,7 @@ class Columns:
   image: str | None = None
   caption: str | None = None
   keep: tuple[str, ...] = ()
+  needs_image: bool = True
 
   def __post_init__(self):
     object.__setattr__(self, "keep", kept_names(self.keep))
@@ -88,7 +91,8 @@ class Columns:
 
   def check(self, columns: Collection[str], where: str) -> None:
     """Raises `ValueError` unless all columns that a record needs are there."""
-    self.image_key(columns, where)
+    if self.needs_image or not self.image_id_key(columns):
+      self.image_key(columns, where)
     if self.with_captions:
       self.caption_key(columns, where)
     check_kept(self.keep, columns, where)
@@ -106,7 +110,9 @@ class Columns:
       BadRow: this row has no image, no caption or no value of a kept column,
         or one of another type.
     """
-    record = {"image": self._image(row, id, where), "id": id}
+    record: sources.Record = {"id": id}
+    if self.needs_image or self._names_image(row):
+      record["image"] = self._image(row, id, where)
     if self.with_captions:
       key = _first(self._captions, row)
       if key is None:
@@ -118,6 +124,13 @@ class Columns:
       if number is not None:
         record["image_id"] = number
     return record | kept_values(self.keep, row, id, where)
+
+  def _names_image(self, row: Mapping[str, Any]) -> bool:
+    """Whether a row has an image, or else no id either."""
+    key = _first(self._images, row)
+    id_key = self.image_id_key(row)
+    has_id = id_key is not None and not is_missing(row[id_key])
+    return not has_id or (key is not None and not is_missing(row[key]))
 
   def _image(self, row: Mapping[str, Any], id: str, where: str) -> str | bytes:
     key = _first(self._images, row)
@@ -153,7 +166,8 @@ def caption(value: Any, id: str, where: str) -> str | bytes | list[str | bytes]:
   """Returns a caption, text or a list of texts, from a row's value.
 
   An object in a list, as in Karpathy's `sentences`, stands for its `raw`,
-  `caption` or `text`.
+  `caption` or `text`. Null or NaN in a list is "", which costs only itself; see
+  `sources.usable_captions`.
 
   Raises:
     BadRow: there is no caption, or a value that is no text.
@@ -163,15 +177,22 @@ def caption(value: Any, id: str, where: str) -> str | bytes | list[str | bytes]:
   if value == [] or (is_missing(value) and not isinstance(value, str)):
     detail = f"{where}: expected text, found {value}"
     raise sources.BadRow(id, "empty_caption", detail)
-  if isinstance(value, list):
-    return [_text(each, id, where) for each in value]
-  return _text(value, id, where)
+  if not isinstance(value, list):
+    return _text(value, id, where)
+  values = [_plain(each) for each in value]
+  if any(isinstance(each, (str, bytes)) for each in values):
+    values = ["" if is_missing(each) else each for each in values]
+  return [_text(each, id, where) for each in values]
+
+
+def _plain(value: Any) -> Any:
+  """The value of an object's text; another value as it is."""
+  key = _first(TEXTS, value) if isinstance(value, Mapping) else None
+  return value[key] if key else value
 
 
 def _text(value: Any, id: str, where: str) -> str | bytes:
-  if isinstance(value, Mapping):
-    key = _first(TEXTS, value)
-    value = value[key] if key else value
+  value = _plain(value)
   if not isinstance(value, (str, bytes)):
     raise _mistake(id, where, "text", value)
   return value

@@ -2,10 +2,12 @@
 
 A source has `len()`, can be pickled, and returns records by index:
 
-  image     encoded bytes, the path of a file, or a uint8 array [H, W, 3]
+  image     encoded bytes, the path of a file, or a uint8 array [H, W, 3];
+            absent only in references whose images have ids
   caption   str, list of str, or undecoded bytes; absent if the source was
             opened without captions
-  image_id  how the annotation identifies the image; absent if it does not
+  image_id  how the annotation identifies the image, in this source alone;
+            absent if it does not
   id        where the record comes from, for reports: "train.json:17"
 
 and each column that `keep` names, under its own name. `schema` makes records
@@ -17,15 +19,17 @@ the loader counts and skips. Images are only read later, in `transforms.decode`.
 """
 
 import abc
+import functools
 import hashlib
 import os
 import re
 import urllib.parse
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from blip_jax.data import rejects, transforms
 from blip_jax.runtime import files
@@ -80,9 +84,30 @@ def captions(record: Record) -> list[str | bytes]:
   return list(caption) if isinstance(caption, (list, tuple)) else [caption]
 
 
+def usable_captions(
+  record: Record,
+) -> tuple[list[str | bytes], list[rejects.Bad]]:
+  """Returns the captions of a record that are texts, and what others lack.
+
+  A caption is usable if `transforms.clean_text` is. The id of another one in a
+  list has its number: "val.json:3#1".
+  """
+  usable, bad = [], []
+  is_list = isinstance(record["caption"], (list, tuple))
+  for number, caption in enumerate(captions(record)):
+    try:
+      transforms.clean_text(caption)
+    except transforms.BadSample as error:
+      id = f"{record['id']}#{number}" if is_list else record["id"]
+      bad.append(rejects.Bad(id, error.reason, error.detail))
+    else:
+      usable.append(caption)
+  return usable, bad
+
+
 def image_path(record: Record) -> str:
-  """Returns the path of the image; "" if it is stored in a shard or table."""
-  image = record["image"]
+  """Returns the path of the image; "" if it has none, as in shards."""
+  image = record.get("image")
   return image if isinstance(image, str) else ""
 
 
@@ -159,32 +184,72 @@ def row_id(source: Any, row: int) -> str | None:
     return None
 
 
-def image_key(record: Record) -> tuple[str, str]:
-  """Returns which image a record is of: a key that its other rows share.
+def image_keys(record: Record) -> list[tuple[str, str]]:
+  """Returns keys of a record's image; a row of its source that has one of them
+  too is of the same image.
 
-  That is the annotation's `image_id` if there is one, else the image's path,
-  else its content. Ids are compared as texts: 7 and "7" are one image.
+  They are the path of the image and its `image_id`; without both, its content.
+  Ids are compared as texts: 7 and "7" are one image.
   """
-  if (annotated := record.get("image_id")) is not None:
-    return "image_id", str(annotated)
-  image = record["image"]
+  image, keys = record.get("image"), []
   if isinstance(image, str | os.PathLike):
-    return "path", os.path.normpath(image)
+    keys.append(("path", os.path.normpath(image)))
+  if (annotated := record.get("image_id")) is not None:
+    keys.append(("image_id", str(annotated)))
+  return keys or [("content", _digest(record["image"]))]
+
+
+def _digest(image: bytes | np.ndarray) -> str:
   if isinstance(image, np.ndarray):
     prefix = f"{image.dtype} {image.shape}:".encode()
     image = prefix + image.tobytes()
-  return "content", hashlib.sha256(image).hexdigest()
+  return hashlib.sha256(image).hexdigest()
+
+
+def joined(keys_of_rows: Iterable[Iterable[Hashable]]) -> list[list[int]]:
+  """Returns the rows of each image: rows that share a key, also through others.
+
+  Images are in the order of their first rows, and so are the rows of each.
+  """
+  parents: list[int] = []
+  row_of_key: dict[Hashable, int] = {}
+
+  def first_row(row: int) -> int:
+    while parents[row] != row:
+      parents[row] = row = parents[parents[row]]
+    return row
+
+  for row, keys in enumerate(keys_of_rows):
+    parents.append(row)
+    for key in keys:
+      one, other = first_row(row), first_row(row_of_key.setdefault(key, row))
+      parents[max(one, other)] = min(one, other)
+  rows_of_image: dict[int, list[int]] = {}
+  for row in range(len(parents)):
+    rows_of_image.setdefault(first_row(row), []).append(row)
+  return [*rows_of_image.values()]
 
 
 def image_number(record: Record) -> int:
   """Returns a number below 2**31 that all captions of one image share.
 
-  It is a hash of `image_key`. Among COCO's 113,287 images, about three pairs
-  are expected to share a number by chance.
+  It is a hash of the image's path. An image without one, as in shards, has that
+  of its `image_id` in its source (the record's `source_number`, which the
+  loader adds), or else of its content. No other row is read for it: rows of
+  different paths are never one image, even if they have one `image_id`. Among
+  COCO's 113,287 images, about three pairs are expected to share a number by
+  chance.
   """
-  _, key = image_key(record)
+  kind, key = image_keys(record)[0]
+  if kind == "image_id":
+    key = f"{record.get('source_number', 0)}:{key}"
   # Names of files and broken JSON may have halves of characters in them.
   return zlib.crc32(key.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF
+
+
+@functools.cache  # a file is opened several times in a job
+def warn_once(message: str) -> None:
+  logging.warning("%s", files.one_line(message))
 
 
 def annotation_file(path: str | os.PathLike) -> str:

@@ -140,7 +140,8 @@ class Context:
   workdir: str
 
   def split(self, source: Any) -> Split:
-    """Returns the rows of an open source as a split; logs their number."""
+    """Returns the rows of an open source as a split; logs their number, and
+    lists those that cannot be used."""
     split = Split(
       source,
       self.example,
@@ -152,8 +153,18 @@ class Context:
     log.info(
       "Split %s: %s images, %s captions, in %s rows",
       self.name,
-      *(f"{n:,}" for n in (len(images), images.num_captions, len(source))),
+      *(
+        f"{n:,}" for n in (images.num_images, images.num_captions, len(source))
+      ),
     )
+    if images.bad:
+      log.warning(
+        "Split %s: %s rows or captions cannot be used",
+        self.name,
+        f"{len(images.bad):,}",
+      )
+    for bad in images.bad:
+      split.bad_samples.note(bad)
     return split
 
   def file(self, name: str) -> str:

@@ -1,13 +1,12 @@
 """Generated captions of a split: scored, and saved in COCO's result format."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from blip_jax.data import datasets, transforms
+from blip_jax.data import datasets, sources, transforms
 from blip_jax.evaluators import (
   base,
   caption_generator,
@@ -34,7 +33,7 @@ def build(context: base.Context) -> list[base.Evaluator]:
   split = context.split(open_rows(settings.source, settings.image_root))
   references = None
   if has_captions and settings.references:
-    references = human_captions.read(settings.references).captions
+    references = human_captions.read(settings.references)
   prompt_ids = split.example.tokenizer.prompt_ids(split.example.prompt)
   generated = Captions(
     split,
@@ -65,10 +64,10 @@ class Captions:
     split: images; nothing is scored if the records have no captions.
     task: with the predict function `caption`.
     settings: how to decode.
-    references: human captions by the names of images; by default those of the
-      records.
+    references: human captions; by default those of the records.
     results: path of the JSON file for the captions, a list of {image_id,
-      caption} with each image once.
+      caption} with each image once, and the path of the `image` where that is
+      known.
     sheet: path of the contact sheet.
     num_shown: images on the contact sheet; 0 draws none.
   """
@@ -78,7 +77,7 @@ class Captions:
     split: base.Split,
     task: tasks.Task,
     settings: decoding.Decoding,
-    references: Mapping[Any, Sequence[str]] | None,
+    references: human_captions.References | None,
     results: str | os.PathLike,
     sheet: str | os.PathLike,
     num_shown: int,
@@ -95,9 +94,10 @@ class Captions:
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
     texts, valid = self._generate(state.params)
     rows = np.flatnonzero(valid).tolist()
-    origins, truths, right = [], [], []
+    origins, paths, truths, right = [], [], [], []
     for row in rows:
       record = self._split.source[row]
+      paths.append(_path(record))
       origins.append(human_captions.origin(record))
       if "caption" in record:
         truths.append(human_captions.texts(record))
@@ -107,13 +107,18 @@ class Captions:
     names = image_names.of_images(origins)
     captions = {name: texts[row] for name, row in zip(names, rows, strict=True)}
     if jax.process_index() == 0:
-      results = [{"image_id": k, "caption": v} for k, v in captions.items()]
+      results = [
+        {"image_id": name} | path | {"caption": captions[name]}
+        for name, path in zip(names, paths, strict=True)
+      ]
       files.write_json(self._results, results)
     if not truths:
       return
     human = dict(zip(names, truths, strict=True))
     if self._references:
-      human = image_names.renamed(self._references, names)
+      human = {
+        names[n]: others for n, others in self._references.of(origins).items()
+      }
     scored = scores.score(captions, human)
     if jax.process_index() == 0 and self._num_shown:
       cells = [
@@ -136,3 +141,12 @@ class Captions:
     )
     image = transforms.decode(record["image"], self._split.example.max_pixels)
     return contact_sheet.Cell(image, lines)
+
+
+def _path(record: sources.Record) -> dict[str, str]:
+  """The path of an image, for its result; COCO's says no more than the id."""
+  path = files.printable(sources.image_path(record))
+  coco_id = sources.coco_image_id(path)
+  if not path or (coco_id and coco_id == sources.image_id(record)):
+    return {}
+  return {"image": os.path.normpath(path)}

@@ -1,13 +1,17 @@
 """Image-text matching on true pairs and on mismatched ones."""
 
+import dataclasses
 import logging
+import re
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from blip_jax.evaluators import base
+from blip_jax.data import sources
+from blip_jax.evaluators import base, by_image
 from blip_jax.runtime import train_state
 from blip_jax.tasks import base as tasks
 
@@ -18,11 +22,14 @@ class ItmAccuracy:
   """Accuracy of the ITM head, `itm_acc` in percent; half of the pairs are true.
 
   The wrong text of an image is that of the image half a batch away, because
-  neighbours in a file often look alike.
+  neighbours in a file often look alike. Images are in the order of their names
+  and each has its captions in alphabetical order, so that the accuracy does not
+  depend on the order of rows.
   """
 
   def __init__(self, split: base.Split, task: tasks.Task):
-    self._split = split.by_image
+    images = split.by_image
+    self._split = dataclasses.replace(images, source=_Sorted(images.source))
     features = task.predict_fns["image_features"]
     project = task.predict_fns["image_kv"]
     match = task.predict_fns["match"]
@@ -52,6 +59,32 @@ class ItmAccuracy:
       log.warning("All texts of each batch are the same: itm_acc is left out.")
       return
     yield "itm_acc", float(50.0 * (true_pairs.mean() + wrong_pairs.mean()))
+
+
+class _Sorted:
+  """Images in the order of their names, each with sorted captions; rows that
+  cannot be used follow."""
+
+  def __init__(self, source: by_image.ByImage):
+    names = [_name(source[row]) for row in range(source.num_images)]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    bad = range(source.num_images, len(source))
+    self._rows = sources.Rows(source, np.array([*order, *bad], int))
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> sources.Record:
+    record = self._rows[index]
+    as_bytes = lambda x: x.encode(errors="replace") if isinstance(x, str) else x
+    return record | {"caption": sorted(record["caption"], key=as_bytes)}
+
+
+def _name(record: sources.Record) -> list[tuple[int, str]]:
+  """The name of an image, with numbers in it in the order of numbers."""
+  _, name = sources.image_keys(record)[-1]
+  parts = re.split(r"([0-9]+)", name)
+  return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts]
 
 
 def _half_a_batch_away(valid: Bool[Array, " B"]) -> Int[Array, " B"]:

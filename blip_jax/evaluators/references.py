@@ -1,35 +1,40 @@
 """The human captions of images, from the records of a split or from a file."""
 
 import os
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from blip_jax.data import datasets, sources
+from blip_jax.data import datasets, rejects, sources
 from blip_jax.evaluators import by_image
-from blip_jax.evaluators.scores import caption_files, image_names
+from blip_jax.evaluators.scores import image_names
 from blip_jax.runtime import files
-
-ImageId = image_names.ImageId
 
 
 class References(NamedTuple):
   """Human captions of images.
 
   Attributes:
-    captions: by the name of the image.
-    paths: of images that are named by an id, where they are known.
+    images: different ones.
+    captions: of each image.
+    bad: rows and captions that cannot be used.
   """
 
-  captions: dict[ImageId, list[str]]
-  paths: dict[ImageId, str]
+  images: list[image_names.Image]
+  captions: list[list[str]]
+  bad: list[rejects.Bad]
 
-  def by_path(self) -> dict[ImageId, list[str]]:
-    """The captions, as if no image had an id."""
-    images = [
-      (None, self.paths[name]) if name in self.paths else (name, "")
-      for name in self.captions
-    ]
-    names = image_names.of_images(images)
-    return dict(zip(names, self.captions.values(), strict=True))
+  def of(
+    self, images: Sequence[image_names.Image], by: str | None = None
+  ) -> dict[int, list[str]]:
+    """Returns the captions of images, by their place in `images`.
+
+    Args:
+      by: see `image_names.matched`, which says what raises `ValueError`.
+    """
+    rows = image_names.matched(images, self.images, by)
+    return {
+      n: self.captions[row] for n, row in enumerate(rows) if row is not None
+    }
 
 
 def texts(record: sources.Record) -> list[str]:
@@ -47,43 +52,35 @@ def is_complete(record: sources.Record) -> bool:
   return "references" in record
 
 
-def origin(record: sources.Record) -> tuple[Any, str]:
-  """Returns what `image_names.of_images` needs: the id of an image, or None,
-  and where it comes from."""
-  if path := files.printable(sources.image_path(record)):
-    return record.get("image_id"), os.path.normpath(path)
-  return sources.image_id(record), record["id"]
+def origin(record: sources.Record) -> image_names.Image:
+  """Returns which image a record is of."""
+  path = files.printable(sources.image_path(record))
+  path = os.path.normpath(path) if path else record["id"]
+  return image_names.Image(sources.image_id(record), path)
 
 
 def read(spec: str) -> References:
   """Reads reference captions.
 
   Args:
-    spec: a file that `caption_files.read_references` reads, or any source of
-      images with captions.
+    spec: any source of images with captions; JSON may name images by
+      `image_id` alone, as COCO's annotations do.
 
   Raises:
-    ValueError: it is neither.
+    ValueError: it is none, or has no captions.
   """
-  if caption_files.has_references(spec):
-    captions = caption_files.read_references(spec)
-    return References(captions, caption_files.read_paths(spec))
-  images, captions = [], []
-  source = by_image.ByImage(datasets.open_source(spec))
-  for row in range(len(source)):
-    try:
-      record = source[row]
-    except sources.BadRow:
-      continue
-    images.append(origin(record))
-    captions.append(texts(record))
-  names = image_names.of_images(images)
-  paths = {
-    name: path
-    for name, (image_id, path) in zip(names, images, strict=True)
-    if image_id is not None
-  }
-  return References(dict(zip(names, captions, strict=True)), paths)
+  split = by_image.ByImage(datasets.open_references(spec))
+  records = [split[row] for row in range(split.num_images)]
+  if not records:
+    first = f", such as {split.bad[0].id}: {split.bad[0].detail}"
+    raise ValueError(
+      f"{spec}: expected captions, found none in {len(split)} rows{first}."
+    )
+  return References(
+    [origin(record) for record in records],
+    [texts(record) for record in records],
+    split.bad,
+  )
 
 
 def _decoded(text: str | bytes) -> str:

@@ -1,27 +1,22 @@
-"""Reads the JSON files in which results and reference captions are kept.
-
-Images have the names of `image_names`.
-"""
+"""Reads the JSON files in which results are kept."""
 
 import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from blip_jax.evaluators.scores import image_names
+from blip_jax.data import sources
+from blip_jax.evaluators.scores.image_names import Image
 from blip_jax.runtime import files
 
-ImageId = image_names.ImageId
 
-_IMAGE_KEYS = {"image_id", "image"}
-
-
-def read_results(path: str | os.PathLike) -> dict[ImageId, str]:
+def read_results(path: str | os.PathLike) -> dict[Image, str]:
   """Reads a caption for each image.
 
   A .jsonl is what the job `caption` writes: images that it could not read are
   left out, and an image of several rows has the caption of the first. Any other
-  file has COCO's format, a list of `{"image_id": ..., "caption": ...}`.
+  file has COCO's format, a list of `{"image_id": ..., "caption": ...}`; the
+  path of the `image` may be added, or replace the id.
 
   Raises:
     ValueError: the file has another format, is empty, or has two captions of
@@ -29,91 +24,30 @@ def read_results(path: str | os.PathLike) -> dict[ImageId, str]:
   """
   is_job = os.fspath(path).endswith(".jsonl")
   content = _parse_lines(path) if is_job else _parse(path)
-  captions, rows = {}, {}
-  for row, entry in _rows(content, path):
-    if is_job and "error" in entry:
-      continue
-    image = _image(entry, path, row, is_job)
-    if image not in captions:
-      captions[image] = _text(entry.get("caption"), path, row)
-    elif not is_job:
+  rows = [
+    (row, _image(entry, path, row, is_job), _text(entry, path, row))
+    for row, entry in _rows(content, path)
+    if not (is_job and "error" in entry)
+  ]
+  captions = {}
+  for same in sources.joined(image.keys for _, image, _ in rows):
+    (first, _, caption), *others = [rows[n] for n in same]
+    images = [rows[n][1] for n in same]
+    ids = [image.image_id for image in images if image.image_id is not None]
+    paths = [image.path for image in images if image.path]
+    image = Image(ids[0] if ids else None, paths[0] if paths else "")
+    if others and not is_job:
       raise ValueError(
-        f"{path}: rows {rows[image]} and {row} are both captions of image"
-        f" {image[0]!r}; expected one caption per image. Merge the results of"
-        " several processes and drop padding first."
+        f"{path}: rows {first} and {others[0][0]} are both captions of image"
+        f" {ids[0] if ids else image.path!r}; expected one caption per image."
+        " Merge the results of several processes and drop padding first."
       )
-    rows.setdefault(image, row)
+    captions[image] = caption
   if not captions:
     raise ValueError(
       f"{path}: the list is empty; expected at least one caption."
     )
-  names = image_names.of_images([*captions])
-  return dict(zip(names, captions.values(), strict=True))
-
-
-def has_ids(path: str | os.PathLike) -> bool:
-  """Whether results name images by `image_id`, and not by where they are."""
-  if not os.fspath(path).endswith(".jsonl"):
-    return True
-  return any(
-    "image_id" in entry for _, entry in _rows(_parse_lines(path), path)
-  )
-
-
-def read_paths(path: str | os.PathLike) -> dict[ImageId, str]:
-  """Reads the paths of images with an id, from a file of references."""
-  content = _parse(path)
-  id_key, path_key = "image_id", "image"
-  if isinstance(content, dict):
-    content, id_key, path_key = content.get("images", []), "id", "file_name"
-  return {
-    image_names.from_id(entry[id_key]): files.printable(entry[path_key])
-    for _, entry in _rows(content, path)
-    if isinstance(entry.get(id_key), int | str)
-    and isinstance(entry.get(path_key), str)
-  }
-
-
-def has_references(path: str | os.PathLike) -> bool:
-  """Whether a file looks like one for `read_references`: a .json of COCO
-  annotations, or of rows with the usual keys."""
-  if not os.fspath(path).endswith(".json"):
-    return False
-  content = _parse(path)
-  if isinstance(content, list) and content and isinstance(content[0], dict):
-    return "caption" in content[0] and bool(content[0].keys() & _IMAGE_KEYS)
-  return True
-
-
-def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
-  """Reads reference captions: COCO annotations or a Karpathy split.
-
-  COCO annotations are an object with `annotations`, a list of `{"image_id":
-  ..., "caption": ...}`. A Karpathy split is a list of `{"image": "a/b_12.jpg",
-  "caption": [...]}`, where `caption` may also be one string, and an `image_id`
-  takes precedence over the path. Rows of the same image are combined.
-
-  Raises:
-    ValueError: the file has another format.
-  """
-  content = _parse(path)
-  if isinstance(content, dict):
-    if "annotations" not in content:
-      raise ValueError(
-        f"{path}: expected COCO's 'annotations', found only the keys"
-        f" {sorted(content)}."
-      )
-    content = content["annotations"]
-  captions = {}
-  for row, entry in _rows(content, path):
-    texts = entry.get("caption")
-    if not isinstance(texts, list):
-      texts = [texts]
-    captions.setdefault(_image(entry, path, row), []).extend(
-      _text(text, path, row) for text in texts
-    )
-  names = image_names.of_images([*captions])
-  return dict(zip(names, captions.values(), strict=True))
+  return captions
 
 
 def _parse(path: str | os.PathLike) -> Any:
@@ -160,28 +94,37 @@ def _rows(content: Any, path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
 
 
 def _image(
-  entry: dict, path: str | os.PathLike, row: int, is_job: bool = False
-) -> tuple[ImageId | None, str]:
-  """The id of an image, or None and where it comes from."""
-  if "image_id" in entry:
-    image_id = entry["image_id"]
-    if isinstance(image_id, bool) or not isinstance(image_id, int | str):
-      raise ValueError(
-        f"{path}: row {row}: expected a number or a string under 'image_id',"
-        f" found {_brief(image_id)}."
-      )
-    return image_names.from_id(image_id), ""
-  name = entry.get("image", entry.get("id") if is_job else None)
-  if not isinstance(name, str):
+  entry: dict, path: str | os.PathLike, row: int, is_job: bool
+) -> Image:
+  image_id = entry.get("image_id")
+  if "image_id" in entry and (
+    isinstance(image_id, bool) or not isinstance(image_id, int | str)
+  ):
     raise ValueError(
-      f"{path}: row {row}: expected 'image_id', or a file name under"
-      f" 'image'; found {_brief(entry)}."
+      f"{path}: row {row}: expected a number or a string under 'image_id',"
+      f" found {_brief(image_id)}."
     )
-  # The job has already made names printable.
-  return None, os.path.normpath(name if is_job else files.printable(name))
+  name = entry.get("image")
+  if name is None and image_id is None and is_job:
+    name = entry.get("id")
+  if not isinstance(name, str):
+    if image_id is None:
+      raise ValueError(
+        f"{path}: row {row}: expected 'image_id', or a file name under"
+        f" 'image'; found {_brief(entry)}."
+      )
+    name = ""
+  elif not is_job:  # the job has already made names printable
+    name = files.printable(name)
+  if image_id is None or isinstance(image_id, str):
+    # A name of COCO's contains the id, also under `image_id`.
+    coco_id = sources.coco_image_id(name if image_id is None else image_id)
+    image_id = image_id if coco_id is None else coco_id
+  return Image(image_id, os.path.normpath(name) if name else "")
 
 
-def _text(caption: Any, path: str | os.PathLike, row: int) -> str:
+def _text(entry: dict, path: str | os.PathLike, row: int) -> str:
+  caption = entry.get("caption")
   if not isinstance(caption, str):
     raise ValueError(
       f"{path}: row {row}: expected a string under 'caption', found"

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from blip_jax.evaluators.scores import (
   bleu,
-  caption_files,
   cider,
+  image_names,
   java,
   ptb,
   rouge,
 )
 
-ImageId = caption_files.ImageId
+ImageId = image_names.ImageId
 
 
 @dataclasses.dataclass(frozen=True)

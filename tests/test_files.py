@@ -145,10 +145,12 @@ def test_what_killed_processes_left_is_deleted_by_the_next_writer(tmp_path):
   of_user = tmp_path / ".mine.tmp"
   of_user.write_text("x")
   merge = tmp_path / f".{me.machine}-{2**22 + 5}-1-{'0' * 16}.tmp"
-  merge.mkdir()
-  (merge / "00000.tar").write_text("x")
+  orbax = tmp_path / f"{merge.name}.orbax-checkpoint-tmp"
+  for folder in (merge, orbax):
+    folder.mkdir()
+    (folder / "00000.tar").write_text("x")
   files.write_text(tmp_path / "out", "x")
-  for path in (dead, another, old, merge):
+  for path in (dead, another, old, merge, orbax):
     assert not path.exists(), path
   for path in (recent, mine, of_user):
     assert path.exists(), path

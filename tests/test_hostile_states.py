@@ -95,15 +95,17 @@ def test_a_request_to_stop_has_a_status_and_costs_nothing(
   tmp_path, kind, number
 ):
   job = MAKERS[kind](tmp_path)
-  seconds = job.finish()
+  job.finish()
   expected = job.output()
   states.empty(job.folder)
   process = job.start().process
-  time.sleep(0.6 * seconds)
+  while "Devices:" not in process.stderr.readline():
+    assert process.poll() is None
+  time.sleep(random.Random(SEED + number).uniform(0, 1))
   process.send_signal(number)
   _, errors = process.communicate(timeout=60)
   assert process.returncode == 75, errors[-2000:]
-  assert "\nstopped: " in errors and "Traceback" not in errors
+  assert "stopped: " in errors and "Traceback" not in errors
   assert not job.leftovers()
   job.finish()
   assert job.output() == expected

@@ -42,8 +42,11 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 # gs://bucket and the like; one slash is left after pathlib or abspath.
-# See `temporary_path`.
-_TEMPORARY = re.compile(r"\.[0-9a-f]{8}-\d{1,9}-\d{1,19}-[0-9a-f]{16}\.tmp")
+# See `temporary_path`; a folder that Orbax writes gets a second ending.
+_TEMPORARY = re.compile(
+  r"\.([0-9a-f]{8})-(\d{1,9})-(\d{1,19})-[0-9a-f]{16}\.tmp"
+  r"(\.orbax-checkpoint-tmp)?"
+)
 _SECONDS_PER_DAY = 86_400
 _SCHEME = re.compile(r"(?is)\s*[a-z][a-z0-9+.-]*:/|.*://")
 _URL = ("http://", "https://")
@@ -386,8 +389,9 @@ def _sweep(folder: pathlib.Path) -> None:
 
 def _writer(name: str) -> processes.Process:
   """The process that writes a temporary file."""
-  machine, pid, started, _ = name.removeprefix(".").split("-")
-  return processes.Process("", machine, int(pid), int(started))
+  match = _TEMPORARY.fullmatch(name)
+  assert match
+  return processes.Process("", match[1], int(match[2]), int(match[3]))
 
 
 @contextlib.contextmanager

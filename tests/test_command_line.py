@@ -224,6 +224,15 @@ def test_paths_with_a_scheme_are_refused(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("options", ["", "?caption=title", "?data_dir=gs://b"])
+@pytest.mark.parametrize("name", ["gs://b/x", "file:///x", "s3:/b"])
+def test_a_prepared_tfds_builder_is_a_local_folder(name, options):
+  spec = f"tfds:{name}:train{options}"
+  with pytest.raises(ValueError, match="not supported") as error:
+    parse("--config=quickstart", f"--config.data.train={spec}")
+  assert str(error.value).startswith(f"config.data.train: {name}")
+
+
 def test_one_path_of_many_is_found():
   words = ("--config.data.train=a.json", "--config.data.train=gs://b/x.json")
   with pytest.raises(ValueError, match=r"config\.data\.train: gs://b"):
@@ -246,6 +255,12 @@ def test_a_workdir_with_a_scheme_is_refused(workdir):
     ("caption_images", "images=a:b.jpg"),
     ("caption_images", "prompt=a photo: "),
     ("search", "queries=what is this: a dog"),
+    ("search", "queries=a circle: http://x"),
+    ("search", "queries=http://x is written on a sign"),
+    ("caption_images", "prompt=see http://x"),
+    ("caption_images", "prompt=http://x"),
+    ("capfilt", "prompt=gs://b says"),
+    ("caption_folder", "caption.prompt=file:/// is"),
     ("capfilt", "filter=http://a.org/model.pth"),
   ],
 )

@@ -344,3 +344,17 @@ def test_tfds_gets_the_columns_to_keep(monkeypatch):
   monkeypatch.setattr(tfds, "Tfds", tfds_source)
   datasets.open_images("tfds:coco:train?keep=objects", keep=("answer",))
   assert calls == [("coco", "train", False, ("answer", "objects"))]
+
+
+@pytest.mark.parametrize("delimiter", "+;|")
+def test_a_plus_among_options_is_a_plus(tmp_path, delimiter):
+  """It is a space only in forms on the web."""
+  path = tmp_path / "a.csv"
+  column = "c" if delimiter == "+" else "c++"
+  path.write_text(f"{column}{delimiter}a b\na.jpg{delimiter}a book\n")
+  spec = (
+    f"{path}?delimiter={delimiter}&image={column}&caption=a b&keep={column}"
+  )
+  record = datasets.open_source(spec)[0]
+  assert (record["image"], record["caption"]) == ("a.jpg", "a book")
+  assert record[column] == "a.jpg"

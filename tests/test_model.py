@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from blip_jax.convert import write
 from blip_jax.data import scenes
 from blip_jax.inference import captioning
 from blip_jax.inference import images as images_lib
@@ -291,7 +292,9 @@ def test_urls_are_downloaded_on_request_only(model):
     with pytest.raises(ValueError, match=r"image 0: missing: .*404"):
       model.caption(f"{url}/b.png", urls=True, allow_private=True)
     urls = [f"{url}/b.png", "http://[", f"{url}/a.png", "http://é.invalid/a"]
-    skipped = model.caption(urls, urls=True, allow_private=True, on_error="skip")
+    skipped = model.caption(
+      urls, urls=True, allow_private=True, on_error="skip"
+    )
     assert [c and c.text for c in skipped] == [None, None, same.text, None]
     with pytest.raises(ValueError, match="set urls=True"):
       model.caption(urls, on_error="skip")
@@ -314,3 +317,18 @@ def test_a_wrong_family_says_what_it_can_do(family, method, can):
 
 def test_abilities_of_all_families_are_known():
   assert sorted(model_lib._ABILITIES) == sorted(families.FAMILIES)
+
+
+@pytest.mark.parametrize("size", [33, 0, -8, True])
+def test_an_image_size_is_the_side_of_a_square_of_patches(tmp_path, size):
+  folder = write.write(
+    helpers.open_golden("blip_decoder"), tmp_path / "model", "orbax"
+  )
+  expected = rf"image_size: expected .*multiple of .*size, 8, found {size!r}"
+  with pytest.raises(ValueError, match=expected):
+    model_lib.load(folder, image_size=size)
+
+
+def test_more_beams_than_tokens_are_refused(model, images):
+  with pytest.raises(ValueError, match=r"num_beams: expected at most .*tokens"):
+    model.caption(images[0], num_beams=100_000)

@@ -191,3 +191,12 @@ def test_a_native_checkpoint_is_loaded_directly_onto_the_mesh(
   jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)
   with pytest.raises(AssertionError, match="to the host"):
     blip_jax.load(tmp_path / "run", task="caption")
+
+
+@pytest.mark.parametrize("size", ["32", 32.0, (32, 48), [32], None, 33, True])
+def test_the_side_of_an_image_is_a_number_of_patches(size):
+  """Type checks of the tests would refuse most of these before `load` does."""
+  with pytest.raises(ValueError, match=r"image_size: expected the side") as err:
+    opening._side(size, 8)
+  assert str(err.value).endswith(f"found {size!r}")
+  assert opening._side(np.int64(48), 8) == 48

@@ -151,12 +151,23 @@ def _unknown(word: str, config: Config) -> str:
 def _refuse_schemes(name: str, value: Any) -> None:
   """Raises `io.UnsupportedOperation` for values such as gs://bucket/x."""
   for text in value if isinstance(value, tuple) else (value,):
-    # TFDS reads its own paths.
-    if not isinstance(text, str) or text.startswith("tfds:"):
+    if not isinstance(text, str) or _is_text(name, text):
       continue
     if name in _WEIGHTS and text.startswith(("http://", "https://")):
       continue
+    if text.startswith("tfds:"):  # TFDS reads the paths of its options
+      text = text.removeprefix("tfds:").partition("?")[0]
     try:
       files.local(text)
     except OSError as error:
       raise type(error)(f"{name}: {error}") from error
+
+
+def _is_text(name: str, value: str) -> bool:
+  """Whether a value is no path, but words for a model.
+
+  A query may be either: one of several words that is a path after all is
+  refused when it is read.
+  """
+  is_query = name == "config.queries"
+  return name.endswith(".prompt") or (is_query and len(value.split()) > 1)

@@ -276,6 +276,22 @@ def _named(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
+def _side(image_size: Any, patch_size: int) -> int:
+  """The side of a square image; raises `ValueError` unless patches fill it."""
+  is_number = isinstance(image_size, int | np.integer)
+  if (
+    not is_number
+    or isinstance(image_size, bool)
+    or image_size <= 0
+    or image_size % patch_size
+  ):
+    raise ValueError(
+      "image_size: expected the side of square images in pixels, a positive "
+      f"multiple of the patch size, {patch_size}, found {image_size!r}"
+    )
+  return int(image_size)
+
+
 def _adapt(
   opened: Checkpoint,
   task: str | None,
@@ -285,6 +301,7 @@ def _adapt(
   """Adapts a checkpoint to another family or image size."""
   card = opened.card
   if image_size is not None:
+    image_size = _side(image_size, card.config.vit.patch_size)
     vit = dataclasses.replace(
       card.config.vit, image_size=(image_size, image_size)
     )

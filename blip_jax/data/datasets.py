@@ -350,6 +350,8 @@ def _options(
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:
+  # A plus is a plus, as in ?delimiter=+; only forms on the web mean a space.
+  query = query.replace("+", "%2B")
   return urllib.parse.parse_qsl(query, strict_parsing=bool(query))
 
 

@@ -75,8 +75,16 @@ def generate(
     pick: chooses tokens in greedy decoding or sampling, instead of `settings`.
 
   Raises:
-    ValueError: the settings ask for samples, but there are no keys.
+    ValueError: the settings ask for samples, but there are no keys, or there
+      are too many beams.
   """
+  # Each beam offers twice as many tokens as there are beams.
+  most_beams = model.config.med.vocab_size // 2
+  if settings.num_beams > most_beams:
+    raise ValueError(
+      f"num_beams: expected at most {most_beams}, half of the tokens of the "
+      f"vocabulary, found {settings.num_beams}"
+    )
   apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
   # Stored in the memory order that the matrix products of a step need.
   # Otherwise XLA on a CPU transposes all of them again at every step; the

@@ -34,8 +34,8 @@ def test_texts_that_are_no_captions_are_dropped_and_named():
     row(4, "a.png", b"\xff"),
   ]
   images = by_image.ByImage(rows)
-  assert (images.num_images, images.num_captions) == (2, 2)
-  captions = [images[n]["caption"] for n in range(2)]
+  assert (images.images, images.num_captions) == ([1, 2], 2)
+  captions = [images[n]["caption"] for n in images.images]
   assert captions == [["a dog"], ["a cat"]]
   found = [(bad.id, bad.reason) for bad in images.bad]
   assert found == [
@@ -45,8 +45,8 @@ def test_texts_that_are_no_captions_are_dropped_and_named():
     ("x:3", "empty_caption"),
     ("x:4", "invalid_utf8"),
   ]
-  # Rows without a caption follow, so that a pass counts them.
+  # Rows without a caption remain, so that a pass counts them.
   assert len(images) == 5
-  for n in (2, 3, 4):
+  for n in (0, 3, 4):
     with pytest.raises(sources.BadRow):
       images[n]

@@ -154,7 +154,7 @@ class Context:
       "Split %s: %s images, %s captions, in %s rows",
       self.name,
       *(
-        f"{n:,}" for n in (images.num_images, images.num_captions, len(source))
+        f"{n:,}" for n in (len(images.images), images.num_captions, len(source))
       ),
     )
     if images.bad:

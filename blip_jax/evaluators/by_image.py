@@ -12,7 +12,7 @@ class ByImage:
   of captions, whatever the order of its rows. Images are in the order of their
   first rows. Texts that are no captions (empty, null, not UTF-8) are dropped. A
   row that cannot be used, or without any caption left, belongs to no image; it
-  follows the images, so that it is counted.
+  remains a row of its own, so that it is counted.
 
   Args:
     source: rows; those that share one of their `sources.image_keys`, also
@@ -20,7 +20,7 @@ class ByImage:
       its image.
 
   Attributes:
-    num_images: of which there is a usable row; they come first.
+    images: the rows that are images, and not such a row.
     num_captions: of all images.
     bad: rows and captions that cannot be used.
   """
@@ -41,11 +41,14 @@ class ByImage:
       keys.append(sources.image_keys(record))
       if "caption" in record:
         self.num_captions += len(record["caption"])
-    self._rows_of_image = [
-      [good_rows[n] for n in image] for image in sources.joined(keys)
+    images = [[good_rows[n] for n in rows] for rows in sources.joined(keys)]
+    self._rows_of_image = sorted(images + [[row] for row in bad_rows])
+    is_bad = set(bad_rows)
+    self.images = [
+      index
+      for index, (first, *_) in enumerate(self._rows_of_image)
+      if first not in is_bad
     ]
-    self.num_images = len(self._rows_of_image)
-    self._rows_of_image += [[row] for row in bad_rows]
 
   def __len__(self) -> int:
     return len(self._rows_of_image)

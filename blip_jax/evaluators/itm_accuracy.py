@@ -66,9 +66,8 @@ class _Sorted:
   cannot be used follow."""
 
   def __init__(self, source: by_image.ByImage):
-    names = [_name(source[row]) for row in range(source.num_images)]
-    order = sorted(range(len(names)), key=names.__getitem__)
-    bad = range(source.num_images, len(source))
+    order = sorted(source.images, key=lambda row: _name(source[row]))
+    bad = sorted({*range(len(source))} - {*order})
     self._rows = sources.Rows(source, np.array([*order, *bad], int))
 
   def __len__(self) -> int:

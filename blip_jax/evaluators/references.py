@@ -70,7 +70,7 @@ def read(spec: str) -> References:
     ValueError: it is none, or has no captions.
   """
   split = by_image.ByImage(datasets.open_references(spec))
-  records = [split[row] for row in range(split.num_images)]
+  records = [split[row] for row in split.images]
   if not records:
     first = f", such as {split.bad[0].id}: {split.bad[0].detail}"
     raise ValueError(

@@ -115,9 +115,13 @@ def test_one_of_several_processes_ends_at_once(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_asked_to_stop_has_a_status_of_its_own(
-  capsys, number
+  capsys, monkeypatch, number
 ):
   before = signal.getsignal(number)
+  at_exit = []
+  monkeypatch.setattr(
+    command.atexit, "register", lambda *call: at_exit.append(call)
+  )
   unwound = []
 
   @command.reports_errors
@@ -133,6 +137,7 @@ def test_a_command_that_is_asked_to_stop_has_a_status_of_its_own(
       unwound.append(True)
 
   assert main() == command.AGAIN == 75
+  assert at_exit == [(command._leave, 75)]
   assert unwound == [True] and signal.getsignal(number) == before
   name = signal.Signals(number).name
   expected = f"stopped: {name} was received; the same command resumes\n"

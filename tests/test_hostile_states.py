@@ -117,12 +117,15 @@ def test_an_evaluation_does_not_wait_for_its_end(tmp_path):
   job.finish()
   more = (
     "--config.job=evaluate",
-    # Hours.
-    "--config.evals.scenes_val.source=scenes:val?num=1000000",
+    # Minutes.
+    "--config.evals.scenes_val.source=scenes:val?num=1300",
+    "--config.evals.batch_size=2",
   )
   job = dataclasses.replace(job, flags=(*job.flags[:-1], *more))
   process = job.start().process
-  time.sleep(30)
+  while "Evaluating" not in process.stderr.readline():
+    assert process.poll() is None
+  time.sleep(5)
   start = time.monotonic()
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate(timeout=60)

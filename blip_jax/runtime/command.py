@@ -4,7 +4,9 @@ The statuses are listed in docs/scale.md.
 """
 
 import argparse
+import atexit
 import functools
+import logging
 import os
 import re
 import sys
@@ -52,6 +54,7 @@ def reports_errors(main: Callable[..., int | None]) -> Callable[..., int]:
         return main(*args, **kwargs) or 0
     except stopping.Stopped as stop:
       text, status = f"stopped: {stop}; the same command resumes", AGAIN
+      atexit.register(_leave, AGAIN)
     except Exception as error:
       wanted = os.environ.get(TRACEBACK, "0") not in ("", "0")
       status = 2 if isinstance(error, UsageError) else 1
@@ -70,6 +73,18 @@ def reports_errors(main: Callable[..., int | None]) -> Callable[..., int]:
     return status
 
   return command
+
+
+def _leave(status: int) -> None:
+  """Ends this process where Python would take apart what still is in use.
+
+  Threads of XLA and of the input pipeline go on until they find that nobody
+  waits for them; a step in the middle of it is a segmentation fault.
+  """
+  logging.shutdown()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def is_mistake(error: Exception) -> bool:

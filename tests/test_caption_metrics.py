@@ -5,6 +5,8 @@ import json
 import math
 import pathlib
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -265,14 +267,26 @@ def test_scores_import_neither_jax_nor_models():
         root = name.split(".")[0]
         assert root not in {"jax", "flax", "torch"}, file
         if root == "blip_jax":
-          # Of `runtime`, only `files`, which needs neither.
+          # `files` and `sources` need neither.
           allowed = {
+            "blip_jax.data": {"sources"},
             "blip_jax.evaluators.scores": None,
+            "blip_jax.evaluators.scores.image_names": None,
             "blip_jax.runtime": {"files"},
           }
           assert name in allowed, file
           imported = {alias.name for alias in node.names}
           assert not allowed[name] or imported == allowed[name], file
+  code = (
+    "import sys\n"
+    "from blip_jax.data import sources\n"
+    "from blip_jax.runtime import files\n"
+    "print(sorted({'jax', 'flax', 'torch'} & sys.modules.keys()))\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def test_a_temporary_folder_is_deleted():
 OTHER_WAYS = {
   "runtime/snapshot.py": {"exists", "is_dir", "iterdir", "read_text"}
   | {"write_text"},  # etils.epath, as Orbax needs it
-  "runtime/checkpoint.py": {"exists"},  # likewise
+  "runtime/start.py": {"exists"},  # likewise
   "runtime/best.py": {"read_text"},  # likewise
   "runtime/host.py": {"fsync"},  # a file that is synced in portions
   "runtime/processes.py": {"read_text"},  # of /proc, which files.py needs
@@ -288,7 +288,8 @@ def file_accesses(source):
         yield from {name} & OF_OS
       elif owner == "os.path":
         yield from {name} & OF_OS_PATH
-      elif owner not in ("files", "files_lib"):
+      # `json_files` reads by `files`.
+      elif owner not in ("files", "files_lib", "json_files"):
         yield from {name} & OF_PATHS
 
 

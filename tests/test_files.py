@@ -255,7 +255,6 @@ OTHER_WAYS = {
   "runtime/snapshot.py": {"exists", "is_dir", "iterdir", "read_text"}
   | {"write_text"},  # etils.epath, as Orbax needs it
   "runtime/start.py": {"exists"},  # likewise
-  "runtime/best.py": {"read_text"},  # likewise
   "runtime/host.py": {"fsync"},  # a file that is synced in portions
   "runtime/processes.py": {"read_text"},  # of /proc, which files.py needs
   "evaluators/scores/java.py": {"shutil"},  # the path of a program

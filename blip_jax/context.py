@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip_jax.convert import companions, model_configs, opening
-from blip_jax.data import tokenizer as tokenizer_lib
+from blip_jax.data import vocabulary
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
 from blip_jax.runtime import overrides, resume, snapshot, start
@@ -184,7 +184,7 @@ def _describe(
 
 
 def _vocabulary(card: card_lib.Card, folder: pathlib.Path) -> str | None:
-  if tokenizer_lib.has_vocabulary(folder):
+  if vocabulary.exists_in(folder):
     return str(folder)
   is_bert = card.config.med.vocab_size == model_configs.BERT_VOCAB
   return companions.BERT if is_bert else None

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from blip_jax.convert import companions, model_configs, opening, reader, write
-from blip_jax.data import tokenizer
+from blip_jax.data import tokenizer, vocabulary
 from blip_jax.models import decoding
 from tests import helpers, hostile
 from tests.hostile import configs
@@ -93,7 +93,7 @@ def _check(tmp_path, scale):
     (
       _vocabulary(tmp_path / "vocabulary"),
       tokenizer.Tokenizer.load,
-      list(tokenizer.FILES),
+      list(vocabulary.FILES),
       6 * scale,
     ),
     (index, _load_index, ["model.safetensors.index.json"], 3 * scale),

@@ -13,6 +13,7 @@ import numpy as np
 
 from blip_jax.convert import model_configs, weights
 from blip_jax.data import tokenizer as tokenizer_lib
+from blip_jax.data import vocabulary
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
 from blip_jax.models import decoding
@@ -109,7 +110,7 @@ def tokenizer_of(
   """
   size = card.config.med.vocab_size
   folder = folder_of(path)
-  if name_or_dir is None and tokenizer_lib.has_vocabulary(folder):
+  if name_or_dir is None and vocabulary.exists_in(folder):
     name_or_dir = folder
   reason = f"the model's vocabulary of {size} tokens is not BERT's"
   if name_or_dir is None and size == model_configs.BERT_VOCAB:

@@ -21,7 +21,7 @@ import filelock
 import tqdm
 
 from blip_jax.convert import registry
-from blip_jax.data import tokenizer
+from blip_jax.data import vocabulary
 from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _HUB_FILES = (
   "generation_config.json",
   "preprocessor_config.json",
   "processor_config.json",
-  *tokenizer.FILES,
+  *vocabulary.FILES,
 )
 # In order of preference: many repositories have the same weights in both.
 _HUB_WEIGHTS = (

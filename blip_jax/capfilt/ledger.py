@@ -18,7 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from blip_jax.capfilt.work_units import WorkUnit
-from blip_jax.runtime import files, lock, resumable
+from blip_jax.runtime import files, json_files, lock, resumable
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _DONE = ".done.json"
 _LEASE = ".lease"
 # A lease is renewed until nothing was labelled for so many times its length.
 _STUCK = 6
-# What a done-file must have at least: a type, or the same of what is in it.
+# What a done-file must have at least, as `json_files` writes types.
 _COUNTS = dict.fromkeys(("in", "kept", "dropped", "bad"), int)
 _SHAPE = {
   "settings": str,
@@ -35,8 +35,8 @@ _SHAPE = {
   "output": {"bytes": int, "sha256": str},
   "images": _COUNTS,
   "texts": {"web": _COUNTS, "synthetic": _COUNTS},
-  "bad": dict,
-  "damage": list,
+  "bad": {str: str},
+  "damage": [str],
 }
 RESTORE = (
   "Run the command that started the job (config.job=capfilt) again: it writes "
@@ -258,26 +258,6 @@ def _read_done(path: pathlib.Path) -> dict[str, Any]:
     done = files.read_json(path)
   except files.DamagedFile as error:
     raise files.DamagedFile(path, error.problem, _REDO) from error
-  missing = _missing(done, _SHAPE, "it")
-  if not missing:
-    texts = [*done["bad"].values(), *done["damage"]]
-    missing = next((_missing(text, str, "a reason") for text in texts), "")
-  if missing:
-    raise files.DamagedFile(path, missing, _REDO)
+  if problem := json_files.problem(done, _SHAPE, complete=True):
+    raise files.DamagedFile(path, problem, _REDO)
   return done
-
-
-def _missing(value: Any, shape: Any, name: str) -> str:
-  """What a value lacks to have a shape; "" if nothing."""
-  if not isinstance(shape, dict):
-    if isinstance(value, shape):
-      return ""
-    return f"{name} is {value!r:.40}, expected {shape.__name__}"
-  if not isinstance(value, dict):
-    return f"{name} is {value!r:.40}, expected an object"
-  for key, inner in shape.items():
-    if key not in value:
-      return f"{name} lacks {key!r}"
-    if missing := _missing(value[key], inner, repr(key)):
-      return missing
-  return ""

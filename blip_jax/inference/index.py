@@ -8,11 +8,12 @@ could not be read), which is written last.
 
 import collections
 import fnmatch
+import functools
 import io
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,16 +173,15 @@ def build(
     with lock.hold(folder / ".lock") as held:
       # Another process may just have built it.
       missing = [*filter(is_missing, starts)]
-      _build(
-        folder,
-        missing,
-        held,
-        model,
-        source,
-        batch_size,
-        num_threads,
-        num_frames,
+      embed = functools.partial(
+        _embed,
+        model=model,
+        source=source,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        num_frames=num_frames,
       )
+      _build(folder, missing, len(source), embed, held)
   index = Index(folder)
   if not index.ids:
     first = next(iter(index.unreadable.items()), "")
@@ -195,31 +195,19 @@ def build(
 def _build(
   folder: pathlib.Path,
   missing: Sequence[int],
+  num_images: int,
+  embed: Callable[..., None],
   held: lock.Lock,
-  model: model_lib.Model,
-  source: Any,
-  batch_size: int,
-  num_threads: int,
-  num_frames: int,
 ) -> None:
-  """Embeds the parts that are missing."""
-  starts = range(0, len(source), PART)
-  done = sum(min(PART, len(source) - s) for s in starts if s not in missing)
+  """Writes the parts that are missing, by the numbers of their first images."""
+  parts = {s: np.arange(s, min(s + PART, num_images)) for s in missing}
+  done = num_images - sum(map(len, parts.values()))
   with progress.bar(
-    total=len(source), initial=done, unit="img", disable=not missing
+    total=num_images, initial=done, unit="img", disable=not missing
   ) as bar:
-    for start in missing:
-      rows = np.arange(start, min(start + PART, len(source)))
+    for start, rows in parts.items():
       held.check()
-      _embed(
-        _part(folder, start),
-        rows,
-        model=model,
-        source=source,
-        batch_size=batch_size,
-        num_threads=num_threads,
-        num_frames=num_frames,
-      )
+      embed(_part(folder, start), rows)
       bar.update(len(rows))
 
 

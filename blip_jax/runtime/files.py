@@ -41,13 +41,13 @@ _MAX_STEM_BYTES = 190
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
-# gs://bucket and the like; one slash is left after pathlib or abspath.
 # See `temporary_path`; a folder that Orbax writes gets a second ending.
 _TEMPORARY = re.compile(
   r"\.([0-9a-f]{8})-(\d{1,9})-(\d{1,19})-[0-9a-f]{16}\.tmp"
   r"(\.orbax-checkpoint-tmp)?"
 )
 _SECONDS_PER_DAY = 86_400
+# gs://bucket and the like; one slash is left after pathlib or abspath.
 _SCHEME = re.compile(r"(?is)\s*[a-z][a-z0-9+.-]*:/|.*://")
 _URL = ("http://", "https://")
 

@@ -11,6 +11,8 @@ The type of a value is written as
   {"a", "b"}                    one of these texts
   dict                          an object with any content
   {"key": type}                 an object; keys may be absent, others be there
+  {str: type}                   an object, all of whose values have a type
+  object                        anything
   [type]                        a list of such values
   [type, type]                  a list of two such values
   (type, type)                  any of them
@@ -111,20 +113,45 @@ def check(
   Raises:
     ValueError: names the file and the key, what was expected and found.
   """
+  if found := problem(value, expected, key):
+    raise ValueError(f"{path}: {found}; {_HELP}")
+
+
+def problem(
+  value: Any, expected: Any, key: str = "", complete: bool = False
+) -> str:
+  """What is wrong with a value, by its key; "" if it has its type.
+
+  Args:
+    value: as JSON gives it.
+    expected: its type, see above.
+    key: in the file.
+    complete: whether keys may not be absent.
+  """
   if not _is(value, expected):
-    raise ValueError(
-      f"{path}: {key or 'as a whole'}: expected {_describe(expected)}, found "
-      f"{reprlib.repr(value)}; {_HELP}"
+    return (
+      f"{key or 'as a whole'}: expected {_describe(expected)}, found "
+      f"{reprlib.repr(value)}"
     )
   if isinstance(expected, tuple):
     expected = next(option for option in expected if _is(value, option))
   if isinstance(expected, Mapping):
-    for name in expected.keys() & value.keys():
-      inner = f"{key}.{name}" if key else name
-      check(value[name], expected[name], path, inner)
+    if str in expected:
+      expected = dict.fromkeys(value, expected[str])
+    if complete and (absent := expected.keys() - value.keys()):
+      return f"{key or 'as a whole'}: expected {min(absent)!r} in it"
+    inner = f"{key}." if key else ""
+    parts = [
+      (value[name], expected[name], f"{inner}{name}")
+      for name in value
+      if name in expected
+    ]
   elif isinstance(expected, list):
-    for number, item in enumerate(value):
-      check(item, expected[0], path, f"{key}[{number}]")
+    parts = [(x, expected[0], f"{key}[{n}]") for n, x in enumerate(value)]
+  else:
+    parts = []
+  problems = (problem(*part, complete=complete) for part in parts)
+  return next(filter(None, problems), "")
 
 
 def _is(value: Any, expected: Any) -> bool:
@@ -140,6 +167,8 @@ def _is(value: Any, expected: Any) -> bool:
     return isinstance(value, list) and (any_size or len(value) == len(expected))
   if isinstance(expected, Mapping) or expected is dict:
     return isinstance(value, dict)
+  if expected is object:
+    return True
   if expected is float:
     return type(value) in (int, float) and abs(value) <= _MAX_NUMBER
   return value is None if expected is None else type(value) is expected

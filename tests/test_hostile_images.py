@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 
 from blip_jax.data import image_limits, rejects, rgb, transforms
@@ -267,7 +268,6 @@ def test_ten_thousand_damaged_files(capsys):
 @pytest.mark.slow
 def test_memory_stays_flat_with_one_bomb_in_a_hundred(capsys):
   """In eight threads, once each has met the bombs: after 5,000 images."""
-  psutil = pytest.importorskip("psutil")
   good = list(images.ordinary().values())
   bombs = [images.CASES[name]() for name in REFUSED] + [
     images.lossless_webp(2000, 2000),

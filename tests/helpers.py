@@ -15,12 +15,18 @@ import optax
 from PIL import Image
 
 from blip_jax.convert import opening, reader, tensor_files, weights, write
-from blip_jax.data import scenes, tokenizer
+from blip_jax.data import scenes, tokenizer, transforms
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, config, families
 from blip_jax.runtime import checkpoint, sharding, snapshot, start, train_state
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def decode(image, max_pixels):
+  """An image as RGB, uint8 [H, W, 3]; see `transforms.decoded`."""
+  with transforms.decoded(image, max_pixels) as pixels:
+    return pixels
 
 
 # The tiny models of the goldens (tests/golden/manifest.json, `config`).

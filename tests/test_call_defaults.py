@@ -78,7 +78,6 @@ DEFAULTS = [
     {"urls": False, "num_frames": 0, "allow_private": False},
   ),
   (images.batches, {"on_error": "raise", "progress": False}),
-  (images.open_image, {"urls": False, "allow_private": False}),
   (urls.fetch, {"allow_private": False}),
   (index.build, {"num_threads": 8, "num_frames": 0}),
   (index.Index.nearest, {"factory": ""}),

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from blip_jax.data import datasets, folders, sources, transforms
+from tests import helpers
 
 
 def _make(folder, files):
@@ -203,7 +204,7 @@ def test_listed_image_formats_can_be_decoded(ending):
   file = io.BytesIO()
   grey = PIL.Image.fromarray(np.full((8, 8), 120, np.uint8))
   (grey if ending == ".pgm" else grey.convert("RGB")).save(file, format)
-  assert transforms.decode(file.getvalue(), 100).shape == (8, 8, 3)
+  assert helpers.decode(file.getvalue(), 100).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from blip_jax.data import image_limits, rejects, rgb, transforms
-from tests import hostile
+from tests import helpers, hostile
 from tests.hostile import images
 
 MAX_PIXELS = transforms.MAX_PIXELS
@@ -74,7 +74,7 @@ REFUSED = {
 
 def outcome(image, max_pixels=MAX_PIXELS):
   try:
-    return transforms.decode(image, max_pixels).shape
+    return helpers.decode(image, max_pixels).shape
   except transforms.BadSample as error:
     return error.reason
 

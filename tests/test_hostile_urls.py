@@ -24,15 +24,20 @@ def server():
     yield f"http://127.0.0.1:{port}", questions
 
 
+def read(url, **options):
+  size = transforms.EvalImage(PIXELS.shape[:2])
+  return images.ImageReader(size, urls=True, **options)(url)
+
+
 def reason(url, **options):
   with pytest.raises(transforms.BadSample) as caught:
-    images.open_image(url, urls=True, **options)
+    read(url, **options)
   return caught.value.reason
 
 
 @pytest.mark.parametrize("path", web.SOUND)
 def test_sound_answers_are_read(path, server):
-  found = images.open_image(server[0] + path, urls=True, allow_private=True)
+  found = read(server[0] + path, allow_private=True)
   np.testing.assert_array_equal(found, PIXELS)
 
 
@@ -153,7 +158,7 @@ def test_no_credentials_and_no_cookies_are_sent(server, monkeypatch, tmp_path):
   monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
   monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
   url = server[0].replace("//", "//user:secret@") + "/image"
-  images.open_image(url, urls=True, allow_private=True)
+  read(url, allow_private=True)
   question = server[1][-1].lower()
   assert "authorization" not in question and "cookie" not in question
   assert "secret" not in question
@@ -172,7 +177,7 @@ def test_certificates_are_checked(tmp_path, monkeypatch):
     other = f"https://127.0.0.1:{port}/image"  # another name
     assert reason(other, allow_private=True) == "missing"
     assert not questions
-    found = images.open_image(url, urls=True, allow_private=True)
+    found = read(url, allow_private=True)
     np.testing.assert_array_equal(found, PIXELS)
     assert reason(f"http://localhost:{port}/", allow_private=True) == "missing"
   monkeypatch.setattr(urls, "MAX_SECONDS", 0.5)
@@ -215,7 +220,7 @@ def test_every_answer_ends(server, monkeypatch, capsys):
     tried += 1
     start = time.monotonic()
     try:
-      images.open_image(server[0] + path, urls=True, allow_private=True)
+      read(server[0] + path, allow_private=True)
       held = path in web.SOUND
     except transforms.BadSample:
       held = path not in web.SOUND

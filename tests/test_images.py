@@ -119,14 +119,15 @@ def test_downloads_are_limited(monkeypatch, extra, is_refused):
   monkeypatch.setattr(urls, "MAX_BYTES", len(web.IMAGE) - extra)
   with web.served() as (port, questions):
     url = f"http://127.0.0.1:{port}/image"
+    fetching = images.ImageReader(READ.size, urls=True, allow_private=True)
     with pytest.raises(ValueError, match="set urls=True"):
-      images.open_image(url)
+      READ(url)
     assert not questions
     if is_refused:
       with pytest.raises(transforms.BadSample, match="too_large"):
-        images.open_image(url, urls=True, allow_private=True)
+        fetching(url)
     else:
-      images.open_image(url, urls=True, allow_private=True)
+      fetching(url)
     assert len(questions) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from blip_jax.capfilt import pair_files
 from blip_jax.data import datasets, transforms
-from tests import jobs
+from tests import helpers, jobs
 
 PIXELS = jobs.NOISY_SCENES[0]["image"]
 
@@ -95,7 +95,7 @@ def test_images_are_stored_unchanged_or_as_png(tmp_path):
     if suffix == "jpg":
       assert stored == jpeg
     else:
-      pixels = transforms.decode(stored, transforms.MAX_PIXELS)
+      pixels = helpers.decode(stored, transforms.MAX_PIXELS)
       np.testing.assert_array_equal(pixels, PIXELS)
 
 

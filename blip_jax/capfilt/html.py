@@ -5,19 +5,14 @@ import html
 import io
 import itertools
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import PIL.Image
 
 from blip_jax.capfilt import findings, text_table
 from blip_jax.capfilt.work_units import WorkUnit
-from blip_jax.data import sources, transforms
-from blip_jax.inference import images
-
-log = logging.getLogger(__name__)
+from blip_jax.data import thumbnails
 
 TABLE = "report.csv"  # next to the page
 THUMBNAIL = 160  # pixels of the longer side
@@ -51,23 +46,13 @@ def card(item: findings.GalleryItem, work_units: Sequence[WorkUnit]) -> str:
 def _thumbnail(row: Mapping[str, Any], work_unit: WorkUnit) -> str:
   """A data URL; empty if the image cannot be read any more."""
   source, _ = work_unit.open()
-  try:
-    pixels = images.open_image(source[row["row"]]["image"])
-  except (sources.BadRow, transforms.BadSample, IndexError) as error:
-    log.warning("%s: cannot be shown: %s", row["key"], error)
+  pixels = thumbnails.read(
+    lambda: source[row["row"]]["image"], THUMBNAIL, row["key"]
+  )
+  if pixels is None:
     return "data:,"
-  image = PIL.Image.fromarray(np.asarray(pixels))
-  longer_side = max(image.size)
-  if longer_side < THUMBNAIL:
-    # By a whole factor, so that one sees the pixels that the model sees.
-    factor = THUMBNAIL // longer_side
-    image = image.resize(
-      (image.width * factor, image.height * factor),
-      PIL.Image.Resampling.NEAREST,
-    )
-  image.thumbnail((THUMBNAIL, THUMBNAIL))
   file = io.BytesIO()
-  image.save(file, "jpeg", quality=80)
+  PIL.Image.fromarray(pixels).save(file, "jpeg", quality=80)
   return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -197,7 +197,7 @@ def _encoded(image: Image) -> tuple[bytes, str]:
     for first_bytes, suffix in _FORMATS:
       if image.startswith(first_bytes):
         return image, suffix
-  pixels = transforms.decode(image, transforms.MAX_PIXELS)
   file = io.BytesIO()
-  PIL.Image.fromarray(np.asarray(pixels)).save(file, "png")
+  with transforms.decoded(image, transforms.MAX_PIXELS) as pixels:
+    PIL.Image.fromarray(pixels).save(file, "png")
   return file.getvalue(), "png"

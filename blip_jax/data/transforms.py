@@ -54,12 +54,6 @@ Resized = UInt8[np.ndarray, "h w 3"]
 Size = int | tuple[int, int]
 
 
-def decode(image: object, max_pixels: int) -> Image:
-  """Returns an image as RGB, uint8 [H, W, 3]; see `decoded`."""
-  with decoded(image, max_pixels) as pixels:
-    return pixels
-
-
 @contextlib.contextmanager
 def decoded(image: object, max_pixels: int) -> Iterator[Image]:
   """An image as RGB, uint8 [H, W, 3], for what is made of it in the block.

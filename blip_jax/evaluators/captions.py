@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from blip_jax.data import datasets, sources, transforms
+from blip_jax.data import datasets, sources, thumbnails
 from blip_jax.evaluators import (
   base,
   caption_generator,
@@ -139,7 +139,9 @@ class Captions:
       contact_sheet.Line("true", human_captions.texts(record)[0]),
       caption_generator.line(text, record, is_right, rouge_l),
     )
-    image = transforms.decode(record["image"], self._split.example.max_pixels)
+    image = thumbnails.read(
+      lambda: record["image"], contact_sheet.IMAGE, record["id"]
+    )
     return contact_sheet.Cell(image, lines)
 
 

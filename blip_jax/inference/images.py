@@ -213,24 +213,6 @@ class _Skipped:
       )
 
 
-def open_image(
-  image: object, urls: bool = False, allow_private: bool = False
-) -> transforms.Image:
-  """Returns the RGB pixels [H, W, 3] of an image, however it is given.
-
-  Args:
-    image: what is read.
-    urls: whether it may be a URL, which is then fetched.
-    allow_private: whether a URL may lead to addresses that are not public.
-
-  Raises:
-    transforms.BadSample: it cannot be read, or it is a URL, and `urls` is not
-      set (`NotRequested`).
-  """
-  found = _fetched(image, urls, allow_private)
-  return transforms.decode(found, transforms.MAX_PIXELS)
-
-
 def _fetched(image: object, urls: bool, allow_private: bool) -> object:
   if not isinstance(image, str) or not image.startswith(urls_lib.SCHEMES):
     return image

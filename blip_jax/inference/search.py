@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from blip_jax.data import datasets, folders, sources
+from blip_jax.data import datasets, folders, sources, thumbnails
 from blip_jax.inference import images
 from blip_jax.inference import index as index_lib
 from blip_jax.inference import model as model_lib
@@ -255,12 +255,22 @@ def _draw(
         contact_sheet.Line(f"{rank}. of", answer["query"]),
         contact_sheet.Line(scores, name),
       )
-      image = source[result["row"]]["image"]
-      if num_frames:
-        from blip_jax.data import video
-
-        (image,) = video.read(image, 1, contact_sheet.IMAGE)
-      pixels = images.open_image(image)
+      pixels = thumbnails.read(
+        functools.partial(_image, source, result["row"], num_frames),
+        contact_sheet.IMAGE,
+        name,
+      )
       cells.append(contact_sheet.Cell(pixels, lines))
   columns = max(len(answer["found"]) for answer in answers)
   contact_sheet.contact_sheet(cells, path, columns=min(columns, SHEET_COLUMNS))
+
+
+def _image(source: Any, row: int, num_frames: int) -> object:
+  """The image of a row; if it is a video, its first frame."""
+  image = source[row]["image"]
+  if not num_frames:
+    return image
+  from blip_jax.data import video
+
+  (frame,) = video.read(image, 1, contact_sheet.IMAGE)
+  return frame

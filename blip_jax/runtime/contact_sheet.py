@@ -3,7 +3,6 @@
 import bisect
 import dataclasses
 import io
-import math
 import os
 import pathlib
 import unicodedata
@@ -43,9 +42,9 @@ class Line(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """An image and the lines below it."""
+  """An image that fits into its box, None for "not readable", and its lines."""
 
-  image: UInt8[np.ndarray, "H W 3"]
+  image: UInt8[np.ndarray, "h w 3"] | None
   lines: Sequence[Line]
 
 
@@ -57,9 +56,7 @@ def contact_sheet(
 ) -> None:
   """Writes a PNG that shows every cell, row by row.
 
-  Images keep their aspect ratio. Small ones are enlarged by an integer factor,
-  so that their pixels stay visible; others are resampled. The file appears
-  complete or not at all.
+  The file appears complete or not at all.
 
   Args:
     cells: in reading order.
@@ -100,33 +97,20 @@ def contact_sheet(
       draw.rounded_rectangle(
         (left, top, left + card_width, bottom), radius=8, fill=CARD
       )
-      image = _fit(cell.image)
-      sheet.paste(
-        image,
-        (
-          left + PADDING + (IMAGE - image.width) // 2,
-          top + PADDING + (IMAGE - image.height) // 2,
-        ),
-      )
-      _draw_lines(
-        draw, (left + PADDING, top + PADDING + IMAGE), cell, font, small
-      )
+      x, y = left + PADDING, top + PADDING
+      if cell.image is None:
+        center = x + IMAGE // 2, y + IMAGE // 2
+        draw.text(center, "not readable", FAINT, small, anchor="mm")
+      else:
+        image = Image.fromarray(cell.image)
+        margins = (IMAGE - image.width) // 2, (IMAGE - image.height) // 2
+        sheet.paste(image, (x + margins[0], y + margins[1]))
+      _draw_lines(draw, (x, y + IMAGE), cell, font, small)
     top = bottom + GAP
   content = io.BytesIO()
   sheet.save(content, "PNG")
   files.make_folder(pathlib.Path(path).parent)
   files.write_bytes(path, content.getvalue())
-
-
-def _fit(image: UInt8[np.ndarray, "H W 3"]) -> Image.Image:
-  """Scales an image to the box."""
-  height, width, _ = image.shape
-  factor = IMAGE / max(height, width)
-  resample = Image.Resampling.LANCZOS
-  if factor >= 2:
-    factor, resample = math.floor(factor), Image.Resampling.NEAREST
-  size = (max(1, round(width * factor)), max(1, round(height * factor)))
-  return Image.fromarray(image).resize(size, resample)
 
 
 def _text_height(cell: Cell, font: Font) -> int:

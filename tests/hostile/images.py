@@ -654,7 +654,8 @@ def main(names: Sequence[str]) -> None:
   from blip_jax.data import transforms
 
   for content in ordinary().values():  # loads all plugins of PIL
-    transforms.decode(content, transforms.MAX_PIXELS)
+    with transforms.decoded(content, transforms.MAX_PIXELS):
+      pass
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "image")
     for name in names or CASES:

@@ -12,6 +12,7 @@ from blip_jax.data import randaugment, tokenizer, transforms
 from blip_jax.models import config as model_config
 from blip_jax.runtime import optim
 from blip_jax.tasks import base
+from tests import helpers
 from tests.parity import replay, verdicts
 from tests.parity.goldens import Golden
 
@@ -118,7 +119,7 @@ def _full_ids(bert: tokenizer.Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def image_preprocess(golden: Golden) -> None:
-  read = lambda file: transforms.decode(
+  read = lambda file: helpers.decode(
     golden.folder.path / "images" / file, max_pixels=10**8
   )
   statistics = {"mean": model_config.IMAGE_MEAN, "std": model_config.IMAGE_STD}

@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -160,3 +162,46 @@ def test_two_processes_rank_the_same(tmp_path):
   )
   assert "scenes_val/itc_r_mean" in alone
   assert together == pytest.approx(alone)
+
+
+LONG = (*FLAGS, "--config.num_steps=100000")
+
+
+def begin_long_run(workdir):
+  """Two processes that train; both have compiled, and one has written steps."""
+  both = start_two("quickstart", workdir, *LONG)
+  deadline = time.monotonic() + 240
+  while not (workdir / "metrics.jsonl").exists() or not metrics(workdir):
+    assert [one.poll() for one in both] == [None, None]
+    assert time.monotonic() < deadline
+    time.sleep(0.2)
+  return both
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_death_of_a_process_ends_the_other(tmp_path, victim):
+  """Also that of the one which coordinates them."""
+  both = begin_long_run(tmp_path / "run")
+  start = time.monotonic()
+  both[victim].kill()
+  _, said = both[1 - victim].communicate(timeout=200)
+  seconds = time.monotonic() - start
+  both[victim].communicate()
+  assert both[1 - victim].returncode in (75, 134), said[-3000:]
+  assert seconds < 90
+  assert len(said[-20_000:].splitlines()) < 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_two_processes_stop_together_when_one_is_asked(tmp_path, asked):
+  workdir = tmp_path / "run"
+  both = begin_long_run(workdir)
+  both[asked].send_signal(signal.SIGTERM)
+  for process in both:
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 75, said[-3000:]
+    assert "is done and saved" in said
+  saved = [int(folder.name) for folder in (workdir / "checkpoints").iterdir()]
+  assert max(saved) == metrics(workdir)[-1]["step"]

@@ -65,6 +65,14 @@ def test_what_takes_too_long_is_given_up(path, server, monkeypatch):
   assert time.monotonic() - start < 5
 
 
+def test_the_limit_of_a_socket_is_as_good_as_that_of_all(server, monkeypatch):
+  """Whichever of the two equal limits notices first."""
+  monkeypatch.setattr(urls, "MAX_SECONDS", 0.3)
+  join = urls._Fetch.join
+  monkeypatch.setattr(urls._Fetch, "join", lambda self, _: join(self, 20))
+  assert reason(server[0] + "/silent", allow_private=True) == "timed_out"
+
+
 @pytest.mark.parametrize("path", web.ENDLESS)
 def test_what_never_ends_is_cut(path, server, monkeypatch):
   monkeypatch.setattr(urls, "MAX_BYTES", 1 << 20)

@@ -51,10 +51,14 @@ def fetch(url: str, allow_private: bool = False) -> bytes:
   attempt.join(MAX_SECONDS)
   if attempt.is_alive():
     attempt.abandon()
-    raise BadSample("timed_out", f"{url}: takes more than {MAX_SECONDS:g} s")
+    raise _timed_out(url)
   if isinstance(attempt.result, Exception):
     raise attempt.result
   return attempt.result
+
+
+def _timed_out(url: str) -> BadSample:
+  return BadSample("timed_out", f"{url}: takes more than {MAX_SECONDS:g} s")
 
 
 def is_public(address: str) -> bool:
@@ -91,6 +95,8 @@ class _Fetch(threading.Thread):
       self.result = self._follow()
     except BadSample as error:
       self.result = error
+    except (TimeoutError, urllib3.exceptions.TimeoutError):
+      self.result = _timed_out(self._url)
     # Addresses, sockets, TLS and urllib3 have errors of their own.
     except Exception as error:
       self.result = BadSample("missing", f"{self._url}: {error}")

@@ -157,6 +157,38 @@ def test_heads_that_a_file_of_weights_does_not_say_give_a_warning(
   assert "12 and 6" in caplog.text
 
 
+@pytest.mark.parametrize(
+  "layout, prompt, generation, lost",
+  [
+    ("hf", "a picture of ", {}, "prompt='a picture of ': give it again"),
+    ("hf", "", {"num_beams": 7}, None),
+    ("original", "a picture of ", {}, None),
+    ("original", "", {}, "prompt='': give it again"),
+    ("original", "b ", {"num_beams": 7}, "prompt='b ', num_beams=7: give them"),
+    ("orbax", "b ", {"num_beams": 7}, None),
+  ],
+)
+def test_what_a_layout_cannot_say_of_generating_gives_a_warning(
+  layout, prompt, generation, lost, tmp_path, caplog
+):
+  captioner = helpers.open_golden("blip_decoder")
+  card = dataclasses.replace(
+    captioner.card,
+    prompt=prompt,
+    generation={**captioner.card.generation, **generation},
+  )
+  with caplog.at_level(logging.WARNING):
+    write.write(
+      dataclasses.replace(captioner, card=card), tmp_path / "out", layout
+    )
+  if lost:
+    assert lost in caplog.text
+  else:
+    assert "no place for" not in caplog.text
+    again = opening.open_checkpoint(tmp_path / "out").card
+    assert (again.prompt, again.generation) == (prompt, card.generation)
+
+
 def published_card(num_heads):
   config = config_lib.variant(
     "base", image_size=384, vocab_size=30524, tokens=config_lib.SpecialTokens()

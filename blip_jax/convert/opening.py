@@ -381,9 +381,7 @@ def _open_external(
     report.warnings += companions.hugging_face_warnings(
       family, config, released is not None
     )
-  prompt = (
-    card_lib.PROMPT if family == "caption" and layout == "original" else ""
-  )
+  prompt = card_lib.prompt_of(family, layout)
   generation = card_lib.GENERATION.get(family, {})
   if layout == "hf" and generation:
     folder = companions.folder_of(path)

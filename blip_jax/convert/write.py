@@ -81,6 +81,8 @@ def write(
       _warn_of_missing(path, checkpoint.card)
     else:
       _write_folder(checkpoint, path, layout)
+    if layout != "orbax":
+      _warn_of_decoding(path, checkpoint.card, layout)
   return path
 
 
@@ -208,6 +210,30 @@ def _warn_of_missing(path: pathlib.Path, card: card_lib.Card) -> None:
       path,
       vit.num_heads,
       med.num_heads,
+    )
+
+
+def _warn_of_decoding(
+  path: pathlib.Path, card: card_lib.Card, layout: str
+) -> None:
+  """Says how this model generates, where those of a layout do otherwise."""
+  lost: dict[str, object] = {}
+  if card.prompt != card_lib.prompt_of(card.family, layout):
+    lost["prompt"] = card.prompt
+  if layout == "original":
+    usual = card_lib.GENERATION.get(card.family, {})
+    lost |= {
+      name: value
+      for name, value in card.generation.items()
+      if usual.get(name) != value
+    }
+  if lost:
+    log.warning(
+      "%s: this layout has no place for %s: give %s again when the model "
+      "generates, or write the layout orbax",
+      path,
+      ", ".join(f"{name}={value!r}" for name, value in lost.items()),
+      "it" if len(lost) == 1 else "them",
     )
 
 

@@ -24,6 +24,14 @@ GENERATION = {
 PROMPT = "a picture of "
 
 
+def prompt_of(family: str, layout: str) -> str:
+  """The prompt of a model in a layout that has no place for one.
+
+  The models of transformers caption without a prompt.
+  """
+  return PROMPT if family == "caption" and layout == "original" else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
   """Everything about a model but its weights.

@@ -3,8 +3,11 @@
 import csv
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from blip_jax.data import datasets
 from blip_jax.evaluators import references
 from blip_jax.evaluators.scores.image_names import Image
 
@@ -64,6 +67,27 @@ def test_coco_annotations(tmp_path):
   annotations = [{"image_id": 3, "id": n, "caption": f"{n}"} for n in (70, 71)]
   path.write_text(json.dumps({"annotations": annotations}))
   assert read(path) == {Image(3, "r.json:0"): ["70", "71"]}
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.parquet", "r.jsonl"])
+def test_an_id_is_enough_to_name_an_image(tmp_path, name):
+  path = tmp_path / name
+  rows = [(3, "a dog"), (4, "a cat"), (3, "dogs")]
+  if name == "r.parquet":
+    ids, captions = zip(*rows, strict=True)
+    table = pyarrow.table({"image_id": ids, "caption": captions})
+    pyarrow.parquet.write_table(table, path)
+  elif name == "r.csv":
+    lines = [f"{id},{caption}\n" for id, caption in rows]
+    path.write_text("image_id,caption\n" + "".join(lines))
+  else:
+    rows_ = [{"image_id": id, "caption": caption} for id, caption in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_))
+  found = references.read(str(path))
+  assert [image.image_id for image in found.images] == [3, 4]
+  assert found.captions == [["a dog", "dogs"], ["a cat"]]
+  with pytest.raises(ValueError, match="image"):
+    datasets.open_source(str(path))
 
 
 def test_a_row_without_a_caption_is_left_out(tmp_path):

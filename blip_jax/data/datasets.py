@@ -76,8 +76,8 @@ def open_source(
 def open_references(spec: str) -> Any:
   """Returns a source of captions whose images nobody will read.
 
-  It is that of `open_source`, but JSON may name images by `image_id` alone;
-  such a record has no `image`.
+  It is that of `open_source`, but JSON and tables may name images by `image_id`
+  alone; such a record has no `image`.
 
   Args:
     spec: one of the forms of `UNDERSTOOD`.
@@ -205,13 +205,14 @@ def _open_rows(
       given |= {"needs_image": needs_image}
       return annotations.Annotations(path, **given)
     case ".csv" | ".tsv":
-      return tables.Csv(path, **given, **_options(query, tables.Csv, keep))
+      given |= _options(query, tables.Csv, keep)
+      return tables.Csv(path, **given, needs_image=needs_image)
     case ".parquet":
       # Needs an extra of the package.
       from blip_jax.data import parquet
 
       given |= _options(query, parquet.Parquet, keep)
-      return parquet.Parquet(expand(path), **given)
+      return parquet.Parquet(expand(path), **given, needs_image=needs_image)
     case ".tar":
       options = _options(query, shards.TarShards, keep)
       return shards.TarShards(expand(path), with_captions, **options)

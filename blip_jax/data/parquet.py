@@ -65,11 +65,12 @@ class Parquet(sources.Source):
     image: str | None = None,
     caption: str | None = None,
     keep: tuple[str, ...] = (),
+    needs_image: bool = True,
   ):
     self.paths = sources.existing(paths, "Parquet files")
     self._folder = sources.shared_folder(self.paths)
     self._columns = schema.Columns(
-      os.fspath(image_root), with_captions, image, caption, keep
+      os.fspath(image_root), with_captions, image, caption, keep, needs_image
     )
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
       open_file = functools.partial(_File, columns=self._columns)
@@ -94,7 +95,11 @@ class Parquet(sources.Source):
     # Maps are opened again, not copied into every worker process.
     c = self._columns
     reopen = functools.partial(
-      Parquet, image=c.image, caption=c.caption, keep=c.keep
+      Parquet,
+      image=c.image,
+      caption=c.caption,
+      keep=c.keep,
+      needs_image=c.needs_image,
     )
     return reopen, (self.paths, c.image_root, c.with_captions)
 
@@ -144,8 +149,7 @@ class Parquet(sources.Source):
     # Counted from the group's end.
     index = row_number - int(file.group_ends[group])
     row = {name: columns[name][index].as_py() for name in file.packed}
-    image = row.get(file.image)
-    if isinstance(image, dict):
+    if file.image in row and isinstance(image := row[file.image], dict):
       row[file.image] = image["bytes"] or image.get("path")
     return row
 
@@ -219,14 +223,15 @@ class _File:
     fields = footer.schema.to_arrow_schema()
     columns.check(fields.names, path)
     self.image = image = columns.image_key(fields.names, path)
-    type = fields.field(image).type
-    if not _is_encoded(type) and not _is_text(type):
-      expected = "a path, bytes or a struct of 'bytes' and 'path'"
-      raise _mistake(path, "image", expected, fields.field(image))
+    if image is not None:
+      type = fields.field(image).type
+      if not _is_encoded(type) and not _is_text(type):
+        expected = "a path, bytes or a struct of 'bytes' and 'path'"
+        raise _mistake(path, "image", expected, fields.field(image))
     packed = {
       name
       for name in (image, *columns.keep)
-      if _is_encoded(fields.field(name).type)
+      if name is not None and _is_encoded(fields.field(name).type)
     }
     names = {image, columns.image_id_key(fields.names), *columns.keep}
     if columns.with_captions:

@@ -78,8 +78,14 @@ class Columns:
   def _captions(self) -> Sequence[str]:
     return (self.caption,) if self.caption else CAPTIONS
 
-  def image_key(self, columns: Collection[str], where: str) -> str:
-    """Returns the image's column; `ValueError` if there is none."""
+  def image_key(self, columns: Collection[str], where: str) -> str | None:
+    """Returns the image's column; None if there is none and the id will do.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not self.needs_image and self.image_id_key(columns):
+      return _first(self._images, columns)
     return _key(columns, "image", "a path", self._images, where)
 
   def caption_key(self, columns: Collection[str], where: str) -> str:
@@ -91,8 +97,7 @@ class Columns:
 
   def check(self, columns: Collection[str], where: str) -> None:
     """Raises `ValueError` unless all columns that a record needs are there."""
-    if self.needs_image or not self.image_id_key(columns):
-      self.image_key(columns, where)
+    self.image_key(columns, where)
     if self.with_captions:
       self.caption_key(columns, where)
     check_kept(self.keep, columns, where)

@@ -41,6 +41,7 @@ class Csv(sources.Source):
     delimiter: separates fields; None: a tab in .tsv, else a comma.
     columns: names of the columns, joined by commas, of a file without a header
       line: "caption,url". None: the first line names them.
+    needs_image: see `schema.Columns`.
 
   Raises:
     ValueError: on opening, if a column is missing or there are no rows.
@@ -57,6 +58,7 @@ class Csv(sources.Source):
     keep: tuple[str, ...] = (),
     delimiter: str | None = None,
     columns: str | None = None,
+    needs_image: bool = True,
   ):
     self.path = sources.annotation_file(path)
     is_tsv = self.path.lower().endswith(".tsv")
@@ -67,7 +69,7 @@ class Csv(sources.Source):
         f"{delimiter!r}."
       )
     self._columns = schema.Columns(
-      os.fspath(image_root), with_captions, image, caption, keep
+      os.fspath(image_root), with_captions, image, caption, keep, needs_image
     )
     self._num_header_lines = 0 if columns else 1
     self._header = (
@@ -154,7 +156,9 @@ class Csv(sources.Source):
         "quote or a line end in it needs quotes around it"
       )
     texts = dict(zip(self._header, fields, strict=True))
-    row: dict[str, Any] = {**texts, self._image: _cell(texts[self._image])}
+    row: dict[str, Any] = {**texts}
+    if self._image is not None:
+      row[self._image] = _cell(texts[self._image])
     if self._caption:
       row[self._caption] = _texts(texts[self._caption])
     if self._image_id:

@@ -63,8 +63,8 @@ def read(spec: str) -> References:
   """Reads reference captions.
 
   Args:
-    spec: any source of images with captions; JSON may name images by
-      `image_id` alone, as COCO's annotations do.
+    spec: any source of images with captions; JSON and tables may name images
+      by `image_id` alone, as COCO's annotations do.
 
   Raises:
     ValueError: it is none, or has no captions.

@@ -176,6 +176,8 @@ class Noted:
 
 def row_id(source: Any, row: int) -> str | None:
   """Returns the id of a row, usable or not; None if there is no such row."""
+  if isinstance(source, Source):  # without reading the row
+    return source._id(row) if 0 <= row < len(source) else None
   try:
     return source[row]["id"]
   except BadRow as bad:

@@ -288,3 +288,14 @@ def test_five_examples_of_each_kind_of_bad_image():
   }
   images = found.as_json()["images"]
   assert images == {"in": 7, "kept": 0, "dropped": 0, "bad": 7}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_probability_that_is_no_number_is_bad(value):
+  found = findings.Findings(threshold=0.5)
+  rows = [row("a", "a dog", value), row("a", "a cat", 0.9)]
+  found.add(0, rows, ["bad_score", ""], done(1))
+  content = found.as_json()
+  assert content["bad"] == {"bad_score": {"number": 1, "examples": ["a"]}}
+  assert content["texts"]["web"] == {"in": 2, "bad_score": 1, "kept": 1}
+  assert sum(content["histogram"]["web"]["counts"]) == 1

@@ -117,3 +117,18 @@ def test_missing_pyarrow_is_an_error_that_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   with pytest.raises(ValueError, match=r"pip install 'blip_jax\[parquet\]'"):
     rows.arrow_and_schema()
+
+
+@pytest.mark.parametrize("name", ["itm_prob", "itc_cosine", "log_prob"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_makes_a_text_bad(name, value):
+  scores = {"itm_prob": 0.9, "itc_cosine": 0.5, "log_prob": -2.0, name: value}
+  text = label.Text("a cat", "synthetic", **scores)
+  image = label.LabelledImage(0, "k", texts=(text,))
+  (row,) = rows.of_image(image, 0.0, CONSTANTS)
+  assert not row["kept"] and row["reason"] == "bad_score"
+  assert [row["itm_prob"], row["itc_cosine"], row["log_prob"]] == [None] * 3
+  counts = rows.Counts([])
+  counts.add(image, [row])
+  expected = {"in": 1, "kept": 0, "dropped": 0, "bad": 1}
+  assert counts.as_json()["texts"]["synthetic"] == expected

@@ -275,3 +275,12 @@ def test_the_texts_of_an_image_are_capped():
       [t | {"image": "x.jpg"} for t in texts[start : start + 750]]
     )
   assert found == reasons
+
+
+@pytest.mark.parametrize("name", ["itm_prob", "itc_cosine", "log_prob"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_rows_with_a_score_that_is_no_number_are_dropped(name, value):
+  """Rows that were labelled before such scores were refused."""
+  labelled = {name: value, "reason": "below_threshold"}
+  texts = [row("a dog") | labelled, row("a cat", 0.8)]
+  assert rules.Rules(threshold=0.0).reasons(texts) == ["bad_score", ""]

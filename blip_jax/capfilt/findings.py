@@ -105,8 +105,8 @@ class Findings:
     for index, (row, reason) in enumerate(zip(rows, reasons, strict=True)):
       source, prob = row["source"], row["itm_prob"]
       self._texts[source].update(["in", reason or "kept"])
-      if prob is None:
-        self._add_bad(row["reason"], row["key"])
+      if bad := rules.why_bad(row):
+        self._add_bad(bad, row["key"])
         continue
       margin = logit(prob) - self._threshold
       self._steps[source][math.floor(margin / _LOGIT_STEP)] += 1

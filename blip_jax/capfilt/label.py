@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ _MAX_BAD_TEXT = 200
 # Web texts of a row that are scored; of the others only the reason is recorded.
 MAX_TEXTS = 1_000
 WEB, SYNTHETIC = "web", "synthetic"
+SCORES = ("itm_prob", "itc_cosine", "log_prob")
+BAD_SCORE = "bad_score"  # NaN or infinite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Text:
   Attributes:
     text: a web text as the collection has it, or a generated caption.
     source: WEB or SYNTHETIC.
-    bad: why it cannot be used, in which case the filter skips it; else "".
+    bad: why it cannot be used, in which case the filter skips it; else "". A
+      text with a score that is NaN or infinite is one of BAD_SCORE, and has no
+      scores.
     itm_prob: the filter's probability that text and image match; None before
       it is scored.
     itc_cosine: cosine of the text and image features; None before it is scored.
@@ -51,6 +56,17 @@ class Text:
   itm_prob: float | None = None
   itc_cosine: float | None = None
   log_prob: float | None = None
+
+  def __post_init__(self):
+    if not are_finite(self.itm_prob, self.itc_cosine, self.log_prob):
+      changes = dict.fromkeys(SCORES) | {"bad": self.bad or BAD_SCORE}
+      for name, value in changes.items():
+        object.__setattr__(self, name, value)  # as it is frozen
+
+
+def are_finite(*scores: float | None) -> bool:
+  """Whether all scores that are there are finite numbers."""
+  return all(score is None or math.isfinite(score) for score in scores)
 
 
 @dataclasses.dataclass(frozen=True)

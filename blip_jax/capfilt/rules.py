@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from blip_jax.capfilt import markup
+from blip_jax.capfilt import label, markup
 from blip_jax.data import transforms
 
 _MAX_WORDS = 10_000
@@ -103,8 +103,8 @@ class Rules:
 
   def _reason(self, text: dict[str, Any]) -> str:
     """Why a text is dropped, whatever the other texts of its image are."""
-    if text["itm_prob"] is None:
-      return text["reason"]
+    if bad := why_bad(text):
+      return bad
     if text["source"] not in self.sources:
       return "other_source"
     if text["itm_prob"] < self.threshold:
@@ -165,6 +165,14 @@ class _Kept:
     num_shared = len(pairs & others)
     num_all = len(pairs) + len(others) - num_shared
     return num_shared >= self._similarity * num_all
+
+
+def why_bad(text: dict[str, Any]) -> str:
+  """Why a row has no scores that can be used; "" if it has."""
+  if text["itm_prob"] is None:
+    return text["reason"] or label.BAD_SCORE
+  scores = (text.get(name) for name in label.SCORES)
+  return "" if label.are_finite(*scores) else label.BAD_SCORE
 
 
 def words_of(text: str) -> list[str]:

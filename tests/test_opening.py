@@ -156,6 +156,21 @@ def test_retrieval_starts_with_the_momentum_state_of_pretraining():
   assert opened.momentum is None
 
 
+@pytest.mark.parametrize(
+  "source, prompt", [("", ""), ("model_base.pth", "a picture of ")]
+)
+def test_a_run_captions_with_the_prompt_that_it_was_trained_with(
+  source, prompt, tmp_path
+):
+  """It was none; released checkpoints caption with BLIP's."""
+  opened = helpers.open_golden("blip_pretrain")
+  card = dataclasses.replace(opened.card, source=source)
+  opened = dataclasses.replace(opened, card=card)
+  path = write.write(opened, tmp_path / "run", "orbax")
+  captioner = opening.open_checkpoint(path, task="caption")
+  assert captioner.card.prompt == prompt
+
+
 def test_a_leaf_copies_only_its_shards(monkeypatch):
   """Each device gets a copy of its shard, nothing more."""
   copied = []

@@ -318,10 +318,13 @@ def _adapt(
   )
   adapt.check(leaves, target, card.config)
   if target != card.family:
+    # The original's captioners have a prompt whatever they start from. A run of
+    # this package has seen none if its card has none.
+    layout = "original" if card.source else "orbax"
     card = dataclasses.replace(
       card,
       family=target,
-      prompt=card_lib.PROMPT if target == "caption" else "",
+      prompt=card_lib.prompt_of(target, layout),
       generation=card_lib.GENERATION.get(target, {}),
     )
   same = target == opened.card.family and image_size is None

@@ -58,6 +58,15 @@ def test_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
   assert calls == ["fsync", "replace"]
 
 
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path):
+  (tmp_path / "a.json").mkdir()
+  with pytest.raises(IsADirectoryError) as caught:
+    files.write_json(tmp_path / "a.json", {})
+  assert caught.value.filename == str(tmp_path / "a.json")
+  assert ".tmp" not in str(caught.value)
+  assert files.list_folder(tmp_path) == ["a.json"]
+
+
 def test_one_of_many_claims_a_file(tmp_path):
   path, claimed = tmp_path / "lease", []
   start = threading.Barrier(8)

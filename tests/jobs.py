@@ -151,3 +151,10 @@ def write_listed_capfilt_job(folder):
   }
   write_capfilt_job(settings.out, settings, texts)
   return settings
+
+
+def flip(path):
+  """Flips a bit in the middle of a file."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)

@@ -39,12 +39,10 @@ def test_an_intact_job_is_counted(config):
 
 
 def test_damaged_rows_are_found(config, tmp_path):
-  path = tmp_path / "out" / "00002.parquet"
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
-  with pytest.raises(ValueError, match="00002: its rows are not those"):
+  jobs.flip(tmp_path / "out" / "00002.parquet")
+  with pytest.raises(ValueError, match=r"00002.parquet: damaged: .*SHA-256"):
     audit.verify(config, config.out)
+  assert audit.status(config, config.out)["damaged"] == 1
 
 
 def test_a_changed_input_is_found(config, tmp_path):

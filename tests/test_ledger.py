@@ -261,6 +261,22 @@ def test_rows_of_another_size_are_not_done(tmp_path, unit):
   assert started.done(unit) is None
 
 
+def test_rows_with_a_flipped_bit_are_damaged_and_done_again(tmp_path, unit):
+  started = begin(tmp_path)
+  finish(started, unit)
+  assert started.done(unit) is not None
+  (tmp_path / "a.parquet").write_bytes(b"rowr")
+  os.utime(tmp_path / "a.parquet", (1, 1))  # a file system may count in seconds
+  for other in (started, begin(tmp_path)):
+    assert other.done(unit) is None
+    problem = other.damaged["a"]
+    assert "a.parquet: damaged" in problem and "SHA-256" in problem
+    assert "does this work unit again" in problem
+  assert next(claims := started.claims([unit]))[0] == unit
+  finish(started, unit)
+  assert list(claims) == [] and started.done(unit) is not None
+
+
 def test_a_digest_of_settings_has_sixteen_digits():
   digest = ledger.digest({"b": 1, "a": 2})
   assert digest == ledger.digest({"a": 2, "b": 1}) and len(digest) == 16

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from blip_jax import defaults
-from blip_jax.capfilt import job, merge
+from blip_jax.capfilt import job, merge, rules
 from blip_jax.data import datasets
 from tests import jobs
 from tests.jobs import IMAGE_TEXTS
@@ -236,3 +236,29 @@ def test_a_folder_with_other_files_is_not_replaced(listed, tmp_path):
   with pytest.raises(ValueError, match="already exists, and is not the output"):
     run(listed)
   assert (tmp_path / "clean" / "notes.txt").read_text() == "mine"
+
+
+def test_rows_with_a_flipped_bit_are_not_merged(listed, tmp_path):
+  jobs.flip(tmp_path / "out" / "web.json-00001.parquet")
+  with pytest.raises(ValueError, match="1 of 3 work units are not") as error:
+    run(listed)
+  assert "web.json-00001.parquet: damaged: " in str(error.value)
+  assert "config.job=capfilt" in str(error.value)
+  assert not (tmp_path / "clean.json").exists()
+
+
+def test_rows_that_are_damaged_during_a_merge_are_not_merged(
+  listed, tmp_path, monkeypatch
+):
+  reasons = rules.Selection.reasons
+  paths = [tmp_path / "out" / "web.json-00001.parquet"]
+
+  def flip_next(*args):
+    if paths:
+      jobs.flip(paths.pop())
+    return reasons(*args)
+
+  monkeypatch.setattr(rules.Selection, "reasons", flip_next)
+  with pytest.raises(ValueError, match=r"web.json-00001.parquet: damaged"):
+    run(listed)
+  assert not (tmp_path / "clean.json").exists()

@@ -101,3 +101,11 @@ def test_the_speed_of_each_process(tmp_path):
     "a-1": {"images": 40, "seconds": 2.0, "images_per_second": 20.0},
     "b-2": {"images": 3, "seconds": 0.0, "images_per_second": 3000.0},
   }
+
+
+def test_rows_with_a_flipped_bit_are_left_out_and_listed(listed, tmp_path):
+  jobs.flip(tmp_path / "out" / "web.json-00001.parquet")
+  results = report.report(listed, listed.out)
+  assert results["damaged"] == 1 and results["web/in"] == 3
+  damaged = json.loads((tmp_path / "out/report.json").read_text())["damaged"]
+  assert "web.json-00001.parquet" in damaged["web.json-00001"]

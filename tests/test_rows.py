@@ -1,5 +1,6 @@
 """Rows of texts: which are kept, their columns, and their counts."""
 
+import hashlib
 import io
 import sys
 
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from blip_jax.capfilt import label, rows
+from blip_jax.runtime import files
 
 CONSTANTS = {"captioner": "c0", "filter": "f0", "seed": 3}
 IMAGE = label.LabelledImage(
@@ -132,3 +134,18 @@ def test_a_score_that_is_no_number_makes_a_text_bad(name, value):
   counts.add(image, [row])
   expected = {"in": 1, "kept": 0, "dropped": 0, "bad": 1}
   assert counts.as_json()["texts"]["synthetic"] == expected
+
+
+def test_rows_other_than_those_that_were_written_are_refused(tmp_path):
+  """Any flipped bit, also one that Arrow does not notice."""
+  table = [*rows.of_image(IMAGE, 0.5, CONSTANTS)]
+  content, path = rows.to_parquet(table), tmp_path / "a.parquet"
+  sha256 = hashlib.sha256(content).hexdigest()
+  path.write_bytes(content)
+  assert rows.read(path, sha256) == table
+  for at in range(0, len(content), 97):
+    flipped = bytearray(content)
+    flipped[at] ^= 1 << at % 8
+    path.write_bytes(flipped)
+    with pytest.raises(files.DamagedFile, match=r"a\.parquet.*a\.done\.json"):
+      rows.read(path, sha256)

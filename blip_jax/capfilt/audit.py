@@ -111,10 +111,10 @@ def _problems(
   problems = []
   if done["input"] != work_unit.fingerprint():
     problems.append("its input has changed since it was done")
-  rows_path = ledger.rows_path(work_unit)
-  if files.sha256(rows_path) != done["output"]["sha256"]:
-    return [*problems, "its rows are not those that were written"]
-  text_rows = rows.read(rows_path)
+  try:
+    text_rows = rows.read(ledger.rows_path(work_unit), done["output"]["sha256"])
+  except files.DamagedFile as error:
+    return [*problems, str(error)]
   key_counts.update({row["key"] for row in text_rows} | done["bad"].keys())
   for kind, counts in (("images", done["images"]), *done["texts"].items()):
     if counts["in"] != counts["kept"] + counts["dropped"] + counts["bad"]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
+from blip_jax.capfilt import work_units
 from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.runtime import files, json_files, lock, resumable
 
@@ -139,7 +140,8 @@ class Ledger:
     """Returns the content of a done-file.
 
     None if there is none, or if settings, input or rows have changed since, so
-    that the work unit has to be done again.
+    that the work unit has to be done again. The first time, a process reads all
+    of the rows to compare their hash.
     """
     path, rows_path = self.done_path(work_unit), self.rows_path(work_unit)
     try:
@@ -148,10 +150,7 @@ class Ledger:
         done["input"], since
       ):
         return None
-      num_bytes = files.size(rows_path) if files.is_file(rows_path) else 0
-      if num_bytes != (expected := done["output"]["bytes"]):
-        problem = f"expected {expected} bytes, found {num_bytes}"
-        raise files.DamagedFile(rows_path, problem, _REDO)
+      _check_rows(rows_path, done["output"])
     except FileNotFoundError:
       return None
     except files.DamagedFile as error:
@@ -244,6 +243,18 @@ class Ledger:
       work_unit.name,
       lock.Lock(path, self.lease_seconds, _STUCK * self.lease_seconds),
     )
+
+
+def _check_rows(path: pathlib.Path, written: Mapping[str, Any]) -> None:
+  """Raises `files.DamagedFile` if these are not the rows that were written."""
+  num_bytes = files.size(path) if files.is_file(path) else 0
+  if num_bytes != written["bytes"]:
+    problem = f"expected {written['bytes']} bytes, found {num_bytes}"
+  elif (found := work_units.sha256(path)) != written["sha256"]:
+    problem = f"expected the SHA-256 {written['sha256']}, found {found}"
+  else:
+    return
+  raise files.DamagedFile(path, problem, _REDO)
 
 
 def digest(settings: Mapping[str, Any]) -> str:

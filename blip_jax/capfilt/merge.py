@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from blip_jax.capfilt import job, pair_files, rows, rules
@@ -62,11 +62,12 @@ def _merge(
   config: Config, folder: str, out: pathlib.Path, held: lock.Lock
 ) -> dict[str, int]:
   selection = rules.Selection(rules_of(config))
-  done = [
-    (ledger, work_unit)
-    for path in (folder, *config.merge.jobs)
-    for ledger, work_unit in _all_done(path)
-  ]
+  done = []
+  for path in (folder, *config.merge.jobs):
+    ledger = Ledger(path)
+    work_units = job.work_units_of(ledger)
+    _check_done(ledger, work_units)
+    done += [(ledger, work_unit) for work_unit in work_units]
   image_root = _image_root(config, [work_unit for _, work_unit in done])
   stats: _Stats = collections.defaultdict(collections.Counter)
   stats_path = out.with_name(f"{out.name}.stats.json")
@@ -144,18 +145,20 @@ def rules_of(config: Config) -> rules.Rules:
   return rules.Rules(**values)
 
 
-def _all_done(folder: str) -> Iterator[tuple[Ledger, WorkUnit]]:
-  """The work units of a job; raises `ValueError` unless all are done."""
-  ledger = Ledger(folder)
-  work_units = job.work_units_of(ledger)
-  missing = [unit.name for unit in work_units if ledger.done(unit) is None]
+def _check_done(
+  ledger: Ledger, work_units: Sequence[WorkUnit]
+) -> list[dict[str, Any]]:
+  """The done-files of work units; raises `ValueError` unless all are there."""
+  found = [(unit.name, ledger.done(unit)) for unit in work_units]
+  missing = [name for name, done in found if done is None]
   if missing:
     raise ValueError(
-      f"{folder}: {len(missing)} of {len(work_units)} work units are not done, "
-      f"such as {missing[:3]}; first finish the job with config.job=capfilt"
+      f"{ledger.folder}: {len(missing)} of {len(work_units)} work units are "
+      "not done, or their input, settings or rows have changed since, such as "
+      f"{missing[:3]}; first finish the job with config.job=capfilt"
       + "".join(f"\n  {damage}" for damage in ledger.damaged.values())
     )
-  yield from ((ledger, work_unit) for work_unit in work_units)
+  return [done for _, done in found if done is not None]
 
 
 def _kept_pairs(
@@ -166,8 +169,9 @@ def _kept_pairs(
   stats: _Stats,
 ) -> Iterator[_Pair]:
   """The pairs of a work unit that the rules keep; counts all of them."""
+  (done,) = _check_done(ledger, [work_unit])
   source, _ = work_unit.open()
-  text_rows = rows.read(ledger.rows_path(work_unit))
+  text_rows = rows.read(ledger.rows_path(work_unit), done["output"]["sha256"])
   reasons = selection.reasons(text_rows)
   for row, reason in zip(text_rows, reasons, strict=True):
     stats[row["source"]]["in"] += 1
@@ -178,6 +182,7 @@ def _kept_pairs(
       path = _relative(path, image_root)
       read_image = functools.partial(_image, source, row["row"])
       yield row | {"image": path}, read_image
+  _check_done(ledger, [work_unit])  # The images that were read are its own.
 
 
 def _human_pairs(

@@ -69,7 +69,9 @@ def _report(
       progress.bar(done_files.items(), unit="work unit")
     ):
       try:
-        text_rows = rows.read(ledger.rows_path(work_unit))
+        text_rows = rows.read(
+          ledger.rows_path(work_unit), done["output"]["sha256"]
+        )
       except files.DamagedFile as error:
         ledger.note_damage(work_unit, error)
         continue

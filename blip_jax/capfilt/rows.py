@@ -1,6 +1,7 @@
 """Parquet rows of a work unit, one per text, and their counts."""
 
 import collections
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
@@ -71,25 +72,38 @@ def to_parquet(rows: list[dict[str, Any]]) -> bytes:
   return file.getvalue()
 
 
-def read(path: files.Path) -> list[dict[str, Any]]:
+def read(path: files.Path, sha256: str = "") -> list[dict[str, Any]]:
   """Reads the rows of a work unit.
 
+  Args:
+    path: of its Parquet file.
+    sha256: its hash, as the done-file has it; "" accepts any rows.
+
   Raises:
-    files.DamagedFile: it is no Parquet file, or has other columns.
+    files.DamagedFile: it has another hash, is no Parquet file, or has other
+      columns.
   """
   arrow, schema = arrow_and_schema()
-  with files.open_read(path) as file:
-    try:
-      return arrow.parquet.read_table(file, schema=schema).to_pylist()
-    # Of Parquet that is overwritten, Arrow raises nearly anything.
-    except Exception as error:
-      done = os.fspath(path).removesuffix(".parquet") + ".done.json"
-      hint = (
-        f"To do this work unit again, delete {done} and run the command that "
-        "started the job (config.job=capfilt)"
-      )
-      problem = f"no Parquet file with the rows of a work unit: {error}"
-      raise files.DamagedFile(path, problem, hint) from error
+  content = files.read_bytes(path)
+  found = hashlib.sha256(content).hexdigest()
+  if sha256 and found != sha256:
+    raise _damaged(path, f"expected the SHA-256 {sha256}, found {found}")
+  try:
+    table = arrow.parquet.read_table(io.BytesIO(content), schema=schema)
+    return table.to_pylist()
+  # Of Parquet that is overwritten, Arrow raises nearly anything.
+  except Exception as error:
+    problem = f"no Parquet file with the rows of a work unit: {error}"
+    raise _damaged(path, problem) from error
+
+
+def _damaged(path: files.Path, problem: str) -> files.DamagedFile:
+  done = os.fspath(path).removesuffix(".parquet") + ".done.json"
+  hint = (
+    f"To do this work unit again, delete {done} and run the command that "
+    "started the job (config.job=capfilt)"
+  )
+  return files.DamagedFile(path, problem, hint)
 
 
 def arrow_and_schema() -> tuple[Any, Any]:

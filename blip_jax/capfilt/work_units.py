@@ -8,6 +8,7 @@ table (metadata.csv), the rows are those of the table.
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -144,6 +145,20 @@ class WorkUnit:
       return fingerprint == self.input().fingerprint
     except Unusable:  # who labels it again says so
       return False
+
+
+def sha256(path: files.Path) -> str:
+  """The hash of a file's content.
+
+  A process reads it again only if its size or one of its times is another one.
+  """
+  return _sha256(path, files.stat(path))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _sha256(path: files.Path, stat: files.Stat) -> str:
+  del stat  # part of the key
+  return files.sha256(path)
 
 
 def _shown(fingerprint: dict[str, Any]) -> str:

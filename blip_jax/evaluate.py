@@ -51,10 +51,8 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     run.abstract_state(tx).replace(opt_state=None),
     lambda params: run.create_state(params, tx),
   )
-  asked = config.evals.checkpoint
-  if asked != "latest":
-    workdir = os.path.join(workdir, "evaluated", asked)
-    files.make_folder(workdir)
+  workdir = results_folder(config, workdir)
+  files.make_folder(workdir)
   evaluators = build_evaluators(run, workdir)
   log.info("Evaluating %s%s", said, _digest(state.params))
   verification.wait()
@@ -64,6 +62,16 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
   return results
 
 
+def results_folder(
+  config: Config, workdir: str | os.PathLike
+) -> str | os.PathLike:
+  """Where the results of a checkpoint belong: the last one's in the workdir."""
+  asked = config.evals.checkpoint
+  if asked == "latest":
+    return workdir
+  return os.path.join(workdir, "evaluated", asked)
+
+
 def _log_weights_not_evaluated(
   config: Config, workdir: str | os.PathLike
 ) -> None:
@@ -71,11 +79,11 @@ def _log_weights_not_evaluated(
   started = resume.config_of(workdir).get("init", {}).get("weights", "")
   if config.init.weights and config.init.weights != started:
     log.info(
-      "config.init.weights=%s is not evaluated, but the run in %s%s. To "
-      "evaluate these weights, use another --workdir",
-      config.init.weights,
+      "The run in %s%s is evaluated. config.init.weights=%s is not; to "
+      "evaluate it, use another --workdir",
       workdir,
-      f", which started from {started}" if started else "",
+      f", which started from {started}," if started else "",
+      config.init.weights,
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import logging
+import os
 import re
 import signal
 import socket
@@ -86,7 +87,16 @@ def _run(config: Config, line: command_line.Command) -> None:
   if jax.process_index() == 0:
     for metric, value in results.items():
       print(f"{metric:32} {value:.4g}")
-    print(f"Results are in {config.get('out') or line.workdir}")
+    print(f"Results are in {_results(config, line.workdir)}")
+
+
+def _results(config: Config, workdir: str) -> str | os.PathLike:
+  """The file or folder of what a job made."""
+  if config.job == "merge":
+    return config.merge.out
+  if config.job == "evaluate":
+    return evaluate.results_folder(config, workdir)
+  return config.get("out") or workdir
 
 
 def check_job(job: str, own_job: str) -> None:

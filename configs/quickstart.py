@@ -34,7 +34,7 @@ def get_config():
   # LM is the slowest to learn, ITC the fastest.
   config.pretrain.loss_weights = (0.5, 1.0, 4.0)
 
-  config.data.train = ("scenes:train?num=32000",)  # each is seen once
+  config.data.train = ("scenes:train?num=32000",)  # each image is seen once
   config.data.augment = False  # a flip would make "left" untrue
   config.data.max_words = 20
   config.data.max_length = 18

@@ -171,7 +171,7 @@ def test_the_job_evaluate_scores_what_the_run_trained(
   assert again == pytest.approx(results, rel=1e-5)
   assert f"{folder}/checkpoints/{STEPS}" in caplog.text
   assert "Digest of its parameters: " in caplog.text
-  assert "is not evaluated" not in caplog.text
+  assert "is evaluated. config.init" not in caplog.text
 
 
 def recipe_to_evaluate():
@@ -270,7 +270,7 @@ def test_weights_that_a_finished_run_leaves_alone_are_named(
   config.init.weights = "other"
   with caplog.at_level(logging.INFO):
     evaluate.evaluate(config, str(folder))
-  assert "config.init.weights=other is not evaluated" in caplog.text
+  assert "config.init.weights=other is not; to evaluate it" in caplog.text
   assert f"which started from {pretrained}" in caplog.text
 
 

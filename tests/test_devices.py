@@ -2,6 +2,9 @@
 
 import dataclasses
 import fnmatch
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -89,3 +92,21 @@ def test_what_hides_a_gpu_is_named(machine, monkeypatch):
   assert devices.unused().endswith("GPU: CUDA_VISIBLE_DEVICES=-1")
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   assert devices.unused().endswith("GPU: JAX_PLATFORMS=cpu")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpu"])
+def test_a_platform_that_is_not_there_is_one_message(platform, tmp_path):
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "blip_jax.main"),
+      *("--config=quickstart", f"--workdir={tmp_path}/run"),
+    ],
+    env={**os.environ, "JAX_PLATFORMS": platform},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 1
+  *_, last = done.stderr.splitlines()
+  assert last.startswith("error: JAX finds no device: JAX_PLATFORMS=")
+  assert "Traceback" not in done.stderr

@@ -184,7 +184,7 @@ def test_an_index_of_other_weights_or_images_is_refused(
     (dict(queries="nowhere.jpg"), r"nowhere\.jpg: no such image"),
     (dict(queries="..."), "empty_caption"),
     (dict(images=""), r"config\.images: no gallery"),
-    (dict(images="nowhere"), "No images in 'nowhere'"),
+    (dict(images="nowhere"), "No images in 'nowhere': it does not exist"),
   ],
 )
 def test_mistakes_are_named_and_nothing_is_written(

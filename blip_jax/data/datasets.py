@@ -125,10 +125,13 @@ def open_images(
   source = _open(spec, image_root, keep, with_captions=False)
   if source is not None:
     return source
-  paths = sorted(path for path in expand(spec) if folders.is_image(path))
+  expanded = expand(spec)
+  paths = sorted(path for path in expanded if folders.is_image(path))
   if not paths:
+    there = any(map(files.exists, expanded))
     raise ValueError(
-      f"No images in {spec!r}.{_advice(spec)} Understood: {UNDERSTOOD_IMAGES}"
+      f"No images in {spec!r}{'' if there else ': it does not exist'}."
+      f"{_advice(spec)} Understood: {UNDERSTOOD_IMAGES}"
     )
   sources.existing(paths, "images")
   _refuse_kept(spec, keep)

@@ -24,6 +24,24 @@ _ACCELERATORS = (
 )
 
 
+def found() -> list[Any]:
+  """All devices of the job.
+
+  Raises:
+    ValueError: JAX finds none of the platforms that it was told to use.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+    raise ValueError(
+      f"JAX finds no device: JAX_PLATFORMS={platforms or ''}"
+      + (f", {error}" if str(error) else "")
+      + ". Without JAX_PLATFORMS it takes the best that is there; "
+      "JAX_PLATFORMS=cpu runs on the CPU"
+    ) from error
+
+
 def report(devices: Sequence[Any]) -> None:
   """Logs the devices of a job, and warns of an accelerator without a job."""
   log.info("Devices: %s", describe(devices))

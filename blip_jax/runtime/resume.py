@@ -95,8 +95,8 @@ def check(
     unset = " --config.init.weights=" if now.get("init.weights") else ""
     raise ValueError(
       f"{folder} was saved by a run with other settings:\n{lines}\n"
-      "A run keeps them to its end. To resume it, use the settings of then; to "
-      "train on from this state with those of now, use another --workdir and "
+      "A run keeps them to its end. To resume it, use the earlier ones; to go "
+      "on from this state with the new ones, use another --workdir and "
       f"--config.init.restore={_run_of(folder)}{unset}"
     )
   if changed:

@@ -81,7 +81,7 @@ def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
     ValueError: the three do not multiply to the number of devices, or a group
       of `tensor` devices would span processes (each reads its own examples).
   """
-  devices = jax.devices() if devices is None else list(devices)
+  devices = devices_lib.found() if devices is None else list(devices)
   sizes = [int(config[axis]) for axis in AXES]
   known = math.prod(size for size in sizes if size != -1)
   if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
@@ -114,7 +114,7 @@ def _check_tensor(mesh: Mesh) -> None:
 
 def one_device() -> Mesh:
   """A mesh of a single device."""
-  return make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+  return make_mesh(dict.fromkeys(AXES, 1), devices_lib.found()[:1])
 
 
 def as_mesh(devices: Any) -> Mesh:
@@ -131,7 +131,7 @@ def as_mesh(devices: Any) -> Mesh:
   if devices is None:
     return one_device()
   if isinstance(devices, int) and not isinstance(devices, bool):
-    found = jax.devices()
+    found = devices_lib.found()
     if not 1 <= devices <= len(found):
       raise ValueError(
         f"mesh: expected a number of devices from 1 to {len(found)}, found "

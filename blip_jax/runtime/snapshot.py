@@ -143,7 +143,7 @@ def _is_usable(folder: epath.Path) -> bool:
     return False
   if not digests.exists(folder) and str(folder) not in _told:
     _told.add(str(folder))
-    log.info("%s has no %s, so that it is not verified", folder, digests.NAME)
+    log.info("%s has no %s, so it cannot be verified", folder, digests.NAME)
   return True
 
 

@@ -272,3 +272,22 @@ def test_other_words_with_colons_are_allowed(recipe, flag):
 def test_the_web_is_no_file_system(key):
   with pytest.raises(ValueError, match=f"config.{key}: https://"):
     parse("--config=caption_images", f"--config.{key}=https://a.org/x")
+
+
+@pytest.mark.parametrize(
+  "recipe, key",
+  [
+    ("pretrain_custom", "data.image_root"),
+    ("retrieval_custom", "evals.val.image_root"),
+    ("capfilt", "image_root"),
+  ],
+)
+def test_a_folder_of_images_that_does_not_exist_is_refused(
+  recipe, key, tmp_path
+):
+  missing = tmp_path / "imgs"
+  words = [f"--config={recipe}", f"--config.{key}={missing}"]
+  with pytest.raises(ValueError, match=rf"config\.{key}: expected the folder"):
+    command_line.parse(words)
+  missing.mkdir()
+  assert command_line.parse(words).given == (key,)

@@ -57,6 +57,7 @@ def parse(argv: Sequence[str]) -> Command:
   Raises:
     UsageError: says which word, what was expected, and what is similar.
     io.UnsupportedOperation: a path has a scheme, such as gs://.
+    ValueError: a folder of images does not exist.
   """
   own, rest = _own_flags(argv)
   if not own.config:
@@ -71,6 +72,8 @@ def parse(argv: Sequence[str]) -> Command:
   _refuse_schemes("--workdir", workdir)
   for key, value in overrides.leaves(config).items():
     _refuse_schemes(f"config.{key}", value)
+    if key in given and key.endswith("image_root"):
+      _check_folder(f"config.{key}", value)
   return Command(
     own.config,
     config,
@@ -161,6 +164,15 @@ def _refuse_schemes(name: str, value: Any) -> None:
       files.local(text)
     except OSError as error:
       raise type(error)(f"{name}: {error}") from error
+
+
+def _check_folder(name: str, path: str) -> None:
+  """Otherwise every image would be missing, which only a job would find out."""
+  if path and not files.is_folder(path):
+    raise ValueError(
+      f"{name}: expected the folder that paths of images start from, found no "
+      f"folder at {path}"
+    )
 
 
 def _is_text(name: str, value: str) -> bool:

@@ -111,7 +111,7 @@ def write_capfilt_job(folder, settings, texts):
       image_rows = [*rows.of_image(image, 0.5, constants)]
       counts.add(image, image_rows)
       text_rows += image_rows
-    report = {"work_unit": work_unit.name, "input": work_unit.fingerprint()}
+    report = {"work_unit": work_unit.name, "input": work_unit.input().as_json()}
     book.finish(
       work_unit, rows.to_parquet(text_rows), report | counts.as_json()
     )
@@ -151,6 +151,13 @@ def write_listed_capfilt_job(folder):
   }
   write_capfilt_job(settings.out, settings, texts)
   return settings
+
+
+def swap(path, other):
+  """Two files get each other's names, and keep their times."""
+  (spare := path.with_name("spare")).hardlink_to(path)
+  other.replace(path)
+  spare.replace(other)
 
 
 def flip(path):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from blip_jax import defaults
-from blip_jax.capfilt import job, merge, rules
+from blip_jax.capfilt import job, merge, report, rules
 from blip_jax.data import datasets
 from tests import jobs
 from tests.jobs import IMAGE_TEXTS
@@ -262,3 +262,43 @@ def test_rows_that_are_damaged_during_a_merge_are_not_merged(
   with pytest.raises(ValueError, match=r"web.json-00001.parquet: damaged"):
     run(listed)
   assert not (tmp_path / "clean.json").exists()
+
+
+@pytest.fixture
+def two_shards(tmp_path):
+  """A finished job over two shards of equal size and times."""
+  for n in range(2):
+    members = [(name, image) for name, image in jobs.scene_members(n, 1)]
+    padded = [("0.png", members[0][1].ljust(4_000, b"\0"))]
+    os.utime(jobs.write_tar(tmp_path / f"{n}.tar", padded), (100, 100))
+  config = defaults.capfilt().lock()
+  config.update(source=(str(tmp_path / "*.tar"),), out=str(tmp_path / "out"))
+  config.merge.out = str(tmp_path / "clean")
+  texts = {str(n): [[("synthetic", 0.9, f"of {n}")]] for n in range(2)}
+  jobs.write_capfilt_job(config.out, config, texts)
+  return config
+
+
+def test_shards_that_were_swapped_are_not_merged(two_shards, tmp_path):
+  jobs.swap(tmp_path / "0.tar", tmp_path / "1.tar")
+  with pytest.raises(ValueError, match=r"2 of 2 .*changed since.*\['0', '1'\]"):
+    run(two_shards)
+  with pytest.raises(ValueError, match="no work unit is done"):
+    report.report(two_shards, two_shards.out)
+  jobs.swap(tmp_path / "0.tar", tmp_path / "1.tar")
+  assert run(two_shards)["synthetic/kept"] == 2
+
+
+def test_shards_that_are_swapped_during_a_merge_are_not_merged(
+  two_shards, tmp_path, monkeypatch
+):
+  reasons = rules.Selection.reasons
+
+  def swap(*args):
+    jobs.swap(tmp_path / "0.tar", tmp_path / "1.tar")
+    return reasons(*args)
+
+  monkeypatch.setattr(rules.Selection, "reasons", swap)
+  with pytest.raises(ValueError, match="changed since"):
+    run(two_shards)
+  assert not (tmp_path / "clean").exists()

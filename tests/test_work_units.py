@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 
@@ -132,10 +133,10 @@ def test_a_changed_table_in_a_folder_is_a_change(tmp_path):
   folder = write_folder(tmp_path / "set", ["a.png"], [("a.png", "old")])
   (unit,) = find(folder)
   fingerprint = unit.fingerprint()
-  assert unit.unchanged(fingerprint, since=0.0)
+  assert unit.unchanged(fingerprint)
   write_folder(tmp_path / "other", [], [("a.png", "new")])
   os.replace(tmp_path / "other/metadata.jsonl", folder / "metadata.jsonl")
-  assert not unit.unchanged(fingerprint, since=0.0)
+  assert not unit.unchanged(fingerprint)
 
 
 def test_the_fingerprint_of_a_file_has_its_hash(tmp_path):
@@ -155,31 +156,74 @@ def test_the_fingerprint_of_a_file_has_its_hash(tmp_path):
   }
 
 
-def test_an_input_has_changed_if_its_content_has(tmp_path):
+def test_an_input_has_changed_if_its_content_has(tmp_path, monkeypatch):
   path = write_list(tmp_path / "web.json", 2)
+  content, read = path.read_bytes(), []
   (unit,) = find(path)
-  fingerprint = unit.fingerprint()
+  before = unit.input().as_json()
+  assert before == unit.fingerprint() | {
+    "modified_ns": path.stat().st_mtime_ns,
+    "changed_ns": path.stat().st_ctime_ns,
+  }
+  sha256 = work_units.files.sha256
+  monkeypatch.setattr(
+    work_units.files, "sha256", lambda path: read.append(path) or sha256(path)
+  )
+  assert unit.unchanged(before) and read == []
   os.utime(path, (100, 100))
-  assert unit.unchanged(fingerprint, since=200.0)
-  assert unit.unchanged(fingerprint, since=50.0)  # newer, but equal
+  assert unit.unchanged(before)  # other times, equal content
+  assert unit.unchanged(before) and read == [str(path)]  # once
 
-  content = path.read_bytes()
   path.write_bytes(content.replace(b"1.png", b"2.png"))  # of the same size
-  os.utime(path, (100, 100))
-  assert not unit.unchanged(fingerprint, since=50.0)
-  assert unit.unchanged(fingerprint, since=200.0)  # older files are not read
+  os.utime(path, (50, 50))
+  assert not unit.unchanged(before)
 
   path.write_bytes(content + b" ")
   os.utime(path, (100, 100))
-  assert not unit.unchanged(fingerprint, since=200.0)
+  assert not unit.unchanged(before)
+
+
+@pytest.mark.parametrize("how", ["mv", "cp -p", "link", "symbolic link"])
+def test_files_of_equal_size_and_times_that_are_swapped_have_changed(
+  tmp_path, how
+):
+  """As mv, cp -p, rsync -a and tar -x keep their times."""
+  for name in "ab":
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps([{"image": f"{name}.png", "caption": name}]))
+    os.utime(path, (100, 100))
+  units = find(tmp_path / "a.json", tmp_path / "b.json")
+  before = [unit.input().as_json() for unit in units]
+  a, b, other = (tmp_path / name for name in ("a.json", "b.json", "other"))
+  if how == "mv":
+    a.rename(other), b.rename(a), other.rename(b)
+  elif how == "cp -p":
+    shutil.copy2(b, other), shutil.copy2(a, b), shutil.copy2(other, a)
+  elif how == "link":
+    a.unlink(), os.link(b, a)
+  else:
+    a.unlink(), a.symlink_to(b)
+  assert not units[0].unchanged(before[0])
+  assert units[1].unchanged(before[1]) == ("link" in how)
+
+
+def test_an_input_without_times_is_read(tmp_path):
+  """As done-files of earlier versions have it."""
+  path = write_list(tmp_path / "web.json", 2)
+  (unit,) = find(path)
+  before = unit.fingerprint()
+  assert unit.unchanged(before)
+  path.write_bytes(path.read_bytes().replace(b"1.png", b"2.png"))
+  os.utime(path, (100, 100))
+  assert not unit.unchanged(before)
 
 
 def test_another_range_of_rows_is_a_change():
   (unit,) = find("scenes:train?num=2")
   fingerprint = unit.fingerprint()
-  assert unit.unchanged(fingerprint, since=0.0)
+  assert unit.unchanged(fingerprint)
   _, changed, *_ = find("scenes:train?num=6")
-  assert not changed.unchanged(fingerprint, since=0.0)
+  assert not changed.unchanged(fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -241,4 +285,4 @@ def test_input_that_cannot_be_read_is_not_damaged(shards, monkeypatch):
   monkeypatch.setattr(work_units.files, "sha256", sha256)
   with pytest.raises(work_units.Unusable, match=r"00001\.tar: .*Input/output"):
     unit.input()
-  assert not unit.unchanged(fingerprint, since=0.0)
+  assert not unit.unchanged(fingerprint)

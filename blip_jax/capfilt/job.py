@@ -263,7 +263,7 @@ def process(
     ledger.progress(work_unit)
   report = {
     "work_unit": work_unit.name,
-    "input": before.fingerprint,
+    "input": before.as_json(),
     "version": blip_jax.__version__,
     "made_with": _made_with(),
     **constants,

@@ -145,9 +145,9 @@ class Ledger:
     """
     path, rows_path = self.done_path(work_unit), self.rows_path(work_unit)
     try:
-      done, since = _read_done(path), files.stat(path).modified
+      done = _read_done(path)
       if done["settings"] != digest(self.settings) or not work_unit.unchanged(
-        done["input"], since
+        done["input"]
       ):
         return None
       _check_rows(rows_path, done["output"])

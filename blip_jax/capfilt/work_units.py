@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,10 @@ class Input(NamedTuple):
 
   fingerprint: dict[str, Any]
   stat: files.Stat | None
+
+  def as_json(self) -> dict[str, Any]:
+    """The fingerprint, with the times by which a file is known again unread."""
+    return self.fingerprint | (_times(self.stat) if self.stat else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,25 +130,38 @@ class WorkUnit:
         f"{_shown(before.fingerprint)}, and is {_shown(now)}"
       )
 
-  def unchanged(self, fingerprint: dict[str, Any], since: float) -> bool:
-    """Whether the input still has this fingerprint.
+  def unchanged(self, before: Mapping[str, Any]) -> bool:
+    """Whether the input is still what it was.
+
+    A file is only read if its times are other ones, or were not kept. No time
+    is compared with another: files keep theirs when they are moved or copied.
 
     Args:
-      fingerprint: of an earlier time.
-      since: when it was taken, in seconds since the epoch; an older file is
-        not read again.
+      before: `Input.as_json` of an earlier time.
     """
     stat = self._stat()
-    size = stat and stat.size
-    rows = self.rows and list(self.rows)
-    if (fingerprint["rows"], fingerprint.get("bytes")) != (rows, size):
+    now = {"source": self.spec, "rows": self.rows and list(self.rows)}
+    now["bytes"] = stat and stat.size
+    if not _has(before, now):
       return False
-    if stat is None or stat.modified < since:
+    if stat is None or _has(before, _times(stat)):
       return True
     try:
-      return fingerprint == self.input().fingerprint
-    except Unusable:  # who labels it again says so
-      return False
+      return sha256(self._path) == before.get("sha256")
+    except OSError as error:
+      if rejects.hits_all(error):
+        raise
+      return False  # who labels it again says so
+
+
+def _times(stat: files.Stat) -> dict[str, int]:
+  """A file that is moved or copied gets another `changed_ns`, whatever keeps
+  its time of modification."""
+  return {"modified_ns": stat.modified_ns, "changed_ns": stat.changed_ns}
+
+
+def _has(before: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+  return all(before.get(key) == value for key, value in values.items())
 
 
 def sha256(path: files.Path) -> str:

@@ -1,5 +1,6 @@
 """Offsets of rows and tar members: computed and cached."""
 
+import errno
 import os
 import pickle
 
@@ -79,18 +80,41 @@ def test_a_cached_index_is_readable_by_other_users(tmp_path, monkeypatch):
   assert not index.exists() and len(os.listdir(tmp_path)) == 2
 
 
-def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch, caplog, number):
   _, build = _count_builds(monkeypatch)
   path = _write(tmp_path / "a.jsonl", '{"a": 1}\n')
 
-  def fill_the_disk(file, index):
+  def fail(file, index):
     file.write(b"half")
-    raise OSError("No space left on device")
+    raise OSError(number, "No")
 
-  monkeypatch.setattr(np, "save", fill_the_disk)
-  with pytest.raises(OSError, match="No space"):
-    offsets.cached(path, "rows", build)
+  monkeypatch.setattr(np, "save", fail)
+  for _ in range(2):
+    index, damage = offsets.cached(path, "rows", build)
+    assert index.tolist() == [0, 9] and damage == []
   assert os.listdir(tmp_path) == ["a.jsonl"]
+  assert caplog.text.count("no cache can be written") == 1
+  assert str(tmp_path) in caplog.text and "XDG_CACHE_HOME" in caplog.text
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "a link to itself", "a folder"])
+def test_an_index_without_a_place_for_its_cache_stays_in_memory(
+  tmp_path, monkeypatch, obstacle
+):
+  _, build = _count_builds(monkeypatch)
+  path = _write(tmp_path / "a.jsonl", '{"a": 1}\n')
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setattr(files, "is_writable", lambda _: False)
+  match obstacle:
+    case "a file":
+      (tmp_path / "cache").write_bytes(b"")
+    case "a link to itself":
+      (tmp_path / "cache").symlink_to("cache")
+    case "a folder":
+      offsets.cache_path(path, "rows", ".npy").mkdir(parents=True)
+  mapped = offsets.Mapped(offsets.cached(path, "rows", build)[0])
+  assert pickle.loads(pickle.dumps(mapped)).array.tolist() == [0, 9]
 
 
 def test_a_mapped_index_is_pickled_by_name(tmp_path, monkeypatch):
@@ -187,3 +211,37 @@ def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch, damage):
   index, _ = offsets.cached(str(path), "rows", build)
   np.testing.assert_array_equal(index, np.arange(1000))
   assert cache.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+  "start, end", [(0, None), (128, None), (4096, 8192), (-3, -2), (-100, None)]
+)
+def test_zeros_in_a_cache_are_found(tmp_path, monkeypatch, start, end):
+  """As a power cut leaves them."""
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  path = _write(tmp_path / "a.jsonl", b"{}\n")
+  build = lambda path: (np.arange(1, 2000), [])
+  offsets.cached(path, "rows", build)
+  (cache,) = tmp_path.glob(".*.npy")
+  sound = cache.read_bytes()
+  damaged = bytearray(sound)
+  damaged[start:end] = bytes(len(damaged[start:end]))
+  assert damaged != sound
+  cache.write_bytes(damaged)
+  index, _ = offsets.cached(path, "rows", build)
+  np.testing.assert_array_equal(index, np.arange(1, 2000))
+  assert cache.read_bytes() == sound
+
+
+def test_a_checksum_is_compared_once(tmp_path, monkeypatch):
+  _, build = _count_builds(monkeypatch)
+  path = _write(tmp_path / "a.jsonl", '{"a": 1}\n')
+  offsets.cached(path, "rows", build)
+  monkeypatch.setattr(offsets, "_checked", set())  # as in a new process
+  crc, compared = offsets._crc, []
+  monkeypatch.setattr(
+    offsets, "_crc", lambda *args: compared.append(args) or crc(*args)
+  )
+  for _ in range(3):
+    offsets.cached(path, "rows", build)
+  assert len(compared) == 1

@@ -10,8 +10,9 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 
-from blip_jax.data import offsets, parquet, sources
+from blip_jax.data import offsets, parquet, parquet_file, sources
 from blip_jax.runtime import files
+from tests.hostile import tables
 
 
 def _write(path, columns, **options):
@@ -222,7 +223,7 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
   """A bomb of equal rows; what has its size in the file is no bomb."""
   images = {"image": [b"j" * 5000] * 1000, "text": ["t"] * 1000}
   path = _write(tmp_path / "a.parquet", images)
-  monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 100_000)
+  monkeypatch.setattr(parquet_file, "MAX_GROUP_BYTES", 100_000)
   source = parquet.Parquet([path])
   with pytest.raises(sources.BadRow, match="more than") as bad:
     source[7]
@@ -238,7 +239,7 @@ def test_few_large_rows_are_unpacked_at_once(tmp_path, monkeypatch):
   row = np.random.default_rng(0).bytes(50_000)
   columns = {"image": [row] * 100, "text": ["t"] * 100}
   path = _write(tmp_path / "a.parquet", columns)
-  monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 100_000)
+  monkeypatch.setattr(parquet_file, "MAX_GROUP_BYTES", 100_000)
   sizes = []
 
   class ParquetFile(pyarrow.parquet.ParquetFile):
@@ -319,6 +320,7 @@ def test_large_row_groups_give_a_warning(tmp_path, monkeypatch, caplog):
 def test_the_error_without_pyarrow_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   monkeypatch.delitem(sys.modules, "blip_jax.data.parquet")
+  monkeypatch.delitem(sys.modules, "blip_jax.data.parquet_file")
   with pytest.raises(ImportError, match=r"pip install 'blip_jax\[parquet\]'"):
     import blip_jax.data.parquet  # noqa: F401
 
@@ -388,3 +390,98 @@ def test_a_file_may_have_any_name(tmp_path, monkeypatch, name):
   (record,) = parquet.Parquet([str(path)])
   assert record["caption"] == "a dog"
   assert record["id"] == f"{files.printable(path.name)}:0"
+
+
+@pytest.mark.parametrize(
+  "rows, rows_of_group, column",
+  [
+    (1 << 41, 4, b"image"),
+    (4, 1 << 41, b"image"),
+    (1 << 41, 1 << 41, b"image"),
+    (1 << 41, 1 << 41, "image"),
+    (0, 4, b"image"),
+    (-4, -4, "image"),
+  ],
+)
+def test_a_footer_that_lies_about_its_rows_costs_its_file(
+  tmp_path, rows, rows_of_group, column
+):
+  good = _write(tmp_path / "a.parquet", {"image": [column], "text": ["b"]})
+  columns = {"image": [column] * 4, "text": ["b"] * 4}
+  (tmp_path / "b.parquet").write_bytes(
+    tables.with_rows(tables.parquet(columns), 4, rows, rows_of_group)
+  )
+  source = parquet.Parquet([good, str(tmp_path / "b.parquet")])
+  assert len(source) == 1
+  (problem,) = source.problems
+  assert "b.parquet: damaged: the footer has " in problem
+
+
+def test_a_row_group_without_the_rows_of_its_footer_has_no_rows(tmp_path):
+  """Else an image would go with the caption of another row."""
+  path = tmp_path / "a.parquet"
+  columns = {"image": [b"0", b"1", b"2", b"3"]}
+  path.write_bytes(tables.with_rows(tables.parquet(columns), 4, 5, 5))
+  source = parquet.Parquet([str(path)], with_captions=False)
+  for row in range(5):
+    with pytest.raises(sources.BadRow, match="has 4 rows, expected 5"):
+      source[row]
+
+
+@pytest.mark.parametrize("rows", [10, 100])
+@pytest.mark.parametrize("is_list", [False, True])
+def test_text_that_unpacks_to_too_much_costs_its_file(
+  tmp_path, monkeypatch, rows, is_list
+):
+  """A megabyte of text in each row, of which the file has one."""
+  for name in ("MAX_TEXT_BYTES", "MAX_TEXT_EXPANSION"):
+    monkeypatch.setattr(parquet_file, name, 5 << 20 if name[9] == "B" else 1)
+  good = _write(tmp_path / "a.parquet", {"image": ["a"], "text": ["b"]})
+  text = "a" * (1 << 20)
+  texts = [[text]] * rows if is_list else [text] * rows
+  bad = _write(tmp_path / "b.parquet", {"image": ["a"] * rows, "text": texts})
+  assert os.path.getsize(bad) < 100_000
+  source = parquet.Parquet([good, bad])
+  assert len(source) == 1
+  assert "is more than 5242880 bytes once it is unpacked" in source.problems[0]
+
+
+def test_text_of_categories_is_measured_as_text(tmp_path, monkeypatch):
+  monkeypatch.setattr(parquet_file, "MAX_TEXT_BYTES", 1 << 20)
+  text = pyarrow.array(["a" * 1000] * 2000).dictionary_encode()
+  columns = {"image": ["a"] * 2000, "text": text}
+  with pytest.raises(ValueError, match="is more than"):
+    parquet.Parquet([_write(tmp_path / "a.parquet", columns)])
+  monkeypatch.setattr(parquet_file, "MAX_TEXT_BYTES", 1 << 22)
+  source = parquet.Parquet([str(tmp_path / "a.parquet")])
+  assert source[1999]["caption"] == "a" * 1000
+
+
+@pytest.mark.parametrize("damage", ["page", "all", "end"])
+def test_damaged_text_in_a_cache_is_unpacked_again(
+  tmp_path, monkeypatch, damage
+):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  texts = [f"a good caption {n}" for n in range(1000)]
+  path = _write(tmp_path / "a.parquet", {"image": texts, "text": texts})
+  parquet.Parquet([path])
+  (cache,) = tmp_path.glob(".*.arrow")
+  sound = bytearray(cache.read_bytes())
+  zeros = {"page": (4096, 8192), "all": (0, len(sound)), "end": (-9, -8)}
+  damaged = sound.copy()
+  start, end = zeros[damage]
+  damaged[slice(start, end)] = bytes(end - start)
+  assert damaged != sound
+  cache.write_bytes(damaged)
+  source = parquet.Parquet([path])
+  assert [record["caption"] for record in source] == texts
+  assert cache.read_bytes() == sound
+
+
+def test_a_worker_process_does_not_read_all_text_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(offsets, "MIN_CACHED_BYTES", 0)
+  path = _write(tmp_path / "a.parquet", {"image": ["a"], "text": ["b"]})
+  pickled = pickle.dumps(parquet.Parquet([path]))
+  monkeypatch.setattr(offsets, "_checked", set())  # as in a new process
+  monkeypatch.setattr(offsets, "_crc", lambda *_: pytest.fail("read again"))
+  assert pickle.loads(pickled)[0]["caption"] == "b"

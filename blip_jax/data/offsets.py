@@ -5,12 +5,14 @@ and no Python object; rows stay in the file and are parsed one by one when they
 are read. The same holds for the members of tar shards.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable
-from typing import BinaryIO
+import zlib
+from collections.abc import Callable, Collection, Iterable
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from absl import logging
@@ -22,6 +24,12 @@ _CHUNK = 1 << 24
 # Below this, scanning is faster than looking for a cache, and the user's
 # folder stays free of cache files.
 MIN_CACHED_BYTES = 1 << 26
+
+T = TypeVar("T")
+# Caches, in the state in which they were compared with their checksum.
+Checked = frozenset[tuple[str, files.Stat]]
+_checked: set[tuple[str, files.Stat]] = set()
+_CRC_BYTES = 4
 
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -42,17 +50,14 @@ def cached(
   if size < MIN_CACHED_BYTES:
     return build(path)
   target = cache_path(path, kind, ".npy")
-  if files.exists(target):
-    try:
-      return np.load(target, mmap_mode="r"), []
-    except Exception as error:  # NumPy raises almost any on a damaged file
-      logging.warning("%s: damaged, and made again: %s", target, error)
+  if (index := open_cache(target, _open_index)) is not None:
+    return index, []
   logging.info("Indexing %s (%.1f GB), once.", path, size / 1e9)
   index, damage = build(path)
   if damage:
     return index, damage
-  write_cache(target, lambda file: np.save(file, index))
-  return np.load(target, mmap_mode="r"), []
+  made = make_cache(target, lambda file: np.save(file, index), _open_index)
+  return (index if made is None else made), []
 
 
 def cache_path(path: str, kind: str, suffix: str) -> pathlib.Path:
@@ -73,10 +78,67 @@ def cache_path(path: str, kind: str, suffix: str) -> pathlib.Path:
   return pathlib.Path(root) / "blip_jax" / f"{path_digest}.{name}"
 
 
-def write_cache(
+def open_cache(
+  target: pathlib.Path, open_file: Callable[[pathlib.Path, int], T]
+) -> T | None:
+  """Opens a file of `make_cache`; None if there is none, or a damaged one.
+
+  All of it is read once by the first process that opens it (about 1.5 GB in a
+  second): a power cut may have left zeros in it.
+
+  Args:
+    target: from `cache_path`.
+    open_file: from path and size of the content to its value.
+  """
+  if not files.is_file(target):
+    return None
+  try:
+    size = files.size(target) - _CRC_BYTES
+    if (state := _state(target)) not in _checked:
+      if files.read_range(target, size, _CRC_BYTES) != _crc(target, size):
+        raise ValueError("expected content of its checksum, found other")
+      _checked.add(state)
+    return open_file(target, size)
+  except Exception as error:  # NumPy and Arrow raise almost any
+    logging.warning("%s: damaged, and made again: %s", target, error)
+    return None
+
+
+def make_cache(
+  target: pathlib.Path,
+  write: Callable[[BinaryIO], object],
+  open_file: Callable[[pathlib.Path, int], T],
+) -> T | None:
+  """Writes and opens a cache; None, with a warning, if it cannot be written.
+
+  Its checksum follows the content. Files of earlier versions are removed. See
+  `open_cache` for the arguments.
+  """
+  try:
+    _write_cache(target, write)
+    _checked.add(_state(target))
+  except OSError as error:
+    if error.errno is None:  # Arrow's, of what is written
+      raise
+    _warn_of_no_cache(str(target.parent), str(error))
+    return None
+  return open_cache(target, open_file)
+
+
+@functools.cache  # once for a folder
+def _warn_of_no_cache(folder: str, error: str) -> None:
+  logging.warning(
+    "%s: no cache can be written, so large files are indexed at every start, "
+    "and their indices take memory: %s. Set XDG_CACHE_HOME to a folder that is "
+    "writable.",
+    files.one_line(folder),
+    files.one_line(error),
+  )
+
+
+def _write_cache(
   target: pathlib.Path, write: Callable[[BinaryIO], object]
 ) -> None:
-  """Writes a file of `cache_path` and removes those of earlier versions."""
   files.make_folder(target.parent)
   stem = re.sub(r"\d+-\d+$", "", target.stem)
   outdated = [
@@ -86,9 +148,40 @@ def write_cache(
   ]
   with files.open_atomic(target) as file:
     write(file)
+    file.flush()
+    size = file.tell()
+    file.write(_crc(pathlib.Path(file.name), size))
   for name in outdated:
     if name != target.name:  # which another process may just have written
       files.remove(target.parent / name)
+
+
+def _crc(path: pathlib.Path, size: int) -> bytes:
+  """CRC-32 of the first bytes of a file, as it is stored behind them."""
+  data, crc = np.memmap(path, np.uint8, mode="r", shape=size), 0
+  for begin in range(0, size, _CHUNK):
+    crc = zlib.crc32(data[begin : begin + _CHUNK].data, crc)
+  return crc.to_bytes(_CRC_BYTES, "little")
+
+
+def _state(target: pathlib.Path) -> tuple[str, files.Stat]:
+  return str(target), files.stat(target)
+
+
+def checked(targets: Collection[pathlib.Path]) -> Checked:
+  """Those caches whose checksum was compared, for `trust`."""
+  names = {*map(str, targets)}
+  return frozenset(state for state in _checked if state[0] in names)
+
+
+def trust(checked: Checked) -> None:
+  """Takes over what the process that started this one has `checked`."""
+  _checked.update(checked)
+
+
+def _open_index(path: pathlib.Path, size: int) -> np.ndarray:
+  del size  # in the header, too
+  return np.load(path, mmap_mode="r")
 
 
 def digest(names: Iterable[str]) -> str:

@@ -54,7 +54,7 @@ def family_of(paths: Collection[str]) -> str:
   Raises:
     ValueError: no family consists of these parts.
   """
-  parts = {path.split("/")[1] for path in paths if path.startswith("params/")}
+  parts = _parts(paths)
   has_momentum = any(path.startswith("momentum/") for path in paths)
   if "cls_head" in parts:
     return "nlvr"
@@ -276,9 +276,16 @@ def check(leaves: Leaves, family: str, config: model_config.BlipConfig) -> None:
   """Checks that leaves are exactly the parameters of a family.
 
   Raises:
-    ValueError: lists missing and unexpected parameters, and other shapes.
+    ValueError: names missing parts, or lists missing and unexpected parameters
+      and other shapes.
   """
   expected = _expected(family, config)
+  missing = _parts(expected) - _parts(leaves) - {"temp"}
+  if missing:
+    raise ValueError(
+      f"the checkpoint cannot be used as a model of the family {family!r}: it "
+      f"has no {', '.join(sorted(missing))}"
+    )
   if any(path.startswith("momentum/") for path in leaves):
     expected = {**expected, **_expected_momentum(leaves, expected)}
   lines = snapshot.differences(leaves, expected)
@@ -287,6 +294,11 @@ def check(leaves: Leaves, family: str, config: model_config.BlipConfig) -> None:
       "the checkpoint does not fit the model ( - missing in the checkpoint, + "
       f"not in the model):\n{snapshot.first_lines(lines)}"
     )
+
+
+def _parts(paths: Collection[str]) -> set[str]:
+  """Towers and heads among parameters."""
+  return {path.split("/")[1] for path in paths if path.startswith("params/")}
 
 
 def _expected_momentum(

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from blip_jax import defaults
-from blip_jax.inference import caption_images, captioning
+from blip_jax.inference import caption_images, caption_lines, captioning, stamps
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, lock, sharding
 from tests import helpers
@@ -157,25 +157,198 @@ def test_another_model_or_other_images_are_refused(
   (images / "9.png").write_bytes((images / "0.png").read_bytes())
   with pytest.raises(ValueError, match=r"\n  num_images: 7 there, 8 now\n"):
     caption_images.caption_images(c, "unused")
-  # As many as before, but another one in row 1.
-  (images / "1.png").unlink()
-  with pytest.raises(
-    ValueError, match=r"row \d is '.*', but in .* start again"
-  ):
-    caption_images.caption_images(c, "unused")
   (tmp_path / "out.jsonl.job.json").unlink()
   with pytest.raises(ValueError, match=r"there is no out.jsonl.job.json"):
     caption_images.caption_images(c, "unused")
 
 
+def complete_and_changed(captioner, images, tmp_path, monkeypatch, change):
+  """The lines of a job that was stopped before a change, and of one after."""
+  out = tmp_path / "out.jsonl"
+  c = make(captioner, images, out=str(out))
+  stop_after_two(monkeypatch, c)
+  change()
+  caption_images.caption_images(c, str(tmp_path))
+  fresh = make(captioner, images, out=str(tmp_path / "fresh.jsonl"))
+  caption_images.caption_images(fresh, str(tmp_path))
+  assert not [*tmp_path.glob("out.jsonl.*")]
+  return out.read_text(), (tmp_path / "fresh.jsonl").read_text()
+
+
+def other_rows(images):
+  (images / "1.png").unlink()
+  shutil.copy(images / "0.png", images / "9.png")
+
+
+def overwritten(images):
+  before = os.stat(images / "0.png")
+  (images / "0.png").write_bytes((images / "1.png").read_bytes())
+  os.utime(images / "0.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def swapped(images):
+  """Of equal size and time, by their names."""
+  for name in ("0.png", "1.png"):
+    os.utime(images / name, (1e9, 1e9))
+  (images / "0.png").rename(images / "x")
+  (images / "1.png").rename(images / "0.png")
+  (images / "x").rename(images / "1.png")
+
+
+@pytest.mark.parametrize("change", [other_rows, overwritten, swapped])
+def test_images_that_changed_are_captioned_again(
+  captioner, images, tmp_path, monkeypatch, change
+):
+  found, expected = complete_and_changed(
+    captioner, images, tmp_path, monkeypatch, lambda: change(images)
+  )
+  assert found == expected
+
+
+def test_rows_of_a_list_that_changed_are_captioned_again(
+  captioner, images, tmp_path, monkeypatch
+):
+  """Their ids are still the same."""
+  listed = tmp_path / "a.json"
+  names = [f"{n}.png" for n in (0, 1, 2, 3, 4)]
+  write = lambda names: listed.write_text(
+    json.dumps([{"image": str(images / name)} for name in names])
+  )
+  write(names)
+  found, expected = complete_and_changed(
+    captioner, listed, tmp_path, monkeypatch, lambda: write(names[::-1])
+  )
+  assert found == expected
+
+
+def test_shards_that_changed_are_captioned_again(
+  captioner, images, tmp_path, monkeypatch
+):
+  """Rows of shards are not read to find out."""
+  shard = tmp_path / "0.tar"
+
+  def write(order):
+    with tarfile.open(shard, "w") as tar:
+      for name, number in zip("abcde", order, strict=True):
+        tar.add(images / f"{number}.png", f"{name}.png")
+
+  write((0, 1, 2, 3, 4))
+  found, expected = complete_and_changed(
+    captioner, shard, tmp_path, monkeypatch, lambda: write((4, 3, 2, 1, 0))
+  )
+  assert found == expected
+  c = make(captioner, shard, out=str(tmp_path / "resumed.jsonl"))
+  stop_after_two(monkeypatch, c)
+  read, reads = files.read_range, []
+  monkeypatch.setattr(
+    files, "read_range", lambda *a: reads.append(a) or read(*a)
+  )
+  caption_images.caption_images(c, str(tmp_path))
+  assert len([a for a in reads if a[0] == str(shard)]) == 1
+  assert (tmp_path / "resumed.jsonl").read_text() == expected
+
+
+def line_of(row, **changes):
+  line = {"row": row, "id": f"{row}.png", "caption": "a"}
+  return line | {"log_prob": -1.0, "score": -1.0} | changes
+
+
+def text_of(*lines):
+  return "".join(json.dumps(line) + "\n" for line in lines)
+
+
 def test_parts_of_several_processes_become_one(tmp_path):
   out = tmp_path / "out.jsonl"
   for process, rows in enumerate([(0, 3), (1, 2)]):
-    lines = [json.dumps({"row": row, "id": str(row)}) + "\n" for row in rows]
-    (tmp_path / f"out.jsonl.part{process}").write_text("".join(lines))
-  caption_images._join(out, 4)
-  assert [line["row"] for line in lines_of(out)] == [0, 1, 2, 3]
+    (tmp_path / f"out.jsonl.part{process}").write_text(
+      text_of(*(line_of(row, stamp=[1, 2, 3]) for row in rows))
+    )
+  assert caption_lines.join(out, 4) == (0, "")
+  assert lines_of(out) == [line_of(row) for row in range(4)]
   assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_result_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  synced = []
+  sync = lambda _: synced.append(files.list_folder(tmp_path))
+  monkeypatch.setattr(os, "fsync", sync)
+  (tmp_path / "a.part0").write_text(text_of(line_of(0)))
+  caption_lines.join(tmp_path / "a", 1)
+  assert len(synced) == 1 and "a" not in synced[0]
+
+
+def test_rows_without_a_line_are_no_result(tmp_path):
+  (tmp_path / "a.part0").write_text(text_of(line_of(0), line_of(2)))
+  with pytest.raises(ValueError, match="1 of 3 images have no line"):
+    caption_lines.join(tmp_path / "a", 3)
+  assert files.list_folder(tmp_path) == ["a.part0"]
+
+
+def test_files_of_others_are_left_alone(
+  captioner, images, tmp_path, monkeypatch
+):
+  c = make(captioner, images, out=str(tmp_path / "out.jsonl"))
+  stop_after_two(monkeypatch, c)
+  endings = ("", "ner.txt", "0 (copy)", "0~", "00", "-1", "\u0661", "1.bak")
+  names = [f"out.jsonl.part{ending}" for ending in endings]
+  for name in names:
+    (tmp_path / name).write_text("mine")
+  (tmp_path / "out.jsonl.parts").mkdir()
+  caption_images.caption_images(c, str(tmp_path))
+  assert all((tmp_path / name).read_text() == "mine" for name in names)
+  assert not (tmp_path / "out.jsonl.part0").exists()
+  assert len(lines_of(tmp_path / "out.jsonl")) == 7
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["out.jsonl.part1", "out.jsonl.job.json", "out.jsonl", ".out.jsonl.lock"],
+)
+@pytest.mark.parametrize("make_other", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named(
+  captioner, images, tmp_path, name, make_other
+):
+  make_other(tmp_path / name)
+  c = make(captioner, images, out=str(tmp_path / "out.jsonl"))
+  with pytest.raises(ValueError, match=rf"{name}: .*expected a file"):
+    caption_images.caption_images(c, str(tmp_path))
+  assert files.list_folder(tmp_path) == sorted(["images", name])
+
+
+COMPLETE = text_of(*map(line_of, range(7)))
+NOT_COMPLETE = [
+  ("", "0 complete lines"),
+  (COMPLETE[:-9], "6 complete lines"),
+  (COMPLETE[:-1], "6 complete lines"),
+  ("\0" * len(COMPLETE), "0 complete lines"),
+  (COMPLETE.replace(text_of(line_of(3)), ""), "line 4 is of '4.png'"),
+  (COMPLETE + text_of(line_of(6)), "line 8 is of '6.png'"),
+  (COMPLETE.replace("0.png", "x.png"), "line 1 is of 'x.png'"),
+  (COMPLETE.replace('"caption"', '"x"', 1), "line 1 is damaged"),
+  (text_of(*map(line_of, range(6, -1, -1))), "line 1 is of '6.png'"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(NOT_COMPLETE)))
+def test_a_result_that_is_not_complete_is_refused(tmp_path, number):
+  source = [{"image": f"{n}.png", "id": f"{n}.png"} for n in range(7)]
+  out, (text, message) = tmp_path / "a", NOT_COMPLETE[number]
+  out.write_text(COMPLETE)
+  caption_lines.check_complete(out, source)
+  out.write_text(text)
+  with pytest.raises(ValueError, match=f"a line for each of 7 .*{message}"):
+    caption_lines.check_complete(out, source)
+
+
+def test_a_job_refuses_a_result_of_other_images(captioner, images, tmp_path):
+  c = make(captioner, images, out=str(tmp_path / "out.jsonl"))
+  caption_images.caption_images(c, str(tmp_path))
+  assert caption_images.caption_images(c, str(tmp_path)) == {"images": 7}
+  other_rows(images)
+  before = (tmp_path / "out.jsonl").read_bytes()
+  with pytest.raises(ValueError, match=r"line 2 is of '1.png'.*Delete it"):
+    caption_images.caption_images(c, str(tmp_path))
+  assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 def test_an_existing_text_file_is_kept(captioner, images, tmp_path):
@@ -184,6 +357,44 @@ def test_an_existing_text_file_is_kept(captioner, images, tmp_path):
   caption_images.caption_images(c, str(tmp_path))
   assert (images / "0.txt").read_text() == "mine"
   assert (images / "1.txt").exists()
+
+
+def test_a_text_file_that_cannot_be_written_costs_itself(
+  captioner, images, tmp_path, monkeypatch, caplog
+):
+  (images / "1.txt").mkdir()
+  write = files.write_text
+
+  def refused(path, text):
+    if str(path).endswith("3.txt"):
+      raise PermissionError(13, "Permission denied", path)
+    write(path, text)
+
+  monkeypatch.setattr(files, "write_text", refused)
+  c = make(captioner, images, sidecars=True)
+  results = caption_images.caption_images(c, str(tmp_path))
+  assert results == {"images": 7, "unreadable": 1, "unwritten_text_files": 2}
+  assert len(lines_of(tmp_path / "captions.jsonl")) == 7
+  assert (images / "2.txt").exists() and (images / "4.txt").exists()
+  for name in ("1.txt", "3.txt"):
+    assert f"Not written: {images / name}: " in caplog.text
+  assert "2 text files could not be written" in caplog.text
+  assert ".tmp" not in caplog.text
+
+
+def test_a_full_disk_ends_the_job(captioner, images, tmp_path, monkeypatch):
+  write = files.write_text
+
+  def full(path, text):
+    if str(path).endswith(".txt"):
+      raise OSError(28, "No space left on device", path)
+    write(path, text)
+
+  monkeypatch.setattr(files, "write_text", full)
+  with pytest.raises(OSError, match="No space left"):
+    caption_images.caption_images(
+      make(captioner, images, sidecars=True), str(tmp_path)
+    )
 
 
 @pytest.mark.parametrize("ending", [".caption", ".TXT"])
@@ -295,32 +506,57 @@ DAMAGE = [
   b"\xff\xfe\n",
   b"{\n",
   b"[3]\n",
+  b"\0" * 300,
   b'{"row": 1, "id": "b',
-  b'{"row": "1", "id": "x"}\n',
-  b'{"row": -1, "id": "x"}\n',
-  b'{"row": 1e99, "id": "x"}\n',
-  b'{"row": 99, "id": "x"}\n',
   b"[" * 100_000 + b"\n",
+  *(
+    text_of(line).encode()
+    for line in (
+      line_of("1"),
+      line_of(-1),
+      line_of(1e99),
+      line_of(99),
+      line_of(True, id="1.png"),
+      line_of(1, id="nonsense"),
+      line_of(1, id=1),
+      line_of(1, caption=None),
+      line_of(1, log_prob="x"),
+      line_of(1, others=[{"caption": "a"}]),
+      line_of(1, others=3),
+      line_of(1, stamp=[1, 2, 3]),
+      line_of(1, image_id=3),
+      {"row": 1, "id": "1.png"},
+      {"row": 1, "id": "1.png", "error": 3},
+    )
+  ),
 ]
 
 
+def rows_left(out, source):
+  """Resumes a job, as its first process."""
+  return caption_images._begin(
+    out, {"seed": 0}, source, stamps.Stamps(source)
+  ).tolist()
+
+
 @pytest.mark.parametrize("number", range(len(DAMAGE)))
-def test_damaged_lines_are_captioned_again(tmp_path, number):
+@pytest.mark.parametrize("process", [0, 3])
+def test_damaged_lines_are_captioned_again(tmp_path, number, process):
   """Between sound ones, so that the rows are in no order any more."""
   source = [{"image": f"{n}.png", "id": f"{n}.png"} for n in range(4)]
-  out, line = (
-    tmp_path / "a",
-    lambda n: b'{"row": %d, "id": "%d.png"}\n' % (n, n),
+  out = tmp_path / "a"
+  (tmp_path / "a.job.json").write_text('{"seed": 0}')
+  line = lambda n: text_of(line_of(n)).encode()
+  (tmp_path / f"a.part{process}").write_bytes(
+    line(0) + DAMAGE[number].rstrip(b"\n") + b"\n" + line(2)
   )
-  part = tmp_path / "a.part0"
-  part.write_bytes(line(0) + DAMAGE[number].rstrip(b"\n") + b"\n" + line(2))
-  assert caption_images._rows_left([part], source).tolist() == [1, 3]
-  with part.open("ab") as file:
+  assert rows_left(out, source) == [1, 3]
+  with (tmp_path / "a.part0").open("ab") as file:
     file.write(line(1) + line(3))
-  caption_images._join(out, 4)
-  rows = [json.loads(text)["row"] for text in out.read_text().splitlines()]
-  assert rows == [0, 1, 2, 3]
-  assert files.list_folder(tmp_path) == ["a"]
+  assert rows_left(out, source) == []
+  assert caption_lines.join(out, 4) == (0, "")
+  assert lines_of(out) == [line_of(n) for n in range(4)]
+  assert files.list_folder(tmp_path) == ["a", "a.job.json"]
 
 
 def test_a_second_job_on_the_same_output_is_refused(
@@ -349,12 +585,9 @@ def test_numbers_of_a_line_have_four_digits():
 
 def test_rows_without_a_line_are_left(tmp_path):
   source = [{"image": f"{n}.png", "id": f"{n}.png"} for n in range(4)]
-  part = tmp_path / "a.part0"
-  lines = [{"row": n, "id": f"{n}.png"} for n in (3, 0)]
-  part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-  left = caption_images._rows_left([part], source)
-  assert left.tolist() == [1, 2]
-  assert caption_images._rows_left([], source).tolist() == [0, 1, 2, 3]
+  assert rows_left(tmp_path / "a", source) == [0, 1, 2, 3]
+  (tmp_path / "a.part0").write_text(text_of(line_of(3), line_of(0)))
+  assert rows_left(tmp_path / "a", source) == [1, 2]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -365,12 +598,23 @@ def test_processes_wait_until_all_have_read(tmp_path, monkeypatch, processes):
     caption_images.multihost_utils, "sync_global_devices", waited.append
   )
   source = [{"image": "0.png", "id": "0.png"}]
-  left = caption_images._begin(out, {"seed": 0}, source)
-  assert left.tolist() == [0] and len(waited) == processes - 1
+  assert rows_left(out, source) == [0] and len(waited) == processes - 1
   assert json.loads((tmp_path / "captions.jsonl.job.json").read_text())
 
 
-def test_another_process_writes_no_settings(tmp_path, monkeypatch):
+def test_another_process_writes_no_settings_and_only_its_own_part(
+  tmp_path, monkeypatch
+):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
-  caption_images._begin(tmp_path / "a.jsonl", {"seed": 0}, [])
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    caption_images.multihost_utils, "sync_global_devices", lambda _: None
+  )
+  assert rows_left(tmp_path / "a", []) == []
   assert not list(tmp_path.iterdir())
+  (tmp_path / "a.job.json").write_text('{"seed": 0}')
+  for process in range(4):
+    (tmp_path / f"a.part{process}").write_text("{}\n")
+  assert rows_left(tmp_path / "a", []) == []
+  sizes = [(tmp_path / f"a.part{n}").stat().st_size for n in range(4)]
+  assert sizes == [3, 0, 3, 0]

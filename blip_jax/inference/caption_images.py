@@ -1,11 +1,10 @@
 """Caption a folder of images, or tar shards (job `caption`).
 
-A line of JSON per image is collected in `<out>.part<process>`, and the settings
-of the job are kept in `<out>.job.json`, so that a job that was stopped resumes.
-When all images have a line, `<out>` replaces these files.
+The lines that are written, see `caption_lines`, and the settings of the job in
+`<out>.job.json` let a job that was stopped resume.
 """
 
-import json
+import functools
 import logging
 import os
 import pathlib
@@ -18,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from blip_jax.data import datasets, examples, folders, loader, rejects, sources
-from blip_jax.inference import captioning
+from blip_jax.inference import caption_lines, captioning, stamps
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import (
   files,
@@ -31,6 +30,10 @@ from blip_jax.runtime import (
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
+
+# What a line says of its image besides the id.
+_NOTED = ("image_id", "image", caption_lines.STAMP)
+_MAX_LOGGED = 20  # text files that could not be written, by name
 
 
 def caption_images(config: Config, workdir: str) -> dict[str, int]:
@@ -49,17 +52,20 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
     workdir: where `captions.jsonl` goes by default.
 
   Returns:
-    The number of images, and of those that could not be read.
+    The number of images, of those that could not be read, and of text files
+    that could not be written, if there are any.
 
   Raises:
     ValueError: there are no images, none can be read, the model does not
       generate captions, an option is out of range, another job writes into
-      `config.out`, or the job was started with other settings; says which.
+      `config.out`, the job was started with other settings, or `config.out`
+      has something else than the captions of these images; says which.
   """
   source = datasets.open_images(_images(config), config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "captions.jsonl"))
   with lock.hold(lock.path_for(out)) as held:
     if files.exists(out):
+      caption_lines.check_complete(out, source)
       log.warning("%s is complete; delete it to caption the images again", out)
       return {"images": len(source)}
     return _caption(config, source, out, held)
@@ -80,8 +86,13 @@ def _caption(
   )
   options = {k: v for k, v in config.generation.items() if v is not None}
   generate = model.captioner(config.prompt, **options)
-  rows = _begin(out, _settings(config, dtype, model, source, options), source)
-  todo = sources.Noted(sources.Rows(source, rows), _note)
+  settings = _settings(config, dtype, model, source, options)
+  known = stamps.Stamps(source)
+  rows = _begin(out, settings, source, known)
+  todo = sources.Noted(
+    sources.Rows(source, rows),
+    lambda _, record: (sources.image_path(record), _note(record, known)),
+  )
   log.info("%d of %d images to caption", len(todo), len(source))
 
   batch_size = sharding.padded_batch_size(config.batch_size, mesh)
@@ -100,8 +111,8 @@ def _caption(
     unit="img",
     disable=jax.process_index() > 0,
   )
-  part_path = _part(out, jax.process_index())
-  files.drop_partial_line(part_path)
+  num_unwritten = 0
+  part_path = caption_lines.part(out, jax.process_index())
   with bar, files.open_append(part_path) as part:
     for positions, ids, arrays in _numbered(batches):
       held.check()
@@ -116,24 +127,32 @@ def _caption(
           line |= {"error": reason}
         else:
           line |= _as_json(caption)
-          if config.sidecars:
-            _write_sidecar(path, caption)
-        part.write(_as_line(line))
+          if config.sidecars and (problem := _write_sidecar(path, caption)):
+            num_unwritten += 1
+            if num_unwritten <= _MAX_LOGGED:
+              log.warning("Not written: %s", problem)
+        part.write(caption_lines.as_text(line))
       part.flush()
       bar.update(min(len(ids) * jax.process_count(), bar.total - bar.n))
   _sync("parts are written")
   if jax.process_index() == 0:
-    num_bad, problem = _join(out, len(source))
+    num_bad, problem = caption_lines.join(out, len(source))
+    files.remove(_job(out))
   else:
     num_bad, problem = 0, ""
   # The others wait here for the first one, however long it takes.
-  num_bad = multihost_utils.process_allgather(np.array(num_bad)).max()
+  counts = multihost_utils.process_allgather(np.array([num_bad, num_unwritten]))
+  num_bad, num_unwritten = counts.reshape(-1, 2).sum(axis=0).tolist()
   if num_bad == len(source):
     raise ValueError(
       f"{config.images}: none of {num_bad} images could be read{problem}"
     )
   log.info("Captions are in %s", out)
-  return {"images": len(source), "unreadable": int(num_bad)}
+  results = {"images": len(source), "unreadable": num_bad}
+  if num_unwritten:
+    log.warning("%d text files could not be written", num_unwritten)
+    results["unwritten_text_files"] = num_unwritten
+  return results
 
 
 def _sync(what: str) -> None:
@@ -179,60 +198,67 @@ def _settings(
 
 
 def _begin(
-  out: pathlib.Path, settings: Mapping[str, Any], source: Any
+  out: pathlib.Path,
+  settings: Mapping[str, Any],
+  source: Any,
+  known: stamps.Stamps,
 ) -> Int[np.ndarray, " n"]:
   """Starts a job, or resumes it; returns the rows that have no line yet.
 
+  Lines that are damaged, or of images that have changed, are dropped.
+
   Raises:
-    ValueError: the job was started with other settings or other images.
+    ValueError: the job was started with other settings.
   """
-  job, parts = _job(out), _parts(out)
-  if parts and resumable.settings(job) is None:
+  job, parts = _job(out), caption_lines.parts(out)
+  if parts and not files.exists(job):
+    found = next(iter(parts.values()))
     raise ValueError(
-      f"{parts[0]}: has captions of a job, but there is no {job.name} with its "
+      f"{found}: has captions of a job, but there is no {job.name} with its "
       "settings; delete the file to start again"
     )
   hint = (
     "Use the same settings, name another file with config.out, or delete "
-    f"{job} and {out}.part* to start again"
+    f"{job} and the files {out}.part<number> to start again"
   )
-  resumable.begin(job, settings, hint, write=jax.process_index() == 0)
-  rows = _rows_left(parts, source)
+  process, count = jax.process_index(), jax.process_count()
+  resumable.begin(job, settings, hint, write=process == 0)
+  is_current = functools.partial(_is_current, source=source, known=known)
+  rows, wrong = caption_lines.unfinished(parts, len(source), is_current)
   # All processes have read before one of them writes.
   _sync("parts are read")
+  for number, part in parts.items():
+    if number % count == process:
+      caption_lines.clean(part, wrong[number])
   return rows
 
 
-def _rows_left(parts: list[pathlib.Path], source: Any) -> Int[np.ndarray, " n"]:
-  """Rows that have no line in the parts of any process.
-
-  What is damaged is captioned again.
-
-  Raises:
-    ValueError: the parts have captions of other images.
-  """
-  left = np.ones(len(source), bool)
-  for part in parts:
-    line = None
-    for line in _sound_lines(part, len(source)):
-      left[line["row"]] = False
-    if line and sources.row_id(source, line["row"]) != line["id"]:
-      raise ValueError(
-        f"{part}: row {line['row']} is {line['id']!r}, but in config.images it "
-        f"is {sources.row_id(source, line['row'])!r}; give the same images as "
-        "before, or delete the file to start again"
-      )
-  return np.flatnonzero(left)
+def _is_current(
+  line: caption_lines.Line, source: Any, known: stamps.Stamps
+) -> bool:
+  """Whether a line says of its row's image what it would say now."""
+  row = line["row"]
+  if line["id"] != sources.row_id(source, row):
+    return False
+  if line.get(caption_lines.STAMP) == known.of_shards:
+    return True  # to read the row would be to read its image
+  try:
+    now = _note(source[row], known)
+  except sources.BadRow:
+    now = {}
+  return all(line.get(key) == now.get(key) for key in _NOTED)
 
 
-def _note(position: int, record: sources.Record) -> tuple[str, dict[str, Any]]:
-  """The path of an image, and what its line says besides the record's id: the
-  `image_id` if there is one, and the path if the id is not the end of it."""
+def _note(record: sources.Record, known: stamps.Stamps) -> dict[str, Any]:
+  """What a line says besides the record's id: the `image_id` if there is one,
+  the path if the id is not the end of it, and the stamp of the image."""
   image_id, path = sources.image_id(record), sources.image_path(record)
-  note = {} if image_id is None else {"image_id": image_id}
-  if not (printable := files.printable(path)).endswith(record["id"]):
-    note |= {"image": printable} if path else {}
-  return path, note
+  note: dict[str, Any] = {caption_lines.STAMP: known.of(record)}
+  if image_id is not None:
+    note["image_id"] = image_id
+  if path and not (printable := files.printable(path)).endswith(record["id"]):
+    note["image"] = printable
+  return note
 
 
 def _numbered(
@@ -256,9 +282,9 @@ def _as_json(caption: captioning.Caption) -> dict[str, Any]:
   return line
 
 
-def _write_sidecar(image: str, caption: captioning.Caption) -> None:
+def _write_sidecar(image: str, caption: captioning.Caption) -> str:
   """Writes a text file next to an image, unless there is one: somebody may have
-  written it by hand."""
+  written it by hand. Returns what is wrong if it cannot be written."""
   if not image:
     raise ValueError(
       "config.sidecars: text files can be written next to images in a folder "
@@ -266,76 +292,17 @@ def _write_sidecar(image: str, caption: captioning.Caption) -> None:
     )
   if text := folders.text_file(image):
     log.warning("%s exists and was left unchanged", files.printable(text))
-    return
+    return ""
   texts = [one.text for one in (caption, *caption.others)]
   path = f"{os.path.splitext(image)[0]}.txt"
-  files.write_text(path, "".join(f"{text}\n" for text in texts))
+  try:
+    files.write_text(path, "".join(f"{text}\n" for text in texts))
+  except Exception as error:
+    if rejects.hits_all(error):
+      raise
+    return files.one_line(f"{path}: {error}")
+  return ""
 
 
 def _job(out: pathlib.Path) -> pathlib.Path:
   return out.with_name(f"{out.name}.job.json")
-
-
-def _part(out: pathlib.Path, process: int) -> pathlib.Path:
-  return out.with_name(f"{out.name}.part{process}")
-
-
-def _parts(out: pathlib.Path) -> list[pathlib.Path]:
-  return [
-    out.with_name(name)
-    for name in files.list_folder(out.parent)
-    if name.startswith(f"{out.name}.part")
-  ]
-
-
-def _sound_lines(part: pathlib.Path, num_rows: int) -> Iterator[dict[str, Any]]:
-  """The lines of a part that are complete and name a row and an image."""
-  for line in files.json_lines(part):
-    row, id = line.get("row"), line.get("id")
-    if type(row) is int and 0 <= row < num_rows and isinstance(id, str):
-      yield line
-
-
-def _join(out: pathlib.Path, num_rows: int) -> tuple[int, str]:
-  """Makes one file of all parts, in order of the rows, and removes the rest.
-
-  If no image could be read, there is no file, and the next job tries again.
-
-  Returns:
-    The number of images that could not be read, and what is wrong with one.
-  """
-  parts = _parts(out)
-  rows, num_bad, problem = [], 0, ""
-  for part in parts:
-    for line in _sound_lines(part, num_rows):
-      rows.append(line["row"])
-      if "error" in line:
-        num_bad += 1
-        problem = problem or f", such as {line['id']}: {line['error']}"
-  if num_bad < len(rows):
-    if len(parts) == 1 and _is_in_order(parts[0], rows):
-      files.rename(parts[0], out)
-    else:
-      by_row = {
-        line["row"]: line
-        for part in parts
-        for line in _sound_lines(part, num_rows)
-      }
-      lines = (_as_line(by_row[row]) for row in sorted(by_row))
-      files.write_text(out, "".join(lines))
-  for part in parts:
-    files.remove(part)
-  files.remove(_job(out))
-  return num_bad, problem
-
-
-def _is_in_order(part: pathlib.Path, rows: list[int]) -> bool:
-  """Whether a part is what is wanted: all its lines sound, each row once."""
-  num_lines = sum(1 for _ in files.complete_lines(part))
-  return num_lines == len(rows) and all(
-    row == number for number, row in enumerate(rows)
-  )
-
-
-def _as_line(line: dict[str, Any]) -> str:
-  return json.dumps(line, ensure_ascii=False) + "\n"

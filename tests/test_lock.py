@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -63,6 +64,37 @@ def test_two_of_one_process_are_refused_at_once(path):
     assert time.monotonic() - start < 0.5
   with lock.hold(path):
     pass
+
+
+OTHERS = {
+  "a folder": os.mkdir,
+  "a named pipe": os.mkfifo,
+  "a link to nothing": lambda path: os.symlink("nowhere", path),
+  "a link to itself": lambda path: os.symlink(path, path),
+  "a link to a folder": lambda path: os.symlink(path.parent, path),
+  "a link to a pipe": lambda path: (
+    os.mkfifo(path.with_name("pipe")),
+    os.symlink("pipe", path),
+  ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", [".lock", ".lock+"])
+def test_what_is_no_lock_is_named(path, kind, name):
+  """At once, and it stays."""
+  OTHERS[kind](path.with_name(name))
+  if name == ".lock+":  # taken to replace a lock whose owner is gone
+    owned_by(path, pid=dead_pid())
+  before = files.list_folder(path.parent)
+  start = time.monotonic()
+  with (
+    pytest.raises(ValueError, match=rf"{re.escape(name)}: expected a file"),
+    lock.hold(path),
+  ):
+    raise AssertionError
+  assert time.monotonic() - start < 0.5
+  assert files.list_folder(path.parent) == before
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -1,6 +1,7 @@
 """A job is resumed by its own settings, and refuses others."""
 
 import math
+import os
 
 import pytest
 
@@ -38,3 +39,13 @@ def test_other_settings_can_be_forced(tmp_path):
   resumable.begin(path, {"seed": 0}, "hint")
   resumable.begin(path, {"seed": 1}, "hint", force=True)
   assert resumable.settings(path) == {"seed": 1}
+
+
+@pytest.mark.parametrize("make_other", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named(tmp_path, make_other):
+  path = tmp_path / "job.json"
+  make_other(path)
+  with pytest.raises(
+    files.DamagedFile, match=r"job.json: damaged: expected a file.*hint"
+  ):
+    resumable.begin(path, {}, "hint")

@@ -150,6 +150,11 @@ def is_folder(path: Path) -> bool:
   return not _is_web(path) and os.path.isdir(local(path))
 
 
+def is_link(path: Path) -> bool:
+  """Whether it is a symbolic link, wherever that leads."""
+  return not _is_web(path) and os.path.islink(local(path))
+
+
 def is_writable(folder: Path) -> bool:
   """Whether this process may create files in a folder."""
   return os.access(local(folder), os.W_OK)

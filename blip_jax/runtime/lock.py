@@ -68,11 +68,13 @@ class Lock:
     Returns:
       Whether this process has it now; None if only more watching will tell
       whether its owner works: ask again, and soon.
+
+    Raises:
+      ValueError: what has the name of the lock is no file.
     """
     if not self._create():
-      try:
-        found = files.read_bytes(self.path)
-      except FileNotFoundError:  # just released
+      found = self._read()
+      if found is None:  # just released
         return None
       if not self._is_abandoned(found):
         return False if self._moves else None
@@ -112,6 +114,21 @@ class Lock:
 
   def _create(self) -> bool:
     return files.claim(self.path, json.dumps(self._content))
+
+  def _read(self) -> bytes | None:
+    """What is in the lock; None if it is gone."""
+    try:
+      return files.read_bytes(self.path)
+    except OSError as error:
+      # A link to nothing can be neither created nor read, for ever.
+      if not files.is_link(self.path) and isinstance(error, FileNotFoundError):
+        return None
+      if files.is_file(self.path):
+        raise
+      raise ValueError(
+        f"{self.path}: expected a file, by which one process at a time works "
+        f"here, found something else: {error.strerror}. Delete or rename it"
+      ) from error
 
   def _is_ours(self) -> bool:
     return owner(self.path).get("id") == self._content["id"]
@@ -203,7 +220,8 @@ def hold(path: files.Path, patience: float = PATIENCE) -> Iterator[Lock]:
     patience: seconds without a beat after which its owner is gone.
 
   Raises:
-    ValueError: another process has it; says which, and what to do.
+    ValueError: another process has it, or what has its name is no file; says
+      which, and what to do.
   """
   lock = Lock(path, patience)
   problem = _take(lock) if processes.is_first() else ""

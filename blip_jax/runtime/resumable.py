@@ -16,10 +16,13 @@ def settings(path: files.Path) -> dict[str, Any] | None:
   """What a job was started with; None if none was.
 
   Raises:
-    files.DamagedFile: the file is no JSON object.
+    files.DamagedFile: it is no file, or no JSON object.
   """
   if not files.exists(path):
     return None
+  if not files.is_file(path):
+    problem = "expected a file, found a folder, a pipe or a device"
+    raise files.DamagedFile(path, problem)
   content = files.read_json(path)
   if not isinstance(content, dict):
     raise files.DamagedFile(path, f"expected an object, found {content!r:.40}")

@@ -481,3 +481,23 @@ def test_all_files_of_a_vocabulary_are_fetched_from_the_hub(monkeypatch):
     "special_tokens_map.json",
   ):
     assert any(fnmatch.fnmatch(name, pattern) for pattern in asked), name
+
+
+def test_nothing_is_said_of_a_pytorch_that_nobody_needs(tmp_path):
+  words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+  (tmp_path / "vocab.txt").write_text("\n".join(words))
+  program = (
+    "import sys; sys.modules['torch'] = None\n"
+    "from blip_jax.data import tokenizer\n"
+    "assert tokenizer.Tokenizer.load(sys.argv[1]).vocab_size\n"
+    "from transformers.utils import logging\n"
+    "logging.get_logger('transformers').warning_advice('as before')\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(tmp_path)],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "PyTorch" not in done.stderr
+  assert "as before" in done.stderr, "the user's own settings come back"

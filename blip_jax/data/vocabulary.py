@@ -107,9 +107,7 @@ def _bert(directory: pathlib.Path, options: dict[str, Any]) -> Any:
   Raises:
     ValueError: it cannot be made of these files.
   """
-  # The import takes a second, and workers that only encode do not need it.
-  import transformers
-
+  transformers = _transformers()
   try:
     # Not `BertTokenizer(vocab_file=...)`: transformers 5 ignores the argument
     # and makes every word [UNK].
@@ -122,6 +120,23 @@ def _bert(directory: pathlib.Path, options: dict[str, Any]) -> Any:
       f"{' + '.join(found)}: expected the files of a BERT tokenizer, found "
       f"values of which transformers makes none ({error!r:.200}); restore them"
     ) from error
+
+
+def _transformers() -> Any:
+  """The package. Its import says that there is no PyTorch, which is no news.
+
+  It takes a second, and workers that only encode do not need it.
+  """
+  quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+  before = os.environ.get(quiet)
+  os.environ[quiet] = "1"
+  try:
+    import transformers
+  finally:
+    del os.environ[quiet]
+    if before is not None:
+      os.environ[quiet] = before
+  return transformers
 
 
 def _from_hub(name: str) -> pathlib.Path:

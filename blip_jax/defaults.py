@@ -43,18 +43,18 @@ def caption_images() -> Config:
       prompt=config_dict.placeholder(str),  # unset: the model's
       # Unset: the model's defaults; with `sample`, those of the original.
       generation=dict(
-        sample=False,
-        num_return_sequences=1,
-        num_beams=config_dict.placeholder(int),
-        max_length=config_dict.placeholder(int),
-        min_length=config_dict.placeholder(int),
-        max_new_tokens=config_dict.placeholder(int),
-        repetition_penalty=config_dict.placeholder(float),
-        no_repeat_ngram_size=config_dict.placeholder(int),
-        temperature=config_dict.placeholder(float),
-        top_k=config_dict.placeholder(int),
-        top_p=config_dict.placeholder(float),
-        length_norm=config_dict.placeholder(str),
+        sample=False,  # whether to sample; not with beams
+        num_return_sequences=1,  # captions of each image
+        num_beams=config_dict.placeholder(int),  # 1: greedy
+        max_length=config_dict.placeholder(int),  # tokens, with the prompt
+        min_length=config_dict.placeholder(int),  # with the prompt
+        max_new_tokens=config_dict.placeholder(int),  # without the prompt
+        repetition_penalty=config_dict.placeholder(float),  # 1: none
+        no_repeat_ngram_size=config_dict.placeholder(int),  # 0: any may repeat
+        temperature=config_dict.placeholder(float),  # divides scores
+        top_k=config_dict.placeholder(int),  # likeliest tokens; 0: all
+        top_p=config_dict.placeholder(float),  # of probability; 1: all
+        length_norm=config_dict.placeholder(str),  # full | generated
       ),
     )
   )
@@ -116,15 +116,14 @@ def capfilt() -> Config:
         jobs=(),  # folders of more jobs to merge
         human=(),  # sources of human captions, which are added unfiltered
         by_source=False,  # whether to write each source of texts separately
-        # Fields of `capfilt.rules.Rules`.
-        threshold=0.5,
-        sources=("web", "synthetic"),
-        min_words=1,
-        max_words=0,
-        max_repeats=0,
-        markup=True,
-        near_duplicates=1.0,
-        max_per_image=0,
+        threshold=0.5,  # the least itm_prob of a text
+        sources=("web", "synthetic"),  # of texts
+        min_words=1,  # of a text
+        max_words=0,  # of a text; 0: any number
+        max_repeats=0,  # of a word in a row, or a pair of words; 0: any
+        markup=True,  # whether texts may have remains of a web page
+        near_duplicates=1.0,  # 1: equal texts are dropped; 0: none are
+        max_per_image=0,  # texts with the highest itm_prob; 0: 1,000
       ),
     )
   )
@@ -162,10 +161,12 @@ def training(task: str) -> Config:
       # -1: all devices that the other two axes leave.
       mesh=dict(data=-1, fsdp=1, tensor=1),
       model=dict(
-        # These three, if unset, are those of the model to start from, else
-        # base (tiny | base | large), 224 pixels, and the variant's.
+        # tiny | base | large; unset: that of the model to start from, else
+        # base.
         variant=config_dict.placeholder(str),
+        # Pixels; unset: those of the model to start from, else 224.
         image_size=config_dict.placeholder(int),
+        # Pixels; unset: that of the model to start from, else the variant's.
         patch_size=config_dict.placeholder(int),
         drop_path=config_dict.placeholder(float),  # unset: the variant's
         dropout=0.1,  # of the text towers

@@ -3,6 +3,8 @@
 import functools
 import io
 import json
+import os
+import shutil
 import tarfile
 
 import jax
@@ -165,3 +167,21 @@ def flip(path):
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
+
+
+def replace_by(path, kind):
+  """Puts something that is no regular file in the place of a file or folder."""
+  if path.is_dir():
+    shutil.rmtree(path)
+  path.unlink(missing_ok=True)
+  if kind == "folder":
+    path.mkdir()
+  elif kind == "pipe":
+    os.mkfifo(path)
+  elif kind == "link to itself":
+    path.symlink_to(path.name)
+  else:
+    path.write_text("text")
+
+
+NO_FILES = ("folder", "pipe", "link to itself")

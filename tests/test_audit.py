@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from blip_jax import defaults
-from blip_jax.capfilt import audit, job, ledger, rows
+from blip_jax.capfilt import audit, job, ledger, merge, report, rows
 from tests import jobs
 
 
@@ -153,3 +153,44 @@ def test_status_of_no_job_is_refused(tmp_path):
   config = defaults.capfilt().lock()
   with pytest.raises(ValueError, match="no job was started there"):
     audit.status(config, str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", jobs.NO_FILES)
+@pytest.mark.parametrize("name", ["00001.done.json", "00001.parquet"])
+def test_every_job_lists_what_is_no_file(config, tmp_path, kind, name):
+  jobs.replace_by(tmp_path / "out" / name, kind)
+  results = audit.status(config, config.out)
+  assert (results["work_units_done"], results["damaged"]) == (2, 1)
+  assert report.report(config, config.out)["web/in"] == 20
+  for do in (audit.verify, merge.merge):
+    with pytest.raises(ValueError, match=f"{name}: damaged: "):
+      do(config, config.out)
+
+
+@pytest.mark.parametrize("kind", [*jobs.NO_FILES])
+def test_settings_that_are_no_file_are_refused_by_name(config, tmp_path, kind):
+  jobs.replace_by(tmp_path / "out" / "job.json", kind)
+  for do in (audit.status, audit.verify, report.report, merge.merge):
+    with pytest.raises(ValueError, match=r"job\.json"):
+      do(config, config.out)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"work_unit_rows": 0},
+    {"work_unit_rows": -1},
+    {"work_unit_rows": "x"},
+    {"source": "*.tar"},
+    {"source": [None]},
+    {"source": 5},
+    {"image_root": 5},
+    {"web_texts": None},
+  ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(config, tmp_path, changes):
+  path = tmp_path / "out" / "job.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  for do in (audit.status, audit.verify, report.report, merge.merge):
+    with pytest.raises(ValueError, match=rf"job\.json.* {next(iter(changes))}"):
+      do(config, config.out)

@@ -309,6 +309,23 @@ def test_a_new_shard_joins_and_a_changed_one_is_done_again(shards, tmp_path):
   assert table[0]["text"] == NOISY_SCENES[30]["caption"]
 
 
+@pytest.mark.parametrize("ending", ["parquet", "done.json"])
+def test_a_folder_in_the_place_of_an_output_costs_its_work_unit(
+  shards, tmp_path, ending
+):
+  out = tmp_path / "out"
+  config = capfilt_config(shards / "*.tar", out, captioner="")
+  run(config)
+  (out / "00001.done.json").unlink()
+  jobs.replace_by(out / f"00000.{ending}", "folder")
+  with pytest.raises(ValueError, match="1 work units could not be") as error:
+    run(config)
+  assert f"00000.{ending}: expected a file" in str(error.value)
+  assert (out / "00001.done.json").exists()
+  (out / f"00000.{ending}").rmdir()
+  assert run(config)["images/in"] == 15
+
+
 def test_a_damaged_shard_does_not_affect_others(shards, tmp_path):
   intact = (shards / "00002.tar").read_bytes()
   (shards / "00002.tar").write_bytes(intact[: len(intact) // 2 - 700])

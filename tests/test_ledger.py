@@ -11,6 +11,7 @@ import pytest
 
 from blip_jax.capfilt import ledger, work_units
 from blip_jax.runtime import lock
+from tests import jobs
 
 
 @pytest.fixture
@@ -281,3 +282,35 @@ def test_a_digest_of_settings_has_sixteen_digits():
   digest = ledger.digest({"b": 1, "a": 2})
   assert digest == ledger.digest({"a": 2, "b": 1}) and len(digest) == 16
   assert digest != ledger.digest({"a": 2, "b": 2})
+
+
+@pytest.mark.parametrize("kind", jobs.NO_FILES)
+@pytest.mark.parametrize("name", ["a.done.json", "a.parquet"])
+def test_what_is_no_file_is_listed_and_its_work_unit_not_done(
+  tmp_path, unit, kind, name
+):
+  finish(begin(tmp_path), unit)
+  jobs.replace_by(tmp_path / name, kind)
+  started = begin(tmp_path)
+  assert started.done(unit) is None
+  assert f"{name}: damaged: " in started.damaged["a"]
+  if kind == "folder":
+    with pytest.raises(work_units.Unusable, match=f"{name}.*found a folder"):
+      started.check_paths(unit)
+  else:
+    started.check_paths(unit)
+    finish(started, unit)
+    assert started.done(unit) is not None
+
+
+@pytest.mark.parametrize("number", [-1, 10**99, True, 1.5])
+@pytest.mark.parametrize("where", ["images", "texts"])
+def test_counts_that_cannot_be_are_damage(tmp_path, unit, number, where):
+  finish(started := begin(tmp_path), unit)
+  path = tmp_path / "a.done.json"
+  done = json.loads(path.read_text())
+  counts = done["images"] if where == "images" else done["texts"]["web"]
+  counts["in"] = number
+  path.write_text(json.dumps(done))
+  assert started.done(unit) is None
+  assert "in: expected an integer from 0" in started.damaged["a"]

@@ -302,3 +302,10 @@ def test_shards_that_are_swapped_during_a_merge_are_not_merged(
   with pytest.raises(ValueError, match="changed since"):
     run(two_shards)
   assert not (tmp_path / "clean").exists()
+
+
+def test_a_folder_in_the_place_of_the_statistics_is_refused(listed, tmp_path):
+  (tmp_path / "clean.json.stats.json").mkdir()
+  with pytest.raises(ValueError, match=r"stats\.json: expected a file"):
+    run(listed)
+  assert not (tmp_path / "clean.json").exists()

@@ -109,3 +109,43 @@ def test_rows_with_a_flipped_bit_are_left_out_and_listed(listed, tmp_path):
   assert results["damaged"] == 1 and results["web/in"] == 3
   damaged = json.loads((tmp_path / "out/report.json").read_text())["damaged"]
   assert "web.json-00001.parquet" in damaged["web.json-00001"]
+
+
+@pytest.mark.parametrize("kind", [*jobs.NO_FILES, "file"])
+@pytest.mark.parametrize("name", ["log", "log/x.jsonl"])
+def test_a_log_that_is_none_is_left_out(listed, tmp_path, caplog, kind, name):
+  (tmp_path / "out" / "log").mkdir()
+  jobs.replace_by(tmp_path / "out" / name, kind)
+  report.report(listed, listed.out)
+  content = json.loads((tmp_path / "out" / "report.json").read_text())
+  assert {x["images"] for x in content["throughput"].values()} <= {0}
+  is_log = kind == ("folder" if name == "log" else "file")
+  assert is_log or str(tmp_path / "out" / name) in caplog.text
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    '{"images": 1e999, "seconds": 1}',
+    '{"images": 1' + 400 * "0" + ', "seconds": 1}',
+    '{"images": "9", "seconds": 1}',
+    '{"images": -1, "seconds": 1}',
+    '{"images": 1, "seconds": NaN}',
+    '{"images": 1, "seconds": 1e999}',
+    '{"images": 1}',
+    "[]",
+  ],
+)
+def test_of_a_line_that_cannot_be_nothing_counts(tmp_path, line):
+  good = '{"images": 30, "seconds": 2}'
+  (tmp_path / "a-1.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+  assert report._throughput(tmp_path) == {
+    "a-1": {"images": 60, "seconds": 4.0, "images_per_second": 15.0}
+  }
+
+
+@pytest.mark.parametrize("ending", ["html", "csv", "json"])
+def test_a_folder_in_the_place_of_a_report_is_refused(listed, tmp_path, ending):
+  (tmp_path / "out" / f"report.{ending}").mkdir()
+  with pytest.raises(ValueError, match=f"report.{ending}: expected a file"):
+    report.report(listed, listed.out)

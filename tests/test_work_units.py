@@ -286,3 +286,9 @@ def test_input_that_cannot_be_read_is_not_damaged(shards, monkeypatch):
   with pytest.raises(work_units.Unusable, match=r"00001\.tar: .*Input/output"):
     unit.input()
   assert not unit.unchanged(fingerprint)
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_work_units_have_rows(tmp_path, rows):
+  with pytest.raises(ValueError, match=f"config.work_unit_rows.* {rows}"):
+    find(write_list(tmp_path / "web.json", 2), rows=rows)

@@ -18,7 +18,7 @@ from blip_jax.capfilt import label, rows
 from blip_jax.capfilt import ledger as ledger_lib
 from blip_jax.capfilt import work_units as work_units_lib
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import files, sharding, snapshot
+from blip_jax.runtime import files, json_files, sharding, snapshot
 from blip_jax.runtime import progress as progress_lib
 from blip_jax.runtime.config import Config
 
@@ -27,6 +27,13 @@ log = logging.getLogger(__name__)
 # Images per device. Changes the last bits of scores, so it is part of the
 # settings of a job.
 _BATCH_SIZE_CPU, _BATCH_SIZE = 8, 64
+# What `find_work_units` reads of the settings, as `json_files` writes types.
+_SETTINGS = {
+  "source": [str],
+  "image_root": str,
+  "web_texts": bool,
+  "work_unit_rows": range(1, 2**53),
+}
 # Of a work unit whose input cannot be read, or changes while it is labelled.
 _MAX_TRIES = 3
 
@@ -123,8 +130,7 @@ class _Failures:
         raise ValueError(
           f"config.source: {len(names)} work units could not be done in "
           f"{_MAX_TRIES} tries, such as {names[:3]}; the others are. {error}. "
-          "Run the same command again once the input can be read and stays "
-          "as it is"
+          "Run the same command again once that is mended"
         ) from error
     else:
       self._tries.pop(work_unit.name, None)
@@ -218,14 +224,11 @@ def work_units_of(
     ValueError: the folder holds no job, its settings are damaged, or its input
       is gone.
   """
-  try:
-    return find_work_units(ledger.settings)
-  except (KeyError, TypeError, AttributeError) as error:
-    raise files.DamagedFile(
-      ledger.folder / "job.json",
-      f"not the settings of a job: {type(error).__name__}: {error}",
-      ledger_lib.RESTORE,
-    ) from error
+  settings = ledger.settings
+  if problem := json_files.problem(settings, _SETTINGS, complete=True):
+    path = ledger.folder / "job.json"
+    raise files.DamagedFile(path, problem, ledger_lib.RESTORE)
+  return find_work_units(settings)
 
 
 def process(
@@ -248,8 +251,9 @@ def process(
 
   Raises:
     work_units.Unusable: the input cannot be read, or is another one at the end
-      than at the beginning; nothing is written.
+      than at the beginning, or the output cannot be written; nothing is.
   """
+  ledger.check_paths(work_unit)
   before = work_unit.input()
   source, damage = work_unit.open()
   counts, text_rows = rows.Counts(damage), []

@@ -19,6 +19,7 @@ from typing import Any
 
 from blip_jax.capfilt import work_units
 from blip_jax.capfilt.work_units import WorkUnit
+from blip_jax.data import rejects
 from blip_jax.runtime import files, json_files, lock, resumable
 
 log = logging.getLogger(__name__)
@@ -29,11 +30,12 @@ _LEASE = ".lease"
 # A lease is renewed until nothing was labelled for so many times its length.
 _STUCK = 6
 # What a done-file must have at least, as `json_files` writes types.
-_COUNTS = dict.fromkeys(("in", "kept", "dropped", "bad"), int)
+NUMBER = range(2**53)
+_COUNTS = dict.fromkeys(("in", "kept", "dropped", "bad"), NUMBER)
 _SHAPE = {
   "settings": str,
   "input": {"rows": object},
-  "output": {"bytes": int, "sha256": str},
+  "output": {"bytes": NUMBER, "sha256": str},
   "images": _COUNTS,
   "texts": {"web": _COUNTS, "synthetic": _COUNTS},
   "bad": {str: str},
@@ -158,6 +160,13 @@ class Ledger:
       return None
     return done
 
+  def check_paths(self, work_unit: WorkUnit) -> None:
+    """Raises `Unusable` if its files could not be written in the end."""
+    try:
+      refuse_folders(self.rows_path(work_unit), self.done_path(work_unit))
+    except ValueError as error:
+      raise work_units.Unusable(str(error)) from error
+
   def note_damage(self, work_unit: WorkUnit, error: ValueError) -> None:
     """Remembers that a file of a work unit is damaged, and logs it once."""
     if work_unit.name not in self.damaged:
@@ -257,6 +266,14 @@ def _check_rows(path: pathlib.Path, written: Mapping[str, Any]) -> None:
   raise files.DamagedFile(path, problem, _REDO)
 
 
+def refuse_folders(*paths: files.Path) -> None:
+  """Raises `ValueError` if a folder is in the place of a file to be written."""
+  for path in filter(files.is_folder, paths):
+    raise ValueError(
+      f"{path}: expected a file, or nothing; found a folder. Move it away"
+    )
+
+
 def digest(settings: Mapping[str, Any]) -> str:
   """A short hash of settings."""
   text = json.dumps(settings, sort_keys=True)
@@ -269,6 +286,13 @@ def _read_done(path: pathlib.Path) -> dict[str, Any]:
     done = files.read_json(path)
   except files.DamagedFile as error:
     raise files.DamagedFile(path, error.problem, _REDO) from error
+  except FileNotFoundError:
+    raise
+  except OSError as error:
+    if rejects.hits_all(error):
+      raise
+    problem = f"it cannot be read: {error.strerror}"
+    raise files.DamagedFile(path, problem, _REDO) from error
   if problem := json_files.problem(done, _SHAPE, complete=True):
     raise files.DamagedFile(path, problem, _REDO)
   return done

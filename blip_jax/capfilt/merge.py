@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from blip_jax.capfilt import job, pair_files, rows, rules
-from blip_jax.capfilt.ledger import Ledger
+from blip_jax.capfilt.ledger import Ledger, refuse_folders
 from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.data import datasets, sources, transforms
 from blip_jax.runtime import files, lock, progress
@@ -71,6 +71,7 @@ def _merge(
   image_root = _image_root(config, [work_unit for _, work_unit in done])
   stats: _Stats = collections.defaultdict(collections.Counter)
   stats_path = out.with_name(f"{out.name}.stats.json")
+  refuse_folders(stats_path)
   replace = files.exists(stats_path)
   with contextlib.ExitStack() as stack:
 

@@ -2,7 +2,6 @@
 the texts (`report.csv`), and as JSON.
 """
 
-import contextlib
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -16,12 +15,15 @@ from blip_jax.capfilt import (
   rules,
   text_table,
 )
-from blip_jax.capfilt.ledger import Ledger
+from blip_jax.capfilt.ledger import NUMBER, Ledger, refuse_folders
 from blip_jax.capfilt.work_units import WorkUnit
-from blip_jax.runtime import files, lock, progress
+from blip_jax.runtime import files, json_files, lock, progress
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
+
+# What counts of a line of `log`, as `json_files` writes types.
+_LOG_LINE = {"images": NUMBER, "seconds": float}
 
 
 def report(config: Config, workdir: str) -> dict[str, int]:
@@ -40,10 +42,13 @@ def report(config: Config, workdir: str) -> dict[str, int]:
     out, if any. The log and `report.json` name their files.
 
   Raises:
-    ValueError: no work unit is done, or another process writes a report.
+    ValueError: no work unit is done, another process writes a report, or a
+      folder is in the place of one.
   """
   ledger = Ledger(config.out or workdir)
   work_units = job.work_units_of(ledger)
+  names = "report.html", "report.json", html.TABLE
+  refuse_folders(*(ledger.folder / name for name in names))
   with lock.hold(lock.path_for(ledger.folder / "report.html")):
     return _report(config, ledger, work_units)
 
@@ -105,16 +110,25 @@ def _report(
 def _throughput(log_folder: pathlib.Path) -> dict[str, dict[str, float | int]]:
   """Process -> the number of its images, its seconds, and their ratio."""
   throughput = {}
-  for name in files.list_folder(log_folder):
+  try:
+    names = files.list_folder(log_folder)
+  except OSError as error:
+    log.warning("%s: left out: %s", log_folder, error.strerror)
+    return {}
+  for name in names:
     if not name.endswith(".jsonl"):
       continue
     # A running process may be writing its last line.
     num_images, seconds = 0, 0.0
-    for line in files.json_lines(log_folder / name):
-      # Of a line that is damaged, nothing counts.
-      with contextlib.suppress(LookupError, TypeError, ValueError):
-        images, time = int(line["images"]), float(line["seconds"])
-        num_images, seconds = num_images + images, seconds + time
+    try:
+      for line in files.json_lines(log_folder / name):
+        # Of a line that is damaged, nothing counts.
+        if not json_files.problem(line, _LOG_LINE, complete=True):
+          num_images += line["images"]
+          seconds += line["seconds"]
+    except OSError as error:
+      path = files.printable(str(log_folder / name))
+      log.warning("%s: left out: %s", path, error.strerror)
     throughput[name.removesuffix(".jsonl")] = {
       "images": num_images,
       "seconds": round(seconds, 1),

@@ -197,9 +197,13 @@ def find(
     work_unit_rows: rows of a work unit, for sources without shards.
 
   Raises:
-    ValueError: there is no source, one cannot be read, or two work units would
-      have the same name.
+    ValueError: there is no source, one cannot be read, work units have no rows,
+      or two would have the same name.
   """
+  if work_unit_rows < 1:
+    raise ValueError(
+      f"config.work_unit_rows: expected 1 or more, found {work_unit_rows}"
+    )
   work_units = []
   for spec in filter(None, specs):
     shards = datasets.shard_specs(spec)

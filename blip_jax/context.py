@@ -130,7 +130,7 @@ def _of_run(
 
 def _log_taken(source: Any, taken: Mapping[str, Any]) -> None:
   if taken:
-    values = ", ".join(f"{key}={value}" for key, value in taken.items())
+    values = ", ".join(f"{key}={value!r}" for key, value in taken.items())
     log.info("Taken from %s: %s", source, values)
 
 

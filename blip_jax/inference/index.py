@@ -3,24 +3,28 @@
 A folder has `index.json` (the settings that it was made with), and for every
 `PART` images `part-<number>.npy` (unit vectors, float32 [n, C]) and
 `part-<number>.json` (the images' rows in the source and their ids; why others
-could not be read), which is written last.
+could not be read), which is written last. That also has hashes: of what tells
+that the images are still the same, of the vectors, and of itself. A part that
+they do not fit is made again.
 """
 
 import collections
-import fnmatch
+import concurrent.futures
 import functools
+import hashlib
 import io
+import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from blip_jax.data import examples, loader, rejects, sources
-from blip_jax.inference import matching
+from blip_jax.inference import matching, stamps
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import (
   files,
@@ -54,20 +58,37 @@ class Nearest(NamedTuple):
     return f"Nearest({matching.brief(**self._asdict())})"
 
 
+class _Part(NamedTuple):
+  """What a part is to have.
+
+  Attributes:
+    rows: of its images in the source.
+    images: the hash of their ids and stamps.
+  """
+
+  rows: Int[np.ndarray, " n"]
+  images: str
+
+
 class Index:
   """The embeddings of a source's images.
+
+  Args:
+    folder: of the index.
+    parts: that are sound; others in the folder are ignored.
 
   Attributes:
     ids: row in the source -> id, of the images that could be read.
     unreadable: id -> reason, of the others.
   """
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, parts: Sequence[pathlib.Path]):
     self._folder = folder
+    self._parts = parts
     self.ids: dict[int, str] = {}
     self.unreadable: dict[str, str] = {}
     self._rows: list[Int[np.ndarray, " n"]] = []
-    for part in _parts(folder):
+    for part in parts:
       content = files.read_json(part)
       self.ids |= zip(content["rows"], content["ids"], strict=True)
       self.unreadable |= content["unreadable"]
@@ -95,10 +116,7 @@ class Index:
       ValueError: FAISS is not installed, or does not know the factory.
     """
     k = min(k, len(self.ids))
-    parts = (
-      np.load(part.with_suffix(".npy"), mmap_mode="r")
-      for part in _parts(self._folder)
-    )
+    parts = map(_vectors, self._parts)
     if factory:
       return self._by_faiss(queries, k, factory, np.concatenate([*parts]))
     cosine = np.empty((len(queries), 0), np.float32)
@@ -151,7 +169,8 @@ def build(
 ) -> Index:
   """Embeds a source's images, unless that is done, and opens the index.
 
-  Parts that are complete are kept, so that a stopped job resumes.
+  Parts that are complete are kept, so that a stopped job resumes. Those that
+  are damaged, or whose images have changed, are made again.
 
   Args:
     folder: of the index.
@@ -167,12 +186,12 @@ def build(
   """
   folder = pathlib.Path(folder)
   _begin(folder, model, source, num_frames)
-  starts = range(0, len(source), PART)
-  is_missing = lambda start: not _is_sound(_part(folder, start), len(source))
-  if any(map(is_missing, starts)):
+  parts = _stamped_parts(folder, source)
+  is_missing = lambda part: not _is_sound(part, parts[part].images)
+  if missing := [*filter(is_missing, parts)]:
     with lock.hold(folder / ".lock") as held:
-      # Another process may just have built it.
-      missing = [*filter(is_missing, starts)]
+      # Another process may just have made them.
+      missing = [*filter(is_missing, missing)]
       embed = functools.partial(
         _embed,
         model=model,
@@ -181,34 +200,53 @@ def build(
         num_threads=num_threads,
         num_frames=num_frames,
       )
-      _build(folder, missing, len(source), embed, held)
-  index = Index(folder)
+      _build({part: parts[part] for part in missing}, len(source), embed, held)
+  index = Index(folder, [*parts])
   if not index.ids:
     first = next(iter(index.unreadable.items()), "")
-    for start in starts:
-      files.remove(_part(folder, start))  # so that the next job tries again
+    for part in parts:
+      files.remove(part)  # so that the next job tries again
     raise ValueError(f"{folder}: no image could be read; the first: {first}")
   _refuse_duplicates(folder, index)
   return index
 
 
+def _stamped_parts(
+  folder: pathlib.Path, source: Any
+) -> dict[pathlib.Path, _Part]:
+  """What the parts of a source's index are to have, by their paths."""
+  starts = range(0, len(source), PART)
+  parts = [np.arange(s, min(s + PART, len(source))) for s in starts]
+  digest = stamps.Stamps(source).digest
+  with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
+    digests = pool.map(lambda rows: digest(rows.tolist()), parts)
+    return {
+      folder / f"part-{number:06d}.json": _Part(rows, images)
+      for number, (rows, images) in enumerate(zip(parts, digests, strict=True))
+    }
+
+
 def _build(
-  folder: pathlib.Path,
-  missing: Sequence[int],
+  missing: Mapping[pathlib.Path, _Part],
   num_images: int,
   embed: Callable[..., None],
   held: lock.Lock,
 ) -> None:
-  """Writes the parts that are missing, by the numbers of their first images."""
-  parts = {s: np.arange(s, min(s + PART, num_images)) for s in missing}
-  done = num_images - sum(map(len, parts.values()))
+  """Writes the parts that are missing."""
+  for path in (p for part in missing for p in (part, part.with_suffix(".npy"))):
+    if files.is_folder(path):
+      raise ValueError(
+        f"{path}: expected a file of the index, found a folder. Delete it, or "
+        "name another folder with config.index"
+      )
+  done = num_images - sum(len(part.rows) for part in missing.values())
   with progress.bar(
     total=num_images, initial=done, unit="img", disable=not missing
   ) as bar:
-    for start, rows in parts.items():
+    for path, part in missing.items():
       held.check()
-      embed(_part(folder, start), rows)
-      bar.update(len(rows))
+      embed(path, part)
+      bar.update(len(part.rows))
 
 
 def _begin(
@@ -232,8 +270,8 @@ def _begin(
 
 
 def _embed(
-  part: pathlib.Path,
-  rows: Int[np.ndarray, " n"],
+  path: pathlib.Path,
+  part: _Part,
   model: model_lib.Model,
   source: Any,
   batch_size: int,
@@ -242,7 +280,7 @@ def _embed(
 ) -> None:
   """Writes a part: the vectors, then the rows and ids that they belong to."""
   batches = loader.eval_loader(
-    sources.Rows(source, rows),
+    sources.Rows(source, part.rows),
     examples.ImageExample(model.image, num_frames=num_frames),
     sharding.padded_batch_size(batch_size, model.mesh),
     num_threads=num_threads,
@@ -256,15 +294,15 @@ def _embed(
   valid = np.concatenate(valid)
   file = io.BytesIO()
   np.save(file, np.concatenate(vectors)[valid])
-  files.write_bytes(part.with_suffix(".npy"), file.getvalue())
-  files.write_json(
-    part,
-    {
-      "rows": rows[np.flatnonzero(valid)].tolist(),
-      "ids": [ids[position] for position in np.flatnonzero(valid)],
-      "unreadable": bad.by_id,
-    },
-  )
+  files.write_bytes(path.with_suffix(".npy"), file.getvalue())
+  content = {
+    "images": part.images,
+    "vectors": hashlib.sha256(file.getvalue()).hexdigest(),
+    "rows": part.rows[np.flatnonzero(valid)].tolist(),
+    "ids": [ids[position] for position in np.flatnonzero(valid)],
+    "unreadable": bad.by_id,
+  }
+  files.write_json(path, content | {"digest": _digest(content)})
 
 
 def _refuse_duplicates(folder: pathlib.Path, index: Index) -> None:
@@ -277,39 +315,38 @@ def _refuse_duplicates(folder: pathlib.Path, index: Index) -> None:
     )
 
 
-def _is_sound(part: pathlib.Path, num_images: int) -> bool:
-  """Whether a part is there, and its vectors fit its rows."""
-  if not files.exists(part):
+def _is_sound(path: pathlib.Path, images: str) -> bool:
+  """Whether a part is there as it was written, and of the images of now.
+
+  Args:
+    path: of the part.
+    images: see `_Part`.
+  """
+  if not files.exists(path):
     return False
   try:
-    content = files.read_json(part)
-    rows, ids = np.array(content["rows"]), content["ids"]
-    vectors = np.load(part.with_suffix(".npy"), mmap_mode="r")
-    start = int(part.stem.removeprefix("part-")) * PART
-    end = min(start + PART, num_images)
-    num_sound = len(rows) + len(content["unreadable"])
-    if (
-      vectors.dtype == np.float32
-      and vectors.ndim == 2
-      and len(rows) == len(ids) == len(vectors)
-      and num_sound <= end - start
-      and all(type(row) is int for row in content["rows"])
-      and (not len(rows) or (start <= rows.min() and rows.max() < end))
-      and all(isinstance(id, str) for id in ids)
-    ):
+    content = files.read_json(path)
+    if content.pop("digest", None) != _digest(content):
+      problem = "damaged: it has another hash than it was written with"
+    elif content["vectors"] != files.sha256(path.with_suffix(".npy")):
+      problem = "damaged: its vectors are others"
+    elif content["images"] != images:
+      problem = "some of its images have changed"
+    else:
       return True
-    problem = "its vectors, rows and ids do not belong together"
   # Of a file that is overwritten, anything may be raised.
   except Exception as error:
-    problem = f"{type(error).__name__}: {error}"
-  log.warning("%s: damaged: %s; its images are embedded again", part, problem)
+    problem = f"damaged: {type(error).__name__}: {error}"
+  log.warning("%s: %s; its images are embedded again", path, problem)
   return False
 
 
-def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
-  names = fnmatch.filter(files.list_folder(folder), "part-*.json")
-  return [folder / name for name in names]
+def _digest(content: Mapping[str, Any]) -> str:
+  """The hash of what else is in a part's file."""
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _part(folder: pathlib.Path, start: int) -> pathlib.Path:
-  return folder / f"part-{start // PART:06d}.json"
+def _vectors(part: pathlib.Path) -> Float[np.ndarray, "n C"]:
+  with files.open_read(part.with_suffix(".npy")) as file:
+    return np.load(file)

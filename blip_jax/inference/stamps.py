@@ -4,11 +4,12 @@ The stamp of a file is its size and its times. One of these no program can set,
 so that files that swap their names, or are unpacked over others, are noticed.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from blip_jax.data import sources
 from blip_jax.runtime import files
@@ -38,15 +39,22 @@ class Stamps:
     return _of_file(path) if path else self.of_shards
 
   def digest(self, rows: Iterable[int]) -> str:
-    """One hash of the ids and stamps of rows."""
+    """One hash of the ids and stamps of rows.
+
+    Of images that are no files, only the first is read, and its content is
+    part of the hash.
+    """
     found = hashlib.sha256(self.of_shards.encode())
     for row in rows:
-      id, stamp = sources.row_id(self._source, row), None
-      with contextlib.suppress(sources.BadRow):
-        stamp = self.of(self._source[row])
-      found.update(json.dumps([id, stamp]).encode())
-      if stamp == self.of_shards:
-        break  # so do the others, and reading them reads their images
+      try:
+        record = self._source[row]
+      except sources.BadRow as bad:
+        found.update(f"{bad.id!a}\n".encode())
+        continue
+      found.update(f"{record['id']!a} {self.of(record)}\n".encode())
+      if not sources.image_path(record):
+        found.update(np.asarray(record["image"]).tobytes())
+        break
     return found.hexdigest()
 
 

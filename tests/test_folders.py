@@ -1,15 +1,18 @@
 """Folders of images, captioned or not."""
 
 import collections
+import errno
 import io
 import os
 import pickle
+import subprocess
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from blip_jax.data import datasets, folders, sources, transforms
+from blip_jax.runtime import files as files_lib
 from tests import helpers
 
 
@@ -239,3 +242,89 @@ def test_names_are_stored_as_bytes():
   stored = folders._Names(names)
   assert len(stored) == 4
   assert [stored[n] for n in range(4)] == names
+
+
+def test_a_folder_is_listed_once_whatever_links_lead_to_it(tmp_path):
+  """All paths through nine folders that link to each other are a million."""
+  folder = tmp_path / "set"
+  names = [f"d{n}" for n in range(9)]
+  _make(folder, {f"{name}/{name}.png": None for name in names})
+  _make(tmp_path / "other", {"deep/x.png": None})
+  for name in names:
+    for other in names:
+      if name != other:
+        (folder / name / other).symlink_to(f"../{other}")
+  (folder / "a").symlink_to("d3")
+  (folder / "b").symlink_to("../other")
+  (folder / "c").symlink_to("../other/deep")
+  (folder / "e").symlink_to("..")
+  expected = [*(f"{name}/{name}.png" for name in names), "b/deep/x.png"]
+  assert folders.listing(str(folder)) == sorted(expected)
+
+
+def test_a_link_to_a_folder_with_this_one_in_it(tmp_path):
+  _make(tmp_path, {"set/a.png": None, "other/b.png": None})
+  (tmp_path / "set" / "up").symlink_to("..")
+  assert folders.listing(str(tmp_path / "set")) == ["a.png", "up/other/b.png"]
+
+
+def test_folders_may_be_deep(tmp_path, caplog):
+  """Deeper than Python calls, and than a path may be long."""
+  _make(tmp_path, {"a.png": None})
+  here = os.open(tmp_path, os.O_RDONLY)
+  deepest = os.path.join(*"d" * 1500, "x.png")
+  for depth in range(2500):
+    os.mkdir("d", dir_fd=here)
+    inner = os.open("d", os.O_RDONLY, dir_fd=here)
+    os.close(here)
+    here = inner
+    if depth == 1499:
+      os.close(os.open("x.png", os.O_CREAT, dir_fd=here))
+  os.close(here)
+  try:
+    assert folders.listing(str(tmp_path)) == ["a.png", deepest]
+    assert "subfolders that cannot be read" in caplog.text
+  finally:
+    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # Python cannot
+
+
+def test_a_folder_that_cannot_be_read_costs_its_files(
+  tmp_path, monkeypatch, caplog
+):
+  _make(tmp_path, {"a.png": None, "secret/b.png": None, "z/c.png": None})
+  entries = files_lib.entries
+
+  def fail(folder, number=errno.EACCES):
+    if str(folder).endswith("secret"):
+      raise OSError(number, "Permission denied", folder)
+    return entries(folder)
+
+  monkeypatch.setattr(files_lib, "entries", fail)
+  assert folders.listing(str(tmp_path)) == ["a.png", "z/c.png"]
+  assert "not used: 1, such as secret: Permission denied" in caplog.text
+  monkeypatch.setattr(files_lib, "entries", lambda f: fail(f, errno.EMFILE))
+  with pytest.raises(OSError):
+    folders.listing(str(tmp_path))
+  with pytest.raises(OSError):
+    folders.listing(str(tmp_path / "secret"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "nowhere", "itself"])
+def test_what_is_no_file_is_no_table(tmp_path, caplog, kind):
+  _make(tmp_path, {"a.png": None, "a.txt": "one"})
+  table = tmp_path / "metadata.csv"
+  match kind:
+    case "folder":
+      table.mkdir()
+    case "pipe":
+      os.mkfifo(table)
+    case _:
+      table.symlink_to(table.name if kind == "itself" else "nowhere")
+  (record,) = datasets.open_source(str(tmp_path))
+  assert record["caption"] == "one"
+  assert f"{table}: no regular file" in caplog.text
+  (tmp_path / "metadata.jsonl").write_text(
+    '{"file_name": "a.png", "caption": "two"}'
+  )
+  (record,) = datasets.open_source(str(tmp_path))
+  assert record["caption"] == "two"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -135,3 +136,69 @@ def test_a_file_begins_with_an_object_or_a_list(tmp_path):
   path = tmp_path / "a.json"
   for content, expected in (("\ufeff {", True), ("[{", False), ("", False)):
     assert json_index.is_object(_write(path, content)) is expected
+
+
+@pytest.mark.parametrize("block", [1, 3, 256])
+@pytest.mark.parametrize("number", [1, 2, 63, 64, 65, 66, 67, 128, 1001, 1002])
+def test_runs_of_backslashes_may_be_long(tmp_path, monkeypatch, number, block):
+  monkeypatch.setattr(json_index, "_BLOCK", block)
+  quote = b'\\"' if number % 2 else b'"'
+  text = b"\\" * (number - number % 2)
+  rows = b'[{"a": "' + text + quote + b'", "b": [1, "c"]}, {"a": 2}]'
+  if number % 2 == 0:
+    rows = rows.replace(b'"", "b"', b'", "b"')
+  path = _write(tmp_path / "a.json", rows)
+  parsed = list(_parse(path, json_index.list_rows(path)[0]))
+  assert parsed == json.loads(rows) and len(parsed) == 2
+
+
+def test_backslashes_before_the_beginning():
+  data = np.frombuffer(b"\\" * 301 + b'"', np.uint8)
+  assert json_index._escaped(data, np.array([301])).tolist() == [True]
+  assert json_index._escaped(data, np.array([300])).tolist() == [False]
+
+
+def test_a_string_of_backslashes_is_quick(tmp_path):
+  """Eight megabytes, in one run and in many."""
+  one = b"\\" * 4_000_000
+  many = (b"\\" * 100 + b'\\"') * 40_000
+  content = b'[{"a": "' + one + b'"}, {"a": "' + many + b'"}, {"a": "b"}]'
+  path = _write(tmp_path / "a.json", content)
+  start = time.process_time()
+  index, _ = json_index.list_rows(path)
+  assert time.process_time() - start < 5
+  assert list(_parse(path, index))[2] == {"a": "b"} and len(index) == 4
+
+
+def test_an_object_of_many_lists_is_quick(tmp_path):
+  same = b",".join([b'"aaa": []'] * 20_000)
+  other = b",".join(b'"k%d":[1]' % n for n in range(5_000))
+  rows = b'{"images": [{}, {}],' + same + b"," + other + b', "aaa": [1, 2]}'
+  path = _write(tmp_path / "a.json", rows)
+  start = time.process_time()
+  found = json_index.lists(path)
+  assert time.process_time() - start < 2
+  assert len(found) == 5_002
+  assert len(found["images"]) == len(found["aaa"]) == 3
+
+
+@pytest.mark.parametrize(
+  "before, key",
+  [
+    (b'{"a": ', b"a"),
+    (b'{"a" \n:\t', b"a"),
+    (b'{"":', b""),
+    (b'{"a\\"b\\\\": ', b'a\\"b\\\\'),
+    (b'"\\\\\\" ":', b'\\\\\\" '),
+    (b'{"a", ', None),
+    (b'{"a"', None),
+    (b"{a: ", None),
+    (b'a": ', None),
+    (b'\\"a": ', None),
+    (b"", None),
+    (b": ", None),
+    (b'":', None),
+  ],
+)
+def test_the_key_in_front_of_a_value(before, key):
+  assert json_index._key(before) == key

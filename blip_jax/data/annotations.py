@@ -57,7 +57,7 @@ class Annotations(sources.Source):
 
   def _parse(self, index: int, id: str) -> dict[str, Any]:
     start, end = (int(n) for n in self._rows.array[index : index + 2])
-    raw = files.read_range(self.path, start, end - start)
+    raw = sources.read_row(self.path, start, end - start)
     try:
       row = json.loads(raw.decode("utf-8").rstrip().removesuffix(","))
     except (ValueError, RecursionError) as error:  # ValueError: also UTF-8

@@ -2,13 +2,14 @@
 
 import collections
 import contextlib
+import io
 import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from blip_jax.data import sources, transforms
+from blip_jax.data import rejects, sources, transforms
 from blip_jax.runtime import files
 
 # Of text files, in lower case: that of the first kind is read if an image has
@@ -115,11 +116,11 @@ def text_file(
 
 def _captions(path: str, id: str) -> str | list[str]:
   try:
-    with files.open_text(path) as file:
-      lines = [line.strip() for line in file]
+    text = sources.read_small(path).decode("utf-8-sig")
   except (OSError, ValueError) as error:  # ValueError: not UTF-8
     raise sources.BadRow(id, "broken_row", f"{path}: {error}") from error
-  captions = [line for line in lines if line]
+  lines = io.StringIO(text, newline=None)
+  captions = [stripped for line in lines if (stripped := line.strip())]
   if not captions:
     raise sources.BadRow(id, "empty_caption", f"{path}: no text in it")
   return captions if len(captions) > 1 else captions[0]
@@ -131,11 +132,14 @@ def metadata(folder: str) -> str | None:
   Raises:
     ValueError: there is more than one.
   """
-  tables = [
+  named = [
     os.path.join(folder, name)
     for name in files.list_folder(folder)
     if name.lower() in _METADATA
   ]
+  tables = [path for path in named if files.is_file(path)]
+  for path in sorted({*named} - {*tables}):
+    sources.warn_once(f"{path}: no regular file, so it is not used")
   if len(tables) > 1:
     raise ValueError(
       f"{folder}: expected one table of captions, found {tables}. Name one of "
@@ -178,8 +182,9 @@ def listing(
   """Returns the files of a folder and its subfolders, sorted by path.
 
   Paths are relative to the folder. Hidden files and folders are skipped; links
-  are followed. Files that are neither listed nor captions are counted in the
-  log, by their endings.
+  are followed, but each folder is listed once. Folders that cannot be read are
+  skipped, with a warning. Files that are neither listed nor captions are
+  counted in the log, by their endings.
 
   Args:
     endings: endings of the files to list, in lower case.
@@ -220,22 +225,42 @@ def _counts(endings: collections.Counter[str]) -> str:
 
 
 def _walk(root: str) -> Iterator[str]:
-  # Links may form circles: a folder is skipped if it is one of those above it.
-  above = {root: frozenset([files.real_path(root)])}
-  for folder, subfolders, names in files.walk(root):
-    parents = above.pop(folder)
-    children = {
-      name: files.real_path(os.path.join(folder, name))
-      for name in subfolders
-      if not name.startswith(".")
-    }
-    subfolders[:] = [n for n, real in children.items() if real not in parents]
-    for name in subfolders:
-      above[os.path.join(folder, name)] = parents | {children[name]}
-    prefix = folder[len(root) :].lstrip("/")
-    for name in names:
-      if not name.startswith("."):
-        yield os.path.join(prefix, name)
+  """Yields the paths of files, relative to the folder.
+
+  Many links may lead to a folder, also in circles. It is listed once: where it
+  is, or else, if that is not below `root`, by the first link to it.
+  """
+  seen: set[str] = set()
+  unreadable: list[str] = []
+  # Of each folder, the path relative to `root`, and where that leads.
+  folders, links = [("", files.real_path(root))], collections.deque()
+  while folders or links:
+    folder, real = folders.pop() if folders else links.popleft()
+    if real in seen:
+      continue
+    seen.add(real)
+    try:
+      entries = files.entries(os.path.join(root, folder) if folder else root)
+    except OSError as error:
+      if not folder or rejects.hits_all(error):
+        raise
+      unreadable.append(f"{folder}: {error.strerror}")
+      continue
+    for name, is_folder, is_link in entries:
+      path = os.path.join(folder, name)
+      if name.startswith("."):
+        continue
+      if not is_folder:
+        yield path
+      elif is_link:
+        links.append((path, files.real_path(os.path.join(root, path))))
+      else:
+        folders.append((path, os.path.join(real, name)))
+  if unreadable:
+    sources.warn_once(
+      f"{root}: subfolders that cannot be read, so their files are not used: "
+      f"{len(unreadable)}, such as {unreadable[0]:.200}"
+    )
 
 
 def is_image(path: str) -> bool:

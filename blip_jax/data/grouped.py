@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from blip_jax.data import offsets
+from blip_jax.data import offsets, sources
 from blip_jax.runtime import files
 
 Parts = Int[np.ndarray, "parts 3"]
@@ -49,6 +49,7 @@ class Grouped:
   def __getitem__(self, row: int) -> list[bytes]:
     begin, end = self._bounds[row : row + 2]
     spans = self._index.array[begin:end, 1:].tolist()
+    sources.check_length(self._path, sum(end - start for start, end in spans))
     return [
       files.read_range(self._path, start, end - start) for start, end in spans
     ]

@@ -148,7 +148,8 @@ def _index(
     raise ValueError(
       f"{path}: expected a JSON list of rows, or an object with a list "
       f"'images' as COCO's and Karpathy's files have, found an object with "
-      f"the lists {list(found)}. Name a file with one row per line .jsonl."
+      f"the lists {list(found)!r:.200}. Name a file with one row per line "
+      ".jsonl."
     )
   data, _ = offsets.open_text(path)
   if "annotations" in found and split is None:
@@ -217,6 +218,8 @@ def _spans(bounds: Int[np.ndarray, "offsets"] | None) -> list[_Span]:
 
 def _value(data: np.ndarray, span: _Span, key: str) -> Any:
   """Returns a value of an element; None if it is unreadable."""
+  if span[1] - span[0] > sources.MAX_ROW_BYTES:
+    return None
   try:
     return _parsed(bytes(data[slice(*span)])).get(key)
   except ValueError:

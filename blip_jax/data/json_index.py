@@ -4,13 +4,12 @@ Only quotes, brackets and commas are examined: whether a row is valid JSON, and
 an object, is checked when it is read.
 """
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from blip_jax.data import offsets
+from blip_jax.data import offsets, sources
 
 _CHUNK = 1 << 24
 _QUOTE, _BACKSLASH, _COMMA, _SPACE, _TAB = b'"\\, \t'
@@ -18,7 +17,8 @@ _OPEN_LIST, _OPEN_OBJECT = b"[{"
 _STRUCTURE = np.isin(np.arange(256), np.frombuffer(b'"{}[],', np.uint8))
 _STEP = np.zeros(256, np.int64)
 _STEP[list(b"{[")], _STEP[list(b"}]")] = 1, -1
-_KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*\Z')
+# Longer runs of backslashes are counted in blocks that grow, not one by one.
+_MAX_STEPS, _BLOCK = 64, 256
 _MAX_KEY_BYTES = 1000
 
 
@@ -76,7 +76,7 @@ def line_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
   bounds = np.append(lines, len(data))
   kept = np.ones(len(bounds), bool)
   for line in np.flatnonzero(np.isin(data[lines], (_SPACE, _TAB))):
-    kept[line] = bool(bytes(data[slice(*bounds[line : line + 2])]).strip())
+    kept[line] = not _is_blank(data, *bounds[line : line + 2].tolist())
   return bounds[kept], []
 
 
@@ -93,16 +93,35 @@ def lists(path: str) -> dict[str, Int[np.ndarray, "offsets"]]:
       f"{offsets.glimpse(data, first)}."
     )
   marks, symbols = _boundaries(path, data, depth=2)
-  found = {}
+  bounds = {}
   opens = np.flatnonzero(_STEP[symbols] == 1)
   closes = np.flatnonzero(_STEP[symbols] == -1)
   for begin, end in zip(opens, closes[:-1], strict=True):
     at = int(marks[begin])
-    key = _KEY.search(bytes(data[max(at - _MAX_KEY_BYTES, 0) : at]))
-    if symbols[begin] == _OPEN_LIST and key:
-      name = key[1].decode("utf-8", "replace")
-      found[name] = _rows(data, marks[begin : end + 1])
-  return found
+    key = _key(bytes(data[max(at - _MAX_KEY_BYTES, 0) : at]))
+    if symbols[begin] == _OPEN_LIST and key is not None:
+      bounds[key.decode("utf-8", "replace")] = slice(begin, end + 1)
+  return {key: _rows(data, marks[span]) for key, span in bounds.items()}
+
+
+def _key(before: bytes) -> bytes | None:
+  """The key of a value, from what precedes the value; None if there is none."""
+  before = before.rstrip()
+  key = before.removesuffix(b":").rstrip()
+  if key == before or not key.endswith(b'"'):
+    return None
+  start = end = len(key) - 1
+  while (start := key.rfind(b'"', 0, start)) >= 0:
+    backslashes = start - len(key[:start].rstrip(b"\\"))
+    if backslashes % 2 == 0:
+      return key[start + 1 : end]
+  return None
+
+
+def _is_blank(data: np.ndarray, start: int, end: int) -> bool:
+  """Whether there is only white space; a row too long to be read is none."""
+  is_short = end - start <= sources.MAX_ROW_BYTES
+  return is_short and not bytes(data[start:end]).strip()
 
 
 def _rows(
@@ -111,7 +130,7 @@ def _rows(
   """From a list's brackets and commas to the offsets of its rows."""
   end = marks[-1]
   starts = marks[:-1] + 1
-  if not bytes(data[starts[-1] : end]).strip():
+  if _is_blank(data, int(starts[-1]), int(end)):
     starts = starts[:-1]
   return np.append(starts, end)
 
@@ -182,9 +201,23 @@ def _escaped(
   odd = np.zeros(len(marks), bool)
   left = np.arange(len(marks))
   back = 1
-  while left.size:
+  while left.size and back <= _MAX_STEPS:
     left = left[marks[left] >= back]
     left = left[data[marks[left] - back] == _BACKSLASH]
     odd[left] ^= True
     back += 1
+  for mark in left.tolist():
+    odd[mark] = _backslashes(data, int(marks[mark])) % 2 == 1
   return odd
+
+
+def _backslashes(data: np.ndarray, end: int) -> int:
+  """Returns how many backslashes end at an offset."""
+  start, size = end, _BLOCK
+  while start > 0:
+    block = data[max(start - size, 0) : start]
+    others = np.flatnonzero(block != _BACKSLASH)
+    if others.size:
+      return end - (start - len(block) + int(others[-1]) + 1)
+    start, size = start - len(block), min(2 * size, _CHUNK)
+  return end

@@ -249,13 +249,19 @@ def _check_is_text(path: str, head: bytes) -> None:
 
 def line_starts(data: np.ndarray, first: int) -> Int[np.ndarray, "lines"]:
   """Finds the lines of a text that are not empty, from `first` on."""
-  starts = [np.array([first])]
+  starts = [_not_empty(data, np.array([first]))]
   for begin in range(first, len(data), _CHUNK):
     chunk = data[begin : begin + _CHUNK]
-    starts.append(np.flatnonzero(chunk == _NEWLINE) + begin + 1)
-  lines = np.concatenate(starts)
-  lines = lines[lines < len(data)]
-  return lines[~np.isin(data[lines], (_NEWLINE, _RETURN))]
+    ends = np.flatnonzero(chunk == _NEWLINE) + begin
+    starts.append(_not_empty(data, ends + 1))
+  return np.concatenate(starts)
+
+
+def _not_empty(
+  data: np.ndarray, starts: Int[np.ndarray, "n"]
+) -> Int[np.ndarray, "lines"]:
+  starts = starts[starts < len(data)]
+  return starts[~np.isin(data[starts], (_NEWLINE, _RETURN))]
 
 
 def odd_quotes(

@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from blip_jax.data import rejects, schema, sources, tar_headers, tar_index
+from blip_jax.data import (
+  image_limits,
+  rejects,
+  schema,
+  sources,
+  tar_headers,
+  tar_index,
+)
 from blip_jax.runtime import files
 
 _MAX_ENDINGS = 20  # listed in a message
@@ -146,8 +153,15 @@ class _Sample(NamedTuple):
       detail = f"{self.path}: the sample has no {field}"
       reason = "missing_caption" if field == "text" else f"missing_{field}"
       raise sources.BadRow(id, reason, detail)
+    if field == "image" and size > image_limits.MAX_BYTES:
+      detail = (
+        f"{self.path}: {size} bytes; at most {image_limits.MAX_BYTES} are "
+        "allowed"
+      )
+      raise sources.BadRow(id, "too_large", detail)
+    read = files.read_range if field == "image" else sources.read_row
     try:
-      raw = files.read_range(self.path, offset, size)
+      raw = read(self.path, offset, size)
     except OSError as error:
       if rejects.hits_all(error):
         raise

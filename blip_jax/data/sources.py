@@ -40,6 +40,9 @@ Record = dict[str, Any]
 # round trip.
 INDEX_THREADS = 16
 
+# More text than this is not read for a row: a line, a text file or member.
+MAX_ROW_BYTES = 16 << 20
+
 # A shard's name or a folder may precede it, and an extension may follow.
 _COCO_NAME = re.compile(r"(?:.*[/:])?(?:COCO_[a-z]+\d{4}_)?(\d{12})(?:\.\w+)?")
 
@@ -133,11 +136,40 @@ class Source(abc.ABC):
       return self._record(index, id)
     except BadRow:
       raise
+    except transforms.BadSample as error:
+      raise BadRow(id, error.reason, error.detail) from error
     except Exception as error:
       if rejects.hits_all(error):
         raise
       detail = f"{type(error).__name__}: {error}"
       raise BadRow(id, "error", detail) from error
+
+
+def read_row(path: str, start: int, size: int) -> bytes:
+  """Reads the text of a row: a range of a file.
+
+  Raises:
+    BadSample: it has more than `MAX_ROW_BYTES`.
+  """
+  check_length(f"{path}: byte {start}", size)
+  return files.read_range(path, start, size)
+
+
+def read_small(path: str) -> bytes:
+  """Reads a file with the text of a row; raises as `read_row`."""
+  raw = files.read_range(path, 0, MAX_ROW_BYTES + 1)
+  check_length(path, len(raw))
+  return raw
+
+
+def check_length(where: str, size: int) -> None:
+  """Raises `BadSample` if the text of a row has more than `MAX_ROW_BYTES`."""
+  if size > MAX_ROW_BYTES:
+    detail = (
+      f"{where}: expected at most {MAX_ROW_BYTES} bytes of text, found "
+      f"{size} or more"
+    )
+    raise transforms.BadSample("too_long", detail)
 
 
 class Rows:

@@ -141,7 +141,7 @@ class Csv(sources.Source):
     first = index + self._num_header_lines
     start, end = (int(n) for n in self._rows.array[first : first + 2])
     where = f"{self.path}: row {index} (byte {start})"
-    raw = files.read_range(self.path, start, end - start)
+    raw = sources.read_row(self.path, start, end - start)
     try:
       return self._parse(raw), where
     except ValueError as error:

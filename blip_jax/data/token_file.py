@@ -85,6 +85,7 @@ def _index(path: str) -> tuple[grouped.Parts, list[str]]:
   numbers: dict[bytes | int, int] = {}
   rows = []
   for start, end in spans:
-    name, _ = _split(bytes(data[start:end]))
+    is_readable = end - start <= sources.MAX_ROW_BYTES
+    name = _split(bytes(data[start:end]))[0] if is_readable else b""
     rows.append(numbers.setdefault(name or start, len(numbers)))
   return grouped.parts(rows, spans), []

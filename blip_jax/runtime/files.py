@@ -184,6 +184,25 @@ def list_folder(folder: Path) -> list[str]:
     return []
 
 
+def entries(folder: Path) -> list[tuple[str, bool, bool]]:
+  """What is in a folder, sorted: (name, is a folder, is a link).
+
+  Raises:
+    OSError: it cannot be listed.
+  """
+  with os.scandir(local(folder)) as found:
+    return sorted(
+      (each.name, _is_dir(each), each.is_symlink()) for each in found
+    )
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # a link to itself
+    return False
+
+
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
   """`os.walk` that follows links: (folder, its folders, its files).
 

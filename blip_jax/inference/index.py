@@ -3,9 +3,9 @@
 A folder has `index.json` (the settings that it was made with), and for every
 `PART` images `part-<number>.npy` (unit vectors, float32 [n, C]) and
 `part-<number>.json` (the images' rows in the source and their ids; why others
-could not be read), which is written last. That also has hashes: of what tells
-that the images are still the same, of the vectors, and of itself. A part that
-they do not fit is made again.
+could not be read), which is written last. That also has hashes: of the settings
+and of what tells that the images are still the same, of the vectors, and of
+itself. A part that they do not fit is made again.
 """
 
 import collections
@@ -63,11 +63,11 @@ class _Part(NamedTuple):
 
   Attributes:
     rows: of its images in the source.
-    images: the hash of their ids and stamps.
+    origin: the hash of the settings, and of the images' ids and stamps.
   """
 
   rows: Int[np.ndarray, " n"]
-  images: str
+  origin: str
 
 
 class Index:
@@ -185,13 +185,18 @@ def build(
       process builds it, no image can be read, or two have the same id.
   """
   folder = pathlib.Path(folder)
-  _begin(folder, model, source, num_frames)
-  parts = _stamped_parts(folder, source)
-  is_missing = lambda part: not _is_sound(part, parts[part].images)
-  if missing := [*filter(is_missing, parts)]:
+  settings = _begin(folder, model, source, num_frames)
+  parts = _planned(folder, source, settings)
+  problem = lambda part: _problem(part, parts[part].origin)
+  if missing := [*filter(problem, parts)]:
     with lock.hold(folder / ".lock") as held:
       # Another process may just have made them.
-      missing = [*filter(is_missing, missing)]
+      problems = {part: problem(part) for part in missing}
+      missing = [part for part in missing if problems[part]]
+      for part in filter(files.exists, missing):
+        log.warning(
+          "%s: %s; its images are embedded again", part, problems[part]
+        )
       embed = functools.partial(
         _embed,
         model=model,
@@ -211,8 +216,8 @@ def build(
   return index
 
 
-def _stamped_parts(
-  folder: pathlib.Path, source: Any
+def _planned(
+  folder: pathlib.Path, source: Any, settings: Mapping[str, Any]
 ) -> dict[pathlib.Path, _Part]:
   """What the parts of a source's index are to have, by their paths."""
   starts = range(0, len(source), PART)
@@ -220,10 +225,11 @@ def _stamped_parts(
   digest = stamps.Stamps(source).digest
   with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
     digests = pool.map(lambda rows: digest(rows.tolist()), parts)
-    return {
-      folder / f"part-{number:06d}.json": _Part(rows, images)
-      for number, (rows, images) in enumerate(zip(parts, digests, strict=True))
-    }
+    origins = [_digest({"settings": settings, "images": d}) for d in digests]
+  return {
+    folder / f"part-{number:06d}.json": _Part(rows, origin)
+    for number, (rows, origin) in enumerate(zip(parts, origins, strict=True))
+  }
 
 
 def _build(
@@ -251,7 +257,7 @@ def _build(
 
 def _begin(
   folder: pathlib.Path, model: model_lib.Model, source: Any, num_frames: int
-) -> None:
+) -> dict[str, Any]:
   """Starts an index, or refuses one that was made with other settings."""
   settings = {
     "weights": snapshot.digest(model.params),
@@ -262,7 +268,7 @@ def _begin(
     "first": sources.row_id(source, 0),
     "last": sources.row_id(source, len(source) - 1),
   }
-  resumable.begin(
+  return resumable.begin(
     folder / "index.json",
     settings,
     "Name another folder with config.index, or delete this one",
@@ -296,7 +302,7 @@ def _embed(
   np.save(file, np.concatenate(vectors)[valid])
   files.write_bytes(path.with_suffix(".npy"), file.getvalue())
   content = {
-    "images": part.images,
+    "origin": part.origin,
     "vectors": hashlib.sha256(file.getvalue()).hexdigest(),
     "rows": part.rows[np.flatnonzero(valid)].tolist(),
     "ids": [ids[position] for position in np.flatnonzero(valid)],
@@ -315,34 +321,26 @@ def _refuse_duplicates(folder: pathlib.Path, index: Index) -> None:
     )
 
 
-def _is_sound(path: pathlib.Path, images: str) -> bool:
-  """Whether a part is there as it was written, and of the images of now.
+def _problem(path: pathlib.Path, origin: str) -> str:
+  """Why a part cannot be used; "" if it can.
 
   Args:
     path: of the part.
-    images: see `_Part`.
+    origin: see `_Part`.
   """
-  if not files.exists(path):
-    return False
   try:
     content = files.read_json(path)
     if content.pop("digest", None) != _digest(content):
-      problem = "damaged: it has another hash than it was written with"
-    elif content["vectors"] != files.sha256(path.with_suffix(".npy")):
-      problem = "damaged: its vectors are others"
-    elif content["images"] != images:
-      problem = "some of its images have changed"
-    else:
-      return True
+      return "damaged: it has another hash than it was written with"
+    if content["vectors"] != files.sha256(path.with_suffix(".npy")):
+      return "damaged: its vectors have another hash than it says"
+    return "" if content["origin"] == origin else "its images have changed"
   # Of a file that is overwritten, anything may be raised.
   except Exception as error:
-    problem = f"damaged: {type(error).__name__}: {error}"
-  log.warning("%s: %s; its images are embedded again", path, problem)
-  return False
+    return f"damaged: {type(error).__name__}: {error}"
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-  """The hash of what else is in a part's file."""
   text = json.dumps(content, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 

@@ -22,7 +22,7 @@ from blip_jax.data import (
   tfds,
   token_file,
 )
-from blip_jax.runtime import files
+from blip_jax.runtime import files, trees
 
 UNDERSTOOD = """
   path/annotations.json    a list of {image | url, caption, image_id?}
@@ -296,7 +296,7 @@ def expand(pattern: str) -> list[str]:
   """
   paths = []
   for path in _braces(pattern):
-    matches = files.glob(path) if files.has_magic(path) else [path]
+    matches = trees.glob(path) if files.has_magic(path) else [path]
     if not matches:
       raise ValueError(f"{path}: no such files.")
     paths.extend(matches)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from blip_jax.data import rejects, sources, transforms
-from blip_jax.runtime import files
+from blip_jax.runtime import files, trees
 
 # Of text files, in lower case: that of the first kind is read if an image has
 # both. Kohya's tools write .caption.
@@ -225,37 +225,17 @@ def _counts(endings: collections.Counter[str]) -> str:
 
 
 def _walk(root: str) -> Iterator[str]:
-  """Yields the paths of files, relative to the folder.
-
-  Many links may lead to a folder, also in circles. It is listed once: where it
-  is, or else, if that is not below `root`, by the first link to it.
-  """
-  seen: set[str] = set()
+  """Yields the paths of files, relative to the folder."""
   unreadable: list[str] = []
-  # Of each folder, the path relative to `root`, and where that leads.
-  folders, links = [("", files.real_path(root))], collections.deque()
-  while folders or links:
-    folder, real = folders.pop() if folders else links.popleft()
-    if real in seen:
-      continue
-    seen.add(real)
-    try:
-      entries = files.entries(os.path.join(root, folder) if folder else root)
-    except OSError as error:
-      if not folder or rejects.hits_all(error):
-        raise
-      unreadable.append(f"{folder}: {error.strerror}")
-      continue
-    for name, is_folder, is_link in entries:
-      path = os.path.join(folder, name)
-      if name.startswith("."):
-        continue
-      if not is_folder:
-        yield path
-      elif is_link:
-        links.append((path, files.real_path(os.path.join(root, path))))
-      else:
-        folders.append((path, os.path.join(real, name)))
+
+  def fail(folder: str, error: OSError) -> None:
+    if not folder or rejects.hits_all(error):
+      raise error
+    unreadable.append(f"{folder}: {error.strerror}")
+
+  for folder, names in trees.walk(root, fail):
+    for name in names:
+      yield os.path.join(folder, name)
   if unreadable:
     sources.warn_once(
       f"{root}: subfolders that cannot be read, so their files are not used: "

@@ -284,3 +284,43 @@ def test_rows_with_a_score_that_is_no_number_are_dropped(name, value):
   labelled = {name: value, "reason": "below_threshold"}
   texts = [row("a dog") | labelled, row("a cat", 0.8)]
   assert rules.Rules(threshold=0.0).reasons(texts) == ["bad_score", ""]
+
+
+def long_texts(count, num_words, own):
+  """Texts of which a share of the words is their own."""
+  rng = random.Random(0)
+  for n in range(count):
+    words = [f"w{k}" for k in range(num_words)]
+    for k in rng.sample(range(num_words), int(own * num_words)):
+      words[k] = f"x{n}y{k}"
+    yield " ".join(words)
+
+
+def test_the_time_of_long_texts_is_bounded():
+  texts = [row(text) for text in long_texts(100, 5_000, 0.2)]
+  start = time.process_time()
+  reasons = rules.Rules(near_duplicates=0.6).reasons(texts)
+  assert time.process_time() - start < 4.0
+  assert reasons == [""] * 100
+
+
+def test_the_comparisons_of_an_image_are_bounded(monkeypatch):
+  """Beyond the limit, equal texts are found still, and no others."""
+  texts = [row(text) for text in long_texts(9, 20, 0.15)]
+  likes = rules.Rules(near_duplicates=0.5)
+  assert likes.reasons(texts).count("near_duplicate") > 0
+  monkeypatch.setattr(rules, "MAX_COMPARISONS", 0)
+  assert likes.reasons([*texts, texts[3]]) == [""] * 9 + ["near_duplicate"]
+
+
+@pytest.mark.parametrize("similarity", [0.6, 1.0])
+@pytest.mark.parametrize("num_words", [199, 200, 201, 1_000])
+def test_of_long_texts_the_first_words_and_the_rest_are_compared(
+  similarity, num_words
+):
+  words = [f"w{n}" for n in range(num_words)]
+  end = [*words[:-1], "end"]
+  twice = [row(" ".join(w)) for w in (words, end, words)]
+  found = rules.Rules(near_duplicates=similarity).reasons(twice)
+  other_end = "near_duplicate" if similarity < 1 else ""
+  assert found == ["", other_end, "near_duplicate"]

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from blip_jax.capfilt import label, markup
@@ -15,9 +15,13 @@ _MAX_WORDS = 10_000
 # Texts of an image that are kept without another limit. An image with more is
 # a placeholder, and each text is compared with those that are kept.
 MAX_PER_IMAGE = 1_000
+# Words of a text whose pairs are compared; what is behind them is one word.
+MAX_COMPARED_WORDS = 200
+# Of one text of an image with another. After that only equal ones are found.
+MAX_COMPARISONS = 1_000_000
 
-_Pair = tuple[str, str]
-_Pairs = set[_Pair]
+# Word pairs of a text, each as its number among those of the image.
+_Pairs = frozenset[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Rules:
       `capfilt.markup`.
     near_duplicates: a text is dropped if the Jaccard similarity of its word
       pairs to those of a better text of the same image is at least this; 1
-      drops equal texts only, 0 drops none.
+      drops equal texts only, 0 drops none. What is behind the first
+      `MAX_COMPARED_WORDS` counts as one word.
     max_per_image: texts of an image, those of the highest `itm_prob`; 0:
       `MAX_PER_IMAGE`.
 
@@ -85,7 +90,7 @@ class Rules:
       # The first of equally probable texts, which is a web text if any is.
       key=lambda index: (-texts[index]["itm_prob"], index),
     )
-    pairs = {i: _word_pairs(words_of(texts[i]["text"])) for i in best_first}
+    pairs = _numbered((i, words_of(texts[i]["text"])) for i in best_first)
     kept = _Kept(self.near_duplicates, pairs.values())
     for index in best_first:
       if kept.has_near(pairs[index]):
@@ -139,7 +144,9 @@ class _Kept:
     self._similarity = similarity
     self._counts = collections.Counter(itertools.chain.from_iterable(all_pairs))
     self._texts: list[_Pairs] = []
-    self._with_pair: dict[_Pair, list[int]] = collections.defaultdict(list)
+    self._different: set[_Pairs] = set()
+    self._with_pair: dict[int, list[int]] = collections.defaultdict(list)
+    self._num_comparisons = 0
 
   def __len__(self) -> int:
     return len(self._texts)
@@ -148,13 +155,21 @@ class _Kept:
     for pair in self._rare(pairs):
       self._with_pair[pair].append(len(self._texts))
     self._texts.append(pairs)
+    self._different.add(pairs)
 
   def has_near(self, pairs: _Pairs) -> bool:
+    if not self._similarity:
+      return False
+    if pairs in self._different:
+      return True
+    if self._num_comparisons >= MAX_COMPARISONS:
+      return False
     candidates = {i for p in self._rare(pairs) for i in self._with_pair[p]}
+    self._num_comparisons += len(candidates)
     return any(self._is_near(pairs, self._texts[i]) for i in candidates)
 
-  def _rare(self, pairs: _Pairs) -> list[_Pair]:
-    if not self._similarity:
+  def _rare(self, pairs: _Pairs) -> list[int]:
+    if self._similarity in (0, 1):  # nothing is similar, or only what is equal
       return []
     # Rounding must not leave out a pair.
     num_shared = math.ceil(self._similarity * len(pairs) - 1e-9)
@@ -180,10 +195,24 @@ def words_of(text: str) -> list[str]:
   return transforms.pre_caption(text, _MAX_WORDS).split()
 
 
-def _word_pairs(words: Sequence[str]) -> _Pairs:
+def _numbered(
+  texts: Iterable[tuple[int, Sequence[str]]],
+) -> dict[int, _Pairs]:
+  """Word pairs of texts by their index, as numbers, which compare faster."""
+  numbers: dict[tuple[str, str], int] = {}
+  return {
+    index: frozenset(
+      numbers.setdefault(pair, len(numbers)) for pair in _word_pairs(words)
+    )
+    for index, words in texts
+  }
+
+
+def _word_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
   # With both ends of the text: a single word has pairs, too, and the first and
   # last words count by their position.
-  return set(itertools.pairwise(["", *words, ""]))
+  rest = " ".join(words[MAX_COMPARED_WORDS:])
+  return itertools.pairwise(["", *words[:MAX_COMPARED_WORDS], rest])
 
 
 def _num_repeats(words: Sequence[str]) -> int:

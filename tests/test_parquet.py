@@ -240,6 +240,7 @@ def test_few_large_rows_are_unpacked_at_once(tmp_path, monkeypatch):
   columns = {"image": [row] * 100, "text": ["t"] * 100}
   path = _write(tmp_path / "a.parquet", columns)
   monkeypatch.setattr(parquet_file, "MAX_GROUP_BYTES", 100_000)
+  monkeypatch.setattr(parquet_file, "_BATCH_BYTES", 100_000)
   sizes = []
 
   class ParquetFile(pyarrow.parquet.ParquetFile):

@@ -30,6 +30,8 @@ MAX_TEXT_EXPANSION = 100
 # A footer that claims more rows than this for each byte of its file lies.
 MAX_ROWS_PER_BYTE = 1000
 
+# What rows that are unpacked at once may take if each is as large as it can be.
+_BATCH_BYTES = 1 << 31
 _ROWS_AT_ONCE = 256
 _PIECE_BYTES = 1 << 24
 
@@ -205,17 +207,17 @@ class ParquetFile:
 
   def _group_text(self, group: int, limit: int) -> Iterator[pyarrow.Table]:
     waiting, size = [], 0
-    for table in self._unpack(group, self._text_names, limit):
-      waiting.append(table)
-      size += table.nbytes
+    for batch in self._unpack(group, self._text_names, limit):
+      waiting.append(batch)
+      size += batch.nbytes
       if size >= _PIECE_BYTES:
         yield self._joined(waiting)
         waiting, size = [], 0
     if waiting:
       yield self._joined(waiting)
 
-  def _joined(self, tables: list[pyarrow.Table]) -> pyarrow.Table:
-    table = pyarrow.concat_tables(tables).combine_chunks()
+  def _joined(self, batches: list[pyarrow.RecordBatch]) -> pyarrow.Table:
+    table = pyarrow.Table.from_batches(batches).combine_chunks()
     return table.select(self._text_names).cast(self._text_fields)
 
   def read_group(self, group: int) -> pyarrow.Table:
@@ -225,14 +227,15 @@ class ParquetFile:
       ValueError: it is too large, or has not as many rows as the footer says.
     """
     limit = max(MAX_GROUP_BYTES, MAX_EXPANSION * self.size)
-    return pyarrow.concat_tables(list(self._unpack(group, self.packed, limit)))
+    batches = self._unpack(group, self.packed, limit)
+    return pyarrow.Table.from_batches(list(batches))
 
   def _unpack(
     self, group: int, names: Sequence[str], limit: int
-  ) -> Iterator[pyarrow.Table]:
+  ) -> Iterator[pyarrow.RecordBatch]:
     """Yields a few rows of a row group at once, up to a number of bytes."""
     # A single row may be as large as all of the group.
-    rows = MAX_GROUP_BYTES // max(1, self._group_bytes[group])
+    rows = _BATCH_BYTES // max(1, self._group_bytes[group])
     rows = max(1, min(_ROWS_AT_ONCE, rows))
     is_category = lambda name: pyarrow.types.is_dictionary(
       self._fields.field(name).type
@@ -248,17 +251,17 @@ class ParquetFile:
       )
       others = [*itertools.filterfalse(is_category, names)]
       for batch in file.iter_batches(rows, [group], others, use_threads=False):
-        table = pyarrow.Table.from_batches([batch])
+        num_rows = batch.num_rows
         for name in categories.column_names:
-          column = categories[name].slice(found, len(batch))
-          table = table.append_column(name, column.cast(_plain(column.type)))
-        found += len(batch)
-        size += table.nbytes
+          column = categories[name].slice(found, num_rows).combine_chunks()
+          batch = batch.append_column(name, column.cast(_plain(column.type)))
+        found += num_rows
+        size += batch.nbytes
         if size > limit:
           raise ValueError(
             f"row group {group} is more than {limit} bytes once it is unpacked"
           )
-        yield table
+        yield batch
     if found != self._num_rows[group]:
       raise ValueError(
         f"row group {group} has {found} rows, expected "

@@ -309,3 +309,18 @@ def test_a_folder_in_the_place_of_the_statistics_is_refused(listed, tmp_path):
   with pytest.raises(ValueError, match=r"stats\.json: expected a file"):
     run(listed)
   assert not (tmp_path / "clean.json").exists()
+
+
+def test_images_of_a_folder_that_are_other_ones_now_are_not_merged(tmp_path):
+  (folder := tmp_path / "images").mkdir()
+  images = [jobs.png(jobs.NOISY_SCENES[n]["image"]) for n in range(3)]
+  for name, image in zip("abc", images, strict=True):
+    (folder / f"{name}.png").write_bytes(image)
+  config = write_job(tmp_path / "job", folder, "", [("synthetic", 0.9, "x")])
+  config.merge.out = str(tmp_path / "clean")
+  assert run(config)["synthetic/kept"] == 3
+  (folder / "b.png").rename(folder / "d.png")
+  counts = {"synthetic/in": 3, "synthetic/kept": 1, "synthetic/changed": 2}
+  assert run(config) == counts
+  source = datasets.open_source(str(tmp_path / "clean" / "*.tar"))
+  assert [source[n]["image"] for n in range(len(source))] == images[:1]

@@ -181,7 +181,7 @@ def _kept_pairs(
     else:
       path = row["image"] and files.named(row["image"])
       path = _relative(path, image_root)
-      read_image = functools.partial(_image, source, row["row"])
+      read_image = functools.partial(_image, source, row["row"], row["key"])
       yield row | {"image": path}, read_image
   _check_done(ledger, [work_unit])  # The images that were read are its own.
 
@@ -211,11 +211,17 @@ def _human_pairs(
         except transforms.BadSample as bad:
           stats[HUMAN][bad.reason] += 1
           continue
-        yield row | {"text": text}, functools.partial(_image, source, index)
+        read_image = functools.partial(_image, source, index, row["key"])
+        yield row | {"text": text}, read_image
 
 
-def _image(source: Any, index: int) -> pair_files.Image:
-  return source[index]["image"]
+def _image(source: Any, index: int, key: str) -> pair_files.Image:
+  """The image of a row; raises `BadSample` if it is not that of the text."""
+  record = source[index]
+  if record["id"] != key:  # files of a folder were added, renamed or deleted
+    detail = f"row {index}: expected {key}, found {record['id']}"
+    raise transforms.BadSample("changed", detail)
+  return record["image"]
 
 
 def _relative(path: str | None, root: str) -> str | None:

@@ -62,13 +62,11 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
   return results
 
 
-def results_folder(
-  config: Config, workdir: str | os.PathLike
-) -> str | os.PathLike:
+def results_folder(config: Config, workdir: str | os.PathLike) -> str:
   """Where the results of a checkpoint belong: the last one's in the workdir."""
   asked = config.evals.checkpoint
   if asked == "latest":
-    return workdir
+    return os.fspath(workdir)
   return os.path.join(workdir, "evaluated", asked)
 
 

@@ -93,10 +93,10 @@ def _run(config: Config, line: command_line.Command) -> None:
 def _results(config: Config, workdir: str) -> str | os.PathLike:
   """The file or folder of what a job made."""
   if config.job == "merge":
-    return config.merge.out
+    return str(config.merge.out)
   if config.job == "evaluate":
     return evaluate.results_folder(config, workdir)
-  return config.get("out") or workdir
+  return str(config.get("out") or workdir)
 
 
 def check_job(job: str, own_job: str) -> None:

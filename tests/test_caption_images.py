@@ -489,6 +489,12 @@ def test_impossible_jobs_are_refused(captioner, images, tmp_path):
   with pytest.raises(ValueError, match=r"config.images: nothing to caption"):
     run(make(captioner, ""))
   c = make(captioner, images)
+  c.batch_size = 0
+  with pytest.raises(
+    ValueError, match=r"config\.batch_size: expected at least"
+  ):
+    run(c)
+  c = make(captioner, images)
   c.generation.num_beams = 0
   with pytest.raises(ValueError, match="num_beams: expected 1"):
     run(c)

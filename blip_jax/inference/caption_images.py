@@ -19,6 +19,7 @@ from jaxtyping import Int
 from blip_jax.data import datasets, examples, folders, loader, rejects, sources
 from blip_jax.inference import caption_lines, captioning, stamps
 from blip_jax.inference import model as model_lib
+from blip_jax.runtime import config as run_config
 from blip_jax.runtime import (
   files,
   lock,
@@ -61,6 +62,7 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
       `config.out`, the job was started with other settings, or `config.out`
       has something else than the captions of these images; says which.
   """
+  run_config.at_least(1, config, "batch_size", "num_threads")
   source = datasets.open_images(_images(config), config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "captions.jsonl"))
   with lock.hold(lock.path_for(out)) as held:

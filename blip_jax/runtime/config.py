@@ -38,14 +38,16 @@ def one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
     raise ValueError(f"{key}: expected one of {choices}, found {value!r}")
 
 
-def positive(config: Config, *keys: str) -> None:
-  """Raises `ValueError` for the first key, with dots, that is below 1."""
+def at_least(least: int, config: Config, *keys: str) -> None:
+  """Raises `ValueError` for the first key, with dots, that is below `least`."""
   for key in keys:
     value: Any = config
     for part in key.split("."):
       value = value[part]
-    if value < 1:
-      raise ValueError(f"config.{key}: expected at least 1, found {value}")
+    if value < least:
+      raise ValueError(
+        f"config.{key}: expected at least {least}, found {value}"
+      )
 
 
 def validate(config: Config) -> None:
@@ -57,7 +59,8 @@ def validate(config: Config) -> None:
   one_of("config.job", config.job, ("train", "evaluate"))
   one_of("config.scope", config.scope, SCOPES)
   one_of("config.model.dtype", config.model.dtype, ("float32", "bfloat16"))
-  positive(
+  at_least(
+    1,
     config,
     "batch_size",
     "log_every_steps",

@@ -33,9 +33,9 @@ def found() -> list[Any]:
   try:
     return jax.devices()
   except (RuntimeError, AssertionError) as error:
-    platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+    platforms = os.environ.get("JAX_PLATFORMS", "")
     raise ValueError(
-      f"JAX finds no device: JAX_PLATFORMS={platforms or ''}"
+      f"JAX finds no device: JAX_PLATFORMS={platforms}"
       + (f", {error}" if str(error) else "")
       + ". Without JAX_PLATFORMS it takes the best that is there; "
       "JAX_PLATFORMS=cpu runs on the CPU"

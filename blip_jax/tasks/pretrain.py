@@ -37,7 +37,7 @@ def defaults() -> Config:
 
 def check(config: Config) -> None:
   """Checks the keys of `config.pretrain`; see `base.TaskFile`."""
-  run_config.positive(config, "pretrain.queue_size")
+  run_config.at_least(1, config, "pretrain.queue_size")
 
 
 def example(

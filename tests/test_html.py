@@ -168,3 +168,13 @@ def test_probabilities_close_to_one_are_told_apart():
   histogram = {"web": {"edges": edges, "counts": [1, 2]}}
   text = report_html.render(content(histogram=histogram), {})
   assert "<title>0.99995 to 0.99999: 2</title>" in text
+
+
+def test_a_rule_that_sets_no_limit_says_so():
+  text = report_html.render(content(rules={"threshold": 0, "max_words": 0}), {})
+  page = Page(text)
+  assert "0 (no limit of its own)" in page.text
+  page = Page(
+    report_html.render(content(rules={"threshold": 0, "max_words": 7}), {})
+  )
+  assert "no limit" not in page.text

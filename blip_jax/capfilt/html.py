@@ -97,7 +97,8 @@ def _head(job: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     ("seed", str(job.get("seed", "unknown"))),
     ("threshold of itm_prob", str(rules["threshold"])),
     *(
-      (f"config.merge.{name}", _plain(value)) for name, value in others.items()
+      (f"config.merge.{name}", _limit(name, value))
+      for name, value in others.items()
     ),
   ]
   link = f'<a href="{TABLE}" download>{TABLE}</a>'
@@ -106,6 +107,13 @@ def _head(job: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     + f"<p>All texts, with their scores and what is kept, are in {link} (the "
     f"first {text_table.MAX_ROWS:,}) and in the Parquet files next to it.</p>"
   )
+
+
+def _limit(name: str, value: Any) -> str:
+  """The value of a rule; 0 of a `max_` rule sets no limit."""
+  if name.startswith("max_") and value == 0:
+    return "0 (no limit of its own)"
+  return _plain(value)
 
 
 def _plain(value: Any) -> str:
@@ -128,7 +136,9 @@ def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
   )
   yield _section(
     "Matching probability (itm_prob) and the threshold",
-    "".join(
+    "<p>Each bar says on hovering what it counts; bars close to 0 and 1 stand "
+    "for smaller steps. Green texts reach the threshold.</p>"
+    + "".join(
       _histogram(
         source, bins["edges"], bins["counts"], content["rules"]["threshold"]
       )
@@ -137,7 +147,7 @@ def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
   )
   yield _section(
     "Kept texts per image",
-    "<p>Left: number of kept texts. Right: how many images have it.</p>"
+    "<p>Left: number of kept texts. Right: how many images have that many.</p>"
     + _bars(content["texts_per_image"].items()),
   )
   lengths = "".join(
@@ -156,7 +166,7 @@ def _statistics(content: Mapping[str, Any]) -> Iterable[str]:
         ["new training set", *_word_counts(after)],
       ],
     )
-    + "<p>Left: number of words. Right: how many texts have it.</p>"
+    + "<p>Left: number of words. Right: how many texts have that many.</p>"
     + f"<div class=side>{lengths}</div>",
   )
   yield _section(
@@ -305,7 +315,7 @@ figure p { margin: 4px 0; font-size: 13px; color: #6e737a;
 b.web { color: #a15c00 } b.synthetic { color: #4472b8 } small { color: #8a8f96;
   overflow-wrap: anywhere } pre { overflow-x: auto; font-size: 12px }
 </style><h1>CapFilt report</h1>
-<p>What the rules of config.merge keep of the work units that are done. Under an
-image, each of its texts has its source and its matching probability; the text
-that the image is shown for is in bold.</p>BODY</html>
+<p>The texts that the rules in config.merge keep, of all finished work units.
+Under an image, each of its texts has its source and its matching probability;
+the text that the image is shown for is in bold.</p>BODY</html>
 """

@@ -255,7 +255,7 @@ def _draw(
         scores += f", match {result['itm_prob']:.0%}"
       name = os.path.basename(result.get("image", result["id"]))
       lines = (
-        contact_sheet.Line(f"{rank}. of", answer["query"]),
+        contact_sheet.Line(f"rank {rank} for", answer["query"]),
         contact_sheet.Line(scores, name),
       )
       pixels = thumbnails.read(

@@ -171,10 +171,12 @@ def test_probabilities_close_to_one_are_told_apart():
 
 
 def test_a_rule_that_sets_no_limit_says_so():
-  text = report_html.render(content(rules={"threshold": 0, "max_words": 0}), {})
+  text = report_html.render(
+    content(rules={"threshold": 0.0, "max_words": 0}), {}
+  )
   page = Page(text)
   assert "0 (no limit of its own)" in page.text
   page = Page(
-    report_html.render(content(rules={"threshold": 0, "max_words": 7}), {})
+    report_html.render(content(rules={"threshold": 0.0, "max_words": 7}), {})
   )
   assert "no limit" not in page.text

@@ -55,7 +55,7 @@ def raises(error):
     raises(OSError(errno.EIO, "a bad disk")),
   ],
 )
-def test_an_image_that_is_gone_costs_its_picture_only(get_image, caplog):
+def test_an_image_that_is_gone_costs_its_thumbnail_only(get_image, caplog):
   assert thumbnails.read(get_image, 10, "name\x1b of it") is None
   (message,) = [record.getMessage() for record in caplog.records]
   assert "name\\x1b of it" in message and "\n" not in message

@@ -19,7 +19,8 @@ def read(
 ) -> Resized | None:
   """A thumbnail of an image, or None, with a warning, if it cannot be read.
 
-  What is shown was read before, but it may be gone: that costs its picture.
+  What is shown was read before. If it is gone by now, only its thumbnail is
+  missing.
 
   Args:
     get_image: returns the image as `transforms.decoded` takes it.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from blip_jax.data import examples, sources, transforms
+from blip_jax.data import examples, sources, thumbnails, transforms
 from blip_jax.evaluators import base, references
 from blip_jax.models import decoding
 from blip_jax.runtime import contact_sheet
@@ -74,6 +74,13 @@ def is_right(
     transforms.pre_caption(right, example.max_words)
     for right in references.right_texts(record)
   }
+
+
+def thumbnail(record: sources.Record) -> thumbnails.Resized | None:
+  """The image of a record for a contact sheet; None if it is gone by now."""
+  return thumbnails.read(
+    lambda: record["image"], contact_sheet.IMAGE, record["id"]
+  )
 
 
 def line(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from blip_jax.data import datasets, sources, thumbnails
+from blip_jax.data import datasets, sources
 from blip_jax.evaluators import (
   base,
   caption_generator,
@@ -139,10 +139,7 @@ class Captions:
       contact_sheet.Line("true", human_captions.texts(record)[0]),
       caption_generator.line(text, record, is_right, rouge_l),
     )
-    image = thumbnails.read(
-      lambda: record["image"], contact_sheet.IMAGE, record["id"]
-    )
-    return contact_sheet.Cell(image, lines)
+    return contact_sheet.Cell(caption_generator.thumbnail(record), lines)
 
 
 def _path(record: sources.Record) -> dict[str, str]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from blip_jax.data import sources, thumbnails
+from blip_jax.data import sources
 from blip_jax.evaluators import base, caption_generator, ranking, references
 from blip_jax.evaluators.scores import caption_metrics
 from blip_jax.models import decoding
@@ -69,7 +69,7 @@ class Samples:
       for own_lines, line in zip(lines, generated, strict=True):
         own_lines.append(line)
     cells = [
-      contact_sheet.Cell(_thumbnail(record), own_lines)
+      contact_sheet.Cell(caption_generator.thumbnail(record), own_lines)
       for record, own_lines in zip(
         records[: self._num_shown], lines, strict=False
       )
@@ -112,9 +112,3 @@ class Samples:
     ]
     right = similarities.image_of[best] == np.arange(num_rows)
     return similarities.rows[:num_rows], texts, right.tolist()
-
-
-def _thumbnail(record: sources.Record) -> thumbnails.Resized | None:
-  return thumbnails.read(
-    lambda: record["image"], contact_sheet.IMAGE, record["id"]
-  )

@@ -566,4 +566,4 @@ def test_checkpoints_of_earlier_versions_load_and_say_so(tmp_path, caplog):
   state, _ = run.start(tmp_path)
   helpers.assert_same(state, saved)
   assert snapshot.find_sound(tmp_path).name == "1"
-  assert caplog.text.count("has no digests.json, so that it is not verif") == 1
+  assert caplog.text.count("has no digests.json, so it cannot be verified") == 1

@@ -11,7 +11,7 @@ from PIL import Image
 
 from blip_jax.data import datasets, scenes
 from blip_jax.evaluators import captions
-from blip_jax.inference import caption_images
+from blip_jax.inference import caption_images, stamps
 from blip_jax.models import decoding
 from tests.colour_task import COLOURS, ColourTask, colour_split, evaluate
 
@@ -158,13 +158,13 @@ def test_the_caption_job_is_scored_by_the_list_that_it_captioned(
   """A list, whose ids are numbers of rows, and the folder of its images."""
   outputs = []
   for images in (str(split), str(tmp_path / "p")):
+    source = datasets.open_images(images, str(tmp_path / "p"))
+    known = stamps.Stamps(source)
     lines = [
       {"row": row, "id": record["id"]}
-      | caption_images._note(row, record)[1]
+      | caption_images._note(record, known)
       | {"caption": "a red dog"}
-      for row, record in enumerate(
-        datasets.open_images(images, str(tmp_path / "p"))
-      )
+      for row, record in enumerate(source)
     ]
     results, out = tmp_path / "captions.jsonl", tmp_path / "s.json"
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -228,6 +228,11 @@ def has_magic(pattern: str) -> bool:
   return glob_lib.has_magic(pattern)
 
 
+def escape(path: str) -> str:
+  """A pattern of `glob` that only this path matches."""
+  return glob_lib.escape(path)
+
+
 def real_path(path: Path) -> str:
   """Where a path leads in the end, behind all links."""
   return os.path.realpath(local(path))

@@ -1,7 +1,6 @@
 """What is below a folder: each folder once, whatever links lead to it."""
 
 import collections
-import glob as glob_lib
 import os
 from collections.abc import Callable, Iterator
 
@@ -63,6 +62,6 @@ def glob(pattern: str) -> list[str]:
   for base in files.glob(head) if files.has_magic(head) else [head]:
     if files.is_folder(base or "."):
       for folder, _ in walk(base or ".", lambda *_: None):
-        path = glob_lib.escape(os.path.join(base, folder))
+        path = files.escape(os.path.join(base, folder))
         found.update(glob(os.path.join(path, tail)))
   return sorted(found)

@@ -44,6 +44,20 @@ def test_labels_are_compared_with_the_truth(tmp_path):
   )
 
 
+def test_labels_that_changed_are_not_compared(tmp_path):
+  config = defaults.capfilt().lock()
+  config.update(source=("scenes:train?num=1",), out=str(tmp_path))
+  texts = {"scenes-train-00000": [[("web", 0.9, "a")]]}
+  jobs.write_capfilt_job(config.out, config, texts)
+  (path,) = tmp_path.glob("*.parquet")
+  other = tmp_path / "other"
+  texts = {"scenes-train-00000": [[("web", 0.1, "a")]]}
+  jobs.write_capfilt_job(str(other), config, texts)
+  (other / path.name).replace(path)
+  with pytest.raises(ValueError, match="1 of 1 work units"):
+    bootstrap.compare(config.out)
+
+
 def test_the_table_has_means_and_ranges():
   names = [f"{r}/{m}" for r in bootstrap.RUNS for m in bootstrap.METRICS]
   names += ["filter/wrong_removed", "filter/right_kept", "captioner/right"]

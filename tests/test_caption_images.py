@@ -85,11 +85,59 @@ def test_a_stopped_job_resumes(captioner, images, tmp_path, monkeypatch):
     file.write('{"row": 4, "id": "cut in the mid')
   caption_images.caption_images(c, str(tmp_path))
   assert out.read_text() == (tmp_path / "complete.jsonl").read_text()
-  # Only the result is left, and a complete result is not written again.
-  assert not [*tmp_path.glob("out.jsonl.*")]
+  # A complete result is not written again. Its settings are kept beside it.
+  (settings,) = tmp_path.glob("out.jsonl.*")
+  assert settings.name == "out.jsonl.job.json"
   before = out.stat().st_mtime_ns
   caption_images.caption_images(c, str(tmp_path))
   assert out.stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def finished(captioner, images, tmp_path):
+  """The config of a finished job, and its result."""
+  out = tmp_path / "out.jsonl"
+  c = make(captioner, images, out=str(out))
+  caption_images.caption_images(c, str(tmp_path))
+  return c, out
+
+
+def test_a_result_is_of_one_model_and_prompt(finished, tmp_path):
+  c, out = finished
+  before = out.read_text()
+  c.prompt = "a red "
+  with pytest.raises(ValueError, match=r"\n  prompt: .* there, 'a red ' now\n"):
+    caption_images.caption_images(c, str(tmp_path))
+  assert out.read_text() == before
+  # Once the result is deleted, nothing forbids another one.
+  out.unlink()
+  caption_images.caption_images(c, str(tmp_path))
+  settings = json.loads(out.with_name("out.jsonl.job.json").read_text())
+  assert settings["prompt"] == "a red " and len(lines_of(out)) == 7
+
+
+def test_a_changed_caption_of_a_result_is_seen(finished, tmp_path):
+  c, out = finished
+  settings = out.with_name("out.jsonl.job.json")
+  raw = out.read_bytes()
+  at = raw.index(b'"caption": "') + len(b'"caption": "')
+  out.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+  with pytest.raises(files.DamagedFile, match=r"out\.jsonl: damaged: its SHA"):
+    caption_images.caption_images(c, str(tmp_path))
+  settings.unlink()  # as the error says, to keep what was changed
+  caption_images.caption_images(c, str(tmp_path))
+  assert out.read_bytes() != raw
+
+
+def test_a_job_that_died_before_its_last_file_is_finished(finished, tmp_path):
+  c, out = finished
+  settings = out.with_name("out.jsonl.job.json")
+  complete = settings.read_bytes()
+  without = json.loads(complete)
+  del without["sha256"]
+  settings.write_text(json.dumps(without))
+  caption_images.caption_images(c, str(tmp_path))
+  assert settings.read_bytes() == complete
 
 
 def stop_after_two(monkeypatch, config):
@@ -171,7 +219,7 @@ def complete_and_changed(captioner, images, tmp_path, monkeypatch, change):
   caption_images.caption_images(c, str(tmp_path))
   fresh = make(captioner, images, out=str(tmp_path / "fresh.jsonl"))
   caption_images.caption_images(fresh, str(tmp_path))
-  assert not [*tmp_path.glob("out.jsonl.*")]
+  assert not [*tmp_path.glob("out.jsonl.part*")]
   return out.read_text(), (tmp_path / "fresh.jsonl").read_text()
 
 

@@ -88,6 +88,7 @@ def test_texts_become_values_of_the_type(flag, value):
     ("seed=", "an integer, found ''"),
     ("optim.lr=fast", "a number, found 'fast'"),
     ("model.drop_path=x", "a number, found 'x'"),
+    ("optim.lr=nan", "a number, found nan"),
     ("data.augment=yes", "true or false, found 'yes'"),
     ("optim.betas=x", "values such as (0.9, 0.98), found ('x',)"),
     ("data.train=(1, 2)", "values such as ('scenes:train?num=32000',)"),

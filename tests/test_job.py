@@ -7,6 +7,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -193,6 +194,14 @@ def test_another_seed_gives_other_captions(shards, tmp_path):
     table = rows.read(tmp_path / str(seed) / "00000.parquet")
     captions.append([r["text"] for r in table if r["source"] == "synthetic"])
   assert captions[0] != captions[1]
+
+
+@pytest.mark.parametrize("threshold", [math.nan, -0.1, 1.1])
+def test_a_threshold_that_no_probability_can_have(shards, tmp_path, threshold):
+  config = capfilt_config(shards / "*.tar", tmp_path / "out")
+  config.threshold = threshold
+  with pytest.raises(ValueError, match=r"config\.threshold: expected 0 to 1"):
+    run(config)
 
 
 def test_other_settings_are_refused_unless_forced(shards, tmp_path):

@@ -136,6 +136,9 @@ def compare(folder: str | os.PathLike) -> Results:
     In percent of the texts: `filter/wrong_removed`, `filter/right_kept`,
     `captioner/right`, `captioner/right_of_kept` and `texts/noise`; and the
     numbers `texts/web_kept` and `texts/synthetic_kept`.
+
+  Raises:
+    ValueError: the labels of a work unit are missing or damaged.
   """
   capfilt = ledger.Ledger(folder)
   # Whether each text is kept, by its source and whether it is correct.
@@ -146,7 +149,9 @@ def compare(folder: str | os.PathLike) -> Results:
   }
   for work_unit in job.find_work_units(capfilt.settings):
     source, _ = work_unit.open()
-    for row in rows.read(capfilt.rows_path(work_unit)):
+    (done,) = merge.check_done(capfilt, [work_unit])
+    path, sha256 = capfilt.rows_path(work_unit), done["output"]["sha256"]
+    for row in rows.read(path, sha256):
       is_right = row["text"] in source[row["row"]]["references"]
       kept[row["source"], is_right].append(row["kept"])
   wrong, right = kept[label.WEB, False], kept[label.WEB, True]

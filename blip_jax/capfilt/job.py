@@ -58,6 +58,10 @@ def run(config: Config, workdir: str) -> dict[str, int]:
       work unit cannot be read or keeps changing; says which option helps.
   """
   rows.arrow_and_schema()  # Fails now, and not after hours of work.
+  if not 0 <= config.threshold <= 1:
+    raise ValueError(
+      f"config.threshold: expected 0 to 1, found {config.threshold}"
+    )
   work_units = find_work_units(config)
   folder = pathlib.Path(config.out or workdir)
   files.make_folder(folder)

@@ -66,7 +66,7 @@ def _merge(
   for path in (folder, *config.merge.jobs):
     ledger = Ledger(path)
     work_units = job.work_units_of(ledger)
-    _check_done(ledger, work_units)
+    check_done(ledger, work_units)
     done += [(ledger, work_unit) for work_unit in work_units]
   image_root = _image_root(config, [work_unit for _, work_unit in done])
   stats: _Stats = collections.defaultdict(collections.Counter)
@@ -146,7 +146,7 @@ def rules_of(config: Config) -> rules.Rules:
   return rules.Rules(**values)
 
 
-def _check_done(
+def check_done(
   ledger: Ledger, work_units: Sequence[WorkUnit]
 ) -> list[dict[str, Any]]:
   """The done-files of work units; raises `ValueError` unless all are there."""
@@ -170,7 +170,7 @@ def _kept_pairs(
   stats: _Stats,
 ) -> Iterator[_Pair]:
   """The pairs of a work unit that the rules keep; counts all of them."""
-  (done,) = _check_done(ledger, [work_unit])
+  (done,) = check_done(ledger, [work_unit])
   source, _ = work_unit.open()
   text_rows = rows.read(ledger.rows_path(work_unit), done["output"]["sha256"])
   reasons = selection.reasons(text_rows)
@@ -183,7 +183,7 @@ def _kept_pairs(
       path = _relative(path, image_root)
       read_image = functools.partial(_image, source, row["row"], row["key"])
       yield row | {"image": path}, read_image
-  _check_done(ledger, [work_unit])  # The images that were read are its own.
+  check_done(ledger, [work_unit])  # The images that were read are its own.
 
 
 def _human_pairs(

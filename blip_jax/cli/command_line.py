@@ -72,6 +72,8 @@ def parse(argv: Sequence[str]) -> Command:
   _refuse_schemes("--workdir", workdir)
   for key, value in overrides.leaves(config).items():
     _refuse_schemes(f"config.{key}", value)
+    if value != value:
+      raise UsageError(f"--config.{key}: expected a number, found {value}")
     if key in given and key.endswith("image_root"):
       _check_folder(f"config.{key}", value)
   return Command(

@@ -1,7 +1,8 @@
 """Caption a folder of images, or tar shards (job `caption`).
 
 The lines that are written, see `caption_lines`, and the settings of the job in
-`<out>.job.json` let a job that was stopped resume.
+`<out>.job.json` let a job that was stopped resume. These stay beside the result
+and say what it was made with.
 """
 
 import functools
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # What a line says of its image besides the id.
 _NOTED = ("image_id", "image", caption_lines.STAMP)
+# In `<out>.job.json` once the job is done, besides the settings.
+_RESULT = "sha256"
 _MAX_LOGGED = 20  # text files that could not be written, by name
 
 
@@ -66,10 +69,6 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
   source = datasets.open_images(_images(config), config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "captions.jsonl"))
   with lock.hold(lock.path_for(out)) as held:
-    if files.exists(out):
-      caption_lines.check_complete(out, source)
-      log.warning("%s is complete; delete it to caption the images again", out)
-      return {"images": len(source)}
     return _caption(config, source, out, held)
 
 
@@ -89,6 +88,10 @@ def _caption(
   options = {k: v for k, v in config.generation.items() if v is not None}
   generate = model.captioner(config.prompt, **options)
   settings = _settings(config, dtype, model, source, options)
+  if files.exists(out):
+    _check_finished(out, settings, source)
+    log.warning("%s is complete; delete it to caption the images again", out)
+    return {"images": len(source)}
   known = stamps.Stamps(source)
   rows = _begin(out, settings, source, known)
   todo = sources.Noted(
@@ -139,7 +142,7 @@ def _caption(
   _sync("parts are written")
   if jax.process_index() == 0:
     num_bad, problem = caption_lines.join(out, len(source))
-    files.remove(_job(out))
+    _finish(out, settings)
   else:
     num_bad, problem = 0, ""
   # The others wait here for the first one, however long it takes.
@@ -224,7 +227,9 @@ def _begin(
     f"{job} and the files {out}.part<number> to start again"
   )
   process, count = jax.process_index(), jax.process_count()
-  resumable.begin(job, settings, hint, write=process == 0)
+  # Of a result that somebody has deleted, the settings are of no use.
+  is_over = not parts and _RESULT in (resumable.settings(job) or {})
+  resumable.begin(job, settings, hint, is_over, write=process == 0)
   is_current = functools.partial(_is_current, source=source, known=known)
   rows, wrong = caption_lines.unfinished(parts, len(source), is_current)
   # All processes have read before one of them writes.
@@ -233,6 +238,40 @@ def _begin(
     if number % count == process:
       caption_lines.clean(part, wrong[number])
   return rows
+
+
+def _finish(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Notes what the result is, beside what made it."""
+  if files.exists(out):
+    files.write_json(_job(out), {**settings, _RESULT: files.sha256(out)})
+  else:  # no image could be read
+    files.remove(_job(out))
+
+
+def _check_finished(
+  out: pathlib.Path, settings: Mapping[str, Any], source: Any
+) -> None:
+  """Checks that this job would write what is there.
+
+  Raises:
+    ValueError: other settings made it, or it is cut or damaged.
+  """
+  caption_lines.check_complete(out, source)
+  there = resumable.settings(job := _job(out))
+  if there is None:
+    log.warning("%s is missing: nobody knows what model made %s", job, out)
+    return
+  sha256 = there.pop(_RESULT, None)
+  hint = f"Name another file with config.out, or delete {out} to start again"
+  resumable.refuse_others(job, there, resumable.as_read(settings), hint)
+  if sha256 is None:  # stopped between the two files
+    _finish(out, settings)
+  elif sha256 != (found := files.sha256(out)):
+    raise files.DamagedFile(
+      out,
+      f"its SHA-256 is {found}, and was {sha256} when it was written",
+      f"Delete it to caption the images again, or {job} if you have changed it",
+    )
 
 
 def _is_current(

@@ -44,7 +44,7 @@ def at_least(least: int, config: Config, *keys: str) -> None:
     value: Any = config
     for part in key.split("."):
       value = value[part]
-    if value < least:
+    if not value >= least:  # NaN is not either
       raise ValueError(
         f"config.{key}: expected at least {least}, found {value}"
       )

@@ -34,6 +34,31 @@ def as_read(settings_now: Mapping[str, Any]) -> dict[str, Any]:
   return json.loads(json.dumps(files.jsonable(settings_now)))
 
 
+def refuse_others(
+  path: files.Path,
+  there: Mapping[str, Any],
+  now: Mapping[str, Any],
+  hint: str,
+) -> None:
+  """Raises `ValueError` if settings differ, with a line for each of these.
+
+  Args:
+    path: the file of the settings that are there.
+    there: those of before.
+    now: from `as_read`.
+    hint: what to do about it; the end of the error.
+  """
+  lines = "".join(
+    f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now\n"
+    for key in {**now, **there}
+    if there.get(key) != now.get(key)
+  )
+  if lines:
+    raise ValueError(
+      f"{path}: this job was started with other settings:\n{lines}{hint}"
+    )
+
+
 def begin(
   path: files.Path,
   settings_now: Mapping[str, Any],
@@ -68,14 +93,7 @@ def begin(
   if there == now:
     return now
   if there is not None and not force:
-    lines = "\n".join(
-      f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now"
-      for key in now | there
-      if there.get(key) != now.get(key)
-    )
-    raise ValueError(
-      f"{path}: this job was started with other settings:\n{lines}\n{hint}"
-    )
+    refuse_others(path, there, now, hint)
   if write:
     files.write_json(path, now)
   return now

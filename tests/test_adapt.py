@@ -1,6 +1,5 @@
 """Rules that turn the parameters of one model family into another's."""
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -239,16 +238,17 @@ def test_parts_of_no_family_are_refused():
     adapt.family_of(["params/visual_encoder/x"])
 
 
-def test_fresh_parameters_are_those_of_the_first_seed():
-  """The report counts what came from the checkpoint."""
-  checkpoint = helpers.open_golden("blip_pretrain", task="nlvr")
-  expected = families.init("nlvr", checkpoint.card.config, jax.random.key(0))
-  head = expected["cls_head"]["fc_in"]["kernel"]
-  np.testing.assert_array_equal(
-    checkpoint.leaves["params/cls_head/fc_in/kernel"].read(), head
+def test_fresh_parameters_are_drawn_as_a_new_model_starts():
+  """The same ones every time; the report counts what the checkpoint had."""
+  first, second = (
+    helpers.open_golden("blip_pretrain", task="nlvr") for _ in range(2)
   )
-  fresh = checkpoint.report.changed[adapt.FRESH.format("pretrain")]
-  assert checkpoint.report.matched == len(checkpoint.leaves) - len(fresh)
+  path = "params/cls_head/fc_in/kernel"
+  head, width = first.leaves[path].read(), first.card.config.med.width
+  np.testing.assert_array_equal(second.leaves[path].read(), head)
+  np.testing.assert_allclose(head.std(), (3 * width) ** -0.5, rtol=0.05)
+  fresh = first.report.changed[adapt.FRESH.format("pretrain")]
+  assert first.report.matched == len(first.leaves) - len(fresh)
 
 
 def test_the_temperature_of_a_scorer_starts_without_a_warning():

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.models import blip, config, families, layers, med, nlvr, vit
+from blip_jax.models import (
+  blip,
+  config,
+  families,
+  initial,
+  layers,
+  med,
+  nlvr,
+  vit,
+)
 from tests import helpers
 
 KEY = jax.random.key(0)
@@ -19,18 +28,23 @@ def assert_uniform(values, bound):
   np.testing.assert_allclose(values.std(), bound / 3**0.5, rtol=0.05)
 
 
+def started(module, x):
+  return initial.draw(module.init(KEY, x)["params"], KEY)
+
+
 def test_heads_start_as_pytorchs_linear_layers_do():
   dense = layers.torch_dense(4000, 25)
-  params = dense.init(KEY, jnp.ones((1, 25)))["params"]
+  params = started(dense, jnp.ones((1, 25)))
   assert_uniform(params["kernel"], 0.2)
   assert_uniform(params["bias"], 0.2)
 
 
 def test_patches_start_as_pytorchs_convolutions_do():
   """The fan-in of a patch of 4 x 4 pixels of 3 colours is 48."""
-  params = vit.PatchEmbed(2000, 4, "float32").init(KEY, jnp.ones((1, 4, 4, 3)))
-  assert_uniform(params["params"]["kernel"], 48**-0.5)
-  assert_uniform(params["params"]["bias"], 48**-0.5)
+  embed = vit.PatchEmbed(2000, 4, "float32")
+  params = started(embed, jnp.ones((1, 4, 4, 3)))
+  assert_uniform(params["kernel"], 48**-0.5)
+  assert_uniform(params["bias"], 48**-0.5)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +106,7 @@ def test_epsilons_are_those_of_timm_and_bert():
     (med.layer_norm("float32"), 1e-12),
   ):
     x = jnp.array([[eps**0.5, -(eps**0.5)]])
-    y = norm.apply(norm.init(KEY, x), x)
+    y = norm.apply({"params": started(norm, x)}, x)
     np.testing.assert_allclose(y, [[0.5**0.5, -(0.5**0.5)]], rtol=1e-3)
 
 

@@ -14,11 +14,12 @@ from collections.abc import Collection, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from blip_jax.convert import weights
 from blip_jax.convert.weights import Leaf, Leaves, Report
 from blip_jax.models import config as model_config
-from blip_jax.models import families, med, vit
+from blip_jax.models import families, initial, med, vit
 from blip_jax.runtime import snapshot
 from blip_jax.tasks import momentum
 
@@ -246,14 +247,13 @@ def _add_fresh(
   if not fresh:
     return
 
-  @jax.jit
-  def init():
-    params = families.init(target, config, jax.random.key(0))
-    flat = snapshot.by_path({"params": params})
-    # The compiler removes the computation of all others.
-    return {path: flat[path] for path in fresh}
-
-  for path, array in init().items():
+  starts = traverse_util.flatten_dict(
+    {"params": families.starts(target, config)}, sep="/"
+  )
+  drawn = initial.draw(
+    {path: starts[path] for path in fresh}, jax.random.key(0)
+  )
+  for path, array in drawn.items():
     leaves[path] = Leaf.from_array(np.asarray(array))
   rule = FRESH.format(source)
   report.change(rule, *fresh)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from blip_jax.models import blip, med, nlvr
+from blip_jax.models import blip, initial, med, nlvr
 from blip_jax.models import config as model_config
 
 # Temperature of ITC, by which similarities are divided.
@@ -88,19 +88,23 @@ def init(
 
   For shapes alone, see `abstract`.
   """
-  image = jnp.zeros((1, *config.vit.image_size, 3))
-  ids = jnp.zeros((1, 2), jnp.int32)
-  model = build(family, config)
-  variables = model.init(
-    rng, image, ids, jnp.ones_like(ids), method=_FORWARD[family]
-  )
+  return initial.draw(starts(family, config), rng)
+
+
+def starts(family: str, config: model_config.BlipConfig) -> med.Params:
+  """Returns how each parameter starts, an `initial.Start`, as it is stored."""
+  image = jax.ShapeDtypeStruct((1, *config.vit.image_size, 3), jnp.float32)
+  ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  init = functools.partial(build(family, config).init, method=_FORWARD[family])
+  variables = jax.eval_shape(init, jax.random.key(0), image, ids, ids)
   params = dict(variables["params"])
   if family in WITH_MOMENTUM:
-    params = {**params, "temp": jnp.float32(INITIAL_TEMP)}
+    temp = jax.ShapeDtypeStruct((), jnp.float32)
+    params["temp"] = initial.Start(temp, initial.CONSTANT, INITIAL_TEMP)
   return med.drop_tied(params) if family == "pretrain" else params
 
 
 @functools.lru_cache
 def abstract(family: str, config: model_config.BlipConfig) -> med.Params:
   """Returns shapes and dtypes of the parameters of a family."""
-  return jax.eval_shape(lambda: init(family, config, jax.random.key(0)))
+  return initial.shapes(starts(family, config))

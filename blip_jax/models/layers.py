@@ -11,21 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from blip_jax.models import initial
+
 # Keys and values of one attention layer.
 KV = tuple[Float[Array, "I N H d"], Float[Array, "I N H d"]]
 
-# PyTorch's default for linear layers: uniform in +-1/sqrt(fan_in).
-torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-
-def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
-  """PyTorch's default for biases: uniform in the same range as the kernel."""
-
-  def init(key, shape, dtype=jnp.float32):
-    bound = fan_in**-0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
+def torch_init(fan_in: int) -> nn.initializers.Initializer:
+  """PyTorch's default for kernels and biases of linear layers."""
+  return initial.uniform(fan_in**-0.5)
 
 
 def torch_dense(
@@ -38,8 +32,8 @@ def torch_dense(
   """
   return nn.Dense(
     features,
-    kernel_init=torch_kernel_init,
-    bias_init=torch_bias_init(fan_in),
+    kernel_init=torch_init(fan_in),
+    bias_init=torch_init(fan_in),
     name=name,
   )
 
@@ -54,7 +48,26 @@ def normal_dense(features: int, config, name: str | None = None) -> nn.Dense:
   return nn.Dense(
     features,
     dtype=config.dtype,
-    kernel_init=nn.initializers.normal(config.init_std),
+    kernel_init=initial.normal(config.init_std),
+    bias_init=initial.zeros,
+    name=name,
+  )
+
+
+def layer_norm(
+  epsilon: float, dtype: str, name: str | None = None
+) -> nn.Module:
+  """LayerNorm that subtracts the mean first.
+
+  E[x^2] - E[x]^2 suffers from cancellation, which an epsilon as small as BERT's
+  does not hide.
+  """
+  return nn.LayerNorm(
+    epsilon=epsilon,
+    dtype=dtype,
+    use_fast_variance=False,
+    scale_init=initial.ones,
+    bias_init=initial.zeros,
     name=name,
   )
 

@@ -22,7 +22,7 @@ from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
 from blip_jax.models import config as model_config
-from blip_jax.models import layers
+from blip_jax.models import initial, layers
 
 Params = dict
 # Keys and values for the cross-attention of every layer, to one or two images.
@@ -72,7 +72,7 @@ class Med(nn.Module):
 
   def setup(self):
     c = self.config
-    normal = nn.initializers.normal(c.init_std)
+    normal = initial.normal(c.init_std)
     self.word_embeddings = self.param(
       "word_embeddings", normal, (c.vocab_size, c.width)
     )
@@ -266,7 +266,7 @@ class LMHead(nn.Module):
     c = self.config
     x = layers.normal_dense(c.width, c, "transform")(hidden)
     x = layer_norm(c.dtype, name="ln")(nn.gelu(x, approximate=False))
-    bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+    bias = self.param("bias", initial.zeros, (c.vocab_size,))
     scores = jnp.einsum(
       "bld,vd->blv",
       x,
@@ -280,12 +280,8 @@ def _attention(c: model_config.MedConfig) -> PostNormAttention:
   return PostNormAttention(c.width, c.num_heads, c.dropout, c.init_std, c.dtype)
 
 
-def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
-  # E[x^2] - E[x]^2 suffers from cancellation, which BERT's tiny epsilon does
-  # not hide; without fast variance the mean is subtracted first.
-  return nn.LayerNorm(
-    epsilon=1e-12, dtype=dtype, use_fast_variance=False, name=name
-  )
+def layer_norm(dtype: str, name: str | None = None) -> nn.Module:
+  return layers.layer_norm(1e-12, dtype, name)
 
 
 def with_first_token(

@@ -11,7 +11,7 @@ from flax.linen import spmd
 from jaxtyping import Array, Float
 
 from blip_jax.models import config as model_config
-from blip_jax.models import layers
+from blip_jax.models import initial, layers
 
 
 class ViT(nn.Module):
@@ -38,11 +38,11 @@ class ViT(nn.Module):
     grid = height // c.patch_size, width // c.patch_size
     x = PatchEmbed(c.width, c.patch_size, c.dtype, name="patch_embed")(image)
     cls_token = self.param(
-      "cls_token", nn.initializers.normal(c.init_std), (1, 1, c.width)
+      "cls_token", initial.normal(c.init_std), (1, 1, c.width)
     )
     pos_embed = self.param(
       "pos_embed",
-      nn.initializers.normal(c.pos_embed_std),
+      initial.normal(c.pos_embed_std),
       (1, c.num_tokens, c.width),
     )
     cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, c.width))
@@ -92,8 +92,8 @@ class PatchEmbed(nn.Module):
     p = self.patch_size
     shape = (p, p, image.shape[-1], self.width)
     fan_in = p * p * image.shape[-1]
-    kernel = self.param("kernel", layers.torch_kernel_init, shape)
-    bias = self.param("bias", layers.torch_bias_init(fan_in), (self.width,))
+    kernel = self.param("kernel", layers.torch_init(fan_in), shape)
+    bias = self.param("bias", layers.torch_init(fan_in), (self.width,))
     batch, height, width, channels = image.shape
     x = image.reshape(batch, height // p, p, width // p, p, channels)
     x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
@@ -101,10 +101,8 @@ class PatchEmbed(nn.Module):
     return (x + bias[None, None, None]).reshape(batch, -1, self.width)
 
 
-def layer_norm(dtype: str, name: str) -> nn.LayerNorm:
-  return nn.LayerNorm(
-    epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
-  )
+def layer_norm(dtype: str, name: str) -> nn.Module:
+  return layers.layer_norm(1e-6, dtype, name)
 
 
 def resize_pos_embed(

@@ -18,15 +18,22 @@ from blip_jax.models import layers, med, vit
 
 
 class Blip(nn.Module):
-  """All parts of BLIP; a model of `families.py` has parameters for some."""
+  """All parts of BLIP; a model of `families.py` has parameters for some.
+
+  Attributes:
+    config: its sizes.
+    answers: whether the decoder attends to questions, not to images.
+  """
 
   config: model_config.BlipConfig
+  answers: bool = False
 
   def setup(self):
     c = self.config
     self.visual_encoder = vit.ViT(c.vit)
-    self.text_encoder = med.Med(c.med)
-    self.text_decoder = med.Med(c.med, with_lm_head=True)
+    self.text_encoder = med.Med(c.med, c.vit.width)
+    width = c.med.width if self.answers else c.vit.width
+    self.text_decoder = med.Med(c.med, width, with_lm_head=True)
     self.vision_proj = layers.torch_dense(c.embed_dim, c.vit.width)
     self.text_proj = layers.torch_dense(c.embed_dim, c.med.width)
     self.itm_head = layers.torch_dense(2, c.med.width)

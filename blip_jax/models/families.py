@@ -78,7 +78,9 @@ WITH_MOMENTUM = ("retrieval", "pretrain")
 
 def build(family: str, config: model_config.BlipConfig) -> nn.Module:
   """Returns the module of a family."""
-  return nlvr.Nlvr(config) if family == "nlvr" else blip.Blip(config)
+  if family == "nlvr":
+    return nlvr.Nlvr(config)
+  return blip.Blip(config, answers=family == "vqa")
 
 
 def init(

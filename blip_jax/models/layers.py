@@ -155,37 +155,30 @@ class Attention(nn.Module):
 class DropPath(nn.Module):
   """Drops a residual branch for entire examples (stochastic depth)."""
 
-  rate: float
-
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B ..."], deterministic: bool
+    self, x: Float[Array, "B ..."], rate: Float[Array, ""] | float | None
   ) -> Float[Array, "B ..."]:
-    if deterministic or self.rate == 0:
+    """Drops with this rate; None drops nothing."""
+    if rate is None:
       return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-    keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
-    return jnp.where(keep, x / (1 - self.rate), 0)
+    keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def remat(
-  block: type[nn.Module], policy: str, static_argnum: int
-) -> type[nn.Module]:
-  """Wraps a block so that the backward pass recomputes its activations.
+def remat(layer: Callable, policy: str) -> Callable:
+  """Lets the backward pass of a layer recompute its activations.
 
   Args:
-    block: class of the block.
+    layer: a function of arrays.
     policy: `none` recomputes nothing, `dots` keeps the outputs of matrix
-      products with weights, `full` keeps only the input of the block.
-    static_argnum: position, counting self, of `deterministic`, the only
-      argument of the block that is not an array.
+      products with weights, `full` keeps only the input of the layer.
   """
   if policy == "none":
-    return block
+    return layer
   saveable = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
   }
-  return nn.remat(
-    block, policy=saveable[policy], static_argnums=(static_argnum,)
-  )
+  return jax.checkpoint(layer, policy=saveable[policy], prevent_cse=False)

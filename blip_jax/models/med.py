@@ -11,8 +11,9 @@ decoded for each image, L text length, N image tokens, D width, E image width,
 V vocabulary, H heads, d head width, P positions of the cache.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,11 +23,12 @@ from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
 from blip_jax.models import config as model_config
-from blip_jax.models import initial, layers
+from blip_jax.models import initial, layers, stack
 
 Params = dict
-# Keys and values for the cross-attention of every layer, to one or two images.
-EncoderKV = tuple[layers.KV | tuple[layers.KV, layers.KV], ...]
+# Keys and values for the cross-attention of each stack of layers: those of one
+# image or of two, stacked as the layers are.
+EncoderKV = tuple[Any, ...]
 
 
 class Cache(NamedTuple):
@@ -37,23 +39,35 @@ class Cache(NamedTuple):
   only `ancestors` is copied, and no keys or values.
 
   Attributes:
-    kv: (keys, values) of each layer, both [I, H, P, m, d], filled at the first
-      `length` positions.
+    kv: for each stack of layers, (keys, values) of every layer, both
+      [I, H, P, m, d], filled at the first `length` positions.
     ancestors: for each text and position, the index of the text under which
       the key and value of its token are stored.
     length: number of tokens decoded so far.
   """
 
-  kv: tuple[tuple[Array, Array], ...]
+  kv: tuple[Any, ...]
   ancestors: Int[Array, "I m P"]
   length: Int[Array, ""]
 
 
-def one_image_attention(
-  config: model_config.MedConfig, index: int
-) -> nn.Module:
-  """Cross-attention of layer `index` to one image."""
-  return _attention(config)
+class Stack(NamedTuple):
+  """Some consecutive layers of the tower.
+
+  Attributes:
+    name: of their parameters, one of `stack.NAMES`.
+    depth: number of layers.
+    cross_attention: module of each layer's cross-attention, of the config.
+  """
+
+  name: str
+  depth: int
+  cross_attention: Callable[[model_config.MedConfig], nn.Module]
+
+
+def one_image_stacks(config: model_config.MedConfig) -> tuple[Stack, ...]:
+  """Layers that attend to one image."""
+  return (Stack("layers", config.depth, _attention),)
 
 
 class Med(nn.Module):
@@ -61,14 +75,17 @@ class Med(nn.Module):
 
   Attributes:
     config: its sizes.
+    encoder_width: E, width of the states that it attends to.
     with_lm_head: whether it can predict tokens.
-    cross_attention: builds the cross-attention of a layer from (config, index
-      of the layer); NLVR uses `nlvr.two_image_attention`.
+    stacks: its layers; NLVR uses `nlvr.two_image_stacks`.
   """
 
   config: model_config.MedConfig
+  encoder_width: int
   with_lm_head: bool = False
-  cross_attention: Callable[..., nn.Module] = one_image_attention
+  stacks: Callable[[model_config.MedConfig], tuple[Stack, ...]] = (
+    one_image_stacks
+  )
 
   def setup(self):
     c = self.config
@@ -81,13 +98,24 @@ class Med(nn.Module):
     )
     self.ln_embed = layer_norm(c.dtype)
     self.drop = nn.Dropout(c.dropout)
-    layer = layers.remat(Layer, c.remat, 7)
-    self.layers = [
-      layer(c, i, self.cross_attention, name=f"layer_{i}")
-      for i in range(c.depth)
-    ]
+    for layer, part in self._stacks():
+      states = jnp.zeros((2, 1, self.encoder_width))
+      start = functools.partial(layer.init, states=states, method="start")
+      stack.declare(self, part.name, part.depth, start)
     if self.with_lm_head:
       self.lm_head = LMHead(c)
+
+  def _stacks(self) -> list[tuple["Layer", Stack]]:
+    return [
+      (Layer(self.config, part.cross_attention, parent=None), part)
+      for part in self.stacks(self.config)
+    ]
+
+  def _parts(self) -> list[tuple["Layer", stack.Layers]]:
+    """The module and the parameters of the layers of each stack."""
+    return [
+      (layer, stack.params(self, part.name)) for layer, part in self._stacks()
+    ]
 
   def __call__(
     self,
@@ -121,9 +149,24 @@ class Med(nn.Module):
       bias = jnp.where(visible, bias, -10000.0)
     x = self._embed(input_ids, jnp.arange(input_ids.shape[1]), deterministic)
     encoder_bias = _encoder_bias(encoder_mask)
-    for i, layer in enumerate(self.layers):
+    drops = not deterministic and self.config.dropout > 0
+    for i, (layer, params) in enumerate(self._parts()):
+
+      def apply(x, own, layer=layer):
+        params, cross, key = own
+        return layer.apply(
+          {"params": params},
+          *(x, bias, cross, encoder_bias, None, None, not drops),
+          rngs={"dropout": key} if drops else {},
+        )
+
+      keys = None
+      if drops:
+        depth = stack.depth(params)
+        keys = jax.random.split(self.make_rng("dropout"), depth)
       cross = encoder_kv[i] if encoder_kv is not None else None
-      x, _ = layer(x, bias, cross, encoder_bias, None, None, deterministic)
+      apply = layers.remat(apply, self.config.remat)
+      x, _ = stack.run(apply, x, params, cross, keys)
     return x
 
   def extend(
@@ -153,12 +196,18 @@ class Med(nn.Module):
     x = self._embed(input_ids, positions, deterministic=True)
     encoder_bias = _encoder_bias(encoder_mask)
     kv = []
-    for i, layer in enumerate(self.layers):
+    for i, (layer, params) in enumerate(self._parts()):
+
+      def apply(x, own, layer=layer):
+        params, cross, kv = own
+        return layer.apply(
+          {"params": params},
+          *(x, bias, cross, encoder_bias, kv, cache.length, True),
+        )
+
       cross = encoder_kv[i] if encoder_kv is not None else None
-      x, layer_kv = layer(
-        x, bias, cross, encoder_bias, cache.kv[i], cache.length, True
-      )
-      kv.append(layer_kv)
+      x, layers_kv = stack.run(apply, x, params, cross, cache.kv[i])
+      kv.append(layers_kv)
     return x, Cache(tuple(kv), cache.ancestors, cache.length + length)
 
   def init_cache(
@@ -176,14 +225,26 @@ class Med(nn.Module):
     shape = (num_images, c.num_heads, max_length, num_texts, head)
     empty = jnp.zeros(shape, c.dtype)
     ancestors = jnp.zeros((num_images, num_texts, max_length), jnp.int32)
-    return Cache(((empty, empty),) * c.depth, ancestors, jnp.int32(0))
+    kv = tuple(
+      stack.like((empty, empty), params) for _, params in self._parts()
+    )
+    return Cache(kv, ancestors, jnp.int32(0))
 
   def encoder_kv(self, states: Float[Array, "J N E"]) -> EncoderKV:
     """Keys and values of image tokens for the cross-attention of all layers.
 
     Compute them once per image and share them between texts.
     """
-    return tuple(layer.encoder_kv(states) for layer in self.layers)
+
+    def of(layer: Layer, params: stack.Layers) -> Any:
+      def apply(_, own):
+        return None, layer.apply(
+          {"params": own[0]}, states, method="encoder_kv"
+        )
+
+      return stack.run(apply, None, params)[1]
+
+    return tuple(of(layer, params) for layer, params in self._parts())
 
   def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
     """Next-token logits, in float32."""
@@ -205,13 +266,12 @@ class Layer(nn.Module):
   """A post-norm BERT layer: self-attention, cross-attention, feed-forward."""
 
   config: model_config.MedConfig
-  index: int
-  cross_attention: Callable[..., nn.Module]
+  cross_attention: Callable[[model_config.MedConfig], nn.Module]
 
   def setup(self):
     c = self.config
     self.attention = _attention(c)
-    self.crossattention = self.cross_attention(c, self.index)
+    self.crossattention = self.cross_attention(c)
     self.fc_in = layers.normal_dense(c.mlp_dim, c)
     self.fc_out = layers.normal_dense(c.width, c)
     self.ln = layer_norm(c.dtype)
@@ -235,6 +295,13 @@ class Layer(nn.Module):
 
   def encoder_kv(self, states):
     return self.crossattention.key_value(states)
+
+  def start(self, states):
+    """Uses all parameters, so that `init` creates them."""
+    kv = self.encoder_kv(states)
+    batch = len(jax.tree.leaves(kv)[0])
+    x = jnp.zeros((batch, 1, self.config.width))
+    return self(x, None, kv, None, None, None, True)
 
 
 class PostNormAttention(layers.Attention):

@@ -9,6 +9,8 @@ then the second of every statement), N image tokens, L text length, D width, E
 image width.
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -69,11 +71,19 @@ class TwoImageAttention(nn.Module):
     return self.ln(x + self.drop(y, deterministic=deterministic))
 
 
-def two_image_attention(
-  config: model_config.MedConfig, index: int
-) -> TwoImageAttention:
-  """Cross-attention of layer `index` to two images."""
-  return TwoImageAttention(config, learned=index >= FIRST_MERGING_LAYER)
+def two_image_stacks(config: model_config.MedConfig) -> tuple[med.Stack, ...]:
+  """Layers that attend to two images."""
+  averaging = min(FIRST_MERGING_LAYER, config.depth)
+  merging = config.depth - averaging
+  attention = lambda learned: functools.partial(
+    TwoImageAttention, learned=learned
+  )
+  return (
+    med.Stack("layers", averaging, attention(False)),
+    *(
+      [med.Stack("merging_layers", merging, attention(True))] if merging else []
+    ),
+  )
 
 
 class ClsHead(nn.Module):
@@ -95,7 +105,7 @@ class Nlvr(nn.Module):
   def setup(self):
     c = self.config
     self.visual_encoder = vit.ViT(c.vit)
-    self.text_encoder = med.Med(c.med, cross_attention=two_image_attention)
+    self.text_encoder = med.Med(c.med, c.vit.width, stacks=two_image_stacks)
     self.cls_head = ClsHead(c.med.width)
 
   def __call__(

@@ -4,14 +4,17 @@ Dimensions: B batch, H and W image height and width in pixels, N tokens ([CLS]
 first), M tokens of another grid, D width.
 """
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import spmd
 from jaxtyping import Array, Float
 
 from blip_jax.models import config as model_config
-from blip_jax.models import initial, layers
+from blip_jax.models import initial, layers, stack
 
 
 class ViT(nn.Module):
@@ -49,35 +52,47 @@ class ViT(nn.Module):
     x = jnp.concatenate([cls_token.astype(x.dtype), x], axis=1)
     x = x + resize_pos_embed(pos_embed, c.grid, grid).astype(x.dtype)
 
-    block = layers.remat(Block, c.remat, 2)
-    for i, drop_path in enumerate(np.linspace(0, c.drop_path, c.depth)):
+    block, drops = Block(c, parent=None), not deterministic and c.drop_path > 0
+    start = functools.partial(block.init, x=x[:1], drop_rate=None)
+    stack.declare(self, "blocks", c.depth, start)
+    blocks = stack.params(self, "blocks")
+
+    def apply(x, layer):
+      params, drop_path, key = layer
       x = spmd.with_logical_constraint(x, ("batch", "seq", None))
-      x = block(c, float(drop_path), name=f"block_{i}")(x, deterministic)
+      rngs = {"dropout": key} if drops else {}
+      return block.apply({"params": params}, x, drop_path, rngs=rngs), None
+
+    rates = keys = None
+    if drops:
+      rates = jnp.linspace(0, c.drop_path, c.depth)
+      keys = jax.random.split(self.make_rng("dropout"), c.depth)
+    x, _ = stack.run(layers.remat(apply, c.remat), x, blocks, rates, keys)
     return layer_norm(c.dtype, "ln_post")(x)
 
 
 class Block(nn.Module):
-  """A pre-norm transformer block; `drop_path` is its stochastic depth rate."""
+  """A pre-norm transformer block."""
 
   config: model_config.ViTConfig
-  drop_path: float
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B N D"], deterministic: bool
+    self, x: Float[Array, "B N D"], drop_rate: Float[Array, ""] | None
   ) -> Float[Array, "B N D"]:
+    """Applies the block; `drop_rate` is its rate of stochastic depth, if any."""
     c = self.config
-    drop_path = layers.DropPath(self.drop_path)
+    drop_path = layers.DropPath()
     attention = layers.Attention(
       c.width, c.num_heads, 0.0, c.init_std, c.dtype, name="attention"
     )
     y = layer_norm(c.dtype, "ln_1")(x)
-    x = x + drop_path(attention(y, attention.key_value(y)), deterministic)
+    x = x + drop_path(attention(y, attention.key_value(y)), drop_rate)
     y = layers.normal_dense(c.mlp_dim, c, "fc_in")(
       layer_norm(c.dtype, "ln_2")(x)
     )
     y = layers.normal_dense(c.width, c, "fc_out")(nn.gelu(y, approximate=False))
-    return x + drop_path(y, deterministic)
+    return x + drop_path(y, drop_rate)
 
 
 class PatchEmbed(nn.Module):

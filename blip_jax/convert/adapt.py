@@ -41,7 +41,7 @@ FRESH = "initialised at random, from seed 0: no {} checkpoint has it"
 # Parameters that a target family may initialise, whatever the source.
 _FRESH = {
   "nlvr": r"params/cls_head/.*|params/.*/crossattention/merge/.*",
-  "vqa": r"params/text_decoder/layer_\d+/crossattention/(key|value)/kernel",
+  "vqa": r"params/text_decoder/layers/crossattention/(key|value)/kernel",
   "retrieval": r"params/temp",
 }
 
@@ -113,6 +113,7 @@ def to_family(
     _untie(leaves, report)
   if target == "nlvr" and source != "nlvr":
     _copy_for_two_images(leaves, report)
+    leaves = weights.split_merging(leaves)
   if target == "vqa" and source != "vqa":
     _drop_other_width(leaves, config, report)
   expected = _expected(target, config)
@@ -153,7 +154,7 @@ def _untie(leaves: Leaves, report: Report) -> None:
 
 def _copy_for_two_images(leaves: Leaves, report: Report) -> None:
   pattern = re.compile(
-    r"(params/text_encoder/layer_\d+/crossattention)/((?:query|key|value|out)/.*)"
+    r"(params/text_encoder/layers/crossattention)/((?:query|key|value|out)/.*)"
   )
   for path in list(leaves):
     if match := pattern.fullmatch(path):
@@ -170,7 +171,7 @@ def _drop_other_width(
   for path in list(leaves):
     if (
       re.fullmatch(_FRESH["vqa"], path)
-      and leaves[path].shape[0] != config.med.width
+      and leaves[path].shape[1] != config.med.width
     ):
       del leaves[path]
       report.drop(OTHER_WIDTH, path)

@@ -8,7 +8,6 @@ give it. Where a config file and the shapes overlap, they must agree.
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -292,8 +291,8 @@ def from_shapes(
     dict(
       patch_size=patch_size,
       width=width,
-      depth=_depth(leaves, "params/visual_encoder/block_"),
-      mlp_dim=shape("visual_encoder/block_0/fc_in/kernel")[1],
+      depth=_depth(leaves, "params/visual_encoder", "blocks"),
+      mlp_dim=shape("visual_encoder/blocks/fc_in/kernel")[2],
     ),
     hints.vit,
     hints.source,
@@ -306,8 +305,8 @@ def from_shapes(
     "text tower",
     dict(
       width=text_width,
-      depth=_depth(leaves, f"params/{tower}/layer_"),
-      mlp_dim=shape(f"{tower}/layer_0/fc_in/kernel")[1],
+      depth=_depth(leaves, f"params/{tower}", "layers", "merging_layers"),
+      mlp_dim=shape(f"{tower}/layers/fc_in/kernel")[2],
       max_positions=shape(f"{tower}/position_embeddings")[0],
     ),
     hints.med,
@@ -376,12 +375,13 @@ def _contradiction(
   )
 
 
-def _depth(leaves: Leaves, prefix: str) -> int:
-  layer = re.compile(re.escape(prefix) + r"(\d+)")
-  layers = {int(match[1]) for path in leaves if (match := layer.match(path))}
-  if not layers:
-    raise ValueError(f"the weights have no layers: nothing under {prefix}0")
-  return max(layers) + 1
+def _depth(leaves: Leaves, tower: str, *stacks: str) -> int:
+  """The number of layers of a tower, in one or more stacks."""
+  paths = [f"{tower}/{name}/fc_in/kernel" for name in stacks]
+  depth = sum(leaves[path].shape[0] for path in paths if path in leaves)
+  if not depth:
+    raise ValueError(f"the weights have no layers: nothing under {paths[0]}")
+  return depth
 
 
 def _drop_path(family: str, width: int) -> float:

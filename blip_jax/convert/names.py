@@ -1,10 +1,10 @@
 """One table of parameter names: external to native and back.
 
 External names and layouts are PyTorch's, as in the original's checkpoints or
-Hugging Face's: linear weights [out, in], convolutions OIHW, and one matrix for
-query, key and value of the image tower. Native arrays are [in, out], HWIO and
-three matrices; native names are paths in a checkpoint: `params/...`,
-`momentum/...`.
+Hugging Face's: linear weights [out, in], convolutions OIHW, one matrix for
+query, key and value of the image tower, and a name for each layer. Native
+arrays are [in, out], HWIO, three matrices, and one array for all layers of a
+stack; native names are paths in a checkpoint: `params/...`, `momentum/...`.
 """
 
 import re
@@ -20,10 +20,10 @@ class Rule(NamedTuple):
   """One row of the table: an external name and its native paths.
 
   Attributes:
-    external: name with `{i}` for the index of the layer.
-    native: paths with `{i}`; if there are several, the external array is split
-      along its first axis.
-    to_native: converts (a part of) the external array.
+    external: name with `{i}` for the index of the layer, if it is of a layer.
+    native: paths; if there are several, the external array is split along its
+      first axis.
+    to_native: converts (a part of) the external array, of one layer.
     to_external: its inverse.
   """
 
@@ -32,13 +32,9 @@ class Rule(NamedTuple):
   to_native: Callable[[np.ndarray], np.ndarray]
   to_external: Callable[[np.ndarray], np.ndarray]
 
-
-class Match(NamedTuple):
-  """A rule, with the names of one layer filled in."""
-
-  rule: Rule
-  external: str
-  native: tuple[str, ...]
+  @property
+  def has_layers(self) -> bool:
+    return "{i}" in self.external
 
 
 def _same(x):
@@ -125,7 +121,7 @@ _VIT = {
 def _vit(layout: str, suffix: str, native: str) -> tuple[Rule, ...]:
   n = _VIT[layout]
   tower = n["tower"] + suffix
-  block, native_block = f"{tower}.{n['block']}", f"{native}/block_{{i}}"
+  block, native_block = f"{tower}.{n['block']}", f"{native}/blocks"
   attention = f"{native_block}/attention"
   patch_embed = f"{tower}.{n['patch_embed']}"
   return (
@@ -156,7 +152,7 @@ def _vit(layout: str, suffix: str, native: str) -> tuple[Rule, ...]:
 def _med(external: str, native: str) -> tuple[Rule, ...]:
   embeddings, positions = f"{external}.embeddings", "position_embeddings"
   layer = f"{external}.encoder.layer.{{i}}"
-  native_layer = f"{native}/layer_{{i}}"
+  native_layer = f"{native}/layers"
   rules = [
     *_copy(f"{embeddings}.word_embeddings.weight", f"{native}/word_embeddings"),
     *_copy(f"{embeddings}.{positions}.weight", f"{native}/{positions}"),
@@ -184,7 +180,7 @@ def _attention(projections: str, out: str, native: str) -> tuple[Rule, ...]:
 def _nlvr() -> tuple[Rule, ...]:
   """What only the NLVR model, which reads two images, has."""
   block = "text_encoder.encoder.layer.{i}.crossattention"
-  native = "params/text_encoder/layer_{i}/crossattention"
+  native = "params/text_encoder/layers/crossattention"
   images = [
     _attention(
       f"{block}.self{n}", f"{block}.output.dense{n}", f"{native}/image_{n}"
@@ -301,25 +297,24 @@ def layout_of(names: Collection[str]) -> str | None:
   return None
 
 
-def match_external(name: str, layout: str) -> Match | None:
-  """Finds the rule for an external name; None if the table has none."""
-  return _match(name, _BY_EXTERNAL[layout])
+def match_external(name: str, layout: str) -> tuple[Rule, int | None] | None:
+  """Finds the rule for an external name, and the index of the layer, if any.
 
-
-def match_native(path: str, layout: str) -> Match | None:
-  """Finds the rule for a native path; None if the layout has no name for it."""
-  return _match(path, _BY_NATIVE[layout])
-
-
-def _match(name: str, rules: dict[str, Rule]) -> Match | None:
-  # The first number is the layer's index, unless the name has no layers.
+  Returns:
+    None if the table has no such name.
+  """
+  rules = _BY_EXTERNAL[layout]
+  if name in rules:
+    return rules[name], None
+  # The first number is the layer's index.
   number = re.search(r"(?<=[._])\d+(?=[./])", name)
-  index, template = "", name
-  if number and name not in rules:
-    index = number.group()
-    template = name[: number.start()] + "{i}" + name[number.end() :]
-  rule = rules.get(template)
-  if rule is None:
+  if number is None:
     return None
-  fill = lambda template: template.replace("{i}", index)
-  return Match(rule, fill(rule.external), tuple(map(fill, rule.native)))
+  template = name[: number.start()] + "{i}" + name[number.end() :]
+  rule = rules.get(template)
+  return None if rule is None else (rule, int(number.group()))
+
+
+def match_native(path: str, layout: str) -> Rule | None:
+  """Finds the rule for a native path; None if the layout has no name for it."""
+  return _BY_NATIVE[layout].get(path)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from blip_jax.convert import names, reader
+from blip_jax.models.nlvr import FIRST_MERGING_LAYER
 
 # Rules, as the report names them.
 POSITION_IDS = "position ids: only 0, 1, 2, ..."
@@ -59,6 +60,20 @@ class Leaf:
     like = change(np.broadcast_to(np.zeros((), self.dtype), self.shape))
     memory = self.memory and (self.memory, change)
     return Leaf(like.shape, like.dtype, lambda: change(self.read()), memory)
+
+  def layer(self, i: int) -> "Leaf":
+    """One layer of a stack."""
+    return self.map(_Layer(i))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+  """Takes one layer out of a stack; equal if it is the same one."""
+
+  i: int
+
+  def __call__(self, x: np.ndarray) -> np.ndarray:
+    return x[self.i]
 
 
 Leaves = dict[str, Leaf]
@@ -151,7 +166,9 @@ def from_external(
     ValueError: lists the names that the table does not know; or an array does
       not have the shape that its rule needs.
   """
-  leaves, unknown = {}, []
+  leaves: Leaves = {}
+  layers: dict[str, dict[int, Leaf]] = {}
+  unknown = []
   for name in tensors:
     if _is_dropped(name, drop):
       report.drop(ON_REQUEST, name)
@@ -165,21 +182,27 @@ def from_external(
       elif name not in names.TIED or names.TIED[name] not in tensors:
         unknown.append(name)
       continue
-    external, parts = _leaf(tensors, name), len(match.native)
+    rule, index = match
+    external, parts = _leaf(tensors, name), len(rule.native)
     if parts > 1 and external.shape[0] % parts:
       raise ValueError(
         f"{name}: shape {list(external.shape)} does not split into {parts} "
         "equal parts along its first axis"
       )
-    for i, path in enumerate(match.native):
+    for i, path in enumerate(rule.native):
       leaf = external if parts == 1 else external.map(_part(i, parts))
-      leaves[path] = leaf.map(match.rule.to_native)
+      leaf = leaf.map(rule.to_native)
+      if index is None:
+        leaves[path] = leaf
+      else:
+        layers.setdefault(path, {})[index] = leaf
   if unknown:
     raise ValueError(
       f"{len(unknown)} names that no BLIP model has: {first_few(unknown, 20)}. "
       "Is this another architecture, or a wrapper that prefixes its names? To "
       "leave names out, list them with --drop (drop=)"
     )
+  leaves |= _stacks(layers)
   for name, target in names.TIED.items():
     if name in tensors and name not in report.dropped.get(ON_REQUEST, ()):
       _resolve_tied(tensors, name, target, layout, leaves, report)
@@ -198,14 +221,22 @@ def to_external(leaves: Leaves, layout: str) -> Leaves:
   """
   external, unknown = {}, []
   for path in leaves:
-    match = names.match_native(path, layout)
-    if match is None:
+    merging = path.startswith(_MERGING_LAYERS)
+    base = path.replace(_MERGING_LAYERS, _LAYERS, 1)
+    rule = names.match_native(base, layout)
+    if rule is None:
       unknown.append(path)
-    elif match.external not in external:
-      parts = [
-        leaves[name].map(match.rule.to_external) for name in match.native
-      ]
-      external[match.external] = parts[0] if len(parts) == 1 else _joined(parts)
+    elif base == rule.native[0]:
+      native = map(_merging, rule.native) if merging else rule.native
+      whole = [leaves[name] for name in native]
+      if not rule.has_layers:
+        external[rule.external] = _joined(whole, rule)
+        continue
+      # Neighbours, so that each stack is read once.
+      for i in range(whole[0].shape[0]):
+        number = i + FIRST_MERGING_LAYER if merging else i
+        name = rule.external.replace("{i}", str(number))
+        external[name] = _joined([leaf.layer(i) for leaf in whole], rule)
   if unknown:
     raise ValueError(
       f"the layout {layout!r} has no name for {first_few(unknown, 20)}"
@@ -233,7 +264,7 @@ def _resolve_tied(
     return
   match = names.match_external(target, layout)
   assert match is not None, target
-  (path,) = match.native
+  (path,) = match[0].native
   leaves[path] = leaf
   report.change(LM_MATRIX_WINS, path)
   report.warnings.append(f"{name}: {LM_MATRIX_WINS}")
@@ -254,13 +285,91 @@ def _part(i: int, parts: int) -> Callable[[np.ndarray], np.ndarray]:
   return lambda x: x[i * len(x) // parts : (i + 1) * len(x) // parts]
 
 
-def _joined(parts: list[Leaf]) -> Leaf:
+def _joined(native: Sequence[Leaf], rule: names.Rule) -> Leaf:
+  """The external array of (a layer of) the native arrays of a rule."""
+  parts = [leaf.map(rule.to_external) for leaf in native]
+  if len(parts) == 1:
+    return parts[0]
   rows = sum(part.shape[0] for part in parts)
   return Leaf(
     (rows, *parts[0].shape[1:]),
     parts[0].dtype,
     lambda: np.concatenate([part.read() for part in parts]),
   )
+
+
+def _stacks(layers: dict[str, dict[int, Leaf]]) -> Leaves:
+  """Stacks the layers of each path.
+
+  Raises:
+    ValueError: a layer is missing, or has another shape than the others.
+  """
+  leaves = {}
+  merges = any("/crossattention/merge/" in path for path in layers)
+  for path, by_index in layers.items():
+    first = 0
+    if merges and path.startswith(_LAYERS):
+      lower = {i: x for i, x in by_index.items() if i < FIRST_MERGING_LAYER}
+      upper = {i: x for i, x in by_index.items() if i >= FIRST_MERGING_LAYER}
+      if lower:
+        leaves[path] = _stacked(path, lower, 0)
+      path, by_index, first = _merging(path), upper, FIRST_MERGING_LAYER
+    if by_index:
+      leaves[path] = _stacked(path, by_index, first)
+  return leaves
+
+
+def _stacked(path: str, by_index: dict[int, Leaf], first: int) -> Leaf:
+  size = max(by_index) + 1 - first
+  missing = [i for i in range(first, first + size) if i not in by_index]
+  if missing:
+    raise ValueError(
+      f"{path}: expected layers {first} to {first + size - 1}, found none of "
+      f"number {first_few(map(str, missing))}"
+    )
+  parts = [by_index[i] for i in range(first, first + size)]
+  shapes = sorted({part.shape for part in parts})
+  if len(shapes) > 1:
+    raise ValueError(f"{path}: layers have different shapes: {shapes}")
+  memory = tuple(part.memory for part in parts)
+  return Leaf(
+    (size, *parts[0].shape),
+    parts[0].dtype,
+    lambda: np.stack([part.read() for part in parts]),
+    None if None in memory else memory,
+  )
+
+
+# The layers of NLVR's text tower from `FIRST_MERGING_LAYER` on are a stack of
+# their own.
+_LAYERS, _MERGING_LAYERS = (
+  f"params/text_encoder/{name}/" for name in ("layers", "merging_layers")
+)
+
+
+def _merging(path: str) -> str:
+  return path.replace(_LAYERS, _MERGING_LAYERS, 1)
+
+
+def split_merging(leaves: Leaves) -> Leaves:
+  """Splits the text tower's layers into those of NLVR's two stacks."""
+  split = {}
+  for path, leaf in leaves.items():
+    if not path.startswith(_LAYERS):
+      split[path] = leaf
+      continue
+    split[path] = leaf.map(_below)
+    if leaf.shape[0] > FIRST_MERGING_LAYER:
+      split[_merging(path)] = leaf.map(_above)
+  return split
+
+
+def _below(x: np.ndarray) -> np.ndarray:
+  return x[:FIRST_MERGING_LAYER]
+
+
+def _above(x: np.ndarray) -> np.ndarray:
+  return x[FIRST_MERGING_LAYER:]
 
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:

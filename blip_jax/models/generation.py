@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from blip_jax.models import decoding, med
+from blip_jax.models import decoding, med, stack
 
 # (next tokens, cache) -> (logits of the token after them, cache).
 Extend = Callable[
@@ -85,7 +85,9 @@ def generate(
       f"num_beams: expected at most {most_beams}, half of the tokens of the "
       f"vocabulary, found {settings.num_beams}"
     )
-  apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+  apply: Callable[..., Any] = functools.partial(
+    model.apply, {"params": stack.unstack(params)}
+  )
   # Stored in the memory order that the matrix products of a step need.
   # Otherwise XLA on a CPU transposes all of them again at every step; the
   # barrier keeps it from undoing this.

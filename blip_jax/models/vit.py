@@ -80,7 +80,7 @@ class Block(nn.Module):
   def __call__(
     self, x: Float[Array, "B N D"], drop_rate: Float[Array, ""] | None
   ) -> Float[Array, "B N D"]:
-    """Applies the block; `drop_rate` is its rate of stochastic depth, if any."""
+    """Applies the block; `drop_rate` is that of stochastic depth, if any."""
     c = self.config
     drop_path = layers.DropPath()
     attention = layers.Attention(

@@ -39,6 +39,9 @@ AXIS_RULES = (
   ("vocab", "tensor"),
 )
 
+# Arrays of all layers of a stack have an axis more, the first.
+_STACK = re.compile(r"(^|/)(blocks|layers|merging_layers)/")
+
 # End of the path -> logical axes, one name or None per dimension. A path must
 # match exactly one line. Vectors of width D are replicated: gathering them
 # would cost more than the few kilobytes it saves. So are the queues, with which
@@ -261,7 +264,7 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 
 def path_str(path: tuple[Any, ...]) -> str:
-  """Renders a pytree path as `visual_encoder/block_0/ln_1/scale`."""
+  """Renders a pytree path as `visual_encoder/blocks/ln_1/scale`."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -284,6 +287,8 @@ def logical_axes(path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
       f"blip_jax/runtime/sharding.py; it matches {lines}"
     )
   ((pattern, axes),) = found
+  if _STACK.search(path):
+    axes = (None, *axes)  # The layers, which are used one after another.
   if len(axes) != len(shape):
     raise ValueError(
       f"{path} has shape {shape}, but PARAM_AXES gives {pattern} the "

@@ -223,7 +223,7 @@ class Align:
     (neg_image, has_image), (neg_text, has_text) = negatives
     if len(neg_image) == self.num_shards:
       take = lambda x: losses.take_in_group(x, neg_image)
-      image_kv_neg = jax.tree.map(take, image_kv)
+      image_kv_neg = jax.tree.map(jax.vmap(take), image_kv)
     else:
       # Negatives may be on other devices.  Image tokens are smaller to send
       # than the keys and values of all layers, which are cheap to recompute.

@@ -62,7 +62,7 @@ class Vqa(base.WithoutMomentum):
     # Keys and values of a question are computed once for all of its answers.
     index = batch["answer_question"]
     question_kv = jax.tree.map(
-      lambda x: x[index], key_value(question, "decoder_kv")
+      lambda x: x[:, index], key_value(question, "decoder_kv")
     )
     ids, mask = batch["answer_ids"], batch["answer_mask"]
     logits = run(

@@ -18,7 +18,7 @@ from blip_jax import context, task_table
 from blip_jax.convert import companions, opening
 from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
-from blip_jax.models import card, families
+from blip_jax.models import card, families, layers
 from blip_jax.models import config as model_config
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import optim, sharding, start, train_state
@@ -203,7 +203,7 @@ def build(
   mesh = make_mesh(config) if mesh is None else mesh
   tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
   entry = task_table.of(config)
-  model = make_model(config, entry.file.FAMILY, tokenizer)
+  model = make_model(config, entry.file.FAMILY, tokenizer, mesh)
   _check_heads(config, model.config, mesh.shape["tensor"])
   prompt = run_config.prompt(config)
   task = entry.file.make(
@@ -216,7 +216,10 @@ def build(
 
 
 def make_model(
-  config: Config, family: str, tokenizer: tokenizer_lib.Tokenizer
+  config: Config,
+  family: str,
+  tokenizer: tokenizer_lib.Tokenizer,
+  mesh: jax.sharding.Mesh,
 ) -> Any:
   """Returns the module of a family with the sizes of `config.model`.
 
@@ -233,6 +236,8 @@ def make_model(
     dtype=c.dtype,
     vit={
       "remat": c.vit_remat,
+      "attention": c.attention
+      or layers.fastest_attention(mesh.devices.flat[0], c.dtype),
       **{key: value for key, value in vit.items() if value is not None},
     },
     med={"dropout": c.dropout, "remat": c.text_remat},

@@ -171,8 +171,9 @@ def training(task: str) -> Config:
         drop_path=config_dict.placeholder(float),  # unset: the variant's
         dropout=0.1,  # of the text towers
         dtype="bfloat16",  # of activations; all state is float32
-        vit_remat="none",  # none | dots | full
-        text_remat="none",
+        attention="",  # of the image tower: xla | cudnn; empty: the fastest
+        vit_remat="dots",  # none | dots | full
+        text_remat="dots",
       ),
       data=dict(
         train=("",),  # sources; see docs/data.md

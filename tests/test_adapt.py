@@ -17,8 +17,7 @@ def test_pretraining_becomes_every_family():
     "nlvr": {"params/cls_head/fc_in", "params/cls_head/fc_out"},
     # Image tokens have width 48, question states 64.
     "vqa": {
-      f"params/text_decoder/layer_{i}/crossattention/{name}"
-      for i in range(2)
+      f"params/text_decoder/layers/crossattention/{name}"
       for name in ("key", "value")
     },
   }
@@ -47,14 +46,14 @@ def test_nlvr_copies_the_cross_attention_for_both_images():
   leaves = helpers.open_golden("blip_pretrain", task="nlvr").leaves
   state = helpers.state_dict("blip_pretrain")
   external = "text_encoder.encoder.layer.1.crossattention"
-  native = "params/text_encoder/layer_1/crossattention"
+  native = "params/text_encoder/layers/crossattention"
   for image in ("image_0", "image_1"):
     np.testing.assert_array_equal(
-      leaves[f"{native}/{image}/query/kernel"].read(),
+      leaves[f"{native}/{image}/query/kernel"].read()[1],
       state[f"{external}.self.query.weight"].T,
     )
     np.testing.assert_array_equal(
-      leaves[f"{native}/{image}/out/bias"].read(),
+      leaves[f"{native}/{image}/out/bias"].read()[1],
       state[f"{external}.output.dense.bias"],
     )
 
@@ -138,14 +137,14 @@ def test_untied_text_towers_take_the_decoder_with_a_warning(tmp_path):
   assert adapt.DECODER_WINS in checkpoint.report.changed
   assert any(adapt.DECODER_WINS in w for w in checkpoint.report.warnings)
   encoder_bias = helpers.state_dict("blip_pretrain")[f"text_encoder.{name}"]
-  native_path = "params/text_encoder/layer_0/fc_in/bias"
+  native_path = "params/text_encoder/layers/fc_in/bias"
   np.testing.assert_array_equal(
-    checkpoint.leaves[native_path].read(), encoder_bias + 1
+    checkpoint.leaves[native_path].read()[0], encoder_bias + 1
   )
   # An ITM model keeps the encoder's.
   retrieval = opening.open_checkpoint(path, task="itm", **helpers.OPEN_GOLDEN)
   np.testing.assert_array_equal(
-    retrieval.leaves[native_path].read(), encoder_bias
+    retrieval.leaves[native_path].read()[0], encoder_bias
   )
 
 

@@ -121,18 +121,26 @@ def test_a_batch_must_split_over_the_devices(batch_size, nearest):
   build.make_mesh(config)
 
 
+def make_model(config):
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  return build.make_model(config, "pretrain", helpers.scenes_tokenizer(), mesh)
+
+
 def test_the_model_of_a_config():
   """What is unset is the variant's; the rest is what the config says."""
   config = make_config("pretrain")
   config.model.update(variant="large", patch_size=16, image_size=32)
   config.model.update(vit_remat="full", text_remat="dots")
-  model = build.make_model(config, "pretrain", helpers.scenes_tokenizer())
+  model = make_model(config)
   vit, med = model.config.vit, model.config.med
   assert (vit.drop_path, vit.patch_size, vit.remat) == (0.1, 16, "full")
+  assert vit.attention == "xla"
   assert (med.dropout, med.remat) == (0.1, "dots")
   assert vit.dtype == med.dtype == "bfloat16"
   config.model.update(drop_path=0.0, dropout=0.25, dtype="float32")
-  model = build.make_model(config, "pretrain", helpers.scenes_tokenizer())
+  config.model.attention = "cudnn"
+  model = make_model(config)
   assert model.config.vit.drop_path == 0
+  assert model.config.vit.attention == "cudnn"
   assert model.config.med.dropout == 0.25
   assert model.config.vit.dtype == model.config.med.dtype == "float32"

@@ -119,7 +119,7 @@ def rename_all(state):
   [
     (lose, r"- params/visual_encoder/ln_post/bias"),
     (add, r"no BLIP model has: text_decoder\.bert\.pooler\.dense\.weight"),
-    (bend, r"layer_1/fc_out/kernel: checkpoint float32\[256, 63\], config"),
+    (bend, r"layers/fc_out/kernel: layer 1 has shape \(256, 63\), and layer 0"),
     (shorten_tied, r"shapes differ"),
     (rename_all, r"none of its 94 names .* teacher\.visual_encoder"),
   ],

@@ -41,8 +41,9 @@ TRAINING = {
   "model.drop_path": UNSET,
   "model.dropout": 0.1,  # bert_config.json
   "model.dtype": "bfloat16",
-  "model.vit_remat": "none",  # pretrain.yaml: vit_grad_ckpt False
-  "model.text_remat": "none",
+  "model.attention": "",
+  "model.vit_remat": "dots",  # pretrain.yaml: vit_grad_ckpt False
+  "model.text_remat": "dots",
   "data.train": ("",),
   "data.image_root": "",
   "data.weights": (),

@@ -1,5 +1,7 @@
 """How weights start, and what dropping does."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from blip_jax.models import (
   layers,
   med,
   nlvr,
+  stack,
   vit,
 )
 from tests import helpers
@@ -65,14 +68,14 @@ def params():
   [
     ("visual_encoder/cls_token", 0.05),
     ("visual_encoder/pos_embed", 0.3),
-    ("visual_encoder/block_0/attention/query/kernel", 0.05),
-    ("visual_encoder/block_0/fc_in/kernel", 0.05),
-    ("visual_encoder/block_0/fc_out/kernel", 0.05),
+    ("visual_encoder/blocks/attention/query/kernel", 0.05),
+    ("visual_encoder/blocks/fc_in/kernel", 0.05),
+    ("visual_encoder/blocks/fc_out/kernel", 0.05),
     ("text_encoder/word_embeddings", 0.07),
     ("text_encoder/position_embeddings", 0.07),
-    ("text_encoder/layer_0/fc_in/kernel", 0.07),
-    ("text_encoder/layer_0/crossattention/value/kernel", 0.07),
-    ("text_decoder/layer_0/attention/out/kernel", 0.07),
+    ("text_encoder/layers/fc_in/kernel", 0.07),
+    ("text_encoder/layers/crossattention/value/kernel", 0.07),
+    ("text_decoder/layers/attention/out/kernel", 0.07),
     ("text_decoder/lm_head/transform/kernel", 0.07),
   ],
 )
@@ -112,27 +115,40 @@ def test_epsilons_are_those_of_timm_and_bert():
 
 def test_drop_path_drops_examples_and_scales_the_others():
   x = jnp.ones((4000, 2, 3))
-  y = layers.DropPath(0.75).apply(
-    {}, x, deterministic=False, rngs={"dropout": KEY}
-  )
+  y = layers.DropPath().apply({}, x, 0.75, rngs={"dropout": KEY})
   per_example = y.reshape(4000, -1)
   assert (per_example == per_example[:, :1]).all()
   assert set(np.unique(per_example)) == {0.0, 4.0}
   np.testing.assert_allclose((per_example[:, 0] > 0).mean(), 0.25, atol=0.03)
-  for drop, deterministic in ((0.75, True), (0.0, False)):
-    same = layers.DropPath(drop).apply({}, x, deterministic=deterministic)
-    assert (same == x).all()
+  assert (layers.DropPath().apply({}, x, None) == x).all()
+  same = layers.DropPath().apply({}, x, 0.0, rngs={"dropout": KEY})
+  assert (same == x).all()
+
+
+def test_dropout_drops_elements_and_scales_the_others():
+  x = jnp.ones((40, 500))
+  dropout = layers.Dropout(0.75)
+  y = np.asarray(dropout.apply({}, x, False, rngs={"dropout": KEY}))
+  assert set(np.unique(y)) == {0.0, 4.0}
+  np.testing.assert_allclose((y > 0).mean(), 0.25, atol=0.02)
+  # Rows and columns are independent.
+  assert (y > 0).mean(axis=0).std() < 0.1 and len(np.unique(y, axis=0)) == 40
+  assert (dropout.apply({}, x, True) == x).all()
+  assert (layers.Dropout(0.0).apply({}, x, False) == x).all()
 
 
 def test_rates_of_dropped_paths_rise_from_zero_to_the_last_block(monkeypatch):
   rates = []
-  drop_path = layers.DropPath
   monkeypatch.setattr(
-    vit.layers, "DropPath", lambda rate: rates.append(rate) or drop_path(rate)
+    layers.DropPath, "__call__", lambda self, x, rate: rates.append(rate) or x
   )
   sizes = config.ViTConfig((8, 8), 8, 8, 5, 2, 8, drop_path=0.2)
-  jax.eval_shape(vit.ViT(sizes).init, KEY, jnp.ones((1, 8, 8, 3)))
-  np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.15, 0.2])
+  model, image = vit.ViT(sizes), jnp.ones((1, 8, 8, 3))
+  params = stack.unstack(initial.shapes(model.init(KEY, image)["params"]))
+  rates.clear()
+  model.apply({"params": params}, image, False, rngs={"dropout": KEY})
+  twice = np.repeat([0, 0.05, 0.1, 0.15, 0.2], 2)
+  np.testing.assert_allclose(rates, twice, atol=1e-7)
 
 
 def test_attention_by_hand():
@@ -158,9 +174,16 @@ def test_unit_vectors_of_nothing_are_nothing():
   )
 
 
-@pytest.mark.parametrize("index, learned", [(0, False), (5, False), (6, True)])
-def test_two_images_are_averaged_below_layer_six(index, learned):
-  assert nlvr.two_image_attention(helpers.MED, index).learned == learned
+@pytest.mark.parametrize(
+  "depth, averaging, merging", [(2, 2, 0), (6, 6, 0), (7, 6, 1), (12, 6, 6)]
+)
+def test_two_images_are_averaged_below_layer_six(depth, averaging, merging):
+  sizes = dataclasses.replace(helpers.MED, depth=depth)
+  found = {
+    part.cross_attention(sizes).learned: part.depth
+    for part in nlvr.two_image_stacks(sizes)
+  }
+  assert found == {False: averaging} | ({True: merging} if merging else {})
 
 
 def test_masks_of_text_and_images_are_the_originals():

@@ -12,8 +12,8 @@ from blip_jax.models import config, med
 from blip_jax.tasks import losses
 from tests import helpers
 
-ENCODER = med.Med(helpers.MED)
-DECODER = med.Med(helpers.MED, with_lm_head=True)
+ENCODER = med.Med(helpers.MED, helpers.VIT.width)
+DECODER = med.Med(helpers.MED, helpers.VIT.width, with_lm_head=True)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,8 @@ def test_cached_decoding(golden, decoder):
     atol=1e-5,
   )
   assert cache.length == 8
-  key, value = cache.kv[0][0][:, :, :8, 0], cache.kv[1][1][:, :, :8, 0]
+  keys, values = cache.kv[0]
+  key, value = keys[0, :, :, :8, 0], values[1, :, :, :8, 0]
   np.testing.assert_allclose(key, golden["dec_cached.past_key_l0"], atol=1e-5)
   np.testing.assert_allclose(
     value, golden["dec_cached.past_value_l1"], atol=1e-5
@@ -156,7 +157,7 @@ def test_texts_share_the_keys_of_their_image(golden, encoder):
   ids = jnp.repeat(golden["input_ids"], 3, axis=0)[::-1]
   mask = jnp.repeat(golden["attention_mask"], 3, axis=0)[::-1]
   folded = ENCODER.apply(encoder, ids, mask, kv)
-  copies = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), kv)
+  copies = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=1), kv)
   np.testing.assert_allclose(
     folded, ENCODER.apply(encoder, ids, mask, copies), atol=1e-5
   )
@@ -188,9 +189,9 @@ def test_a_text_longer_than_the_position_embeddings(encoder):
 def test_dropout_is_active_only_in_training(golden, encoder):
   cfg = dataclasses.replace(helpers.MED, dropout=0.1)
   args = encoder, golden["input_ids"], golden["attention_mask"]
-  deterministic = med.Med(cfg).apply(*args)
+  deterministic = med.Med(cfg, helpers.VIT.width).apply(*args)
   np.testing.assert_allclose(deterministic, golden["text.hidden2"], atol=1e-5)
-  dropped = med.Med(cfg).apply(
+  dropped = med.Med(cfg, helpers.VIT.width).apply(
     *args, deterministic=False, rngs={"dropout": jax.random.key(0)}
   )
   assert np.abs(dropped - deterministic).max() > 1e-2
@@ -200,8 +201,8 @@ def test_tie_and_drop_tied_are_inverse():
   params = helpers.params("blip_pretrain")
   stored = med.drop_tied(params)
   assert "word_embeddings" not in stored["text_decoder"]
-  assert "crossattention" not in stored["text_decoder"]["layer_0"]
-  assert "ln" in stored["text_decoder"]["layer_0"]["attention"]
+  assert "crossattention" not in stored["text_decoder"]["layers"]
+  assert "ln" in stored["text_decoder"]["layers"]["attention"]
   full = med.tie(stored)
   # The original's checkpoint contains every tied tensor under both names.
   jax.tree.map(np.testing.assert_array_equal, full, params)
@@ -210,7 +211,9 @@ def test_tie_and_drop_tied_are_inverse():
 @pytest.mark.parametrize("policy", config.REMAT_POLICIES)
 def test_remat_does_not_change_gradients(golden, encoder, policy):
   kv, _ = encoder_kv(ENCODER, encoder, golden)
-  module = med.Med(dataclasses.replace(helpers.MED, remat=policy))
+  module = med.Med(
+    dataclasses.replace(helpers.MED, remat=policy), helpers.VIT.width
+  )
 
   def loss(variables, module=module):
     ids, mask = golden["input_ids"], golden["attention_mask"]

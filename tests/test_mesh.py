@@ -136,5 +136,5 @@ def test_training_step_keeps_the_state_sharded():
     lambda x, old: x.sharding.is_equivalent_to(old, x.ndim), state, before
   )
   assert all(jax.tree.leaves(same))
-  kernel = state.params["visual_encoder"]["block_0"]["fc_in"]["kernel"]
+  kernel = state.params["visual_encoder"]["blocks"]["fc_in"]["kernel"]
   assert kernel.addressable_shards[0].data.size * 4 == kernel.size

@@ -46,6 +46,7 @@ VIT = dict(
   pos_embed_std=0.02,
   remat="none",
   dtype="float32",
+  attention="xla",
 )
 
 
@@ -122,6 +123,7 @@ def test_tokens_of_an_image(image_size, grid, num_tokens):
     (dict(image_size=(230, 224)), r"image_size: \(230, 224\)"),
     (dict(vit=dict(num_heads=7)), "image tower.*768 is not divisible by 7"),
     (dict(med=dict(num_heads=5)), "text tower.*768 is not divisible by 5"),
+    (dict(vit=dict(attention="flash")), "model.attention.*found 'flash'"),
     (dict(med=dict(remat="all")), "text tower.*found 'all'"),
   ],
 )

@@ -23,8 +23,8 @@ def test_load_shards_parameters_over_the_mesh():
   split = blip_jax.load(
     helpers.golden_checkpoint("blip_decoder"), mesh=mesh, **helpers.OPEN_GOLDEN
   )
-  kernel = split.params["text_decoder"]["layer_0"]["fc_in"]["kernel"]
-  assert kernel.sharding.shard_shape(kernel.shape) == (16, 128)
+  kernel = split.params["text_decoder"]["layers"]["fc_in"]["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 128)
   one = blip_jax.load(
     helpers.golden_checkpoint("blip_decoder"), **helpers.OPEN_GOLDEN
   )
@@ -113,13 +113,13 @@ def test_a_run_starts_from_external_weights():
   expected = snapshot.by_path(abstract)
   assert not snapshot.differences(opened.stored, expected)
   loaded = opened.load(expected)
-  path = "visual_encoder/block_0/fc_in/kernel"
+  path = "visual_encoder/blocks/fc_in/kernel"
   kernel = loaded[path]
   assert (
-    kernel.sharding == expected["visual_encoder/block_0/fc_in/kernel"].sharding
+    kernel.sharding == expected["visual_encoder/blocks/fc_in/kernel"].sharding
   )
   np.testing.assert_array_equal(
-    kernel,
+    kernel[0],
     helpers.state_dict("blip_pretrain")[
       "visual_encoder.blocks.0.mlp.fc1.weight"
     ].T,

@@ -40,34 +40,45 @@ def attention(**more):
   return {**{name: dense(D, D) for name in names}, **more}
 
 
+def stacked(layer):
+  """The arrays of three equal layers."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), layer
+  )
+
+
 def text_tower():
   return {
     **shapes(word_embeddings=(V, D), position_embeddings=(9, D)),
     "ln_embed": norm(),
-    "layer_0": {
-      "attention": attention(ln=norm()),
-      "crossattention": attention(ln=norm()),
-      "fc_in": dense(D, M),
-      "fc_out": dense(M, D),
-      "ln": norm(),
-    },
+    "layers": stacked(
+      {
+        "attention": attention(ln=norm()),
+        "crossattention": attention(ln=norm()),
+        "fc_in": dense(D, M),
+        "fc_out": dense(M, D),
+        "ln": norm(),
+      }
+    ),
     "lm_head": {"transform": dense(D, D), "ln": norm(), **shapes(bias=(V,))},
   }
 
 
 def blip_shapes():
-  """All parameter names of a pre-training BLIP of one layer per tower."""
+  """All parameter names of a pre-training BLIP of three layers per tower."""
   return {
     "visual_encoder": {
       "patch_embed": shapes(kernel=(4, 4, 3, D), bias=(D,)),
       **shapes(cls_token=(1, 1, D), pos_embed=(1, 5, D)),
-      "block_0": {
-        "ln_1": norm(),
-        "attention": attention(),
-        "ln_2": norm(),
-        "fc_in": dense(D, M),
-        "fc_out": dense(M, D),
-      },
+      "blocks": stacked(
+        {
+          "ln_1": norm(),
+          "attention": attention(),
+          "ln_2": norm(),
+          "fc_in": dense(D, M),
+          "fc_out": dense(M, D),
+        }
+      ),
       "ln_post": norm(),
     },
     "text_encoder": text_tower(),
@@ -226,8 +237,8 @@ def test_moments_and_momentum_encoders_are_split_like_parameters():
     assert of_momentum[f"params_m/{path}"] == spec
     assert of_opt_state[f"0/mu/{path}"] == spec
     assert of_opt_state[f"0/nu/{path}"] == spec
-  query = "visual_encoder/block_0/attention/query/kernel"
-  assert of_params[query] == P("fsdp", "tensor")
+  query = "visual_encoder/blocks/attention/query/kernel"
+  assert of_params[query] == P(None, "fsdp", "tensor")
   assert of_params["text_encoder/word_embeddings"] == P("tensor", "fsdp")
   assert of_momentum["image_queue"] == P(None, None)
   assert of_momentum["queue_ptr"] == P()
@@ -289,7 +300,7 @@ def test_state_is_created_sharded_and_equal_on_every_mesh(sizes):
   assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
     lambda x: x.sharding, abstract
   )
-  kernel = state.momentum.params_m["text_encoder"]["layer_0"]["fc_in"]["kernel"]
+  kernel = state.momentum.params_m["text_encoder"]["layers"]["fc_in"]["kernel"]
   shard_size = kernel.size // (sizes[1] * sizes[2])
   assert {s.data.size for s in kernel.addressable_shards} == {shard_size}
 

@@ -142,18 +142,56 @@ def test_a_matrix_of_three_parts_is_split_and_joined():
   name = "visual_encoder.blocks.0.attn.qkv.weight"
   external = np.arange(12, dtype=np.float32).reshape(6, 2)
   leaves = weights.from_external({name: external}, "original", weights.Report())
-  block = "params/visual_encoder/block_0/attention"
+  block = "params/visual_encoder/blocks/attention"
   assert list(leaves) == [
     f"{block}/{n}/kernel" for n in ("query", "key", "value")
   ]
   for i, leaf in enumerate(leaves.values()):
-    assert leaf.shape == (2, 2)
-    np.testing.assert_array_equal(leaf.read(), external[2 * i : 2 * i + 2].T)
+    assert leaf.shape == (1, 2, 2)
+    np.testing.assert_array_equal(leaf.read()[0], external[2 * i : 2 * i + 2].T)
   (joined,) = weights.to_external(leaves, "original").values()
   assert joined.shape == (6, 2) and joined.dtype == np.float32
   np.testing.assert_array_equal(joined.read(), external)
   with pytest.raises(ValueError, match="3 equal parts"):
     weights.from_external({name: external[:5]}, "original", weights.Report())
+
+
+def test_layers_with_a_name_each_are_stacked():
+  """As in checkpoints from before 0.1.0; of NLVR there are two stacks."""
+  values = {i: np.full((2, 3), i, np.float32) for i in range(12)}
+  tower, momentum = "params/text_encoder", "momentum/params_m/visual_encoder"
+  arrays = {
+    **{f"{tower}/layer_{i}/fc_in/kernel": x for i, x in values.items()},
+    **{f"{momentum}/block_{i}/ln_1/scale": values[i] for i in range(11)},
+    f"{tower}/ln_embed/scale": values[0],
+  }
+  merge = {f"{tower}/layer_6/crossattention/merge/kernel": values[6]}
+
+  def stacked(arrays):
+    leaves = {path: weights.Leaf.from_array(x) for path, x in arrays.items()}
+    found = weights.stack_layers(leaves)
+    return {
+      path: leaf.read()[..., 0, 0].tolist() for path, leaf in found.items()
+    }
+
+  others = {
+    f"{momentum}/blocks/ln_1/scale": list(range(11)),
+    f"{tower}/ln_embed/scale": 0,
+  }
+  layers = f"{tower}/layers/fc_in/kernel"
+  assert stacked(arrays) == {layers: list(range(12)), **others}
+  merging = f"{tower}/merging_layers"
+  assert stacked(arrays | merge) == {
+    layers: list(range(6)),
+    f"{merging}/fc_in/kernel": list(range(6, 12)),
+    f"{merging}/crossattention/merge/kernel": [6],
+    **others,
+  }
+  del arrays[f"{tower}/layer_3/fc_in/kernel"]
+  with pytest.raises(
+    ValueError, match="layers 0 to 11, found none of number 3"
+  ):
+    stacked(arrays)
 
 
 def test_unknown_names_are_refused_in_both_directions():

@@ -56,6 +56,7 @@ _NATIVE_TOWER = {
   "pos_embed_std": float,
   "remat": set(model_config.REMAT_POLICIES),
   "dtype": {"float32", "bfloat16", "float16"},
+  "attention": set(model_config.ATTENTION),
   "tokens": {name: _ID for name in ("pad", "cls", "sep", "dec", "enc")},
 }
 GENERATION = {

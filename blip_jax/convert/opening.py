@@ -217,9 +217,10 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> start.Weights:
     if files.is_folder(path) and snapshot.holds_one(path):
       folder = snapshot.find_sound(path, _READ)
       stored, grid = _card(folder), card.config.vit.grid
-      if (stored.family, stored.config.vit.grid) == (card.family, grid):
-        return snapshot.Arrays(folder)
       opened = _open_native(folder)
+      same = (stored.family, stored.config.vit.grid) == (card.family, grid)
+      if same and opened.folder is not None:
+        return snapshot.Arrays(folder)
     else:
       hints = model_configs.read_hints(card.to_json())
       opened = _open_external(name_or_path, path, card.family, hints)
@@ -350,9 +351,13 @@ def _open_native(folder: epath.Path) -> Checkpoint:
       for name, read in arrays.readers().items():
         leaf, path = arrays.stored[name], f"{item}/{name}"
         leaves[path] = weights.Leaf(leaf.shape, leaf.dtype, read, memory=path)
+  stacked = weights.stack_layers(leaves)
+  is_current = stacked.keys() == leaves.keys()
   if card.family == "pretrain":
-    leaves = adapt.tie(leaves)
-  return Checkpoint(card, leaves, None, weights.Report(), folder)
+    stacked = adapt.tie(stacked)
+  return Checkpoint(
+    card, stacked, None, weights.Report(), folder if is_current else None
+  )
 
 
 def _open_external(

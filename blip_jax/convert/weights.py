@@ -328,9 +328,12 @@ def _stacked(path: str, by_index: dict[int, Leaf], first: int) -> Leaf:
       f"number {first_few(map(str, missing))}"
     )
   parts = [by_index[i] for i in range(first, first + size)]
-  shapes = sorted({part.shape for part in parts})
-  if len(shapes) > 1:
-    raise ValueError(f"{path}: layers have different shapes: {shapes}")
+  for i, part in enumerate(parts):
+    if part.shape != parts[0].shape:
+      raise ValueError(
+        f"{path}: layer {first + i} has shape {part.shape}, and layer {first} "
+        f"{parts[0].shape}"
+      )
   memory = tuple(part.memory for part in parts)
   return Leaf(
     (size, *parts[0].shape),
@@ -342,6 +345,7 @@ def _stacked(path: str, by_index: dict[int, Leaf], first: int) -> Leaf:
 
 # The layers of NLVR's text tower from `FIRST_MERGING_LAYER` on are a stack of
 # their own.
+_LAYER = re.compile(r"(.*/)(block|layer)_(\d+)(/.*)")
 _LAYERS, _MERGING_LAYERS = (
   f"params/text_encoder/{name}/" for name in ("layers", "merging_layers")
 )
@@ -349,6 +353,22 @@ _LAYERS, _MERGING_LAYERS = (
 
 def _merging(path: str) -> str:
   return path.replace(_LAYERS, _MERGING_LAYERS, 1)
+
+
+def stack_layers(leaves: Leaves) -> Leaves:
+  """Stacks layers that have a name each.
+
+  Those of checkpoints from before 0.1.0: `text_encoder/layer_3/...`.
+  """
+  others: Leaves = {}
+  layers: dict[str, dict[int, Leaf]] = {}
+  for path, leaf in leaves.items():
+    if match := _LAYER.fullmatch(path):
+      before, name, index, after = match.groups()
+      layers.setdefault(f"{before}{name}s{after}", {})[int(index)] = leaf
+    else:
+      others[path] = leaf
+  return others | _stacks(layers)
 
 
 def split_merging(leaves: Leaves) -> Leaves:

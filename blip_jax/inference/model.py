@@ -19,7 +19,7 @@ from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
 from blip_jax.inference import captioning, matching
 from blip_jax.inference import images as images_lib
-from blip_jax.models import blip, families, med
+from blip_jax.models import blip, families, layers, med
 from blip_jax.models import card as card_lib
 from blip_jax.runtime import sharding
 
@@ -570,7 +570,11 @@ def load(
   card = checkpoint.card
   config = dataclasses.replace(
     card.config,
-    vit=dataclasses.replace(card.config.vit, dtype=dtype),
+    vit=dataclasses.replace(
+      card.config.vit,
+      dtype=dtype,
+      attention=layers.fastest_attention(mesh.devices.flat[0], dtype),
+    ),
     med=dataclasses.replace(card.config.med, dtype=dtype),
   )
   params = checkpoint.on_mesh("params", mesh)

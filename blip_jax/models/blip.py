@@ -179,16 +179,22 @@ class Blip(nn.Module):
     cache: med.Cache,
     encoder_kv: med.EncoderKV,
     encoder_mask: Int[Array, "I N"] | None = None,
+    matrix: Float[Array, "W D"] | None = None,
   ) -> tuple[Float[Array, "B V"], med.Cache]:
     """Decodes tokens after those in the cache; see `med.Med.extend`.
 
     Returns:
-      Logits of the token after the last one, and the new cache.
+      Logits of the token after the last one, with `matrix` as in
+      `med.Med.logits`, and the new cache.
     """
     hidden, cache = self.text_decoder.extend(
       input_ids, cache, encoder_kv, encoder_mask
     )
-    return self.text_decoder.logits(hidden[:, -1:])[:, 0], cache
+    return self.text_decoder.logits(hidden[:, -1:], matrix)[:, 0], cache
+
+  def output_matrix(self) -> Float[Array, "W D"]:
+    """That of the LM head; see `med.Med.output_matrix`."""
+    return self.text_decoder.output_matrix()
 
 
 def _unit(x: Float[Array, "B C"]) -> Float[Array, "B C"]:

@@ -12,6 +12,8 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 REMAT_POLICIES = ("none", "dots", "full")
+# By matrix products that XLA compiles, or by one kernel of cuDNN.
+ATTENTION = ("xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class ViTConfig:
     pos_embed_std: standard deviation of newly initialised position embeddings.
     remat: what the backward pass recomputes, one of REMAT_POLICIES.
     dtype: dtype of the activations; parameters are always float32.
+    attention: how it is computed, one of ATTENTION.
 
   Raises:
     ValueError: the numbers do not fit each other.
@@ -54,9 +57,15 @@ class ViTConfig:
   pos_embed_std: float = 0.02
   remat: str = "none"
   dtype: str = "float32"
+  attention: str = "xla"
 
   def __post_init__(self):
     _check_tower("model (image tower)", self)
+    if self.attention not in ATTENTION:
+      raise ValueError(
+        f"config.model.attention: expected one of {ATTENTION}, found "
+        f"{self.attention!r}"
+      )
     if any(side % self.patch_size for side in self.image_size):
       raise ValueError(
         f"config.model.image_size: {self.image_size} is not a multiple of the "

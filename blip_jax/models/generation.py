@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from blip_jax.models import decoding, med, stack
+from blip_jax.models import decoding, layers, med, stack
 
 # (next tokens, cache) -> (logits of the token after them, cache).
 Extend = Callable[
@@ -85,22 +85,28 @@ def generate(
       f"num_beams: expected at most {most_beams}, half of the tokens of the "
       f"vocabulary, found {settings.num_beams}"
     )
+  # What all steps use is made once: matrices of single layers in the dtype of
+  # the products, and keys and values in the memory order and of a length that
+  # suits these. XLA would do that again in every step; the barriers keep it
+  # from undoing this.
+  once = jax.lax.optimization_barrier
+  decoder = stack.unstack({"text_decoder": params["text_decoder"]})
+  decoder = once(_cast_dense(decoder, model.config.med.dtype))
   apply: Callable[..., Any] = functools.partial(
-    model.apply, {"params": stack.unstack(params)}
+    model.apply, {"params": decoder}
   )
-  # Stored in the memory order that the matrix products of a step need.
-  # Otherwise XLA on a CPU transposes all of them again at every step; the
-  # barrier keeps it from undoing this.
-  stored = jax.lax.optimization_barrier(
+  matrix = once(apply(method="output_matrix"))
+  stored = once(
     jax.tree.map(
-      lambda x: x.transpose(0, 2, 3, 1),
+      lambda x: layers.pad(x.transpose(0, 2, 3, 1), -1, 8),
       apply(states, method="decoder_kv"),
     )
   )
+  encoder_mask = _pad_mask(encoder_mask, *states.shape[:2], stored)
 
   def extend(ids, cache) -> Any:
     encoder_kv = jax.tree.map(lambda x: x.transpose(0, 3, 1, 2), stored)
-    return apply(ids, cache, encoder_kv, encoder_mask, method="extend")
+    return apply(ids, cache, encoder_kv, encoder_mask, matrix, method="extend")
 
   num_images, tokens = len(states), model.config.med.tokens
   texts_per_image = max(settings.num_beams, settings.num_return_sequences)
@@ -118,6 +124,29 @@ def generate(
       raise ValueError("sampling needs `keys`, one for each image")
     pick = _sampler(keys, settings)
   return generator.token_by_token(ids, logits, cache, pick or _most_likely)
+
+
+def _cast_dense(params: Any, dtype: str) -> Any:
+  """Parameters with those of linear layers in the dtype of their products."""
+  if isinstance(params, list):
+    return [_cast_dense(x, dtype) for x in params]
+  if not isinstance(params, dict):
+    return params
+  if "kernel" in params:
+    return {name: x.astype(dtype) for name, x in params.items()}
+  return {name: _cast_dense(x, dtype) for name, x in params.items()}
+
+
+def _pad_mask(
+  mask: Int[Array, "I N"] | None, num_images: int, length: int, stored: Any
+) -> Int[Array, "I P"] | None:
+  """Extends the mask of states to the padded length of keys and values."""
+  padded = jax.tree.leaves(stored)[0].shape[-1]
+  if padded == length:
+    return mask
+  if mask is None:
+    mask = jnp.ones((num_images, length), jnp.int32)
+  return jnp.pad(mask, ((0, 0), (0, padded - length)))
 
 
 class _Generator(NamedTuple):

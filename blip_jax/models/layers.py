@@ -4,14 +4,23 @@ Dimensions: B query sequences, I key sequences (B is a multiple of I), L
 queries, N keys, H heads, d head width, D model width, E width of the key input.
 """
 
+import functools
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from blip_jax.models import initial
+
+log = logging.getLogger(__name__)
+
+# Name of masks of dropout, for `remat`.
+_MASK = "dropout"
 
 # Keys and values of one attention layer.
 KV = tuple[Float[Array, "I N H d"], Float[Array, "I N H d"]]
@@ -72,6 +81,20 @@ def layer_norm(
   )
 
 
+def pad(x: Array, axis: int, multiple: int) -> Array:
+  """Appends zeros up to a multiple of a length, in half precision only.
+
+  Accelerators compute products of float32 in other ways, for which it makes no
+  difference.
+  """
+  missing = -x.shape[axis] % multiple
+  if x.dtype.itemsize > 2 or not missing:
+    return x
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, missing)
+  return jnp.pad(x, widths)
+
+
 def identity(x: Array) -> Array:
   return x
 
@@ -109,6 +132,52 @@ def dot_product_attention(
   return jnp.einsum("bhln,bnhd->blhd", weights, value).reshape(shape)
 
 
+def fused_attention(
+  query: Float[Array, "B L H d"],
+  key: Float[Array, "B N H d"],
+  value: Float[Array, "B N H d"],
+  length: int,
+) -> Float[Array, "B L H d"]:
+  """`dot_product_attention` in half precision, by one kernel of cuDNN.
+
+  It never writes the scores to memory. Its gradient needs even L and N.
+
+  Args:
+    query: queries.
+    key: keys.
+    value: values.
+    length: the number of keys to attend to, which are the first ones.
+  """
+  lengths = jnp.full(len(key), length, jnp.int32)
+  return jax.nn.dot_product_attention(
+    query, key, value, key_value_seq_lengths=lengths, implementation="cudnn"
+  )
+
+
+@functools.cache
+def fastest_attention(device: Any, dtype: str) -> str:
+  """The fastest kind of attention, one of `models.config.ATTENTION`.
+
+  Says what is used if the fastest one does not work.
+  """
+  if device.platform != "gpu" or dtype == "float32":
+    return "xla"
+  x = jax.ShapeDtypeStruct((1, 2, 1, 64), dtype)
+  attend = lambda x: fused_attention(x, x, x, 2).sum()
+  try:
+    with jax.default_device(device):
+      jax.jit(jax.grad(attend)).lower(x).compile()
+  except Exception as error:  # of JAX, of XLA or of cuDNN
+    log.info(
+      "Attention: XLA's, because that of cuDNN does not work on %s: %s",
+      device.device_kind,
+      str(error).partition("\n")[0],
+    )
+    return "xla"
+  log.info("Attention of the image tower: one kernel of cuDNN")
+  return "cudnn"
+
+
 class Attention(nn.Module):
   """Multi-head attention to keys and values that the caller provides.
 
@@ -128,7 +197,7 @@ class Attention(nn.Module):
     self.key = dense()
     self.value = dense()
     self.out = dense()
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = Dropout(self.dropout)
 
   def key_value(self, states: Float[Array, "I N E"]) -> KV:
     """Keys and values of the states to attend to."""
@@ -143,13 +212,38 @@ class Attention(nn.Module):
   ) -> Float[Array, "B L D"]:
     drop = lambda weights: self.drop(weights, deterministic=deterministic)
     heads = dot_product_attention(self._heads(self.query(x)), *kv, bias, drop)
-    return self.out(heads.reshape((*x.shape[:2], self.width)))
+    return self._merged(heads)
+
+  def fused(
+    self, x: Float[Array, "B N D"], length: int
+  ) -> Float[Array, "B N D"]:
+    """Attention of `x` to its first `length` tokens; see `fused_attention`."""
+    query, kv = self._heads(self.query(x)), self.key_value(x)
+    return self._merged(fused_attention(query, *kv, length))
+
+  def _merged(self, heads: Float[Array, "B L H d"]) -> Float[Array, "B L D"]:
+    return self.out(heads.reshape((*heads.shape[:2], self.width)))
 
   def _heads(self, x: Float[Array, "B N D"]) -> Float[Array, "B N H d"]:
     # A plain Dense and a reshape: DenseGeneral's 3-D kernels break sharding
     # constraints, while 2-D kernels are simply the published weights
     # transposed.
     return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+
+class Dropout(nn.Module):
+  """Drops elements, and scales the others; `rate` is below 1."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: Array, deterministic: bool) -> Array:
+    if deterministic or not self.rate:
+      return x
+    bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint32)
+    keep = bits >= jnp.uint32(self.rate * 2**32)
+    keep = checkpoint_name(keep, _MASK)
+    return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
 
 class DropPath(nn.Module):
@@ -164,6 +258,7 @@ class DropPath(nn.Module):
       return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+    keep = checkpoint_name(keep, _MASK)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -173,12 +268,15 @@ def remat(layer: Callable, policy: str) -> Callable:
   Args:
     layer: a function of arrays.
     policy: `none` recomputes nothing, `dots` keeps the outputs of matrix
-      products with weights, `full` keeps only the input of the layer.
+      products with weights, `full` keeps only the input of the layer. Masks of
+      dropout are always kept: to draw them again costs most.
   """
   if policy == "none":
     return layer
-  saveable = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-  }
-  return jax.checkpoint(layer, policy=saveable[policy], prevent_cse=False)
+  policies = jax.checkpoint_policies
+  saveable = policies.save_only_these_names(_MASK)
+  if policy == "dots":
+    saveable = policies.save_from_both_policies(
+      saveable, policies.dots_with_no_batch_dims_saveable
+    )
+  return jax.checkpoint(layer, policy=saveable, prevent_cse=False)

@@ -8,7 +8,7 @@ The arguments select the mode, not the weights (paper, section 3.1):
 Dimensions: B texts, I images (B is a multiple of I, and the B / I texts from
 i * B / I on attend to image i), J images (I single ones, or I pairs), m texts
 decoded for each image, L text length, N image tokens, D width, E image width,
-V vocabulary, H heads, d head width, P positions of the cache.
+V vocabulary, W rows of its padded matrix, H heads, d head width, P positions of the cache.
 """
 
 import functools
@@ -97,7 +97,7 @@ class Med(nn.Module):
       "position_embeddings", normal, (c.max_positions, c.width)
     )
     self.ln_embed = layer_norm(c.dtype)
-    self.drop = nn.Dropout(c.dropout)
+    self.drop = layers.Dropout(c.dropout)
     for layer, part in self._stacks():
       states = jnp.zeros((2, 1, self.encoder_width))
       start = functools.partial(layer.init, states=states, method="start")
@@ -246,9 +246,28 @@ class Med(nn.Module):
 
     return tuple(of(layer, params) for layer, params in self._parts())
 
-  def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-    """Next-token logits, in float32."""
-    return self.lm_head(hidden, self.word_embeddings)
+  def logits(
+    self,
+    hidden: Float[Array, "B L D"],
+    matrix: Float[Array, "W D"] | None = None,
+  ) -> Float[Array, "B L V"]:
+    """Next-token logits, in float32.
+
+    Args:
+      hidden: of the last layer.
+      matrix: from `output_matrix`, if that was called once for many tokens.
+    """
+    if matrix is None:
+      matrix = self.output_matrix()
+    return self.lm_head(hidden, matrix)
+
+  def output_matrix(self) -> Float[Array, "W D"]:
+    """The word embeddings as the LM head needs them.
+
+    In half precision there are rows of zeros up to a multiple of 128, since
+    accelerators are slow at products of odd sizes, such as 30,524.
+    """
+    return layers.pad(self.word_embeddings.astype(self.config.dtype), 0, 128)
 
   def _embed(self, input_ids, positions, deterministic):
     if input_ids.shape[1] > self.config.max_positions:
@@ -275,7 +294,7 @@ class Layer(nn.Module):
     self.fc_in = layers.normal_dense(c.mlp_dim, c)
     self.fc_out = layers.normal_dense(c.width, c)
     self.ln = layer_norm(c.dtype)
-    self.drop = nn.Dropout(c.dropout)
+    self.drop = layers.Dropout(c.dropout)
 
   def __call__(
     self, x, bias, encoder_kv, encoder_bias, cache, cache_length, deterministic
@@ -328,19 +347,16 @@ class LMHead(nn.Module):
   def __call__(
     self,
     hidden: Float[Array, "B L D"],
-    word_embeddings: Float[Array, "V D"],
+    matrix: Float[Array, "W D"],
   ) -> Float[Array, "B L V"]:
     c = self.config
     x = layers.normal_dense(c.width, c, "transform")(hidden)
     x = layer_norm(c.dtype, name="ln")(nn.gelu(x, approximate=False))
     bias = self.param("bias", initial.zeros, (c.vocab_size,))
     scores = jnp.einsum(
-      "bld,vd->blv",
-      x,
-      word_embeddings.astype(x.dtype),
-      preferred_element_type=jnp.float32,
+      "bld,vd->blv", x, matrix, preferred_element_type=jnp.float32
     )
-    return scores + bias[None, None]
+    return scores[..., : c.vocab_size] + bias[None, None]
 
 
 def _attention(c: model_config.MedConfig) -> PostNormAttention:

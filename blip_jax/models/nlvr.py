@@ -46,7 +46,7 @@ class TwoImageAttention(nn.Module):
     if self.learned:
       self.merge = layers.normal_dense(c.width, c)
     self.ln = med.layer_norm(c.dtype)
-    self.drop = nn.Dropout(c.dropout)
+    self.drop = layers.Dropout(c.dropout)
 
   def key_value(
     self, states: Float[Array, "J N E"]

@@ -52,7 +52,12 @@ class ViT(nn.Module):
     x = jnp.concatenate([cls_token.astype(x.dtype), x], axis=1)
     x = x + resize_pos_embed(pos_embed, c.grid, grid).astype(x.dtype)
 
-    block, drops = Block(c, parent=None), not deterministic and c.drop_path > 0
+    num_tokens = x.shape[1]
+    if c.attention == "cudnn":  # whose gradient needs an even number
+      x = jnp.pad(x, ((0, 0), (0, num_tokens % 2), (0, 0)))
+
+    block = Block(c, num_tokens, parent=None)
+    drops = not deterministic and c.drop_path > 0
     start = functools.partial(block.init, x=x[:1], drop_rate=None)
     stack.declare(self, "blocks", c.depth, start)
     blocks = stack.params(self, "blocks")
@@ -68,13 +73,19 @@ class ViT(nn.Module):
       rates = jnp.linspace(0, c.drop_path, c.depth)
       keys = jax.random.split(self.make_rng("dropout"), c.depth)
     x, _ = stack.run(layers.remat(apply, c.remat), x, blocks, rates, keys)
-    return layer_norm(c.dtype, "ln_post")(x)
+    return layer_norm(c.dtype, "ln_post")(x[:, :num_tokens])
 
 
 class Block(nn.Module):
-  """A pre-norm transformer block."""
+  """A pre-norm transformer block.
+
+  Attributes:
+    config: of the tower.
+    num_tokens: how many of the N tokens are not padding.
+  """
 
   config: model_config.ViTConfig
+  num_tokens: int
 
   @nn.compact
   def __call__(
@@ -87,7 +98,11 @@ class Block(nn.Module):
       c.width, c.num_heads, 0.0, c.init_std, c.dtype, name="attention"
     )
     y = layer_norm(c.dtype, "ln_1")(x)
-    x = x + drop_path(attention(y, attention.key_value(y)), drop_rate)
+    if c.attention == "cudnn":
+      y = attention.fused(y, self.num_tokens)
+    else:
+      y = attention(y, attention.key_value(y))
+    x = x + drop_path(y, drop_rate)
     y = layers.normal_dense(c.mlp_dim, c, "fc_in")(
       layer_norm(c.dtype, "ln_2")(x)
     )

@@ -31,6 +31,7 @@ MAY_CHANGE = (
   "data.num_threads",
   "data.num_workers",
   "data.max_bad_fraction",
+  "model.attention",
   "model.vit_remat",
   "model.text_remat",
   "optim.clip",

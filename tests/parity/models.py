@@ -246,12 +246,11 @@ def blip_nlvr(golden: Golden) -> None:
     "attention_mask": mask,
     "label": golden.input("targets"),
   }
-  task, layer = nlvr_lib.Nlvr(opened.model), "text_encoder/layer_0"
-  paths = {
-    "prediction": "cls_head",
-    "layer0_crossattn": f"{layer}/crossattention",
-  }
-  seen = replay.compare_loss(golden, opened, task, batch, *paths.values())
+  task = nlvr_lib.Nlvr(opened.model)
+  paths = {"prediction": "cls_head", "layer0_crossattn": "crossattention"}
+  seen = replay.compare_loss(
+    golden, opened, task, batch, *paths.values(), unstack=True
+  )
   golden.compare(
     {name: seen[path][0] for name, path in paths.items()}, replay.MODEL
   )

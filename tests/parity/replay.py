@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blip_jax.convert import opening, weights, write
-from blip_jax.models import families
+from blip_jax.models import families, stack
 from blip_jax.runtime import snapshot
 from blip_jax.tasks import base
 from blip_jax.tasks import momentum as momentum_lib
@@ -47,12 +47,16 @@ jit_of_generation = functools.partial(
 
 @contextlib.contextmanager
 def recorded(*paths: str) -> Iterator[dict[str, list]]:
-  """Collects the outputs of the modules with these paths, call after call."""
+  """Collects the outputs of the modules with these paths, call after call.
+
+  Layers of a stack are called one by one if their parameters are taken apart.
+  Their paths are without that of the tower, and their own is their class.
+  """
   seen = collections.defaultdict(list)
 
   def record(call, args, kwargs, context):
     out = call(*args, **kwargs)
-    path = "/".join(context.module.path)
+    path = "/".join(context.module.path) or type(context.module).__name__
     if context.method_name == "__call__" and path in paths:
       seen[path].append(out)
     return out
@@ -136,10 +140,11 @@ def bound(model: nn.Module, params: dict) -> Callable:
   )
 
 
-def loss_fn(task: base.Task, *paths: str) -> Callable:
+def loss_fn(task: base.Task, *paths: str, unstack: bool = False) -> Callable:
   """Returns `(params, batch) -> (loss, recorded outputs of the modules)`."""
 
   def loss(params, batch):
+    params = stack.unstack(params) if unstack else params
     with recorded(*paths) as seen:
       value, _ = task.loss(
         params, None, batch, rng=jax.random.key(0), step=jnp.int32(0)
@@ -150,10 +155,19 @@ def loss_fn(task: base.Task, *paths: str) -> Callable:
 
 
 def compare_loss(
-  golden: Golden, opened: Opened, task: base.Task, batch: dict, *paths: str
+  golden: Golden,
+  opened: Opened,
+  task: base.Task,
+  batch: dict,
+  *paths: str,
+  unstack: bool = False,
 ) -> dict[str, list]:
-  """Compares a task's loss and gradients; returns the recorded outputs."""
-  run = jit(jax.value_and_grad(loss_fn(task, *paths), has_aux=True))
+  """Compares a task's loss and gradients; returns the recorded outputs.
+
+  For outputs of modules in layers, `unstack` takes these apart.
+  """
+  loss = loss_fn(task, *paths, unstack=unstack)
+  run = jit(jax.value_and_grad(loss, has_aux=True))
   (loss, seen), grads = run(opened.params, batch)
   golden.compare({"loss": loss, "loss__f64": loss}, LOSS)
   compare_gradients(golden, state_of(opened.family, grads))

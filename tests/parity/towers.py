@@ -8,7 +8,7 @@ import numpy as np
 
 from blip_jax.convert import model_configs
 from blip_jax.models import config as model_config
-from blip_jax.models import med, vit
+from blip_jax.models import med, stack, vit
 from blip_jax.tasks import losses
 from tests.parity import replay
 from tests.parity.goldens import Golden
@@ -20,25 +20,25 @@ def image_tower(golden: Golden) -> None:
   sizes = golden.config["vit"]
   config = model_config.ViTConfig(
     image_size=(sizes["image_size"],) * 2,
-    mlp_dim=params["block_0"]["fc_in"]["kernel"].shape[1],
+    mlp_dim=params["blocks"]["fc_in"]["kernel"].shape[-1],
     **model_configs.read_hints(sizes).vit,
   )
   model = vit.ViT(config)
-  paths = {"patch_embed": "patch_embed"}
-  for i in range(config.depth):
-    paths[f"block{i}"] = f"block_{i}"
-    paths[f"block{i}_attn"] = f"block_{i}/attention"
-    paths[f"block{i}_mlp"] = f"block_{i}/fc_out"
+  paths = {"": "Block", "_attn": "attention", "_mlp": "fc_out"}
 
   def loss(params, image, cotangent):
-    with replay.recorded(*paths.values()) as seen:
-      features = model.apply({"params": params}, image)
+    with replay.recorded("patch_embed", *paths.values()) as seen:
+      features = model.apply({"params": stack.unstack(params)}, image)
     return jnp.mean(features * cotangent), (features, dict(seen))
 
   inputs = golden.image("image"), golden.input("cotangent")
   run = replay.jit(jax.value_and_grad(loss, has_aux=True))
   (value, (features, seen)), grads = run(params, *inputs)
-  actual = {name: seen[path][0] for name, path in paths.items()}
+  actual = {"patch_embed": seen["patch_embed"][0]} | {
+    f"block{i}{part}": seen[path][i]
+    for part, path in paths.items()
+    for i in range(config.depth)
+  }
   golden.compare({**actual, "features": features}, replay.MODULE)
   golden.compare({"loss": value, "loss__f64": value}, replay.LOSS)
   tower = replay.state_of("feature", {"visual_encoder": grads})
@@ -73,8 +73,10 @@ def text_tower(golden: Golden) -> None:
   texts = golden.tokens("", golden.fact("captions"))
   names = "encoder_hidden_states", "encoder_attention_mask"
   inputs = *texts, *map(golden.input, names)
-  golden.compare(_encode(med.Med(config), encoder, *inputs), replay.MODULE)
-  model = med.Med(config, with_lm_head=True)
+  width = golden.shape("encoder_hidden_states")[-1]
+  model = med.Med(config, width)
+  golden.compare(_encode(model, encoder, *inputs), replay.MODULE)
+  model = med.Med(config, width, with_lm_head=True)
   outputs = _decode(model, decoder, *inputs)
   golden.compare(outputs, replay.MODULE)
   lm = outputs["dec.logits"], jnp.asarray(golden.input("dec.labels")), 0.1
@@ -90,19 +92,20 @@ def text_tower(golden: Golden) -> None:
 @replay.jit_of_model
 def _encode(model, params, ids, mask, states, states_mask):
   """The encoder's modes, layer by layer."""
-  layers = [f"layer_{i}" for i in range(model.config.depth)]
-  # The dropout of an attention layer gets the probabilities first.
-  drops = [f"{layer}/attention/drop" for layer in layers]
-  call = replay.bound(model, params)
+  depth = model.config.depth
+  call = replay.bound(model, stack.unstack(params))
   kv = call("encoder_kv", states)
   outputs = {}
   for mode, cross in {"text": (), "multimodal": (kv, states_mask)}.items():
-    with replay.recorded("ln_embed", *layers, *drops) as seen:
+    # The dropout of an attention layer gets the probabilities first.
+    with replay.recorded("ln_embed", "Layer", "attention/drop") as seen:
       call(None, ids, mask, *cross)
     outputs[f"{mode}.hidden0"] = seen["ln_embed"][0]
-    for i, layer in enumerate(layers):
-      outputs[f"{mode}.hidden{i + 1}"] = seen[layer][0][0]
-      outputs[f"{mode}.attn{i}"] = seen[drops[i]][0]
+    # Twice a layer: for the probabilities, and for the output.
+    probabilities = seen["attention/drop"][::2]
+    for i in range(depth):
+      outputs[f"{mode}.hidden{i + 1}"] = seen["Layer"][i][0]
+      outputs[f"{mode}.attn{i}"] = probabilities[i]
   causal = call(None, ids, mask, kv, states_mask, causal=True)
   return {**outputs, "multimodal_causal.last": causal}
 
@@ -129,7 +132,7 @@ def _decode_with_cache(model, steps, length, params, ids, mask, states, seen):
     last, cache = _extend(model, params, new, cache, states, seen)
     logits.append(last)
   outputs = {"dec_cached.logits": jnp.stack(logits, axis=1)}
-  for layer, (key, value) in enumerate(cache.kv):
+  for layer, (key, value) in enumerate(zip(*cache.kv[0], strict=True)):
     outputs[f"dec_cached.past_key_l{layer}"] = key[:, :, :, 0]
     outputs[f"dec_cached.past_value_l{layer}"] = value[:, :, :, 0]
   return outputs

@@ -102,7 +102,7 @@ def generate(
       apply(states, method="decoder_kv"),
     )
   )
-  encoder_mask = _pad_mask(encoder_mask, *states.shape[:2], stored)
+  encoder_mask = _pad_mask(encoder_mask, states.shape, stored)
 
   def extend(ids, cache) -> Any:
     encoder_kv = jax.tree.map(lambda x: x.transpose(0, 3, 1, 2), stored)
@@ -138,9 +138,16 @@ def _cast_dense(params: Any, dtype: str) -> Any:
 
 
 def _pad_mask(
-  mask: Int[Array, "I N"] | None, num_images: int, length: int, stored: Any
+  mask: Int[Array, "I N"] | None, shape: tuple[int, ...], stored: Any
 ) -> Int[Array, "I P"] | None:
-  """Extends the mask of states to the padded length of keys and values."""
+  """Extends the mask of states to the padded length of keys and values.
+
+  Args:
+    mask: None stands for ones.
+    shape: of the states, [I, N, E].
+    stored: keys and values, [..., P].
+  """
+  num_images, length, _ = shape
   padded = jax.tree.leaves(stored)[0].shape[-1]
   if padded == length:
     return mask

@@ -8,7 +8,8 @@ The arguments select the mode, not the weights (paper, section 3.1):
 Dimensions: B texts, I images (B is a multiple of I, and the B / I texts from
 i * B / I on attend to image i), J images (I single ones, or I pairs), m texts
 decoded for each image, L text length, N image tokens, D width, E image width,
-V vocabulary, W rows of its padded matrix, H heads, d head width, P positions of the cache.
+V vocabulary, W rows of its padded matrix, H heads, d head width, P positions of
+the cache.
 """
 
 import functools

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,32 +116,60 @@ def test_epsilons_are_those_of_timm_and_bert():
 
 def test_drop_path_drops_examples_and_scales_the_others():
   x = jnp.ones((4000, 2, 3))
-  y = layers.DropPath().apply({}, x, 0.75, rngs={"dropout": KEY})
+  keep = jax.random.bernoulli(KEY, 0.25, (4000, 1, 1))
+  y = layers.drop(x, keep, 0.75)
   per_example = y.reshape(4000, -1)
   assert (per_example == per_example[:, :1]).all()
   assert set(np.unique(per_example)) == {0.0, 4.0}
   np.testing.assert_allclose((per_example[:, 0] > 0).mean(), 0.25, atol=0.03)
-  assert (layers.DropPath().apply({}, x, None) == x).all()
-  same = layers.DropPath().apply({}, x, 0.0, rngs={"dropout": KEY})
-  assert (same == x).all()
+  assert (layers.drop(x, jnp.ones((4000, 1, 1), bool), 0.0) == x).all()
 
 
 def test_dropout_drops_elements_and_scales_the_others():
+  """Elements, rows and layers are independent."""
   x = jnp.ones((40, 500))
   dropout = layers.Dropout(0.75)
-  y = np.asarray(dropout.apply({}, x, False, rngs={"dropout": KEY}))
-  assert set(np.unique(y)) == {0.0, 4.0}
-  np.testing.assert_allclose((y > 0).mean(), 0.25, atol=0.02)
-  # Rows and columns are independent.
-  assert (y > 0).mean(axis=0).std() < 0.1 and len(np.unique(y, axis=0)) == 40
+  apply = lambda **kwargs: dropout.apply({}, x, False, **kwargs)
+  masks = layers.draw_masks(KEY, 0.75, 3, lambda: apply(mutable=[layers.MASKS]))
+  assert jax.tree.map(jnp.shape, masks) == {"keep": (3, 40, 500)}
+  for i in range(3):
+    own = {layers.MASKS: {"keep": masks["keep"][i]}}
+    y = np.asarray(dropout.apply(own, x, False))
+    assert set(np.unique(y)) == {0.0, 4.0}
+    np.testing.assert_allclose((y > 0).mean(), 0.25, atol=0.02)
+    assert (y > 0).mean(axis=0).std() < 0.1 and len(np.unique(y, axis=0)) == 40
+  assert len(np.unique(masks["keep"].reshape(120, 500), axis=0)) == 120
   assert (dropout.apply({}, x, True) == x).all()
   assert (layers.Dropout(0.0).apply({}, x, False) == x).all()
+
+
+def test_masks_of_a_layer_have_rows_for_texts_and_for_images():
+  """Six texts of two images: all masks are parts of one draw."""
+
+  class Two(nn.Module):
+    @nn.compact
+    def __call__(self, texts, images):
+      drop = lambda x, name: layers.Dropout(0.5, name=name)(x, False)
+      return drop(texts, "a"), drop(images, "b")
+
+  texts, images = jnp.ones((6, 5)), jnp.ones((2, 4, 15))
+  apply = lambda: Two().apply({}, texts, images, mutable=[layers.MASKS])
+  masks = layers.draw_masks(KEY, 0.5, 2, apply)
+  assert masks["a"]["keep"].shape == (2, 6, 5)
+  assert masks["b"]["keep"].shape == (2, 2, 4, 15)
+  drawn = layers.keep_mask(KEY, 0.5, (2, 2, 75))
+  np.testing.assert_array_equal(
+    masks["a"]["keep"].reshape(2, 2, 15), drawn[..., :15]
+  )
+  np.testing.assert_array_equal(
+    masks["b"]["keep"].reshape(2, 2, 60), drawn[..., 15:]
+  )
 
 
 def test_rates_of_dropped_paths_rise_from_zero_to_the_last_block(monkeypatch):
   rates = []
   monkeypatch.setattr(
-    layers.DropPath, "__call__", lambda self, x, rate: rates.append(rate) or x
+    layers, "drop", lambda x, keep, rate: rates.append(rate) or x
   )
   sizes = config.ViTConfig((8, 8), 8, 8, 5, 2, 8, drop_path=0.2)
   model, image = vit.ViT(sizes), jnp.ones((1, 8, 8, 3))

@@ -12,15 +12,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+import numpy as np
+from flax.linen import spmd
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from blip_jax.models import initial
 
 log = logging.getLogger(__name__)
 
-# Name of masks of dropout, for `remat`.
-_MASK = "dropout"
+# The collection of variables with masks of dropout.
+MASKS = "masks"
 
 # Keys and values of one attention layer.
 KV = tuple[Float[Array, "I N H d"], Float[Array, "I N H d"]]
@@ -232,7 +233,11 @@ class Attention(nn.Module):
 
 
 class Dropout(nn.Module):
-  """Drops elements, and scales the others; `rate` is below 1."""
+  """Drops elements, and scales the others, by the masks of the layer.
+
+  All masks of a pass are drawn together, see `draw_masks`: a random generator
+  costs compile time at every place that draws.
+  """
 
   rate: float
 
@@ -240,26 +245,53 @@ class Dropout(nn.Module):
   def __call__(self, x: Array, deterministic: bool) -> Array:
     if deterministic or not self.rate:
       return x
-    bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint32)
-    keep = bits >= jnp.uint32(self.rate * 2**32)
-    keep = checkpoint_name(keep, _MASK)
-    return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+    keep = self.variable(MASKS, "keep", jnp.ones, x.shape, bool).value
+    return drop(x, keep, self.rate)
 
 
-class DropPath(nn.Module):
-  """Drops a residual branch for entire examples (stochastic depth)."""
+def drop(x: Array, keep: Bool[Array, "..."], rate: Any) -> Array:
+  """Zeros where `keep` is false; the others are divided by 1 - rate."""
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, "B ..."], rate: Float[Array, ""] | float | None
-  ) -> Float[Array, "B ..."]:
-    """Drops with this rate; None drops nothing."""
-    if rate is None:
-      return x
-    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-    keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
-    keep = checkpoint_name(keep, _MASK)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+def keep_mask(
+  key: PRNGKeyArray, rate: float, shape: tuple[int, ...]
+) -> Bool[Array, "..."]:
+  """Draws which elements dropout keeps."""
+  bits = jax.random.bits(key, shape, jnp.uint32)
+  return bits >= jnp.uint32(rate * 2**32)
+
+
+def draw_masks(
+  key: PRNGKeyArray, rate: float, depth: int, apply: Callable[[], Any]
+) -> Any:
+  """Draws the masks of all layers of a stack at once.
+
+  Args:
+    key: of the pass.
+    rate: of dropout.
+    depth: number of layers.
+    apply: applies one layer, with MASKS as a mutable collection; is traced, and
+      not computed.
+
+  Returns:
+    The collection MASKS of the layers, stacked.
+  """
+  masks = jax.eval_shape(apply)[1][MASKS]
+  leaves, tree = jax.tree.flatten(masks)
+  # Some have a row for every text, and some one for every image.
+  rows = min(leaf.shape[0] for leaf in leaves)
+  sizes = [leaf.size // rows for leaf in leaves]
+  keep = keep_mask(key, rate, (depth, rows, sum(sizes)))
+  keep = spmd.with_logical_constraint(keep, (None, "batch", None))
+  parts = jnp.split(keep, np.cumsum(sizes)[:-1].tolist(), axis=-1)
+  return jax.tree.unflatten(
+    tree,
+    [
+      part.reshape(depth, *leaf.shape)
+      for part, leaf in zip(parts, leaves, strict=True)
+    ],
+  )
 
 
 def remat(layer: Callable, policy: str) -> Callable:
@@ -268,15 +300,12 @@ def remat(layer: Callable, policy: str) -> Callable:
   Args:
     layer: a function of arrays.
     policy: `none` recomputes nothing, `dots` keeps the outputs of matrix
-      products with weights, `full` keeps only the input of the layer. Masks of
-      dropout are always kept: to draw them again costs most.
+      products with weights, `full` keeps only the input of the layer.
   """
   if policy == "none":
     return layer
-  policies = jax.checkpoint_policies
-  saveable = policies.save_only_these_names(_MASK)
-  if policy == "dots":
-    saveable = policies.save_from_both_policies(
-      saveable, policies.dots_with_no_batch_dims_saveable
-    )
-  return jax.checkpoint(layer, policy=saveable, prevent_cse=False)
+  saveable = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+  }
+  return jax.checkpoint(layer, policy=saveable[policy], prevent_cse=False)

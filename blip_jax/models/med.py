@@ -98,7 +98,6 @@ class Med(nn.Module):
       "position_embeddings", normal, (c.max_positions, c.width)
     )
     self.ln_embed = layer_norm(c.dtype)
-    self.drop = layers.Dropout(c.dropout)
     for layer, part in self._stacks():
       states = jnp.zeros((2, 1, self.encoder_width))
       start = functools.partial(layer.init, states=states, method="start")
@@ -153,22 +152,26 @@ class Med(nn.Module):
     drops = not deterministic and self.config.dropout > 0
     for i, (layer, params) in enumerate(self._parts()):
 
-      def apply(x, own, layer=layer):
-        params, cross, key = own
+      def apply(x, own, layer=layer, **kwargs):
+        params, cross, masks = own
         return layer.apply(
-          {"params": params},
+          {"params": params, layers.MASKS: masks or {}},
           *(x, bias, cross, encoder_bias, None, None, not drops),
-          rngs={"dropout": key} if drops else {},
+          **kwargs,
         )
 
-      keys = None
-      if drops:
-        depth = stack.depth(params)
-        keys = jax.random.split(self.make_rng("dropout"), depth)
-      cross = encoder_kv[i] if encoder_kv is not None else None
+      own = params, encoder_kv[i] if encoder_kv is not None else None
+      masks = self._masks(apply, x, own) if drops else None
       apply = layers.remat(apply, self.config.remat)
-      x, _ = stack.run(apply, x, params, cross, keys)
+      x, _ = stack.run(apply, x, *own, masks)
     return x
+
+  def _masks(self, apply: Callable, x: Any, own: tuple[Any, ...]) -> Any:
+    """The masks of all layers that `apply` applies one of to `x`."""
+    params, _ = own
+    one = lambda: apply(x, (*stack.first(own), None), mutable=[layers.MASKS])
+    key, depth = self.make_rng("dropout"), stack.depth(params)
+    return layers.draw_masks(key, self.config.dropout, depth, one)
 
   def extend(
     self,
@@ -279,7 +282,11 @@ class Med(nn.Module):
       )
     x = self.word_embeddings[input_ids]
     x = self.ln_embed(x + self.position_embeddings[positions][None])
-    return self.drop(x, deterministic=deterministic)
+    rate = self.config.dropout
+    if deterministic or not rate:
+      return x
+    keep = layers.keep_mask(self.make_rng("dropout"), rate, x.shape)
+    return layers.drop(x, keep, rate)
 
 
 class Layer(nn.Module):
@@ -333,10 +340,11 @@ class PostNormAttention(layers.Attention):
   def setup(self):
     super().setup()
     self.ln = layer_norm(self.dtype)
+    self.drop_output = layers.Dropout(self.dropout)
 
   def __call__(self, x, kv, bias=None, deterministic=True):
     y = super().__call__(x, kv, bias, deterministic)
-    return self.ln(x + self.drop(y, deterministic=deterministic))
+    return self.ln(x + self.drop_output(y, deterministic=deterministic))
 
 
 class LMHead(nn.Module):

@@ -72,7 +72,10 @@ def run(
     return jax.lax.scan(layer, x, (layers, *per_layer))
   outputs = []
   for i, one in enumerate(layers):
-    own = (None if inputs is None else inputs[i] for inputs in per_layer)
+    own = (
+      inputs[i] if isinstance(inputs, list) else _take(inputs, i)
+      for inputs in per_layer
+    )
     x, output = layer(x, (one, *own))
     outputs.append(output)
   return x, outputs
@@ -90,9 +93,16 @@ def unstack(tree: Any) -> Any:
 
 def apart(layers: Any) -> list[Any]:
   """The layers of a stack."""
-  return [
-    jax.tree.map(lambda x, i=i: x[i], layers) for i in range(depth(layers))
-  ]
+  return [_take(layers, i) for i in range(depth(layers))]
+
+
+def first(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+  """What the first layer has of parameters and further inputs of `run`."""
+  return tuple(x[0] if isinstance(x, list) else _take(x, 0) for x in inputs)
+
+
+def _take(layers: Any, i: int) -> Any:
+  return jax.tree.map(lambda x: x[i], layers)
 
 
 def depth(layers: Layers) -> int:

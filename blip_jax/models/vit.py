@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import spmd
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from blip_jax.models import config as model_config
 from blip_jax.models import initial, layers, stack
@@ -57,22 +57,24 @@ class ViT(nn.Module):
       x = jnp.pad(x, ((0, 0), (0, num_tokens % 2), (0, 0)))
 
     block = Block(c, num_tokens, parent=None)
-    drops = not deterministic and c.drop_path > 0
-    start = functools.partial(block.init, x=x[:1], drop_rate=None)
+    start = functools.partial(block.init, x=x[:1], drops=None)
     stack.declare(self, "blocks", c.depth, start)
     blocks = stack.params(self, "blocks")
 
     def apply(x, layer):
-      params, drop_path, key = layer
+      params, drops = layer
       x = spmd.with_logical_constraint(x, ("batch", "seq", None))
-      rngs = {"dropout": key} if drops else {}
-      return block.apply({"params": params}, x, drop_path, rngs=rngs), None
+      return block.apply({"params": params}, x, drops), None
 
-    rates = keys = None
-    if drops:
+    drops = None
+    if not deterministic and c.drop_path > 0:
       rates = jnp.linspace(0, c.drop_path, c.depth)
-      keys = jax.random.split(self.make_rng("dropout"), c.depth)
-    x, _ = stack.run(layers.remat(apply, c.remat), x, blocks, rates, keys)
+      shape = c.depth, 2, len(x)
+      keep = jax.random.bernoulli(
+        self.make_rng("dropout"), 1 - rates[:, None, None], shape
+      )
+      drops = rates, keep
+    x, _ = stack.run(layers.remat(apply, c.remat), x, blocks, drops)
     return layer_norm(c.dtype, "ln_post")(x[:, :num_tokens])
 
 
@@ -89,11 +91,23 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B N D"], drop_rate: Float[Array, ""] | None
+    self,
+    x: Float[Array, "B N D"],
+    drops: tuple[Float[Array, ""], Bool[Array, "2 B"]] | None,
   ) -> Float[Array, "B N D"]:
-    """Applies the block; `drop_rate` is that of stochastic depth, if any."""
+    """Applies the block.
+
+    Args:
+      x: all tokens.
+      drops: of stochastic depth: the rate, and which examples keep each of the
+        two branches; None keeps all.
+    """
     c = self.config
-    drop_path = layers.DropPath()
+    branch = lambda y, i: (
+      y
+      if drops is None
+      else layers.drop(y, drops[1][i, :, None, None], drops[0])
+    )
     attention = layers.Attention(
       c.width, c.num_heads, 0.0, c.init_std, c.dtype, name="attention"
     )
@@ -102,12 +116,12 @@ class Block(nn.Module):
       y = attention.fused(y, self.num_tokens)
     else:
       y = attention(y, attention.key_value(y))
-    x = x + drop_path(y, drop_rate)
+    x = x + branch(y, 0)
     y = layers.normal_dense(c.mlp_dim, c, "fc_in")(
       layer_norm(c.dtype, "ln_2")(x)
     )
     y = layers.normal_dense(c.width, c, "fc_out")(nn.gelu(y, approximate=False))
-    return x + drop_path(y, drop_rate)
+    return x + branch(y, 1)
 
 
 class PatchEmbed(nn.Module):

@@ -97,15 +97,13 @@ def _encode(model, params, ids, mask, states, states_mask):
   kv = call("encoder_kv", states)
   outputs = {}
   for mode, cross in {"text": (), "multimodal": (kv, states_mask)}.items():
-    # The dropout of an attention layer gets the probabilities first.
+    # This dropout of an attention layer gets the probabilities.
     with replay.recorded("ln_embed", "Layer", "attention/drop") as seen:
       call(None, ids, mask, *cross)
     outputs[f"{mode}.hidden0"] = seen["ln_embed"][0]
-    # Twice a layer: for the probabilities, and for the output.
-    probabilities = seen["attention/drop"][::2]
     for i in range(depth):
       outputs[f"{mode}.hidden{i + 1}"] = seen["Layer"][i][0]
-      outputs[f"{mode}.attn{i}"] = probabilities[i]
+      outputs[f"{mode}.attn{i}"] = seen["attention/drop"][i]
   causal = call(None, ids, mask, kv, states_mask, causal=True)
   return {**outputs, "multimodal_causal.last": causal}
 

@@ -96,6 +96,29 @@ def pad(x: Array, axis: int, multiple: int) -> Array:
   return jnp.pad(x, widths)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scores(equation: str, x: Array, y: Array) -> Array:
+  """An einsum of two arrays in float32, whatever these are.
+
+  Their gradients are products in their own dtype: those of float32 arrays take
+  8 to 16 times as long as those of half precision.
+  """
+  return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+
+
+def _scores_fwd(equation, x, y):
+  return scores(equation, x, y), (x, y)
+
+
+def _scores_bwd(equation, residuals, gradient):
+  x, y = residuals
+  _, backward = jax.vjp(functools.partial(jnp.einsum, equation), x, y)
+  return backward(gradient.astype(x.dtype))
+
+
+scores.defvjp(_scores_fwd, _scores_bwd)
+
+
 def identity(x: Array) -> Array:
   return x
 
@@ -123,13 +146,10 @@ def dot_product_attention(
   """
   shape = query.shape
   query = query.reshape(key.shape[0], -1, *shape[2:])
-  scores = jnp.einsum(
-    "blhd,bnhd->bhln", query, key, preferred_element_type=jnp.float32
-  )
-  scores = scores * (shape[-1] ** -0.5)
+  logits = scores("blhd,bnhd->bhln", query, key) * (shape[-1] ** -0.5)
   if bias is not None:
-    scores = scores + bias
-  weights = drop(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
+    logits = logits + bias
+  weights = drop(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
   return jnp.einsum("bhln,bnhd->blhd", weights, value).reshape(shape)
 
 

@@ -362,10 +362,8 @@ class LMHead(nn.Module):
     x = layers.normal_dense(c.width, c, "transform")(hidden)
     x = layer_norm(c.dtype, name="ln")(nn.gelu(x, approximate=False))
     bias = self.param("bias", initial.zeros, (c.vocab_size,))
-    scores = jnp.einsum(
-      "bld,vd->blv", x, matrix, preferred_element_type=jnp.float32
-    )
-    return scores[..., : c.vocab_size] + bias[None, None]
+    logits = layers.scores("bld,vd->blv", x, matrix)
+    return logits[..., : c.vocab_size] + bias[None, None]
 
 
 def _attention(c: model_config.MedConfig) -> PostNormAttention:

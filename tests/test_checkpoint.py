@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import json
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -567,3 +568,15 @@ def test_checkpoints_of_earlier_versions_load_and_say_so(tmp_path, caplog):
   helpers.assert_same(state, saved)
   assert snapshot.find_sound(tmp_path).name == "1"
   assert caplog.text.count("has no digests.json, so it cannot be verified") == 1
+
+
+def test_a_run_from_before_layers_were_stacked_says_what_helps(
+  tmp_path, monkeypatch
+):
+  run = helpers.ToyRun()
+  run.save(tmp_path, 1)
+  one = {"layer_0": {"ln": {"scale": jax.ShapeDtypeStruct((4,), np.float32)}}}
+  monkeypatch.setattr(snapshot, "stored", lambda *_: {"text_encoder": one})
+  hint = re.escape(f"--config.init.weights={tmp_path}")
+  with pytest.raises(ValueError, match=rf"saved before 0\.1\.0.*{hint}"):
+    run.start(tmp_path)

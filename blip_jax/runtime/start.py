@@ -264,6 +264,12 @@ def _load_position(folder: epath.Path) -> dict[str, Any]:
 def _check_same(folder: epath.Path, name: str, tree: Any) -> None:
   """Refuses a state of other shapes than this config has."""
   saved = snapshot.by_path(snapshot.stored(folder, name))
+  if any(re.search(r"(^|/)(block|layer)_\d+/", path) for path in saved):
+    raise ValueError(
+      f"{folder} was saved before 0.1.0, when each layer had its own arrays. "
+      "Its weights can be used, but the run cannot go on: give another "
+      f"--workdir, and --config.init.weights={folder.parent.parent}"
+    )
   lines = snapshot.differences(saved, snapshot.by_path(tree))
   if lines:
     raise ValueError(

@@ -225,6 +225,18 @@ def scenes_tokenizer():
   return tokenizer.Tokenizer.load(scenes.vocab_dir())
 
 
+def sharper(params, factor):
+  """Parameters with larger matrices, so that what a model says differs."""
+
+  def scale(path, x):
+    names = [key.key for key in path]
+    is_matrix = names[-1] == "kernel" and "patch_embed" not in names
+    is_table = names[-1] in ("word_embeddings", "position_embeddings")
+    return factor * x if is_matrix or is_table else x
+
+  return jax.tree_util.tree_map_with_path(scale, params)
+
+
 def make_model(family="caption", mesh=None, **fields):
   sizes = config.variant(
     "tiny",
@@ -236,8 +248,7 @@ def make_model(family="caption", mesh=None, **fields):
     dtype=fields.get("dtype", "float32"),
   )
   params = families.init(family, sizes, jax.random.key(0))
-  # Sharper, so that texts of images differ.
-  params = jax.tree.map(lambda x: 5 * x if x.ndim == 2 else x, params)
+  params = sharper(params, 5)
   generation = dict(num_beams=3, max_length=12, min_length=5)
   return model_lib.Model(
     card.Card(family, sizes, "a picture of ", generation),

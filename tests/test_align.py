@@ -134,7 +134,7 @@ def test_itm_classifies_own_pairs_and_two_kinds_of_negatives():
 
   def run(params, method, ids, mask, kv):
     assert method == "match"
-    texts, images = ids[:, 0], jnp.repeat(kv, len(ids) // len(kv))
+    texts, images = ids[:, 0], jnp.repeat(kv[0], len(ids) // len(kv[0]))
     seen.append((texts.tolist(), images.tolist()))
     # Sure, and always right.
     margin = jnp.where(texts == images, 2.0, -2.0)
@@ -149,7 +149,7 @@ def test_itm_classifies_own_pairs_and_two_kinds_of_negatives():
     run,
     {},
     jnp.zeros((3, 1, 1)),
-    jnp.arange(3),
+    jnp.arange(3)[None],  # of one layer
     ids,
     jnp.ones_like(ids),
     negatives,
@@ -172,7 +172,7 @@ def test_a_wrong_answer_of_itm_counts_once_in_nine():
     run,
     {},
     jnp.zeros((3, 1, 1)),
-    jnp.arange(3),
+    jnp.arange(3)[None],  # of one layer
     ids,
     jnp.ones_like(ids),
     [(jnp.array([[1, 2, 0]]), everybody)] * 2,

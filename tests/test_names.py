@@ -84,24 +84,27 @@ def test_names_of_a_layer_map_in_both_directions(layout):
     "original": "visual_encoder.blocks.7.attn.qkv.weight",
     "hf": "vision_model.encoder.layers.7.self_attn.qkv.weight",
   }[layout]
-  match = names.match_external(block, layout)
-  assert match.native == tuple(
-    f"params/visual_encoder/block_7/attention/{name}/kernel"
+  rule, layer = names.match_external(block, layout)
+  assert layer == 7
+  assert rule.native == tuple(
+    f"params/visual_encoder/blocks/attention/{name}/kernel"
     for name in ("query", "key", "value")
   )
-  for path in match.native:
-    assert names.match_native(path, layout).external == block
+  for path in rule.native:
+    assert names.match_native(path, layout).external.format(i=7) == block
   assert names.match_external(block.replace("qkv", "kqv"), layout) is None
 
 
 def test_the_first_number_is_the_index_of_the_layer():
   """Other numbers are part of the name."""
   external = "text_encoder.encoder.layer.11.crossattention.self1.key.bias"
-  native = "params/text_encoder/layer_11/crossattention/image_1/key/bias"
-  assert names.match_external(external, "original").native == (native,)
-  assert names.match_native(native, "original").external == external
-  head = names.match_external("cls_head.2.weight", "original")
-  assert head.native == ("params/cls_head/fc_out/kernel",)
+  native = "params/text_encoder/layers/crossattention/image_1/key/bias"
+  rule, layer = names.match_external(external, "original")
+  assert (rule.native, layer) == ((native,), 11)
+  rule = names.match_native(native, "original")
+  assert rule.external.format(i=11) == external
+  head, layer = names.match_external("cls_head.2.weight", "original")
+  assert (head.native, layer) == (("params/cls_head/fc_out/kernel",), None)
 
 
 def test_no_two_names_map_to_the_same_path():

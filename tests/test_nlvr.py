@@ -19,12 +19,11 @@ def test_equal_images_and_copied_attention_equal_one_image():
   output of a single one: how NLVR fine-tuning starts."""
   single = families.init("feature", helpers.BLIP, RNG)
   pair = families.init("nlvr", helpers.BLIP, RNG)
-  for i in range(helpers.MED.depth):
-    layer = dict(single["text_encoder"][f"layer_{i}"])
-    cross = dict(layer["crossattention"])
-    ln = cross.pop("ln")
-    layer["crossattention"] = {"image_0": cross, "image_1": cross, "ln": ln}
-    pair["text_encoder"][f"layer_{i}"] = layer
+  layers = dict(single["text_encoder"]["layers"])
+  cross = dict(layers["crossattention"])
+  ln = cross.pop("ln")
+  layers["crossattention"] = {"image_0": cross, "image_1": cross, "ln": ln}
+  pair["text_encoder"]["layers"] = layers
   for name in ("word_embeddings", "position_embeddings", "ln_embed"):
     pair["text_encoder"][name] = single["text_encoder"][name]
   pair["visual_encoder"] = single["visual_encoder"]

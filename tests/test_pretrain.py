@@ -108,8 +108,10 @@ def test_negative_weights(golden):
     rng=jax.random.key(0),
     step=jnp.int32(0),
   )
-  np.testing.assert_allclose(weights[0], golden["step0.weights_t2i"], atol=1e-6)
-  np.testing.assert_allclose(weights[1], golden["step0.weights_i2t"], atol=1e-6)
+  # CPUs differ in the order of sums.
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  compare(weights[0], golden["step0.weights_t2i"])
+  compare(weights[1], golden["step0.weights_i2t"])
 
 
 @pytest.mark.parametrize("temp, clamped", [(0.9, 0.5), (0.0001, 0.001)])

@@ -20,7 +20,7 @@ IMAGES, TEXTS, LENGTH = 8, 40, 35
 @pytest.fixture(scope="module")
 def params():
   params = families.init("itm", MODEL.config, jax.random.key(0))
-  return jax.tree.map(lambda x: 3 * x if x.ndim == 2 else x, params)
+  return helpers.sharper(params, 3)
 
 
 @pytest.fixture(scope="module")

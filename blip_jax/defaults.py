@@ -29,6 +29,7 @@ def caption_images() -> Config:
   return Config(
     dict(
       job="caption",
+      compilation_cache=True,  # keep compiled programs; docs/scale.md
       images="",  # a folder, tar shards, or any other source; docs/data.md
       image_root="",
       out="",  # unset: captions.jsonl in the workdir
@@ -65,6 +66,7 @@ def search() -> Config:
   return Config(
     dict(
       job="search",
+      compilation_cache=True,  # keep compiled programs; docs/scale.md
       images="",  # a folder, tar shards, or any other source; docs/data.md
       image_root="",
       # A text, an image, or a file of either: one per line, or a JSON list.
@@ -93,6 +95,7 @@ def capfilt() -> Config:
   return Config(
     dict(
       job="capfilt",  # then merge and report; also status and verify
+      compilation_cache=True,  # keep compiled programs; docs/scale.md
       source=("",),  # shards, or any other source; see docs/data.md
       image_root="",
       web_texts=True,  # whether the source has texts
@@ -145,6 +148,7 @@ def training(task: str) -> Config:
   return Config(
     dict(
       job="train",  # train | evaluate
+      compilation_cache=True,  # keep compiled programs; docs/scale.md
       task=task,
       seed=42,
       batch_size=600,  # of all devices together

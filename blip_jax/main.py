@@ -20,7 +20,14 @@ from blip_jax.capfilt import audit, bootstrap, merge, report
 from blip_jax.capfilt import job as capfilt
 from blip_jax.cli import command_line, config_help, recipes
 from blip_jax.inference import caption_images, search
-from blip_jax.runtime import command, host, overrides, processes, stopping
+from blip_jax.runtime import (
+  command,
+  compilation_cache,
+  host,
+  overrides,
+  processes,
+  stopping,
+)
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config
 
@@ -73,6 +80,8 @@ def main(line: command_line.Command) -> None:
       f"config.job={config.job} runs as one process; leave out --distributed"
     )
   prepare_process()
+  if config.get("compilation_cache"):
+    compilation_cache.enable()
   join_processes(line.distributed)
   with _stoppable(config.job):
     _run(config, line)

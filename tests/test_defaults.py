@@ -26,6 +26,7 @@ ONE_AXIS = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
 
 TRAINING = {
   "job": "train",
+  "compilation_cache": True,
   "task": "mine",
   "seed": 42,  # original: --seed
   "batch_size": 600,  # pretrain.yaml: 75 on each of 8 GPUs
@@ -190,6 +191,7 @@ MODELS_OWN = {
 def test_captions_of_images():
   assert flat(defaults.caption_images()) == {
     "job": "caption",
+    "compilation_cache": True,
     "images": "",
     "image_root": "",
     "out": "",
@@ -209,6 +211,7 @@ def test_captions_of_images():
 def test_search():
   assert flat(defaults.search()) == {
     "job": "search",
+    "compilation_cache": True,
     "images": "",
     "image_root": "",
     "queries": "",
@@ -230,6 +233,7 @@ def test_search():
 def test_capfilt():
   assert flat(defaults.capfilt()) == {
     "job": "capfilt",
+    "compilation_cache": True,
     "source": ("",),
     "image_root": "",
     "web_texts": True,

@@ -19,7 +19,7 @@ from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
 from blip_jax.inference import captioning, matching
 from blip_jax.inference import images as images_lib
-from blip_jax.models import blip, families, layers, med
+from blip_jax.models import blip, families, generation, layers, med
 from blip_jax.models import card as card_lib
 from blip_jax.runtime import sharding
 
@@ -253,7 +253,7 @@ class Model:
     return captioning.captioner(
       self.card,
       self.module,
-      self.params,
+      self._decoding_params,
       self.tokenizer,
       self.mesh,
       prompt,
@@ -491,6 +491,13 @@ class Model:
     if not isinstance(self.module, blip.Blip):
       raise self._lacks("encode images and texts")
     return matching.Matcher(self.module, self.params, self.tokenizer, self.mesh)
+
+  @functools.cached_property
+  def _decoding_params(self) -> med.Params:
+    """The parameters as decoding uses them, prepared once for all batches."""
+    prepare = jax.jit(functools.partial(generation.prepare, self.module))
+    decoder = {"text_decoder": self.params["text_decoder"]}
+    return {**self.params, **prepare(decoder)}
 
   @functools.cached_property
   def image(self) -> transforms.EvalImage:

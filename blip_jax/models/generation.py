@@ -31,6 +31,17 @@ Extend = Callable[
 Pick = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
 
 
+def prepare(model: nn.Module, params: med.Params) -> med.Params:
+  """Parameters as the steps of `generate` use them.
+
+  It does so itself in every call; parameters that are used more often can be
+  prepared before.
+  """
+  decoder = stack.unstack(params["text_decoder"])
+  decoder = _cast_dense(decoder, model.config.med.dtype)
+  return {**params, "text_decoder": decoder}
+
+
 class Generated(NamedTuple):
   """Texts of each image, sorted by score in descending order.
 
@@ -90,8 +101,7 @@ def generate(
   # suits these. XLA would do that again in every step; the barriers keep it
   # from undoing this.
   once = jax.lax.optimization_barrier
-  decoder = stack.unstack({"text_decoder": params["text_decoder"]})
-  decoder = once(_cast_dense(decoder, model.config.med.dtype))
+  decoder = once(prepare(model, {"text_decoder": params["text_decoder"]}))
   apply: Callable[..., Any] = functools.partial(
     model.apply, {"params": decoder}
   )

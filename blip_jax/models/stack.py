@@ -91,8 +91,10 @@ def unstack(tree: Any) -> Any:
   }
 
 
-def apart(layers: Any) -> list[Any]:
-  """The layers of a stack."""
+def apart(layers: Layers) -> list[Any]:
+  """The layers of a stack, or of a list."""
+  if isinstance(layers, list):
+    return layers
   return [_take(layers, i) for i in range(depth(layers))]
 
 

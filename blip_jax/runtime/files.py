@@ -509,6 +509,28 @@ def make_folder(path: Path) -> None:
   os.makedirs(local(path), exist_ok=True)
 
 
+def make_private_folder(path: Path) -> None:
+  """Creates a folder that only its owner can use; it may exist.
+
+  Raises:
+    OSError: another user could write there, or replace a folder above it.
+  """
+  folder = pathlib.Path(os.path.abspath(local(path)))
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  folder.mkdir(mode=0o700, exist_ok=True)
+  for place in (folder, *folder.resolve().parents):
+    found = place.stat()
+    others_write = found.st_mode & 0o022
+    # In a folder such as /tmp, nobody can replace what others have made.
+    if place != folder and found.st_mode & stat_lib.S_ISVTX:
+      others_write = False
+    if others_write or found.st_uid not in (os.getuid(), 0):
+      raise PermissionError(
+        f"{place}: other users can write there; expected a folder of your own "
+        "(chmod go-w)"
+      )
+
+
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[pathlib.Path]:
   """A folder on the local disk that is deleted at the end."""

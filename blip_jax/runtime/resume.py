@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # reads. The vocabulary is compared by its content, not by its path.
 MAY_CHANGE = (
   "job",
+  "compilation_cache",
   "log_every_steps",
   "mesh",
   "checkpoint",

@@ -138,7 +138,7 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
         checkpoints.save(step, state, loader, config.to_dict(), force=force)
 
     for step in range(first_step + 1, config.num_steps + 1):
-      batch, ids = next(loader)
+      batch, ids = monitor.next_batch(loader)
       batch = sharding.put_batch(batch, mesh)
       monitor.dispatching(step)
       state, step_metrics = train_step(state, batch, step - 1)

@@ -33,6 +33,7 @@ TRAINING = {
   "num_steps": 0,
   "num_epochs": 0.0,
   "log_every_steps": 50,  # original: print_freq
+  "profile": (),
   "scope": "global",
   "tokenizer": UNSET,
   **ONE_AXIS,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from blip_jax import defaults
-from blip_jax.runtime import monitoring
+from blip_jax.runtime import metrics, monitoring
 
 COMPILE, STEP, SAVE, EVAL = 60.0, 0.7, 2.1, 12.0
 
@@ -104,8 +104,15 @@ def run(
   monitor = monitoring.Monitor(
     config, str(workdir), first_step, lambda step: 0.1, device.clock
   )
+
+  def batches():
+    while True:
+      device.host += loading
+      yield "batch"
+
+  loader = batches()
   for step in range(first_step + 1, num_steps + 1):
-    device.host += loading
+    assert monitor.next_batch(loader) == "batch"
     monitor.dispatching(step)
     first = step == first_step + 1
     if first:
@@ -162,6 +169,53 @@ def test_a_run_that_waits_for_data_is_as_slow_as_its_data(
   alone = range(2, 37) if blocks else (16, 21, 31)
   expected = {step: 2.0 + STEP * (step in alone) for step in range(2, 37)}
   assert of(tmp_path, "step_time") == expected
+  assert of(tmp_path, "input_seconds") == dict.fromkeys(range(2, 37), 2.0)
+
+
+@pytest.mark.parametrize("loading, warnings", [(0.6, 0), (0.8, 1)])
+def test_a_run_says_once_that_it_waits_for_data(
+  tmp_path, monkeypatch, caplog, loading, warnings
+):
+  """The call of a step blocks here, so that it takes STEP and the loading."""
+  run(tmp_path, monkeypatch, blocks=True, log_every=1, loading=loading)
+  assert caplog.text.count("the devices wait for examples") == warnings
+
+
+def test_the_memory_of_a_device_is_reported_where_it_tells(
+  tmp_path, monkeypatch
+):
+  class Told:
+    def memory_stats(self):
+      return {"peak_bytes_in_use": 3 * 2**29}
+
+  monkeypatch.setattr(metrics.jax, "local_devices", lambda: [Told()])
+  run(tmp_path, monkeypatch, num_steps=3, log_every=1)
+  assert of(tmp_path, "device_memory_gib") == {1: 1.5, 2: 1.5, 3: 1.5}
+  monkeypatch.setattr(Told, "memory_stats", lambda self: None)
+  assert metrics.device_memory() == {}
+
+
+def test_a_trace_has_the_steps_that_were_asked_for(tmp_path, monkeypatch):
+  calls = []
+  profiler = metrics.jax.profiler
+  start, stop = profiler.start_trace, profiler.stop_trace
+  monkeypatch.setattr(
+    profiler,
+    "start_trace",
+    lambda folder: calls.append("start") or start(folder),
+  )
+  monkeypatch.setattr(
+    profiler, "stop_trace", lambda: calls.append("stop") or stop()
+  )
+  profile = metrics.Profile(tmp_path, (3, 4))
+  for step in range(1, 7):
+    profile.before(step)
+    calls.append(step)
+    if profile.ends_after(step):
+      profile.stop()
+  profile.stop()
+  assert calls == [1, 2, "start", 3, 4, "stop", 5, 6]
+  assert [*tmp_path.glob("profile/**/*.xplane.pb")]
 
 
 def test_steps_are_read_in_their_order(tmp_path, monkeypatch):

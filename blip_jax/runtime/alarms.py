@@ -53,6 +53,29 @@ def check_finite(
   )
 
 
+class StarvedAlarm:
+  """Warns once when the devices wait for examples most of the time."""
+
+  def __init__(self):
+    self._warned = False
+
+  def update(
+    self, step: int, step_seconds: float, input_seconds: float
+  ) -> bool:
+    """Compares mean seconds of a step; returns whether it warns now."""
+    if self._warned or input_seconds < 0.5 * step_seconds:
+      return False
+    self._warned = True
+    logging.warning(
+      "step %d: the devices wait for examples, %.3f of %.3f s a step. What may "
+      "help: config.data.num_threads, config.data.num_workers, smaller images",
+      step,
+      input_seconds,
+      step_seconds,
+    )
+    return True
+
+
 class CollapseAlarm:
   """Warns once when image-text matching has stopped learning.
 

@@ -68,6 +68,13 @@ def validate(config: Config) -> None:
     "evals.batch_size",
     "data.max_words",
   )
+  if config.profile and not (
+    len(config.profile) == 2 and 1 <= config.profile[0] <= config.profile[1]
+  ):
+    raise ValueError(
+      "config.profile: expected the first and the last step of a trace, such "
+      f"as (10, 12), found {config.profile}"
+    )
   asked = config.evals.checkpoint
   if asked not in ("latest", "best") and not asked.isdecimal():
     raise ValueError(

@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import jax
@@ -115,6 +115,44 @@ def read(
   """
   values, done = jax.device_get(dict(metrics)), clock()
   return {name: float(value) for name, value in values.items()}, done
+
+
+def device_memory() -> dict[str, float]:
+  """The most memory that was in use on a device, in GiB; {} if unknown."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" not in stats:
+    return {}
+  return {"device_memory_gib": stats["peak_bytes_in_use"] / 2**30}
+
+
+class Profile:
+  """Writes an XProf trace of some steps to `WORKDIR/profile`.
+
+  Args:
+    workdir: the run's folder.
+    steps: the first and the last step; () for none.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, steps: Sequence[int]):
+    self._folder = os.path.join(workdir, "profile")
+    self._first, self._last = steps or (0, 0)
+    self._is_running = False
+
+  def before(self, step: int) -> None:
+    """Starts if a step is one of those."""
+    if self._first <= step <= self._last and not self._is_running:
+      jax.profiler.start_trace(self._folder)
+      self._is_running = True
+
+  def ends_after(self, step: int) -> bool:
+    return self._is_running and step >= self._last
+
+  def stop(self) -> None:
+    """Writes the trace, if there is one."""
+    if self._is_running:
+      self._is_running = False
+      jax.profiler.stop_trace()
+      log.info("The trace of steps is in %s", self._folder)
 
 
 class StepTimer:

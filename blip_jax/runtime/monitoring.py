@@ -46,11 +46,26 @@ class Monitor:
     self._timer = metrics.StepTimer(config.batch_size)
     self._progress = progress.Progress(config.num_steps)
     self._collapse = alarms.CollapseAlarm()
+    self._starved = alarms.StarvedAlarm()
     self._first_called = 0.0
-    self._pending: tuple[int, list[str], futures.Future] | None = None
+    # Seconds for which steps have waited for their batches.
+    self._wait, self._waits = 0.0, []
+    self._profile = metrics.Profile(workdir, config.profile)
+    self._pending: tuple[int, list[str], futures.Future, float] | None = None
+
+  def next_batch(self, loader: Iterator[Any]) -> Any:
+    """Reads the batch of the next step, and how long that takes.
+
+    If reading keeps up with the devices, a batch is ready when it is asked for.
+    """
+    begin = self._clock()
+    batch = next(loader)
+    self._wait = self._clock() - begin
+    return batch
 
   def dispatching(self, step: int) -> None:
     """Call it before a step: the first call compiles, which takes long."""
+    self._profile.before(step)
     if step == self._first_step:
       self._progress.say("Compiling the training step ...")
       self._first_called = self._clock()
@@ -61,7 +76,10 @@ class Monitor:
     """Records a step that is running; reads the one before it."""
     reading = self._reader.submit(metrics.read, step_metrics, self._clock)
     self.flush()
-    self._pending = step, ids, reading
+    self._pending = step, ids, reading, self._wait
+    if self._profile.ends_after(step):
+      self.flush()
+      self._profile.stop()
 
   def flush(self) -> None:
     """Waits for the step that is running, if any, and reads its metrics.
@@ -71,12 +89,13 @@ class Monitor:
     """
     if self._pending is None:
       return
-    step, ids, reading = self._pending
+    step, ids, reading, wait = self._pending
     self._pending = None
     values, done = reading.result()
     alarms.check_finite(self._workdir, step, values, ids)
     if "loss_itm" in values:
       self._collapse.update(step, values["loss_itm"])
+    self._waits.append(wait)
     first, last = step == self._first_step, step == self._config.num_steps
     logged = first or last or step % self._config.log_every_steps == 0
     values |= self._timer.so_far(step, done)
@@ -85,6 +104,11 @@ class Monitor:
       return
     # The first step has been compiled, and is left out.
     self._timer.restart(step, done)
+    waits, self._waits = self._waits, []
+    if "step_time" in values:
+      values["input_seconds"] = sum(waits) / len(waits)
+      self._starved.update(step, values["step_time"], values["input_seconds"])
+    values |= metrics.device_memory()
     values["lr"] = float(np.asarray(self._learning_rate(step - 1)))
     seconds = {}
     if first:
@@ -124,6 +148,7 @@ class Monitor:
     self._writer.write(step, {f"train/{k}": v for k, v in values.items()})
 
   def close(self) -> None:
+    self._profile.stop()
     self._progress.close()
     self._reader.shutdown()
     self._writer.close()

@@ -22,6 +22,7 @@ MAY_CHANGE = (
   "job",
   "compilation_cache",
   "log_every_steps",
+  "profile",
   "mesh",
   "checkpoint",
   "evals",

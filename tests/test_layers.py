@@ -33,7 +33,7 @@ def assert_uniform(values, bound):
 
 
 def started(module, x):
-  return initial.draw(module.init(KEY, x)["params"], KEY)
+  return initial.sample(module.init(KEY, x)["params"], KEY)
 
 
 def test_heads_start_as_pytorchs_linear_layers_do():
@@ -130,7 +130,9 @@ def test_dropout_drops_elements_and_scales_the_others():
   x = jnp.ones((40, 500))
   dropout = layers.Dropout(0.75)
   apply = lambda **kwargs: dropout.apply({}, x, False, **kwargs)
-  masks = layers.draw_masks(KEY, 0.75, 3, lambda: apply(mutable=[layers.MASKS]))
+  masks = layers.sample_masks(
+    KEY, 0.75, 3, lambda: apply(mutable=[layers.MASKS])
+  )
   assert jax.tree.map(jnp.shape, masks) == {"keep": (3, 40, 500)}
   for i in range(3):
     own = {layers.MASKS: {"keep": masks["keep"][i]}}
@@ -144,7 +146,7 @@ def test_dropout_drops_elements_and_scales_the_others():
 
 
 def test_masks_of_a_layer_have_rows_for_texts_and_for_images():
-  """Six texts of two images: all masks are parts of one draw."""
+  """Six texts of two images: all masks are parts of one sample."""
 
   class Two(nn.Module):
     @nn.compact
@@ -154,15 +156,15 @@ def test_masks_of_a_layer_have_rows_for_texts_and_for_images():
 
   texts, images = jnp.ones((6, 5)), jnp.ones((2, 4, 15))
   apply = lambda: Two().apply({}, texts, images, mutable=[layers.MASKS])
-  masks = layers.draw_masks(KEY, 0.5, 2, apply)
+  masks = layers.sample_masks(KEY, 0.5, 2, apply)
   assert masks["a"]["keep"].shape == (2, 6, 5)
   assert masks["b"]["keep"].shape == (2, 2, 4, 15)
-  drawn = layers.keep_mask(KEY, 0.5, (2, 2, 75))
+  sampled = layers.keep_mask(KEY, 0.5, (2, 2, 75))
   np.testing.assert_array_equal(
-    masks["a"]["keep"].reshape(2, 2, 15), drawn[..., :15]
+    masks["a"]["keep"].reshape(2, 2, 15), sampled[..., :15]
   )
   np.testing.assert_array_equal(
-    masks["b"]["keep"].reshape(2, 2, 60), drawn[..., 15:]
+    masks["b"]["keep"].reshape(2, 2, 60), sampled[..., 15:]
   )
 
 

@@ -251,10 +251,10 @@ def _add_fresh(
   starts = traverse_util.flatten_dict(
     {"params": families.starts(target, config)}, sep="/"
   )
-  drawn = initial.draw(
+  sampled = initial.sample(
     {path: starts[path] for path in fresh}, jax.random.key(0)
   )
-  for path, array in drawn.items():
+  for path, array in sampled.items():
     leaves[path] = Leaf.from_array(np.asarray(array))
   rule = FRESH.format(source)
   report.change(rule, *fresh)

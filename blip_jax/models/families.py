@@ -90,7 +90,7 @@ def init(
 
   For shapes alone, see `abstract`.
   """
-  return initial.draw(starts(family, config), rng)
+  return initial.sample(starts(family, config), rng)
 
 
 def starts(family: str, config: model_config.BlipConfig) -> med.Params:

@@ -1,8 +1,8 @@
-"""How parameters start: a distribution each, drawn together.
+"""How parameters start: a distribution each, sampled together.
 
-A random generator costs compile time at every place that draws: minutes, if
-each of hundreds of arrays draws by itself. A module therefore only says how its
-parameters start, and `draw` takes all random numbers from two draws.
+A random generator costs compile time at every place that calls it: minutes, if
+each of hundreds of arrays does. A module therefore only says how its parameters
+start, and `sample` calls the generator twice for all of them.
 """
 
 import math
@@ -19,7 +19,7 @@ NORMAL, UNIFORM, CONSTANT = "normal", "uniform", "constant"
 
 
 class Start(struct.PyTreeNode, meta.AxisMetadata):
-  """A parameter that is not drawn yet.
+  """A parameter that is not sampled yet.
 
   Attributes:
     value: zeros of its shape and dtype, or these alone.
@@ -72,13 +72,13 @@ def shapes(starts: Any) -> Any:
   return jax.tree.map(lambda start: start.value, starts, is_leaf=_is_start)
 
 
-def draw(starts: Any, rng: PRNGKeyArray) -> Any:
-  """Draws the parameters of a tree of `Start`."""
+def sample(starts: Any, rng: PRNGKeyArray) -> Any:
+  """Samples the parameters of a tree of `Start`."""
   leaves, tree = jax.tree.flatten(starts, is_leaf=_is_start)
   numbers = {}
   for key, kind in zip(jax.random.split(rng), (NORMAL, UNIFORM), strict=True):
     total = sum(_size(start) for start in leaves if start.kind == kind)
-    numbers[kind] = _draws(key, kind, total)
+    numbers[kind] = _samples(key, kind, total)
   taken, values = dict.fromkeys(numbers, 0), []
   for start in leaves:
     shape, dtype = start.value.shape, start.value.dtype
@@ -87,18 +87,20 @@ def draw(starts: Any, rng: PRNGKeyArray) -> Any:
       continue
     first = taken[start.kind]
     taken[start.kind] += _size(start)
-    drawn = numbers[start.kind][first : taken[start.kind]]
-    values.append((start.scale * drawn).reshape(shape).astype(dtype))
+    sampled = numbers[start.kind][first : taken[start.kind]]
+    values.append((start.scale * sampled).reshape(shape).astype(dtype))
   return jax.tree.unflatten(tree, values)
 
 
-def _draws(key: PRNGKeyArray, kind: str, total: int) -> Float[Array, " total"]:
+def _samples(
+  key: PRNGKeyArray, kind: str, total: int
+) -> Float[Array, " total"]:
   if kind == NORMAL:
     numbers = jax.random.normal(key, (total,))
   else:
     numbers = jax.random.uniform(key, (total,), minval=-1.0)
-  # Otherwise XLA draws anew for each of the arrays, which costs as much as if
-  # they drew by themselves.
+  # Otherwise XLA samples anew for each of the arrays, which costs as much as if
+  # they sampled by themselves.
   return jax.lax.optimization_barrier(numbers)
 
 

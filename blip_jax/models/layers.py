@@ -259,8 +259,8 @@ class Attention(nn.Module):
 class Dropout(nn.Module):
   """Drops elements, and scales the others, by the masks of the layer.
 
-  All masks of a pass are drawn together, see `draw_masks`: a random generator
-  costs compile time at every place that draws.
+  All masks of a pass are sampled together, see `sample_masks`: a random
+  generator costs compile time at every place that calls it.
   """
 
   rate: float
@@ -281,15 +281,15 @@ def drop(x: Array, keep: Bool[Array, "..."], rate: Any) -> Array:
 def keep_mask(
   key: PRNGKeyArray, rate: float, shape: tuple[int, ...]
 ) -> Bool[Array, "..."]:
-  """Draws which elements dropout keeps."""
+  """Samples which elements dropout keeps."""
   bits = jax.random.bits(key, shape, jnp.uint32)
   return bits >= jnp.uint32(rate * 2**32)
 
 
-def draw_masks(
+def sample_masks(
   key: PRNGKeyArray, rate: float, depth: int, apply: Callable[[], Any]
 ) -> Any:
-  """Draws the masks of all layers of a stack at once.
+  """Samples the masks of all layers of a stack at once.
 
   Args:
     key: of the pass.

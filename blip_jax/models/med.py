@@ -171,7 +171,7 @@ class Med(nn.Module):
     params, _ = own
     one = lambda: apply(x, (*stack.first(own), None), mutable=[layers.MASKS])
     key, depth = self.make_rng("dropout"), stack.depth(params)
-    return layers.draw_masks(key, self.config.dropout, depth, one)
+    return layers.sample_masks(key, self.config.dropout, depth, one)
 
   def extend(
     self,

@@ -65,7 +65,7 @@ class Vqa(base.WithoutMomentum):
       lambda x: x[:, index], key_value(question, "decoder_kv")
     )
     ids, mask = batch["answer_ids"], batch["answer_mask"]
-    logits = run(
+    predicted = run(
       params,
       "decode",
       ids,
@@ -73,13 +73,11 @@ class Vqa(base.WithoutMomentum):
       question_kv,
       encoder_mask=question_mask[index],
     )
-    labels = jnp.where(mask == 1, ids, losses.IGNORE)
-    mean = lambda smoothing: (
-      jnp.sum(
-        batch["answer_weight"]
-        * losses.lm_loss_per_text(logits, labels, smoothing)
-      )
-      / len(question_mask)
+    weights = batch["answer_weight"][:, None] * mask[:, 1:]
+    loss, nll = losses.weighted_lm_loss(
+      predicted,
+      jnp.where(mask == 1, ids, losses.IGNORE),
+      weights / len(question_mask),
+      self.label_smoothing,
     )
-    loss = mean(self.label_smoothing)
-    return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": mean(0.0)})
+    return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": nll})

@@ -176,7 +176,8 @@ def training(task: str) -> Config:
         drop_path=config_dict.placeholder(float),  # unset: the variant's
         dropout=0.1,  # of the text towers
         dtype="bfloat16",  # of activations; all state is float32
-        attention="",  # of the image tower: xla | cudnn; empty: the fastest
+        # Of the image tower: xla | cudnn | splash; empty: the fastest.
+        attention="",
         vit_remat="dots",  # none | dots | full
         text_remat="dots",
       ),

@@ -19,7 +19,7 @@ from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
 from blip_jax.inference import captioning, matching
 from blip_jax.inference import images as images_lib
-from blip_jax.models import blip, families, generation, layers, med
+from blip_jax.models import blip, families, fused_attention, generation, med
 from blip_jax.models import card as card_lib
 from blip_jax.runtime import sharding
 
@@ -580,7 +580,9 @@ def load(
     vit=dataclasses.replace(
       card.config.vit,
       dtype=dtype,
-      attention=layers.fastest_attention(mesh.devices.flat[0], dtype),
+      attention=fused_attention.choose(
+        "", mesh.devices.flat[0], dtype, card.config.vit.num_tokens
+      ),
     ),
     med=dataclasses.replace(card.config.med, dtype=dtype),
   )

@@ -1,0 +1,160 @@
+"""A program against its peers: the same outputs, then turns at the same time."""
+
+import contextlib
+import gc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import measure
+from .programs import Setup
+
+# (setup, batch size) -> a program.
+Make = Callable[[Setup, int], measure.Program]
+
+# Images whose outputs are compared.
+NUM_COMPARED = 2
+# How much outputs may differ, relative to their norm; ids may not differ at all
+# in float32, and are not compared in bfloat16, in which a search for the best
+# text may well end at another one.
+LIMITS = {"float32": 1e-4, "bfloat16": 0.05}
+
+
+def run(
+  native: Make,
+  peers: Mapping[str, Make | str],
+  setup: Setup,
+  batch_sizes: list[int],
+  repeats: int,
+  compared: Mapping[str, Make] | None = None,
+) -> tuple[measure.Program, dict[str, Any], dict[str, dict[str, Any]]]:
+  """Measures a program and its peers, each at its best batch size.
+
+  Args:
+    native: makes our program.
+    peers: make the others by name; or why one cannot be there.
+    setup: see `programs.Setup`.
+    batch_sizes: to try, ascending.
+    repeats: calls of each program.
+    compared: programs by name ("native" is ours) whose outputs are compared, if
+      not those of the programs that are measured.
+
+  Returns:
+    Our program, its numbers, and by name those of the peers: with a `ratio` if
+    the outputs are the same, else with a `note` that says what is wrong.
+  """
+  results: dict[str, dict[str, Any]] = {}
+  makes: dict[str, Make] = {}
+  for name, make in peers.items():
+    if isinstance(make, str):
+      results[name] = {"note": make}
+      continue
+    with _noted(name, results):
+      outputs = compared or {"native": native, name: make}
+      difference = _difference_in_float32(
+        outputs["native"], outputs[name], setup
+      )
+      results[name] = {"difference": difference}
+      if difference > LIMITS["float32"]:
+        results[name]["note"] = f"outputs differ ({difference:.1e})"
+      else:
+        makes[name] = make
+
+  program, numbers = best(native, setup, batch_sizes)
+  programs = {"native": program}
+  for name, make in makes.items():
+    with _noted(name, results):
+      other, others = best(make, setup, batch_sizes)
+      if setup.dtype != "float32" and compared is None:
+        difference = _difference(program.run(), other.run())
+        results[name]["difference_in_dtype"] = difference
+        is_ids = _is_ids(other.run())
+        if difference > LIMITS[setup.dtype] and not is_ids:
+          results[name]["note"] = (
+            f"outputs differ in {setup.dtype} ({difference:.1e})"
+          )
+          continue
+      programs[name] = other
+      results[name] |= others
+
+  seconds = measure.in_turns(programs, repeats)
+  numbers |= measure.summary(program, seconds["native"])
+  for name in programs.keys() - {"native"}:
+    results[name] |= measure.summary(programs[name], seconds[name])
+    ratio = numbers["per_second"] / results[name]["per_second"]
+    results[name]["ratio"] = ratio
+  return program, numbers, results
+
+
+@contextlib.contextmanager
+def _noted(name: str, results: dict[str, dict[str, Any]]):
+  """A peer that fails costs its column only."""
+  try:
+    yield
+  except Exception as error:
+    results[name] = {"note": describe(error)}
+  finally:
+    # What it leaves on a GPU is not in the way of the next one.
+    gc.collect()
+
+
+def describe(error: Exception) -> str:
+  """An exception in a line."""
+  if isinstance(error, ModuleNotFoundError):
+    return f"needs {error.name}, which is not installed"
+  text = f"{type(error).__name__}: {error}"
+  return " ".join(text.split())[:300]
+
+
+def best(
+  make: Make, setup: Setup, batch_sizes: list[int]
+) -> tuple[measure.Program, dict[str, Any]]:
+  """The program of the batch size with the most items per second.
+
+  Larger ones than the first that fails, for lack of memory, are not tried.
+  """
+  chosen, numbers, tried = None, {}, {}
+  for batch_size in batch_sizes:
+    try:
+      with measure.compiling() as stages:
+        program = make(setup, batch_size)
+        program.run()
+      rate = program.items / measure.seconds_of(program.run)
+    except Exception as error:
+      if chosen is None:
+        raise
+      tried[batch_size] = describe(error)
+      break
+    if chosen is None or rate > max(tried.values()):
+      chosen = program
+      numbers = {f"{name}_seconds": each for name, each in stages.items()}
+    tried[batch_size] = rate
+  assert chosen is not None
+  return chosen, numbers | ({"tried": tried} if len(tried) > 1 else {})
+
+
+def _difference_in_float32(native: Make, peer: Make, setup: Setup) -> float:
+  with jax.default_matmul_precision("highest"):
+    return _difference(
+      *(make(setup.exact, NUM_COMPARED).run() for make in (native, peer))
+    )
+
+
+def _difference(native: Any, peer: Any) -> float:
+  """Of the images that both have, relative to the norm; of ids, the share of
+  those that differ."""
+  x, y = np.array(native), np.array(getattr(peer, "cpu", lambda: peer)())
+  number = min(len(x), len(y))
+  x, y = x[:number], y[:number]
+  if x.shape != y.shape:
+    return float("inf")
+  if _is_ids(x):
+    return float(np.mean(x != y))
+  x, y = x.astype(np.float64), y.astype(np.float64)
+  return float(np.linalg.norm(x - y) / np.linalg.norm(x))
+
+
+def _is_ids(x: Any) -> bool:
+  return "int" in str(x.dtype)

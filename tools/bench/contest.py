@@ -53,12 +53,12 @@ def run(
       continue
     with _noted(name, results):
       outputs = compared or {"native": native, name: make}
-      difference = _difference_in_float32(
+      distance = _difference_in_float32(
         outputs["native"], outputs[name], setup
       )
-      results[name] = {"difference": difference}
-      if difference > LIMITS["float32"]:
-        results[name]["note"] = f"outputs differ ({difference:.1e})"
+      results[name] = {"difference": distance}
+      if distance > LIMITS["float32"]:
+        results[name]["note"] = f"outputs differ ({distance:.1e})"
       else:
         makes[name] = make
 
@@ -68,12 +68,12 @@ def run(
     with _noted(name, results):
       other, others = best(make, setup, batch_sizes)
       if setup.dtype != "float32" and compared is None:
-        difference = _difference(program.run(), other.run())
-        results[name]["difference_in_dtype"] = difference
-        is_ids = _is_ids(other.run())
-        if difference > LIMITS[setup.dtype] and not is_ids:
+        found = other.run()
+        distance = difference(program.run(), found)
+        results[name]["difference_in_dtype"] = distance
+        if distance > LIMITS[setup.dtype] and not _is_ids(found):
           results[name]["note"] = (
-            f"outputs differ in {setup.dtype} ({difference:.1e})"
+            f"outputs differ in {setup.dtype} ({distance:.1e})"
           )
           continue
       programs[name] = other
@@ -137,12 +137,12 @@ def best(
 
 def _difference_in_float32(native: Make, peer: Make, setup: Setup) -> float:
   with jax.default_matmul_precision("highest"):
-    return _difference(
+    return difference(
       *(make(setup.exact, NUM_COMPARED).run() for make in (native, peer))
     )
 
 
-def _difference(native: Any, peer: Any) -> float:
+def difference(native: Any, peer: Any) -> float:
   """Of the images that both have, relative to the norm; of ids, the share of
   those that differ."""
   x, y = np.array(native), np.array(getattr(peer, "cpu", lambda: peer)())

@@ -322,7 +322,8 @@ def synthetic_tokenizer() -> Any:
   from blip_jax.data import tokenizer
 
   special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-  words = [f"w{number}" for number in range(VOCAB_SIZE - 2 - len(special))]
+  words = map("".join, itertools.product("abcdefghijklmnopqrst", repeat=4))
+  words = itertools.islice(words, VOCAB_SIZE - 2 - len(special))
   with files.temporary_folder() as folder:
     files.write_text(folder / "vocab.txt", "\n".join([*special, *words, ""]))
     return tokenizer.Tokenizer.load(folder)

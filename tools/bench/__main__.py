@@ -3,7 +3,7 @@
   python tools/bench.py                          everything, base
   python tools/bench.py caption filter --size base large --compare hf \
     --out bench.json
-  python tools/bench.py encode --size tiny --compare plain      a quick try
+  python tools/bench.py rerank --size tiny --compare plain      a quick try
   python tools/bench.py --out bench.json --table --plot roofline.png
 
 An installed package has it as `python -m blip_jax.tools.bench`. Kinds are
@@ -25,7 +25,7 @@ kind, nothing is measured: the rows of `--out` are printed as Markdown, or drawn
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 # JAX leaves room on a GPU for PyTorch. OpenMP, of PyTorch, does not spin in
 # wait for a core that another process has: on a busy machine that took 20 times
@@ -104,7 +104,7 @@ def _measure(names: Sequence[str], args: argparse.Namespace) -> None:
         results.add(args.out, row)
 
 
-def _check(option: str, found: Sequence[str], known: Sequence[str]) -> None:
+def _check(option: str, found: Sequence[str], known: Collection[str]) -> None:
   for name in found:
     if name not in known:
       raise command.UsageError(

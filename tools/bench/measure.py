@@ -181,7 +181,7 @@ def peaks(dtype: str) -> dict[str, float]:
   """What the device reaches: TFLOP/s of a product of matrices of a dtype, and
   GB/s of adding two arrays."""
   on_cpu = jax.default_backend() == "cpu"
-  side, length = (2048, 1 << 25) if on_cpu else (8192, 1 << 28)
+  side, length = (2048, 1 << 24) if on_cpu else (8192, 1 << 28)
   x = jnp.ones((side, side), dtype)
   y = jnp.ones(length, jnp.float32)
   product = functools.partial(jax.jit(jnp.matmul), x, x)
@@ -193,7 +193,7 @@ def peaks(dtype: str) -> dict[str, float]:
   }
 
 
-def _shortest(run: Callable[[], jax.Array], calls: int = 5) -> float:
+def _shortest(run: Callable[[], jax.Array], calls: int = 3) -> float:
   """Seconds of a call in the best of some series of them."""
   jax.block_until_ready(run())
 
@@ -202,7 +202,7 @@ def _shortest(run: Callable[[], jax.Array], calls: int = 5) -> float:
       last = run()
     last.block_until_ready()
 
-  return min(seconds_of(series) for _ in range(5)) / calls
+  return min(seconds_of(series) for _ in range(3)) / calls
 
 
 def datasheet(device_kind: str, dtype: str) -> dict[str, float] | None:

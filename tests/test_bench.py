@@ -85,7 +85,7 @@ def test_a_program_runs_at_its_best_batch_size():
   clock = iter([1.0, 1.0])  # seconds of a call
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(measure, "seconds_of", lambda run: next(clock))
-    program, numbers = contest.best(make, SETUP, [2, 4, 8, 16])
+    program, _, numbers = contest.best(make, SETUP, [2, 4, 8, 16])
   assert program.items == 4
   assert numbers["tried"] == {2: 2, 4: 4, 8: "MemoryError: no room"}
 
@@ -223,8 +223,8 @@ import sys
 absent = {{"grain", "clu", "ml_collections", "tensorboardX", "torch"}}
 sys.modules.update(dict.fromkeys(absent))
 from blip_jax.tools.bench import __main__ as bench
-words = "pretrain loader capfilt encode --size tiny --repeats 1 --compare hf"
-sys.exit(bench.main([*words.split(), "--batch-sizes", "2", "--out", {str(out)!r}]))
+words = "pretrain loader capfilt encode --size tiny --repeats 1 --batch-sizes 2"
+sys.exit(bench.main([*words.split(), "--compare", "hf", "--out", {str(out)!r}]))
 """
   subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
   pretrain, loader, capfilt, encode = results.read(out)

@@ -1,4 +1,4 @@
-"""A program against its peers: the same outputs, then turns at the same time."""
+"""A program against its peers: the same outputs, then turns."""
 
 import contextlib
 import gc
@@ -45,39 +45,34 @@ def run(
     Our program, its numbers, and by name those of the peers: with a `ratio` if
     the outputs are the same, else with a `note` that says what is wrong.
   """
+  program, outputs, numbers = best(native, setup, batch_sizes)
+  programs = {"native": program}
   results: dict[str, dict[str, Any]] = {}
-  makes: dict[str, Make] = {}
   for name, make in peers.items():
     if isinstance(make, str):
       results[name] = {"note": make}
       continue
     with _noted(name, results):
-      outputs = compared or {"native": native, name: make}
-      distance = _difference_in_float32(
-        outputs["native"], outputs[name], setup
-      )
-      results[name] = {"difference": distance}
-      if distance > LIMITS["float32"]:
-        results[name]["note"] = f"outputs differ ({distance:.1e})"
+      other, others, results[name] = best(make, setup, batch_sizes)
+      if compared is not None:
+        makes = compared["native"], compared[name]
+        exact = _difference_in_float32(*makes, setup)
+      elif setup.dtype == "float32":
+        exact = difference(outputs, others)
       else:
-        makes[name] = make
-
-  program, numbers = best(native, setup, batch_sizes)
-  programs = {"native": program}
-  for name, make in makes.items():
-    with _noted(name, results):
-      other, others = best(make, setup, batch_sizes)
-      if setup.dtype != "float32" and compared is None:
-        found = other.run()
-        distance = difference(program.run(), found)
-        results[name]["difference_in_dtype"] = distance
-        if distance > LIMITS[setup.dtype] and not _is_ids(found):
+        exact = _difference_in_float32(native, make, setup)
+        half = results[name]["difference_in_dtype"] = difference(
+          outputs, others
+        )
+        if half > LIMITS[setup.dtype] and not _is_ids(outputs):
           results[name]["note"] = (
-            f"outputs differ in {setup.dtype} ({distance:.1e})"
+            f"outputs differ in {setup.dtype} ({half:.1e})"
           )
-          continue
-      programs[name] = other
-      results[name] |= others
+      results[name]["difference"] = exact
+      if exact > LIMITS["float32"]:
+        results[name]["note"] = f"outputs differ ({exact:.1e})"
+      if "note" not in results[name]:
+        programs[name] = other
 
   seconds = measure.in_turns(programs, repeats)
   numbers |= measure.summary(program, seconds["native"])
@@ -91,6 +86,7 @@ def run(
 @contextlib.contextmanager
 def _noted(name: str, results: dict[str, dict[str, Any]]):
   """A peer that fails costs its column only."""
+  results[name] = {}
   try:
     yield
   except Exception as error:
@@ -110,29 +106,35 @@ def describe(error: Exception) -> str:
 
 def best(
   make: Make, setup: Setup, batch_sizes: list[int]
-) -> tuple[measure.Program, dict[str, Any]]:
+) -> tuple[measure.Program, Any, dict[str, Any]]:
   """The program of the batch size with the most items per second.
 
   Larger ones than the first that fails, for lack of memory, are not tried.
+
+  Returns:
+    The program, its outputs, and its numbers.
   """
-  chosen, numbers, tried = None, {}, {}
+  chosen, outputs, numbers = None, None, {}
+  tried: dict[int, float | str] = {}
+  most = 0.0
   for batch_size in batch_sizes:
     try:
       with measure.compiling() as stages:
         program = make(setup, batch_size)
-        program.run()
-      rate = program.items / measure.seconds_of(program.run)
+        found = program.run()
+      if len(batch_sizes) > 1:
+        tried[batch_size] = program.items / measure.seconds_of(program.run)
     except Exception as error:
       if chosen is None:
         raise
       tried[batch_size] = describe(error)
       break
-    if chosen is None or rate > max(tried.values()):
-      chosen = program
+    rate = float(tried.get(batch_size, 1.0))
+    if rate > most:
+      chosen, outputs, most = program, found, rate
       numbers = {f"{name}_seconds": each for name, each in stages.items()}
-    tried[batch_size] = rate
   assert chosen is not None
-  return chosen, numbers | ({"tried": tried} if len(tried) > 1 else {})
+  return chosen, outputs, numbers | ({"tried": tried} if tried else {})
 
 
 def _difference_in_float32(native: Make, peer: Make, setup: Setup) -> float:

@@ -67,9 +67,7 @@ def pretraining(
   return 3 * trained + vit + unimodal + queues
 
 
-def captioning(
-  c: model_config.BlipConfig, length: int, num_texts: int
-) -> int:
+def captioning(c: model_config.BlipConfig, length: int, num_texts: int) -> int:
   """Of an image's captions of `length` tokens, the prompt included, in beams or
   samples that are decoded token by token."""
   decoded = sum(

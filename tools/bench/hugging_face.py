@@ -20,6 +20,7 @@ from blip_jax.runtime import files
 from . import measure, programs
 from .programs import Setup
 
+
 def encode(setup: Setup, batch_size: int, fused: bool) -> measure.Program:
   vision = model("caption", setup, fused).vision_model
   pixels = images(setup, batch_size)

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from blip_jax.capfilt import job, label, ledger, work_units
-from blip_jax.data import examples, loader as loader_lib, scenes, transforms
+from blip_jax.data import examples, scenes, transforms
+from blip_jax.data import loader as loader_lib
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, families
@@ -75,9 +76,7 @@ def loader(
     (side, side), Image.Resampling.BICUBIC
   )
   first, _ = next(iter(batches))
-  difference = contest.difference(
-    first["image"][:1], np.asarray(resized)[None]
-  )
+  difference = contest.difference(first["image"][:1], np.asarray(resized)[None])
   for program in (native, bare):
     program.run()
   seconds = measure.in_turns({"native": native, "bare": bare}, options.repeats)

@@ -218,9 +218,7 @@ KINDS = {
     f"captioning, beam {programs.NUM_BEAMS}, {programs.LENGTH} tokens",
     _models(
       "caption",
-      lambda s: flops.captioning(
-        s.config, programs.LENGTH, programs.NUM_BEAMS
-      ),
+      lambda s: flops.captioning(s.config, programs.LENGTH, programs.NUM_BEAMS),
       ["hf", "plain"],
     ),
   ),

@@ -82,10 +82,10 @@ def compiling() -> Iterator[dict[str, float]]:
   seconds: dict[str, float] = {}
   spans = {stage: [] for stage in _STAGES.values()}
 
-  def listen(event: str, duration: float, **_: Any) -> None:
+  def listen(event: str, duration_secs: float, **_: Any) -> None:
     if event in _STAGES:
       end = time.perf_counter()
-      spans[_STAGES[event]].append((end - duration, end))
+      spans[_STAGES[event]].append((end - duration_secs, end))
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:

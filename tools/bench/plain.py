@@ -25,7 +25,9 @@ class BeamwiseBlip(blip.Blip):
   def decoder_kv(self, states):
     return super().decoder_kv(jnp.repeat(states, programs.NUM_BEAMS, axis=0))
 
-  def extend(self, input_ids, cache, encoder_kv, encoder_mask=None, matrix=None):
+  def extend(
+    self, input_ids, cache, encoder_kv, encoder_mask=None, matrix=None
+  ):
     of_each = programs.NUM_BEAMS
     if len(input_ids) == len(cache.ancestors):
       # The prompt is decoded once for all beams.
@@ -33,16 +35,12 @@ class BeamwiseBlip(blip.Blip):
       encoder_kv = jax.tree.map(first, encoder_kv)
     elif encoder_mask is not None:
       encoder_mask = jnp.repeat(encoder_mask, of_each, axis=0)
-    return super().extend(
-      input_ids, cache, encoder_kv, encoder_mask, matrix
-    )
+    return super().extend(input_ids, cache, encoder_kv, encoder_mask, matrix)
 
 
 def caption(setup: Setup, batch_size: int) -> measure.Program:
   model = BeamwiseBlip(setup.config)
-  return programs.captioning(
-    model, setup, batch_size, programs.beam_search()
-  )
+  return programs.captioning(model, setup, batch_size, programs.beam_search())
 
 
 def filter(setup: Setup, batch_size: int) -> measure.Program:

@@ -253,10 +253,7 @@ class Pretraining:
     self.run = build.build(config, self.mesh, synthetic_tokenizer())
     self.task = self.run.task
     if kind is not None:
-      self.task = kind(**{
-        field.name: getattr(self.task, field.name)
-        for field in dataclasses.fields(self.task)
-      })
+      self.task = kind(**vars(self.task))
     ids = token_ids(batch_size, CAPTION_LENGTH)
     pixels = np.random.default_rng(0).integers(
       0, 256, (batch_size, setup.image_size, setup.image_size, 3), np.uint8

@@ -27,7 +27,9 @@ def draw(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> int:
       "--plot needs matplotlib: pip install 'blip_jax[bench]'"
     ) from error
   points = [
-    row for row in rows if "intensity" in row.get("native", {}) and "gflop" in row
+    row
+    for row in rows
+    if "intensity" in row.get("native", {}) and "gflop" in row
   ]
   if not points:
     raise ValueError("--plot: there is no row of a model to draw")

@@ -59,7 +59,7 @@ def test_there_is_a_ratio_only_of_programs_with_the_same_outputs():
   assert native["compiling_seconds"] > 0
   low, high = native["ms_quartiles"]
   assert 0 < low <= native["ms"] <= high
-  assert found["same"]["difference"] == 0
+  assert found["same"]["differences"] == {"float32": 0}
   assert found["same"]["ratio"] == pytest.approx(
     native["per_second"] / found["same"]["per_second"]
   )

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--device", help="default: the best that JAX finds")
   parser.add_argument("--batch-sizes", type=int, nargs="+", default=[])
   parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--commit", help="of this code, where git is absent")
   parser.add_argument("--out", type=command.local_path, metavar="JSON")
   parser.add_argument("--plot", type=command.local_path, metavar="PNG")
   parser.add_argument("--table", action="store_true")
@@ -96,6 +97,8 @@ def _measure(names: Sequence[str], args: argparse.Namespace) -> None:
   for size in args.size:
     for name in names:
       row = kinds.measure_row(name, size, options)
+      if args.commit:
+        row["versions"] = row["versions"] | {"commit": args.commit}
       if results.heading(row) != above:
         above = results.heading(row)
         print(above)

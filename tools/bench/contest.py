@@ -1,6 +1,7 @@
 """A program against its peers: the same outputs, then turns."""
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,6 +48,7 @@ def run(
   """
   program, outputs, numbers = best(native, setup, batch_sizes)
   programs = {"native": program}
+  in_float32 = _Float32(compared or {"native": native, **peers}, setup)
   results: dict[str, dict[str, Any]] = {}
   for name, make in peers.items():
     if isinstance(make, str):
@@ -54,24 +56,16 @@ def run(
       continue
     with _noted(name, results):
       other, others, results[name] = best(make, setup, batch_sizes)
-      if compared is not None:
-        makes = compared["native"], compared[name]
-        exact = _difference_in_float32(*makes, setup)
-      elif setup.dtype == "float32":
-        exact = difference(outputs, others)
+      differences = {}
+      if compared is None:
+        differences[setup.dtype] = difference(outputs, others)
+      if "float32" not in differences:
+        differences["float32"] = in_float32.difference(name)
+      results[name]["differences"] = differences
+      note = _note(differences, compared is None and _is_ids(outputs))
+      if note:
+        results[name]["note"] = note
       else:
-        exact = _difference_in_float32(native, make, setup)
-        half = results[name]["difference_in_dtype"] = difference(
-          outputs, others
-        )
-        if half > LIMITS[setup.dtype] and not _is_ids(outputs):
-          results[name]["note"] = (
-            f"outputs differ in {setup.dtype} ({half:.1e})"
-          )
-      results[name]["difference"] = exact
-      if exact > LIMITS["float32"]:
-        results[name]["note"] = f"outputs differ ({exact:.1e})"
-      if "note" not in results[name]:
         programs[name] = other
 
   seconds = measure.in_turns(programs, repeats)
@@ -137,11 +131,32 @@ def best(
   return chosen, outputs, numbers | ({"tried": tried} if tried else {})
 
 
-def _difference_in_float32(native: Make, peer: Make, setup: Setup) -> float:
-  with jax.default_matmul_precision("highest"):
-    return difference(
-      *(make(setup.exact, NUM_COMPARED).run() for make in (native, peer))
-    )
+class _Float32:
+  """Outputs in float32 at full precision, of programs by name."""
+
+  def __init__(self, makes: Mapping[str, Any], setup: Setup):
+    self._makes, self._setup = makes, setup.exact
+
+  @functools.cached_property
+  def _native(self) -> Any:
+    return self._outputs("native")
+
+  def _outputs(self, name: str) -> Any:
+    # Products of GPUs and TPUs round float32 operands by default.
+    with jax.default_matmul_precision("highest"):
+      return self._makes[name](self._setup, NUM_COMPARED).run()
+
+  def difference(self, name: str) -> float:
+    """That of a program to ours."""
+    return difference(self._native, self._outputs(name))
+
+
+def _note(differences: Mapping[str, float], of_ids: bool) -> str:
+  """What is wrong with some outputs; "" if nothing is."""
+  for dtype, found in differences.items():
+    if found > LIMITS[dtype] and (dtype == "float32" or not of_ids):
+      return f"outputs differ in {dtype} ({found:.1e})"
+  return ""
 
 
 def difference(native: Any, peer: Any) -> float:

@@ -238,9 +238,8 @@ sys.exit(bench.main([*words.split(), "--compare", "hf", "--out", {str(out)!r}]))
 
 def test_results_are_what_the_readme_says():
   text = (ROOT / "tools" / "bench" / "README.md").read_text()
-  names = {name: kind.what for name, kind in kinds.KINDS.items()}
   assert RESULTS
   for path in RESULTS:
-    assert results.table(results.read(path), names) in text, path
+    assert results.table(results.read(path)) in text, path
     # A file says on what, and not where.
     assert not json.loads(path.read_text()).keys() - {"rows"}

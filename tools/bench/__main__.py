@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if names:
     _measure([*kinds.KINDS] if "all" in names else names, args)
   if args.table:
-    named = {name: kind.what for name, kind in kinds.KINDS.items()}
-    print(results.table(results.read(args.out), named))
+    print(results.table(results.read(args.out)))
   if args.plot:
     number = roofline.draw(results.read(args.out), args.plot)
     print(f"{args.plot}: {number} points")
@@ -92,7 +91,6 @@ def _measure(names: Sequence[str], args: argparse.Namespace) -> None:
   # Programs are compiled here and now.
   jax.config.update("jax_enable_compilation_cache", False)
   options = kinds.Options(args.compare, args.batch_sizes, args.repeats)
-  named = {name: kind.what for name, kind in kinds.KINDS.items()}
   above = None
   for size in args.size:
     for name in names:
@@ -102,7 +100,7 @@ def _measure(names: Sequence[str], args: argparse.Namespace) -> None:
       if results.heading(row) != above:
         above = results.heading(row)
         print(above)
-      print(results.line(row, named), flush=True)
+      print(results.line(row), flush=True)
       if args.out:
         results.add(args.out, row)
 

@@ -68,7 +68,7 @@ def measure_row(kind: str, size: str, options: Options) -> dict[str, Any]:
     entry.tiny_image_size if tiny else entry.image_size,
     "float32" if on_cpu else "bfloat16",
   )
-  row = {"kind": kind, **dataclasses.asdict(setup)}
+  row = {"kind": kind, "what": entry.what, **dataclasses.asdict(setup)}
   row["device"] = measure.device_kind()
   batch_sizes = entry.on_cpu if on_cpu else entry.on_accelerator
   try:

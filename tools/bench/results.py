@@ -14,6 +14,7 @@ _TYPES = {
   "rows": [
     {
       "kind": str,
+      "what": str,
       "size": str,
       "image_size": int,
       "dtype": str,
@@ -56,16 +57,11 @@ COLUMNS = (
 )
 
 
-def table(rows: Iterable[dict[str, Any]], names: dict[str, str]) -> str:
-  """Markdown: a table for each device, dtype and set of versions.
-
-  Args:
-    rows: of a file.
-    names: of kinds, as the table has them.
-  """
+def table(rows: Iterable[dict[str, Any]]) -> str:
+  """Markdown: a table for each device, dtype and set of versions."""
   groups: dict[str, list[str]] = {}
   for row in rows:
-    groups.setdefault(heading(row), []).append(line(row, names))
+    groups.setdefault(heading(row), []).append(line(row))
   return "\n\n".join(
     "\n".join([above, *lines]) for above, lines in groups.items()
   )
@@ -84,10 +80,9 @@ def _title(row: dict[str, Any]) -> str:
   return f"{row['device']}, {row['dtype']}; {listed}:"
 
 
-def line(row: dict[str, Any], names: dict[str, str]) -> str:
+def line(row: dict[str, Any]) -> str:
   """A row of a table."""
-  what = f"{names.get(row['kind'], row['kind'])}; {row['size']}, "
-  what += f"{row['image_size']} px"
+  what = f"{row['what']}; {row['size']}, {row['image_size']} px"
   if "error" in row:
     cells = [what, *[""] * (len(COLUMNS) - 2), row["error"]]
   else:

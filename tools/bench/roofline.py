@@ -93,5 +93,5 @@ def _draw_roof(
     style,
     color="black",
     linewidth=1,
-    label=f"{name}: {top:.3g} TFLOP/s, {gigabytes:,.3g} GB/s",
+    label=f"{name}: {top:.3g} TFLOP/s, {gigabytes:,.0f} GB/s",
   )

@@ -140,4 +140,5 @@ def test_the_quick_try_of_the_benchmark(tmp_path):
   out = tmp_path / "bench.json"
   assert bench.main([*quick.split(), "--out", str(out)]) == 0
   (row,) = results.read(out)
-  assert row["peers"]["plain"]["ratio"] > 0
+  assert "error" not in row, row["error"]
+  assert row["peers"]["plain"]["ratio"] > 0, row

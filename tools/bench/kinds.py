@@ -97,7 +97,7 @@ def _add_utilisation(row: dict[str, Any]) -> None:
 
 def _of_models(
   name: str,
-  gflop: Callable[[Setup], float],
+  gflop: Callable[[Setup], int],
   peers: Sequence[str],
   setup: Setup,
   batch_sizes: list[int],

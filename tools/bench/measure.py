@@ -161,7 +161,7 @@ def memory(program: Program) -> dict[str, float]:
   return gigabytes
 
 
-def intensity(program: Program, flops: float) -> float:
+def intensity(program: Program, flops: int) -> float:
   """FLOPs per byte that a program moves.
 
   Args:

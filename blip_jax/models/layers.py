@@ -120,6 +120,15 @@ def _scores_bwd(equation, residuals, gradient):
 _scores.defvjp(_scores_fwd, _scores_bwd)
 
 
+def gelu(x: Array) -> Array:
+  """GELU by the error function, as PyTorch computes it.
+
+  `jax.nn.gelu` uses its complement, which takes more than twice as long.
+  """
+  wide = x.astype(jnp.float32)
+  return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
+
+
 def identity(x: Array) -> Array:
   return x
 
@@ -147,11 +156,14 @@ def dot_product_attention(
   """
   shape = query.shape
   query = query.reshape(key.shape[0], -1, *shape[2:])
-  logits = scores("blhd,bnhd->bhln", query, key) * (shape[-1] ** -0.5)
+  # Heads before positions: otherwise a CPU takes twice as long.
+  query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+  logits = scores("bhld,bhnd->bhln", query, key) * (shape[-1] ** -0.5)
   if bias is not None:
     logits = logits + bias
   weights = drop(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
-  return jnp.einsum("bhln,bnhd->blhd", weights, value).reshape(shape)
+  heads = jnp.einsum("bhln,bhnd->bhld", weights, value)
+  return heads.transpose(0, 2, 1, 3).reshape(shape)
 
 
 class Attention(nn.Module):

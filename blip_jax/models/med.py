@@ -313,7 +313,7 @@ class Layer(nn.Module):
     x = self.attention(x, kv, bias, deterministic)
     if encoder_kv is not None:
       x = self.crossattention(x, encoder_kv, encoder_bias, deterministic)
-    y = self.fc_out(nn.gelu(self.fc_in(x), approximate=False))
+    y = self.fc_out(layers.gelu(self.fc_in(x)))
     return self.ln(x + self.drop(y, deterministic=deterministic)), cache
 
   def encoder_kv(self, states):
@@ -356,7 +356,7 @@ class LMHead(nn.Module):
   ) -> predictions.Predictions:
     c = self.config
     x = layers.normal_dense(c.width, c, "transform")(hidden)
-    x = layer_norm(c.dtype, name="ln")(nn.gelu(x, approximate=False))
+    x = layer_norm(c.dtype, name="ln")(layers.gelu(x))
     bias = self.param("bias", initial.zeros, (c.vocab_size,))
     return predictions.Predictions(x, matrix, bias)
 

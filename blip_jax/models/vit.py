@@ -120,7 +120,7 @@ class Block(nn.Module):
     y = layers.normal_dense(c.mlp_dim, c, "fc_in")(
       layer_norm(c.dtype, "ln_2")(x)
     )
-    y = layers.normal_dense(c.width, c, "fc_out")(nn.gelu(y, approximate=False))
+    y = layers.normal_dense(c.width, c, "fc_out")(layers.gelu(y))
     return x + branch(y, 1)
 
 

@@ -29,8 +29,15 @@ def make_labeller(seed=0, captioner=True, batch_size=2):
   )
 
 
+def label_one(labeller, rows):
+  """The labelled images of one work unit."""
+  batches = [*labeller([("a work unit", rows)])]
+  assert {batch.work_unit for batch in batches} == {"a work unit"}
+  return [image for batch in batches for image in batch.labelled]
+
+
 def captions(labeller, keys):
-  images = [image for batch in labeller(open_rows(keys)) for image in batch]
+  images = label_one(labeller, open_rows(keys))
   assert [image.key for image in images] == keys
   return [image.texts[-1].text for image in images]
 
@@ -54,7 +61,8 @@ def test_samples_depend_on_the_seed_and_the_key_of_an_image():
 
 
 def test_the_last_batch_is_padded():
-  batches = [*make_labeller().read(open_rows(["a", "b", "c"], ["a dog"]))]
+  rows = open_rows(["a", "b", "c"], ["a dog"])
+  batches = [*make_labeller().read([("a work unit", rows)])]
   assert [[image and image.key for image in b.images] for b in batches] == [
     ["a", "b"],
     ["c", None],
@@ -70,8 +78,7 @@ def test_the_last_batch_is_padded():
 def test_without_a_captioner_only_web_texts_are_scored():
   labeller = make_labeller(captioner=False)
   texts = ["a red circle", b"\xff", "a blue star"]
-  (batch,) = labeller(open_rows(["a"], texts))
-  (image,) = batch
+  (image,) = label_one(labeller, open_rows(["a"], texts))
   assert [text.source for text in image.texts] == ["web"] * 3
   assert [text.bad for text in image.texts] == ["", "invalid_utf8", ""]
   assert image.texts[1].itm_prob is None
@@ -89,8 +96,8 @@ def test_an_image_that_cannot_be_read_has_a_reason_and_no_texts():
     {"id": "a", "image": b"no image", "caption": ["a dog"]},
     {"id": "b", "image": PIXELS, "caption": ["a dog"], "image_id": 7},
   ]
-  (batch,) = make_labeller()(sources.Rows(records, np.arange(2)))
-  bad, good = batch
+  rows = sources.Rows(records, np.arange(2))
+  bad, good = label_one(make_labeller(), rows)
   assert bad.bad.startswith("not_an_image: ")
   assert bad.texts == ()
   assert good.bad == ""

@@ -145,7 +145,7 @@ def test_a_stuck_process_does_not_keep_its_lease(tmp_path, unit):
   next(claims := stuck.claims([unit]))
   for _ in range(3):
     time.sleep(0.8)
-    stuck.progress(unit)
+    stuck.progress()
   beat = lock.owner(tmp_path / ".a.lease")["beat"]
   assert beat > 30  # thirty beats a second, for 2.4 seconds
   other = begin(tmp_path, lease_seconds=0.2)

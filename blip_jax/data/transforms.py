@@ -55,7 +55,9 @@ Size = int | tuple[int, int]
 
 
 @contextlib.contextmanager
-def decoded(image: object, max_pixels: int) -> Iterator[Image]:
+def decoded(
+  image: object, max_pixels: int, at_least: tuple[int, int] | None = None
+) -> Iterator[Image]:
   """An image as RGB, uint8 [H, W, 3], for what is made of it in the block.
 
   Until the end of the block, other threads leave the memory that it takes. The
@@ -72,6 +74,9 @@ def decoded(image: object, max_pixels: int) -> Iterator[Image]:
     max_pixels: larger images are refused, as are those beyond `image_limits`.
       Headers are checked before any pixel is decoded: a file of some hundred
       bytes may claim gigabytes.
+    at_least: height and width that are enough. A JPEG of twice the size or more
+      is then decoded at 1/2, 1/4 or 1/8 of it, the smallest that has them:
+      faster by a factor, and not the same pixels.
 
   Raises:
     BadSample: the image cannot be used.
@@ -80,6 +85,8 @@ def decoded(image: object, max_pixels: int) -> Iterator[Image]:
     with _opened(image, max_pixels) as opened:
       image_limits.check_size(*opened.size, max_pixels)
       with image_limits.DECODED.reserved(image_limits.memory(opened)):
+        if at_least is not None:
+          opened.draft(None, at_least[::-1])
         pixels = rgb.pixels(opened)
         del opened  # which has a copy of its own
         yield pixels

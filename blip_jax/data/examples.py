@@ -136,8 +136,10 @@ class ImageExample(Stacked):
 
       size = self.image.size
       return {"image": video.read(record["image"], self.num_frames, size)}
-    with transforms.decoded(record["image"], self.max_pixels) as image:
-      return {"image": self.image(image)}
+    (image,) = transforms.resized(
+      record["image"], [self.image], self.max_pixels
+    )
+    return {"image": image}
 
   def blank(self) -> Arrays:
     black = _black(self.image)

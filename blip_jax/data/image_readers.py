@@ -46,7 +46,7 @@ class ImageReaders:
   Args:
     sizes: resize a decoded image.
     scaled: whether large JPEGs are decoded at a fraction of their size; see
-      `transforms.decoded`.
+      `transforms.resized`.
     number: of processes, which are started when they are needed; 0: images are
       read in the threads that ask for them.
   """
@@ -81,9 +81,10 @@ class ImageReaders:
         self._idle.put(process)
     else:
       start = time.thread_time()
-      for array, pixels in zip(
-        out, _read(image, self._sizes, self._scaled), strict=True
-      ):
+      read = transforms.resized(
+        image, self._sizes, transforms.MAX_PIXELS, self._scaled
+      )
+      for array, pixels in zip(out, read, strict=True):
         array[...] = pixels
       seconds = time.thread_time() - start
     with self._lock:
@@ -206,16 +207,6 @@ def _receive(file: IO[bytes], view: memoryview) -> None:
     view = view[size:]
 
 
-def _read(
-  image: object, sizes: Sequence[transforms.EvalImage], scaled: bool
-) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-  # Models with the same image size share the pixels.
-  least = np.max([np.broadcast_to(size.size, 2) for size in sizes], axis=0)
-  least = (int(least[0]), int(least[1])) if scaled else None
-  with transforms.decoded(image, transforms.MAX_PIXELS, least) as pixels:
-    return [size(pixels) for size in sizes]
-
-
 class _Memory:
   """In place of `image_limits.DECODED`: the parent says when there is memory.
 
@@ -267,7 +258,9 @@ def _reply(
   image: bytes | str, sizes: Sequence[transforms.EvalImage], scaled: bool
 ) -> tuple[bytes, Sequence[bytes | np.ndarray]]:
   try:
-    return _PIXELS, _read(image, sizes, scaled)
+    return _PIXELS, transforms.resized(
+      image, sizes, transforms.MAX_PIXELS, scaled
+    )
   except transforms.BadSample as error:
     kind, message = _BAD, (error.reason, error.detail)
   except Exception as error:

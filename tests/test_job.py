@@ -238,6 +238,7 @@ def shown(model, **changes):
     (dict(mesh=dict(data=4, fsdp=2, tensor=1)), "mesh: .*'data': 4"),
     (dict(web_texts=False), "web_texts: True there, False now"),
     (dict(captioner=""), "captioner: .* there, None now"),
+    (dict(scaled_jpeg=True), "scaled_jpeg: None there, True now"),
   ],
 )
 def test_whatever_changes_the_rows_is_refused(
@@ -296,6 +297,7 @@ def test_what_does_not_change_the_rows_is_accepted(shards, tmp_path, caplog):
   done.write_text(json.dumps(made_by_another))
   config.update(
     num_threads=3,
+    num_workers=2,
     lease_seconds=10.0,
     dtype="float32",
     prompt="a picture of ",
@@ -305,6 +307,7 @@ def test_what_does_not_change_the_rows_is_accepted(shards, tmp_path, caplog):
   done.unlink()
   run(config)
   assert content(config.out) == before
+  assert not psutil.Process().children()
 
 
 def test_a_new_shard_joins_and_a_changed_one_is_done_again(shards, tmp_path):

@@ -1,10 +1,14 @@
 """Labelling: captions depend on seed and key, and every batch is whole."""
 
+import concurrent.futures
+import itertools
+
 import numpy as np
 import pytest
 
 from blip_jax.capfilt import label
 from blip_jax.data import sources
+from blip_jax.inference import captioning, matching
 from tests import helpers, jobs
 
 PIXELS = jobs.NOISY_SCENES[0]["image"]
@@ -58,6 +62,72 @@ def test_samples_depend_on_the_seed_and_the_key_of_an_image():
   # Neither the position in the batch nor its other images matter.
   assert captions(labeller, ["c", "a"]) == [first[2], first[0]]
   assert captions(make_labeller(seed=1), ["a", "b", "c", "a"]) != first
+
+
+def record(monkeypatch, owner, name, events):
+  """Notes in `events` what a method starts and what is awaited, and when."""
+  start, numbers = getattr(owner, name), itertools.count()
+
+  def started(*args):
+    number, wait = next(numbers), start(*args)
+    events.append(f"{name} {number}")
+
+    def waited():
+      events.append(f"wait for {name} {number}")
+      return wait()
+
+    return waited
+
+  monkeypatch.setattr(owner, name, started)
+
+
+def test_devices_always_have_a_next_program_also_between_work_units(
+  monkeypatch,
+):
+  events = []
+  record(monkeypatch, captioning.Captioner, "start", events)
+  record(monkeypatch, matching.Matcher, "start_score", events)
+  labeller = make_labeller()
+  units = [(name, open_rows([name], ["a dog"])) for name in "abc"]
+  batches = [*labeller(units)]
+  assert [batch.work_unit for batch in batches] == ["a", "b", "c"]
+  assert all(batch.is_last for batch in batches)
+  assert [batch.labelled[0].key for batch in batches] == ["a", "b", "c"]
+  # Before anything is awaited, something later has been started.
+  assert events == [
+    "start 0",
+    "start 1",
+    "wait for start 0",
+    "start_score 0",
+    "start 2",
+    "wait for start 1",
+    "start_score 1",
+    "wait for start_score 0",
+    "wait for start 2",
+    "start_score 2",
+    "wait for start_score 1",
+    "wait for start_score 2",
+  ]
+
+
+def test_a_work_unit_is_opened_when_the_one_before_is_nearly_through():
+  opened = []
+
+  def units():
+    for name, size in (("a", 20), ("b", 0), ("c", 1)):
+      opened.append(name)
+      yield name, open_rows([f"{name}{n}" for n in range(size)])
+
+  # Batches of one: the next of twenty is opened when eight are left.
+  with concurrent.futures.ThreadPoolExecutor(1) as opener:
+    parts = label._parts(units(), 1, opener)
+    for number in range(12):
+      assert next(parts).rows == range(number, number + 1)
+    assert opened == ["a"]
+    rest = [(part.work_unit, part.rows, part.is_last) for part in parts]
+  assert rest[:8] == [("a", range(n, n + 1), n == 19) for n in range(12, 20)]
+  assert rest[8:] == [("b", range(0), True), ("c", range(1), True)]
+  assert opened == ["a", "b", "c"]
 
 
 def test_the_last_batch_is_padded():

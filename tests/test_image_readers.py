@@ -110,11 +110,15 @@ def test_what_hits_all_images_is_no_bad_image(monkeypatch):
   kind, (message,) = image_readers._reply(b"x", SIZES, False)
   reply = image_readers._REPLY.pack(kind, 0.0, len(message)) + message
   code = f"import os; os.read(0, 9); os.write(1, {reply!r})"
-  with subprocess.Popen(
-    [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-  ) as process:
-    with pytest.raises(OSError, match="Too many") as caught:
-      image_readers._ask(process, b"x", buffers())
+  with (
+    subprocess.Popen(
+      [sys.executable, "-c", code],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+    ) as process,
+    pytest.raises(OSError, match="Too many") as caught,
+  ):
+    image_readers._ask(process, b"x", buffers())
   assert caught.value.errno == errno.EMFILE
 
 

@@ -295,6 +295,7 @@ def label_all(
   failures = _Failures(ledger)
   with contextlib.closing(ledger.claims(work_units)) as claims:
     for first in claims:
+      assert first is not None  # nothing is held here
       # Up to a None, where this process has to finish what it has.
       more = iter(lambda: next(claims, None), None)
       opened = _open_all(itertools.chain([first], more), ledger, failures)
@@ -435,6 +436,7 @@ class Progress:
       f"{speed:.1f} images/s, {num_kept / max(num_texts, 1):.0%} of texts kept",
       refresh=False,
     )
+    assert self._unit is not None
     share = num_images / max(self._unit.num_images, 1)
     self._bar.update(min(share, self._bar.total - self._bar.n))
 

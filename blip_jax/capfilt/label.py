@@ -175,7 +175,9 @@ class Labeller:
     self.readers.close()
     self._threads.shutdown(cancel_futures=True)
 
-  def __call__(self, work_units: Iterable[Opened]) -> Iterator[Batch]:
+  def __call__(
+    self, work_units: Iterable[Opened]
+  ) -> Generator[Batch, None, None]:
     """Yields the labelled batches of work units, in order."""
     with contextlib.closing(self.read(work_units)) as batches:
       yield from self.label(batches)
@@ -190,9 +192,7 @@ class Labeller:
       batches = ahead.started_ahead(start, batches, 1)
     return batches
 
-  def read(
-    self, work_units: Iterable[Opened]
-  ) -> Generator[Batch, None, None]:
+  def read(self, work_units: Iterable[Opened]) -> Generator[Batch, None, None]:
     """Yields the images and web texts of work units, unscored.
 
     `work_units` is iterated in a thread, as late as models need not wait.
@@ -200,9 +200,7 @@ class Labeller:
     work_units = iter(work_units)
     with concurrent.futures.ThreadPoolExecutor(1) as opener:
       parts = _parts(work_units, self._batch_size, opener)
-      yield from ahead.started_ahead(
-        self._start_reading, parts, _BATCHES_AHEAD
-      )
+      yield from ahead.started_ahead(self._start_reading, parts, _BATCHES_AHEAD)
 
   def _start_reading(self, part: "_Part") -> Callable[[], Batch]:
     arrays = {

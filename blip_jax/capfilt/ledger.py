@@ -208,9 +208,9 @@ class Ledger:
 
     That number counts the work of all processes, as far as it is known. Each
     work unit is leased to this process until it is finished or given back, or
-    the generator is closed. Yields None where all that is left is leased: finish
-    or give back everything before you ask for more. Waits for other processes,
-    and ends when all work units are done.
+    the generator is closed. Yields None where all that is left is leased:
+    finish or give back everything before you ask for more. Waits for other
+    processes, and ends when all work units are done.
     """
     left, has_logged = list(work_units), False
     try:

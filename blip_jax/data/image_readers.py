@@ -184,7 +184,7 @@ def _ask(
       kind, seconds, size = _REPLY.unpack(_received(replies, _REPLY.size))
     if kind == _PIXELS:
       for array in out:
-        _receive(replies, memoryview(array).cast("B"))
+        _receive(replies, array.data.cast("B"))
       return seconds
     message = json.loads(_received(replies, size))
   if kind == _BAD:
@@ -246,25 +246,24 @@ def main(settings: str) -> None:
       image = content if kind == _BYTES else os.fsdecode(content)
       kind, parts = _reply(image, sizes, options["scaled"])
       now = time.process_time()
-      size = sum(memoryview(part).nbytes for part in parts)
+      size = sum(map(len, parts))
       replies.write(_REPLY.pack(kind, now - before, size))
       before = now
       for part in parts:
-        replies.write(memoryview(part).cast("B"))
+        replies.write(part)
       replies.flush()
 
 
 def _reply(
   image: bytes | str, sizes: Sequence[transforms.EvalImage], scaled: bool
-) -> tuple[bytes, Sequence[bytes | np.ndarray]]:
+) -> tuple[bytes, Sequence[bytes | memoryview]]:
   try:
-    return _PIXELS, transforms.resized(
-      image, sizes, transforms.MAX_PIXELS, scaled
-    )
+    read = transforms.resized(image, sizes, transforms.MAX_PIXELS, scaled)
+    return _PIXELS, [pixels.data.cast("B") for pixels in read]
   except transforms.BadSample as error:
     kind, message = _BAD, (error.reason, error.detail)
   except Exception as error:
-    if rejects.hits_all(error):
+    if isinstance(error, OSError) and rejects.hits_all(error):
       kind, message = _FATAL, (error.errno, error.strerror)
     else:
       kind, message = _BAD, ("error", f"{type(error).__name__}: {error}")

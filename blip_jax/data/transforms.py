@@ -103,18 +103,17 @@ def resized(
   Raises:
     BadSample: the image cannot be used.
   """
-  sizes = [_width_and_height(size.size) for size in sizes]
+  shapes = [_width_and_height(size.size) for size in sizes]
   with _with_memory(image, max_pixels) as opened:
     if scaled:
-      opened.draft(None, tuple(map(max, *sizes, (1, 1))))
+      width, height = np.max(shapes, axis=0).tolist()
+      opened.draft(None, (width, height))
     converted = rgb.converted(opened)
-    return [_resize(converted, size) for size in sizes]
+    return [_resize(converted, shape) for shape in shapes]
 
 
 @contextlib.contextmanager
-def _with_memory(
-  image: object, max_pixels: int
-) -> Iterator[PIL.Image.Image]:
+def _with_memory(image: object, max_pixels: int) -> Iterator[PIL.Image.Image]:
   """An image whose size is allowed, and the memory to decode and resize it."""
   try:
     with _opened(image, max_pixels) as opened:

@@ -117,7 +117,7 @@ class Captioner:
     rows = sharding.rows_later(generated)
     return lambda: self._captions(rows())
 
-  def _captions(self, generated: generation.Generated) -> list[Caption]:
+  def _captions(self, generated: Any) -> list[Caption]:
     matching.refuse_nan(generated.token_log_probs)
     # The positions of the words after the prompt.
     span = slice(len(self._prompt_ids), int(self._settings.max_length))

@@ -227,9 +227,7 @@ class Matcher:
 
   def _start_encoding(
     self, pixels: UInt8[np.ndarray, "I ..."]
-  ) -> tuple[
-    Float[Array, "I N D"], Callable[[], Float[np.ndarray, "I C"]]
-  ]:
+  ) -> tuple[Float[Array, "I N D"], Callable[[], Float[np.ndarray, "I C"]]]:
     batch = sharding.put_batch({"image": pixels}, self._mesh)
     with sharding.activate(self._mesh):
       embeds, feat = self._scorer.image_features(self._params, batch["image"])

@@ -110,6 +110,15 @@ def test_devices_always_have_a_next_program_also_between_work_units(
   ]
 
 
+class AtOnce(concurrent.futures.Executor):
+  """Runs what it is given before it returns."""
+
+  def submit(self, function, /, *args):
+    future = concurrent.futures.Future()
+    future.set_result(function(*args))
+    return future
+
+
 def test_a_work_unit_is_opened_when_the_one_before_is_nearly_through():
   opened = []
 
@@ -119,14 +128,15 @@ def test_a_work_unit_is_opened_when_the_one_before_is_nearly_through():
       yield name, open_rows([f"{name}{n}" for n in range(size)])
 
   # Batches of one: the next of twenty is opened when eight are left.
-  with concurrent.futures.ThreadPoolExecutor(1) as opener:
-    parts = label._parts(units(), 1, opener)
-    for number in range(12):
-      assert next(parts).rows == range(number, number + 1)
-    assert opened == ["a"]
-    rest = [(part.work_unit, part.rows, part.is_last) for part in parts]
-  assert rest[:8] == [("a", range(n, n + 1), n == 19) for n in range(12, 20)]
-  assert rest[8:] == [("b", range(0), True), ("c", range(1), True)]
+  parts = label._parts(units(), 1, AtOnce())
+  for number in range(12):
+    assert next(parts).rows == range(number, number + 1)
+  assert opened == ["a"]
+  assert next(parts).rows == range(12, 13)
+  assert opened == ["a", "b"]
+  rest = [(part.work_unit, part.rows, part.is_last) for part in parts]
+  assert rest[:7] == [("a", range(n, n + 1), n == 19) for n in range(13, 20)]
+  assert rest[7:] == [("b", range(0), True), ("c", range(1), True)]
   assert opened == ["a", "b", "c"]
 
 

@@ -136,8 +136,10 @@ class ImageExample(Stacked):
 
       size = self.image.size
       return {"image": video.read(record["image"], self.num_frames, size)}
-    with transforms.decoded(record["image"], self.max_pixels) as image:
-      return {"image": self.image(image)}
+    (image,) = transforms.resized(
+      record["image"], [self.image], self.max_pixels
+    )
+    return {"image": image}
 
   def blank(self) -> Arrays:
     black = _black(self.image)
@@ -171,28 +173,6 @@ class TextExample(Stacked):
 
   def blank(self) -> Arrays:
     return _no_tokens(self.max_length)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagesExample(Stacked):
-  """The image of a record at the sizes of different models, [H, W, 3] each.
-
-  Attributes:
-    images: model name -> resizes a decoded image for that model.
-  """
-
-  images: Mapping[str, transforms.EvalImage]
-
-  def __call__(
-    self, record: sources.Record, rng: np.random.Generator
-  ) -> Arrays:
-    with transforms.decoded(record["image"], transforms.MAX_PIXELS) as decoded:
-      # Models with the same image size share the pixels.
-      pixels = {image: image(decoded) for image in set(self.images.values())}
-    return {name: pixels[image] for name, image in self.images.items()}
-
-  def blank(self) -> Arrays:
-    return {name: _black(image) for name, image in self.images.items()}
 
 
 def _tokens(

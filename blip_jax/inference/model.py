@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import flax.linen as nn
@@ -218,7 +218,7 @@ class Model:
 
   def captioner(
     self, prompt: str | None = None, **options: Any
-  ) -> Callable[..., list[captioning.Caption]]:
+  ) -> captioning.Captioner:
     """Returns a function that generates captions of batches of pixels.
 
     Use it to load images by other means than `caption` does. Each batch size
@@ -238,6 +238,9 @@ class Model:
           with `seed`, so that an image gets the same samples in any batch. By
           default, a checksum of its pixels.
 
+      Its method `start` takes the same arguments and does not wait: it returns
+      a function that does, and then returns the captions.
+
     Raises:
       ValueError: the model does not generate captions, or an option is unknown
         or out of range.
@@ -250,7 +253,7 @@ class Model:
         "'model_base_caption_capfilt_large' or "
         "'Salesforce/blip-image-captioning-base'"
       )
-    return captioning.captioner(
+    return captioning.Captioner(
       self.card,
       self.module,
       self._decoding_params,

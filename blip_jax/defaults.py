@@ -12,12 +12,12 @@ from blip_jax.models import card
 from blip_jax.runtime.config import Config
 
 
-def generation() -> Config:
-  """How the original decodes captions. Lengths are in tokens, and count the
-  prompt, [DEC] and [SEP]."""
+def generation(family: str = "caption") -> Config:
+  """How the original decodes captions, or answers. Lengths are in tokens, and
+  count the prompt, [DEC] and [SEP]."""
   return Config(
     dict(
-      **card.GENERATION["caption"],
+      **card.GENERATION[family],
       no_repeat_ngram_size=0,
       length_norm="full",  # full | generated
     )
@@ -254,6 +254,14 @@ def captioned_split(source: str) -> Config:
   # An annotation file in COCO's format; "": the captions of the source itself;
   # "none": there are none, and captions are generated but not scored.
   config.references = ""
+  return config
+
+
+def question_split(source: str) -> Config:
+  """A split of questions, which are answered."""
+  config = split(source)
+  # Of the file of answers: vqa | aokvqa | gqa | vizwiz, as each server reads.
+  config.format = "vqa"
   return config
 
 

@@ -116,15 +116,21 @@ def lm_loss_per_text(
   return jnp.sum(losses * kept, axis=-1)
 
 
-def _token_losses(logits, labels, label_smoothing):
-  logits, labels = logits[:, :-1], labels[:, 1:]
-  kept = labels != IGNORE
-  label = jnp.where(kept, labels, 0)[..., None]
+def token_losses(
+  logits: Float[Array, "*B V"], labels: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+  """Cross-entropy with each label, and with the uniform distribution."""
   # Both terms use logsumexp; log_softmax would be another array as wide as the
   # vocabulary.
   total = jax.nn.logsumexp(logits, axis=-1)
-  nll = total - jnp.take_along_axis(logits, label, axis=-1)[..., 0]
-  uniform = total - jnp.mean(logits, axis=-1)
+  label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+  return total - label, total - jnp.mean(logits, axis=-1)
+
+
+def _token_losses(logits, labels, label_smoothing):
+  logits, labels = logits[:, :-1], labels[:, 1:]
+  kept = labels != IGNORE
+  nll, uniform = token_losses(logits, jnp.where(kept, labels, 0))
   return (1 - label_smoothing) * nll + label_smoothing * uniform, kept
 
 

@@ -146,10 +146,10 @@ class ImageExample(Stacked):
       return {"image": self.image(image)}
 
   def blank(self) -> Arrays:
-    black = black(self.image)
+    image = black(self.image)
     if self.num_frames:
-      black = np.stack([black] * self.num_frames)
-    return {"image": black}
+      image = np.stack([image] * self.num_frames)
+    return {"image": image}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,11 @@ answer length. Images are uint8 RGB; tokens are int32.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from blip_jax.data import (
   datasets,
@@ -118,3 +120,25 @@ class AnsweredExample(examples.Stacked):
       "answer_mask": np.zeros(shape, np.int32),
       "answer_weight": np.zeros(self.max_answers, np.float32),
     }
+
+
+def answer_tokens(
+  text_tokenizer: tokenizer.Tokenizer, answers: Sequence[str], max_length: int
+) -> tuple[Int32[np.ndarray, "M L"], Int32[np.ndarray, " M"]]:
+  """Returns the ids of a list of answers, and their numbers of tokens.
+
+  Args:
+    answers: as wide as the longest one, L, special tokens included.
+    max_length: positions of the model.
+
+  Raises:
+    ValueError: an answer has more tokens than positions, or none.
+  """
+  ids, mask = text_tokenizer.encode(answers, max_length + 1)
+  lengths = mask.sum(axis=1, dtype=np.int32)
+  for row in np.flatnonzero((lengths > max_length) | (lengths < 3))[:1]:
+    raise ValueError(
+      f"answer {answers[row]!r:.200}: expected 1 to {max_length - 2} tokens, "
+      f"found {lengths[row] - 2} or more"
+    )
+  return ids[:, : lengths.max()], lengths

@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from blip_jax.data import sources, transforms
+from blip_jax.data.scenes import asking
 from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
@@ -171,9 +172,13 @@ def answer_list(listed: Sequence[str], where: str) -> list[str]:
 def read_answer_list(path: str | os.PathLike) -> list[str]:
   """Reads a list of answers: JSON, or a text file with one on each line.
 
+  "scenes" stands for the answers to questions about rendered scenes.
+
   Raises:
     ValueError: there is no such file or list; see `answer_list`.
   """
+  if path == "scenes":
+    return [*asking.ANSWERS]
   path = sources.annotation_file(path)
   try:
     text = files.read_bytes(path).decode("utf-8-sig")

@@ -23,7 +23,8 @@ from blip_jax.runtime import files
 _IMAGES = ("image", "url", "image_path", "file_name")
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 # NoCaps says `img_id`, Karpathy's splits `cocoid` and `imgid`, GQA `imageId`. A
-# row's `id` may be that of a caption or of the row itself, so it is none of these.
+# row's `id` may be that of a caption or of the row itself, so it is none of
+# these.
 _IMAGE_IDS = ("image_id", "img_id", "cocoid", "imgid", "imageId")
 # Where a caption in a list is an object. Karpathy's have `raw` and `tokens`.
 TEXTS = ("raw", "caption", "text")

@@ -40,6 +40,11 @@ class Ranked(NamedTuple):
   nll: Float[Array, "I k"]
   uniform: Float[Array, "I k"]
 
+  @property
+  def probs(self) -> Float[Array, "I k"]:
+    """Probabilities among the short list; they sum to 1."""
+    return jax.nn.softmax(-self.nll, axis=-1)
+
   def loss(self, label_smoothing: float) -> Float[Array, "I k"]:
     """The training loss of each answer, summed over its tokens."""
     return (1 - label_smoothing) * self.nll + label_smoothing * self.uniform
@@ -114,13 +119,16 @@ def rank(
       token = jax.lax.dynamic_slice_in_dim(ids, position, 1, axis=1)
       logits, cache = decoder.extend(token, cache)
       label = jax.lax.dynamic_index_in_dim(ids, position + 1, 1, False)
-      terms = losses.token_losses(logits, label)
       is_token = position + 1 < lengths
-      sums = [s + jnp.where(is_token, t, 0) for s, t in zip(sums, terms)]
+      sums = jax.tree.map(
+        lambda total, x: total + jnp.where(is_token, x, 0),
+        sums,
+        losses.token_losses(logits, label),
+      )
       return position + 1, cache, sums
 
     repeated = jnp.repeat(logits, at_once, axis=0)
-    first = [*losses.token_losses(repeated, ids[:, 1])]
+    first = losses.token_losses(repeated, ids[:, 1])
     _, _, sums = jax.lax.while_loop(unfinished, step, (1, cache, first))
     nll, uniform = (x.reshape(block.shape) for x in sums)
     return nll, uniform

@@ -61,6 +61,34 @@ def caption_images() -> Config:
   )
 
 
+def answer_images() -> Config:
+  """Defaults of answering questions about images with a trained model."""
+  return Config(
+    dict(
+      job="answer",
+      compilation_cache=True,  # keep compiled programs; docs/scale.md
+      # A table of questions, or with `question` any source of images;
+      # docs/vqa.md.
+      images="",
+      image_root="",
+      question="",  # about every image; unset: each row has its own
+      out="",  # unset: answers.jsonl in the workdir
+      model="Salesforce/blip-vqa-base",  # what blip_jax.load takes
+      tokenizer="",  # unset: the model's
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      batch_size=32,  # questions, of all devices together
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      num_threads=8,
+      # JSON, or a text file with an answer on each line; unset: any text.
+      answer_list="",
+      num_answers=1,  # of each question
+      k_test=128,  # answers, by their first tokens, that are scored in full
+      rank_score="blip",  # blip | albef; see `tasks.answers.Ranked.scores`
+      abstain_below=0.0,  # the least probability of an answer
+    )
+  )
+
+
 def search() -> Config:
   """Defaults of searching a gallery of images."""
   return Config(

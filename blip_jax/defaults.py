@@ -293,6 +293,23 @@ def question_split(source: str) -> Config:
   return config
 
 
+def vqa_questions(
+  prefix: str, split: str, annotations: str | None = None
+) -> str:
+  """The official files of VQA, which OK-VQA names alike.
+
+  Args:
+    prefix: of the file of questions, "v2_" for VQA v2.
+    split: "train2014", "val2014" or "test2015".
+    annotations: prefix of the file of answers; None: it is secret.
+  """
+  source = f"data/{prefix}OpenEnded_mscoco_{split}_questions.json"
+  if annotations is None:
+    return source
+  answers = f"data/{annotations}mscoco_{split}_annotations.json"
+  return f"{source}?annotations={answers}"
+
+
 def use_paper_sources(config: Config) -> None:
   """The data sets of section 4.1 except LAION, as JSON lists of {image,
   caption}."""

@@ -414,3 +414,17 @@ def write_pairs(folder):
     pairs.append({"image": f"{number}.png", "caption": record["caption"]})
   for name in ("train.json", "val.json"):
     (folder / name).write_text(json.dumps(pairs))
+  write_questions(folder, 16)
+
+
+def write_questions(folder, num_images):
+  """Questions about `images/0.png` and so on, and a list of answers."""
+  asked = scenes.Scenes("val", with_captions=False, with_questions=True)
+  lines = ["image,question,answer"]
+  for number in range(num_images):
+    record = asked[number]
+    (answer,) = record["answers"]
+    lines.append(f"{number}.png,{record['question']},{answer}")
+  for name in ("train.csv", "val.csv", "questions.csv"):
+    (folder / name).write_text("\n".join(lines) + "\n")
+  (folder / "answers.txt").write_text("\n".join(scenes.ANSWERS) + "\n")

@@ -100,7 +100,9 @@ def test_answers_are_scored_as_if_each_were_decoded_alone(
     )
     blip_score = ranked.scores("blip", 0.1)[row]
     np.testing.assert_allclose(
-      blip_score, -0.9 * nll[row, listed] - 0.1 * uniform[row, listed], rtol=1e-4
+      blip_score,
+      -0.9 * nll[row, listed] - 0.1 * uniform[row, listed],
+      rtol=1e-4,
     )
     albef_score = ranked.scores("albef", 0.1)[row]
     np.testing.assert_allclose(

@@ -48,7 +48,9 @@ def test_groups():
     2: Question(["red"] * 10, "other", "what"),
     3: Question(["two"] * 10, "other"),
   }
-  scored = vqa_accuracy.score({1: "yes", 2: "blue", 3: "two", 9: "x"}, questions)
+  scored = vqa_accuracy.score(
+    {1: "yes", 2: "blue", 3: "two", 9: "x"}, questions
+  )
   assert scored.overall == pytest.approx(200 / 3)
   assert scored.as_json()["perAnswerType"] == {"yes/no": 100, "other": 50}
   assert scored.as_json()["perQuestionType"] == {"is the": 100, "what": 0}

@@ -139,7 +139,7 @@ def cleaned(question: str, max_words: int) -> str:
   return transforms.pre_question(transforms.clean_text(question), max_words)
 
 
-def answer_list(listed: Sequence[str], where: str) -> list[str]:
+def answer_list(listed: Any, where: str) -> list[str]:
   """Returns the answers of a list, each once; reports those that are repeated.
 
   Raises:

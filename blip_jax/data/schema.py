@@ -100,7 +100,8 @@ class Columns:
     Raises:
       ValueError: there is none.
     """
-    if not self.needs_image and self.image_id_key(columns):
+    by_id = not self.needs_image or bool(self.image_file)
+    if by_id and self.image_id_key(columns):
       return _first(self._images, columns)
     return _key(columns, "image", "a path", self._images, where)
 

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from blip_jax import defaults
-from blip_jax.cli import recipes
 from blip_jax.convert import opening, write
 from blip_jax.inference import answer_images, line_job
 from blip_jax.runtime import sharding
@@ -138,11 +137,14 @@ def test_one_question_about_a_folder(answerer, tmp_path):
 
 
 def test_mistakes(answerer, tmp_path):
-  run = lambda **changes: answer_images.answer_images(
-    make(answerer, tmp_path / "x.csv", **changes), str(tmp_path)
-  )
+  def run(**changes):
+    config = make(answerer, tmp_path / "x.csv", **changes)
+    answer_images.answer_images(config, str(tmp_path))
+
   with pytest.raises(ValueError, match=r"config\.images: no questions"):
-    run(images="")
+    answer_images.answer_images(defaults.answer_images(), str(tmp_path))
+  with pytest.raises(ValueError, match=r"config\.question: .*empty"):
+    run(question="...")
   with pytest.raises(ValueError, match=r"x\.csv: no such annotation file"):
     run()
   with pytest.raises(ValueError, match=r"config\.num_answers: expected at le"):
@@ -152,9 +154,9 @@ def test_mistakes(answerer, tmp_path):
 def test_the_command_of_the_recipe(answerer, tmp_path, monkeypatch):
   helpers.write_pairs(tmp_path)
   monkeypatch.chdir(tmp_path)
-  path = recipes.path_of("answer_images")
+  path = short_runs.ROOT / "configs" / "answer_images.py"
   words, *_ = short_runs.docstring_commands(path)
   keys = dict(word.removeprefix("--config.").split("=") for word in words[2:])
-  config = make(answerer, tmp_path / "x", **keys)
+  config = make(answerer, tmp_path / keys.pop("images"), **keys)
   assert answer_images.answer_images(config, ".")["images"] == 16
   assert (tmp_path / "answers.jsonl").exists()

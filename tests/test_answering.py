@@ -149,19 +149,23 @@ def test_a_list_in_a_file(model, tmp_path):
   [
     (dict(answers=[]), "answers: expected at least one answer"),
     (dict(answers=LIST, num_beams=2), r"\['num_beams'\]: options of gen"),
-    (dict(rank_score="bleu"), "rank_score: expected one of"),
     (dict(abstain_below=2.0), "abstain_below: expected a probability"),
     (dict(k_test=0), "k_test: expected 1 or more"),
     (dict(beams=2), "beams: no such decoding option"),
     (dict(questions=["a?", "b?"]), "found 3 images and 2 questions"),
     (dict(questions=iter(["a?"])), "fewer questions than images"),
-    (dict(questions="..."), "question"),
+    (dict(questions="..."), r"question '\.\.\.': empty"),
   ],
 )
 def test_mistakes(model, options, message):
   arguments = {"questions": ASKED, **options}
   with pytest.raises(ValueError, match=message):
     model.answer(make_images(3), **arguments)
+
+
+def test_an_unknown_score_is_refused(model):
+  with pytest.raises(ValueError, match=r"rank_score: expected one of .*'bleu'"):
+    model.answerer(LIST, rank_score="bleu")
 
 
 def test_a_model_that_cannot_answer_says_which_can():

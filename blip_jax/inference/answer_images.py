@@ -112,7 +112,10 @@ def _source(config: Config) -> Any:
     )
   if not config.question:
     return datasets.open_questions(config.images, config.image_root)
-  questions.cleaned(config.question, answering.MAX_WORDS)
+  try:
+    answering.clean(config.question)
+  except ValueError as error:
+    raise ValueError(f"config.question: {error}") from error
   images = datasets.open_images(config.images, config.image_root)
   return _Asked(images, config.question)
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax.linen import spmd
 from jaxtyping import Int32, UInt8
 
-from blip_jax.data import question_examples, questions
+from blip_jax.data import question_examples, questions, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import matching
 from blip_jax.models import card as card_lib
@@ -172,9 +172,9 @@ class Answerer:
     """Returns ids and mask of questions, and those that were cut.
 
     Raises:
-      transforms.BadSample: one has no words, or is not UTF-8.
+      ValueError: one has no words, or is not UTF-8.
     """
-    cleaned = [questions.cleaned(text, MAX_WORDS) for text in texts]
+    cleaned = [clean(text) for text in texts]
     ids, mask = self._tokenizer.encode(cleaned, self._max_tokens + 1)
     is_cut = mask[:, -1] == 1
     if is_cut.any():
@@ -260,6 +260,17 @@ def _generate(module, params, states, mask, settings, how) -> _Found:
   )
   log_prob = generated.token_log_probs.sum(axis=-1)
   return _Found(generated.ids, jnp.exp(log_prob), log_prob, generated.scores)
+
+
+def clean(question: str) -> str:
+  """Returns a question as models read it; `ValueError` if it is none."""
+  try:
+    return questions.cleaned(question, MAX_WORDS)
+  except transforms.BadSample as error:
+    what = f"question {question[:200]!r}: {error.reason}"
+    raise ValueError(
+      f"{what.replace('_caption', '')}: expected words"
+    ) from error
 
 
 def paired(

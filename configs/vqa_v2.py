@@ -2,8 +2,8 @@
 
   python -m blip_jax.main --config configs/vqa_v2.py --workdir W
 
-Section 5.3 of arXiv 2201.12086; `configs/vqa.yaml` of the original: ViT-B at 480
-pixels, 256 questions a step (16 GPUs of 16), 10 epochs of the train and val
+Section 5.3 of arXiv 2201.12086; `configs/vqa.yaml` of the original: ViT-B at
+480 pixels, 256 questions a step (16 GPUs of 16), 10 epochs of the train and val
 splits and Visual Genome, whose answers weigh 0.2, cosine from 2e-5 that changes
 with the epoch.
 

@@ -5,21 +5,15 @@ import json
 import pytest
 
 from blip_jax import defaults
-from blip_jax.convert import opening, write
 from blip_jax.inference import answer_images, line_job
 from blip_jax.runtime import sharding
 from tests import helpers, short_runs
 
-GOLDEN = helpers.GOLDEN
-
 
 @pytest.fixture(scope="module")
 def answerer(tmp_path_factory):
-  """A converted checkpoint, as a user would have one."""
-  opened = helpers.open_golden("blip_vqa")
-  assert isinstance(opened, opening.Checkpoint)
   folder = tmp_path_factory.mktemp("model") / "vqa"
-  return str(write.write(opened, folder, "orbax"))
+  return helpers.write_golden("blip_vqa", folder)
 
 
 @pytest.fixture(autouse=True)

@@ -159,7 +159,9 @@ class Answerer:
         options["num_return_sequences"] = num_answers
       settings = decoding.make(card.generation, 1, positions, **options)
       if "num_return_sequences" not in options:
-        settings = settings.replace(num_return_sequences=settings.num_beams)
+        settings = dataclasses.replace(
+          settings, num_return_sequences=settings.num_beams
+        )
       self._inputs = settings
       num_positions = decoding.num_positions_for(
         int(settings.max_length), positions
@@ -243,9 +245,8 @@ def _answer(how, params, batch, inputs) -> _Found:
 
 
 def _rank(module, params, states, mask, listed, how: _Listed) -> _Found:
-  ranked = answers_lib.rank(
-    module, params, states, mask, *map(jnp.asarray, listed), how.k
-  )
+  ids, lengths = map(jnp.asarray, listed)
+  ranked = answers_lib.rank(module, params, states, mask, ids, lengths, how.k)
   score = ranked.scores(how.rank_score, LABEL_SMOOTHING)
   score, best = jax.lax.top_k(score, how.num_answers)
   pick = lambda x: jnp.take_along_axis(x, best, axis=1)

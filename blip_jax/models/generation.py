@@ -160,7 +160,10 @@ def stepwise(
     encoder_kv = jax.tree.map(lambda x: x.transpose(0, 3, 1, 2), stored)
     return apply(ids, cache, encoder_kv, encoder_mask, matrix, method="extend")
 
-  init_cache = functools.partial(apply, len(states), method="init_cache")
+  def init_cache(num_positions: int, texts_per_image: int) -> Any:
+    shape = len(states), num_positions, texts_per_image
+    return apply(*shape, method="init_cache")
+
   return Stepwise(extend, init_cache)
 
 

@@ -108,13 +108,9 @@ def read(
   apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
   image_embeds = apply(base.normalise(image), method="encode_image")
   image_kv = apply(image_embeds, method="image_kv")
-  return apply(
-    question_ids,
-    question_mask,
-    image_kv,
-    legacy_cls=legacy_cls,
-    method="fuse",
-  )
+  question = question_ids, question_mask, image_kv
+  states: Any = apply(*question, legacy_cls=legacy_cls, method="fuse")
+  return states
 
 
 @dataclasses.dataclass(frozen=True)

@@ -293,21 +293,14 @@ def question_split(source: str) -> Config:
   return config
 
 
-def vqa_questions(
-  prefix: str, split: str, annotations: str | None = None
-) -> str:
-  """The official files of VQA, which OK-VQA names alike.
+def vqa_questions(prefix: str, split: str) -> str:
+  """An official file of VQA or OK-VQA; its annotations are next to it.
 
   Args:
-    prefix: of the file of questions, "v2_" for VQA v2.
+    prefix: "v2_" for VQA v2, "" for OK-VQA.
     split: "train2014", "val2014" or "test2015".
-    annotations: prefix of the file of answers; None: it is secret.
   """
-  source = f"data/{prefix}OpenEnded_mscoco_{split}_questions.json"
-  if annotations is None:
-    return source
-  answers = f"data/{annotations}mscoco_{split}_annotations.json"
-  return f"{source}?annotations={answers}"
+  return f"data/{prefix}OpenEnded_mscoco_{split}_questions.json"
 
 
 def use_paper_sources(config: Config) -> None:

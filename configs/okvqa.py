@@ -22,10 +22,10 @@ def get_config():
   config.model.variant = "base"
   config.model.image_size = 480
 
-  config.data.train = (defaults.vqa_questions("", "train2014", ""),)
+  config.data.train = (defaults.vqa_questions("", "train2014"),)
   config.data.image_root = "data/images"
   config.data.num_workers = 8
   config.vqa.inference = "generate"
-  config.evals.val.source = defaults.vqa_questions("", "val2014", "")
+  config.evals.val.source = defaults.vqa_questions("", "val2014")
   config.evals.val.image_root = "data/images"
   return config

@@ -29,8 +29,8 @@ def get_config():
   config.model.image_size = 480
 
   config.data.train = (
-    defaults.vqa_questions("v2_", "train2014", "v2_"),
-    defaults.vqa_questions("v2_", "val2014", "v2_"),
+    defaults.vqa_questions("v2_", "train2014"),
+    defaults.vqa_questions("v2_", "val2014"),
     "data/vg_qa.json",
   )
   config.data.image_root = "data/images"

@@ -55,6 +55,15 @@ def test_questions_are_joined_with_their_annotations(vqa):
   assert weights == {"2": pytest.approx(2 / 3), "two": pytest.approx(1 / 3)}
 
 
+def test_annotations_of_the_official_name_are_found(vqa, tmp_path):
+  questions_file, annotations = vqa()
+  name = tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
+  questions_file.rename(name)
+  assert "answers" not in datasets.open_questions(str(name))[0]
+  annotations.rename(tmp_path / "v2_mscoco_val2014_annotations.json")
+  assert datasets.open_questions(str(name))[0]["answers"] == ["dog"] * 3
+
+
 def test_test_splits_share_the_images_of_one(vqa):
   for subtype in ("test2015", "test-dev2015"):
     questions_file, _ = vqa(subtype=subtype)
@@ -117,9 +126,10 @@ def write_official(folder):
         "data_subtype": split,
         "questions": [vqa],
       }
-      contents[f"{prefix}{name}_annotations.json"] = {
-        "annotations": [{"question_id": 90, "answers": answers}]
-      }
+      if split != "test2015":
+        contents[f"{prefix}{name}_annotations.json"] = {
+          "annotations": [{"question_id": 90, "answers": answers}]
+        }
   for split in ("train", "val", "test"):
     row = {"image_id": 9, "question": "q?", "question_id": "a9"}
     if split != "test":

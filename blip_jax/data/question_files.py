@@ -20,6 +20,7 @@ _Spans = Int[np.ndarray, "n 2"]  # start and end in bytes
 # The name of the split is next to the list, which is nearly all of the file.
 _SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"(?:test-dev(\d+)|([\w-]+))"')
 _ENDS = 1 << 12
+_QUESTIONS = "_questions.json"
 
 
 class QuestionFiles(sources.Source):
@@ -27,8 +28,9 @@ class QuestionFiles(sources.Source):
 
   Args:
     path: the questions.
-    annotations: the file with their answers; None: the questions have them
-      (GQA), or there are none (the test split of VQA).
+    annotations: the file with their answers. None: the one of the official
+      name next to the questions, "v2_mscoco_val2014_annotations.json"; if there
+      is none, the questions have answers (GQA), or they are secret.
     image_file: the path of an image by its id, see `schema.Columns`; "": that
       of the official archives, "train2014/COCO_train2014_000000000009.jpg" or
       "2370799.jpg".
@@ -49,9 +51,9 @@ class QuestionFiles(sources.Source):
     with_questions: bool = True,
   ):
     self.path = sources.annotation_file(path)
-    self._annotations_path = annotations and sources.annotation_file(
-      annotations
-    )
+    self._annotations_path = _official_annotations(self.path)
+    if annotations:
+      self._annotations_path = sources.annotation_file(annotations)
     lists = json_index.lists(self.path)
     self._keyed = "questions" not in lists
     bounds = json_index.object_rows(self.path) if self._keyed else None
@@ -138,6 +140,16 @@ class QuestionFiles(sources.Source):
     except ValueError as error:
       raise sources.BadRow(id, "broken_row", f"{where}: {error}") from error
     return row
+
+
+def _official_annotations(path: str) -> str:
+  """The annotations next to a file of VQA's questions; "" if there are none."""
+  folder, name = os.path.split(path)
+  if not name.endswith(_QUESTIONS):
+    return ""
+  stem = name.removesuffix(_QUESTIONS).replace("OpenEnded_", "", 1)
+  found = os.path.join(folder, f"{stem}_annotations.json")
+  return found if files.is_file(found) else ""
 
 
 def _spans(bounds: Int[np.ndarray, "offsets"]) -> _Spans:

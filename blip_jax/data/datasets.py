@@ -95,8 +95,8 @@ def open_questions(spec: str, image_root: str = "") -> Any:
 
   Args:
     spec: JSON, JSON lines, CSV or TSV with the columns `image`, `question` and,
-      unless it is only to be answered, `answer`; the official files of VQA, with
-      their annotations next to them, and those of GQA; or rendered scenes.
+      unless they are only to be answered, `answer`; the official files of VQA,
+      with their annotations next to them, and of GQA; or rendered scenes.
       `?image_file=train2017/{image_id:012}.jpg` says where images are that rows
       name by their id.
     image_root: folder that relative image paths start from.

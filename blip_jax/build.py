@@ -18,7 +18,7 @@ from blip_jax import context, task_table
 from blip_jax.convert import companions, opening
 from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
-from blip_jax.models import card, families, layers
+from blip_jax.models import card, families, fused_attention
 from blip_jax.models import config as model_config
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import optim, sharding, start, train_state
@@ -227,7 +227,7 @@ def make_model(
     ValueError: there is no such variant, or a size does not fit another.
   """
   c = config.model
-  vit = {"patch_size": c.patch_size, "drop_path": c.drop_path}
+  overrides = {"patch_size": c.patch_size, "drop_path": c.drop_path}
   sizes = model_config.variant(
     c.variant,
     image_size=c.image_size,
@@ -236,13 +236,15 @@ def make_model(
     dtype=c.dtype,
     vit={
       "remat": c.vit_remat,
-      "attention": c.attention
-      or layers.fastest_attention(mesh.devices.flat[0], c.dtype),
-      **{key: value for key, value in vit.items() if value is not None},
+      **{key: value for key, value in overrides.items() if value is not None},
     },
     med={"dropout": c.dropout, "remat": c.text_remat},
   )
-  return families.build(family, sizes)
+  attention = fused_attention.choose(
+    c.attention, mesh.devices.flat[0], c.dtype, sizes.vit.num_tokens
+  )
+  vit = dataclasses.replace(sizes.vit, attention=attention)
+  return families.build(family, dataclasses.replace(sizes, vit=vit))
 
 
 def _check_heads(

@@ -138,7 +138,9 @@ def capfilt() -> Config:
       threshold=0.5,  # of itm_prob, for the column `kept`
       per_device_batch_size=0,  # images; 0: 8 on a CPU, 64 elsewhere
       mesh=dict(data=-1, fsdp=1, tensor=1),  # of the devices of one process
-      num_threads=8,
+      num_threads=8,  # that read records, and images without workers
+      num_workers=-1,  # processes that read images; -1: one per core, 0 on CPU
+      scaled_jpeg=False,  # decode large JPEGs at a fraction of their size
       work_unit_rows=1024,  # for sources without shards
       lease_seconds=300.0,  # age at which a lease may be taken over
       force=False,  # whether to replace the results of other settings
@@ -204,7 +206,8 @@ def training(task: str) -> Config:
         drop_path=config_dict.placeholder(float),  # unset: the variant's
         dropout=0.1,  # of the text towers
         dtype="bfloat16",  # of activations; all state is float32
-        attention="",  # of the image tower: xla | cudnn; empty: the fastest
+        # Of the image tower: xla | cudnn | splash; empty: the fastest.
+        attention="",
         vit_remat="dots",  # none | dots | full
         text_remat="dots",
       ),

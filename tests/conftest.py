@@ -54,6 +54,7 @@ _NOT_QUICK = (
   "test_align.py",
   "test_annotations.py",
   "test_bad_input.py",
+  "test_bench.py",
   "test_best.py",
   "test_bootstrap.py",
   "test_build.py",

@@ -56,13 +56,14 @@ def one_by_one(params, question, ids, mask):
   repeat = lambda x: jnp.repeat(x, num_answers, axis=0)
   tile = lambda x: jnp.tile(x, (len(states), 1))
   apply = functools.partial(MODEL.apply, {"params": params})
-  logits = apply(
+  predicted = apply(
     tile(ids),
     tile(mask),
     apply(repeat(states), method="decoder_kv"),
     encoder_mask=repeat(question_mask),
     method="decode",
   )
+  logits = predicted.logits()
   return jax.nn.log_softmax(logits).reshape(len(states), num_answers, -1, 424)
 
 

@@ -252,6 +252,8 @@ def test_capfilt():
     "per_device_batch_size": 0,
     **ONE_AXIS,
     "num_threads": 8,
+    "num_workers": -1,
+    "scaled_jpeg": False,
     "work_unit_rows": 1024,
     "lease_seconds": 300.0,
     "force": False,

@@ -76,7 +76,7 @@ def caption(model, image, ids, mask):
   kv = model.apply(
     model.apply(image, method="encode_image"), method="decoder_kv"
   )
-  return model.apply(ids, mask, kv, method="decode")
+  return model.apply(ids, mask, kv, method="decode").logits()
 
 
 def hf_caption(model, image, ids, mask):
@@ -102,9 +102,10 @@ def vqa(model, image, ids, mask):
   question = model.apply(ids, mask, kv, legacy_cls=True, method="fuse")
   kv = model.apply(question, method="decoder_kv")
   answer = ids[:, ::-1]
-  return model.apply(
+  predicted = model.apply(
     answer, np.ones_like(mask), kv, encoder_mask=mask, method="decode"
   )
+  return predicted.logits()
 
 
 def hf_vqa(model, image, ids, mask):

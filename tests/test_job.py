@@ -110,6 +110,7 @@ def test_each_process_logs_its_work_units(shards, tmp_path):
   assert [line["work_unit"] for line in lines] == ["00000", "00001", "00002"]
   assert [line["images"] for line in lines] == [5, 5, 5]
   assert all(line["seconds"] > 0 for line in lines)
+  assert all(line["images_per_core"] > 0 for line in lines)
 
 
 def test_scores_and_captions_are_those_of_the_models(shards, tmp_path):
@@ -237,6 +238,7 @@ def shown(model, **changes):
     (dict(mesh=dict(data=4, fsdp=2, tensor=1)), "mesh: .*'data': 4"),
     (dict(web_texts=False), "web_texts: True there, False now"),
     (dict(captioner=""), "captioner: .* there, None now"),
+    (dict(scaled_jpeg=True), "scaled_jpeg: None there, True now"),
   ],
 )
 def test_whatever_changes_the_rows_is_refused(
@@ -295,6 +297,7 @@ def test_what_does_not_change_the_rows_is_accepted(shards, tmp_path, caplog):
   done.write_text(json.dumps(made_by_another))
   config.update(
     num_threads=3,
+    num_workers=2,
     lease_seconds=10.0,
     dtype="float32",
     prompt="a picture of ",
@@ -304,6 +307,7 @@ def test_what_does_not_change_the_rows_is_accepted(shards, tmp_path, caplog):
   done.unlink()
   run(config)
   assert content(config.out) == before
+  assert not psutil.Process().children()
 
 
 def test_a_new_shard_joins_and_a_changed_one_is_done_again(shards, tmp_path):
@@ -349,19 +353,19 @@ def test_a_damaged_shard_does_not_affect_others(shards, tmp_path):
 
 def change_while_labelling(monkeypatch, name, changes):
   """Calls each of `changes` once while a work unit is labelled."""
-  to_parquet, process = rows.to_parquet, job.process
+  to_parquet, finish = rows.to_parquet, job.finish
   current, left = [], list(changes)
 
-  def processed(work_unit, *args):
-    current[:] = [work_unit.name]
-    process(work_unit, *args)
+  def finished(unit, *args):
+    current[:] = [unit.work_unit.name]
+    finish(unit, *args)
 
   def changed(table):
     if current == [name] and left:
       left.pop(0)()
     return to_parquet(table)
 
-  monkeypatch.setattr(job, "process", processed)
+  monkeypatch.setattr(job, "finish", finished)
   monkeypatch.setattr(rows, "to_parquet", changed)
 
 
@@ -670,15 +674,15 @@ def test_killed_processes_do_not_change_the_result(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
   """Over 10,000 images, after the first work units have compiled everything."""
-  sizes, process_work_unit = [], job.process
+  sizes, finish = [], job.finish
   this_process = psutil.Process()
 
   def measured(*args):
-    process_work_unit(*args)
+    finish(*args)
     gc.collect()
     sizes.append(this_process.memory_info().rss)
 
-  monkeypatch.setattr(job, "process", measured)
+  monkeypatch.setattr(job, "finish", measured)
   source = "scenes:train?num=10000&size=16&noise=0.4"
   config = capfilt_config(source, tmp_path / "out", work_unit_rows=500)
   config.per_device_batch_size = 8
@@ -698,22 +702,23 @@ def test_progress_by_the_clock(tmp_path, monkeypatch):
   now = [100.0]
   monkeypatch.setattr(job.time, "monotonic", lambda: now[0])
   unit = work_units.WorkUnit("a", "scenes:train?num=8")
+  opened = job.Opened(unit, 1, unit.input(), 8, rows.Counts([]))
   with job.Progress(2, tmp_path) as progress:
     said = []
     monkeypatch.setattr(
       progress._bar, "set_postfix_str", lambda text, refresh: said.append(text)
     )
-    progress.set_done(1)
     now[0] = 103.0
-    progress.begin(unit, 8)
+    progress.show(opened)
     now[0] = 104.0
+    progress.show(opened)
     progress.add(6, counts_of(3, 4, 6))
     assert progress._bar.n == pytest.approx(1.75)
     # More images than the work unit has do not overfill the bar.
     progress.add(6, counts_of(0, 0, 12))
     assert progress._bar.n == pytest.approx(2)
     now[0] = 104.5678
-    progress.end(counts_of(3, 4, 12))
+    progress.end(counts_of(3, 4, 12), 123.45678)
   assert said == [
     "1.5 images/s, 75% of texts kept",
     "3.0 images/s, 0% of texts kept",
@@ -723,6 +728,7 @@ def test_progress_by_the_clock(tmp_path, monkeypatch):
     "work_unit": "a",
     "images": 12,
     "seconds": 1.568,
+    "images_per_core": 123.5,
   }
 
 

@@ -1,10 +1,14 @@
 """Labelling: captions depend on seed and key, and every batch is whole."""
 
+import concurrent.futures
+import itertools
+
 import numpy as np
 import pytest
 
 from blip_jax.capfilt import label
 from blip_jax.data import sources
+from blip_jax.inference import captioning, matching
 from tests import helpers, jobs
 
 PIXELS = jobs.NOISY_SCENES[0]["image"]
@@ -29,8 +33,15 @@ def make_labeller(seed=0, captioner=True, batch_size=2):
   )
 
 
+def label_one(labeller, rows):
+  """The labelled images of one work unit."""
+  batches = [*labeller([("a work unit", rows)])]
+  assert {batch.work_unit for batch in batches} == {"a work unit"}
+  return [image for batch in batches for image in batch.labelled]
+
+
 def captions(labeller, keys):
-  images = [image for batch in labeller(open_rows(keys)) for image in batch]
+  images = label_one(labeller, open_rows(keys))
   assert [image.key for image in images] == keys
   return [image.texts[-1].text for image in images]
 
@@ -53,8 +64,85 @@ def test_samples_depend_on_the_seed_and_the_key_of_an_image():
   assert captions(make_labeller(seed=1), ["a", "b", "c", "a"]) != first
 
 
+def record(monkeypatch, owner, name, events):
+  """Notes in `events` what a method starts and what is awaited, and when."""
+  start, numbers = getattr(owner, name), itertools.count()
+
+  def started(*args):
+    number, wait = next(numbers), start(*args)
+    events.append(f"{name} {number}")
+
+    def waited():
+      events.append(f"wait for {name} {number}")
+      return wait()
+
+    return waited
+
+  monkeypatch.setattr(owner, name, started)
+
+
+def test_devices_always_have_a_next_program_also_between_work_units(
+  monkeypatch,
+):
+  events = []
+  record(monkeypatch, captioning.Captioner, "start", events)
+  record(monkeypatch, matching.Matcher, "start_score", events)
+  labeller = make_labeller()
+  units = [(name, open_rows([name], ["a dog"])) for name in "abc"]
+  batches = [*labeller(units)]
+  assert [batch.work_unit for batch in batches] == ["a", "b", "c"]
+  assert all(batch.is_last for batch in batches)
+  assert [batch.labelled[0].key for batch in batches] == ["a", "b", "c"]
+  # Before anything is awaited, something later has been started.
+  assert events == [
+    "start 0",
+    "start 1",
+    "wait for start 0",
+    "start_score 0",
+    "start 2",
+    "wait for start 1",
+    "start_score 1",
+    "wait for start_score 0",
+    "wait for start 2",
+    "start_score 2",
+    "wait for start_score 1",
+    "wait for start_score 2",
+  ]
+
+
+class AtOnce(concurrent.futures.Executor):
+  """Runs what it is given before it returns."""
+
+  def submit(self, function, /, *args):
+    future = concurrent.futures.Future()
+    future.set_result(function(*args))
+    return future
+
+
+def test_a_work_unit_is_opened_when_the_one_before_is_nearly_through():
+  opened = []
+
+  def units():
+    for name, size in (("a", 20), ("b", 0), ("c", 1)):
+      opened.append(name)
+      yield name, open_rows([f"{name}{n}" for n in range(size)])
+
+  # Batches of one: the next of twenty is opened when eight are left.
+  parts = label._parts(units(), 1, AtOnce())
+  for number in range(12):
+    assert next(parts).rows == range(number, number + 1)
+  assert opened == ["a"]
+  assert next(parts).rows == range(12, 13)
+  assert opened == ["a", "b"]
+  rest = [(part.work_unit, part.rows, part.is_last) for part in parts]
+  assert rest[:7] == [("a", range(n, n + 1), n == 19) for n in range(13, 20)]
+  assert rest[7:] == [("b", range(0), True), ("c", range(1), True)]
+  assert opened == ["a", "b", "c"]
+
+
 def test_the_last_batch_is_padded():
-  batches = [*make_labeller().read(open_rows(["a", "b", "c"], ["a dog"]))]
+  rows = open_rows(["a", "b", "c"], ["a dog"])
+  batches = [*make_labeller().read([("a work unit", rows)])]
   assert [[image and image.key for image in b.images] for b in batches] == [
     ["a", "b"],
     ["c", None],
@@ -70,8 +158,7 @@ def test_the_last_batch_is_padded():
 def test_without_a_captioner_only_web_texts_are_scored():
   labeller = make_labeller(captioner=False)
   texts = ["a red circle", b"\xff", "a blue star"]
-  (batch,) = labeller(open_rows(["a"], texts))
-  (image,) = batch
+  (image,) = label_one(labeller, open_rows(["a"], texts))
   assert [text.source for text in image.texts] == ["web"] * 3
   assert [text.bad for text in image.texts] == ["", "invalid_utf8", ""]
   assert image.texts[1].itm_prob is None
@@ -89,8 +176,8 @@ def test_an_image_that_cannot_be_read_has_a_reason_and_no_texts():
     {"id": "a", "image": b"no image", "caption": ["a dog"]},
     {"id": "b", "image": PIXELS, "caption": ["a dog"], "image_id": 7},
   ]
-  (batch,) = make_labeller()(sources.Rows(records, np.arange(2)))
-  bad, good = batch
+  rows = sources.Rows(records, np.arange(2))
+  bad, good = label_one(make_labeller(), rows)
   assert bad.bad.startswith("not_an_image: ")
   assert bad.texts == ()
   assert good.bad == ""

@@ -101,6 +101,26 @@ def test_a_work_unit_is_leased_to_one_process(tmp_path):
   assert second.leased() == {}
 
 
+def test_several_work_units_may_be_held_at_once(tmp_path):
+  a, b = [
+    work_units.WorkUnit(n, "scenes:train?num=1", rows=(0, 1)) for n in "ab"
+  ]
+  started = begin(tmp_path)
+  claims = started.claims([a, b])
+  assert [next(claims), next(claims)] == [(a, 0), (b, 1)]
+  assert started.leased().keys() == {"a", "b"}
+  # Nothing is left before one of these is finished or given back.
+  assert next(claims) is None
+  finish(started, a)
+  assert started.leased().keys() == {"b"}
+  started.give_back(b)
+  assert started.leased() == {}
+  assert next(claims) == (b, 1)
+  assert next(claims) is None
+  finish(started, b)
+  assert list(claims) == []
+
+
 def test_a_process_with_old_settings_stops(tmp_path, unit):
   old, new = begin(tmp_path), ledger.Ledger(tmp_path)
   next(old.claims([unit]))
@@ -145,7 +165,7 @@ def test_a_stuck_process_does_not_keep_its_lease(tmp_path, unit):
   next(claims := stuck.claims([unit]))
   for _ in range(3):
     time.sleep(0.8)
-    stuck.progress(unit)
+    stuck.progress()
   beat = lock.owner(tmp_path / ".a.lease")["beat"]
   assert beat > 30  # thirty beats a second, for 2.4 seconds
   other = begin(tmp_path, lease_seconds=0.2)

@@ -4,7 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip_jax.models import predictions
 from blip_jax.tasks import losses
+
+
+def predicted(logits):
+  """Predictions with these logits."""
+  matrix = jnp.eye(logits.shape[-1])
+  return predictions.Predictions(logits, matrix, jnp.zeros(len(matrix)))
+
+
+def lm_loss(logits, labels, label_smoothing, groups=1):
+  return losses.lm_loss(
+    predicted(logits), labels, label_smoothing, groups
+  ).smoothed
 
 
 def test_sampled_negatives_are_never_the_positive():
@@ -44,7 +57,7 @@ def test_pairs_without_negative_are_masked():
 def test_texts_without_tokens_have_zero_loss_and_no_nan():
   logits = jnp.ones((2, 3, 5))
   labels = jnp.full((2, 3), losses.IGNORE)
-  value, grad = jax.value_and_grad(losses.lm_loss)(logits, labels, 0.1)
+  value, grad = jax.value_and_grad(lm_loss)(logits, labels, 0.1)
   assert value == 0 and (grad == 0).all()
 
 
@@ -56,12 +69,12 @@ def test_lm_loss_by_hand():
   target = np.full((2, 4), 0.025)
   target[0, 0] = target[1, 1] = 0.925
   by_token = -(target * log_p).sum(axis=1)
-  loss = losses.lm_loss(logits, labels, 0.1)
+  loss = lm_loss(logits, labels, 0.1)
   np.testing.assert_allclose(loss, by_token.mean(), rtol=1e-6)
   np.testing.assert_allclose(
     losses.lm_loss_per_text(logits, labels, 0.1), [by_token.sum()], rtol=1e-6
   )
-  plain = losses.lm_loss(logits, labels, 0.0)
+  plain = lm_loss(logits, labels, 0.0)
   np.testing.assert_allclose(plain, -(log_p[0, 0] + log_p[1, 1]) / 2, rtol=1e-6)
 
 
@@ -69,13 +82,67 @@ def test_groups_of_lm_have_equal_weight_however_long_their_texts_are():
   logits = jnp.array([[[0.0, 3.0]] * 4, [[3.0, 0.0]] * 4])
   labels = jnp.array([[1, 1, 1, 1], [1, 1, losses.IGNORE, losses.IGNORE]])
   low, high = np.log1p(np.exp(-3.0)), np.log1p(np.exp(3.0))
-  together = losses.lm_loss(logits, labels, 0.0)
+  together = lm_loss(logits, labels, 0.0)
   np.testing.assert_allclose(together, (3 * low + high) / 4, rtol=1e-6)
-  apart = losses.lm_loss(logits, labels, 0.0, groups=2)
+  apart = lm_loss(logits, labels, 0.0, groups=2)
   np.testing.assert_allclose(apart, (low + high) / 2, rtol=1e-6)
   np.testing.assert_allclose(
     losses.lm_loss_per_text(logits, labels, 0.0), [3 * low, high], rtol=1e-6
   )
+
+
+def test_lm_loss_in_chunks_has_the_gradients_of_all_positions_at_once():
+  """However many positions there are; the loss is scaled by 3 afterwards."""
+  rng = np.random.default_rng(0)
+  array = lambda *shape: jnp.array(rng.normal(size=shape), jnp.float32)
+  matrix, bias = array(7, 5), array(7)
+  for length in (2, 9, 10, 20):
+    features = array(4, length, 5)
+    labels = jnp.array(rng.integers(0, 7, (4, length))).at[1, 1:].set(-100)
+
+    def at_once(predicted, labels=labels):
+      log_p = jax.nn.log_softmax(
+        predicted.features[:, :-1] @ predicted.matrix.T
+        + predicted.bias[None, None]
+      )
+      label = jax.nn.one_hot(labels[:, 1:], 7)
+      by_token = -((0.9 * label + 0.1 / 7) * log_p).sum(axis=-1)
+      kept = labels[:, 1:] != losses.IGNORE
+      halves = jnp.split(by_token * kept, 2), jnp.split(kept, 2)
+      means = [x.sum() / kept.sum() for x, kept in zip(*halves, strict=True)]
+      return 3 * jnp.mean(jnp.stack(means))
+
+    def in_chunks(predicted, labels=labels):
+      return 3 * losses.lm_loss(predicted, labels, 0.1, groups=2).smoothed
+
+    arrays = predictions.Predictions(features, matrix, bias)
+    expected = jax.value_and_grad(at_once)(arrays)
+    actual = jax.value_and_grad(in_chunks)(arrays)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+      *(actual, expected),
+    )
+
+
+def test_the_loss_of_half_precision_ignores_rows_of_padding():
+  rng = np.random.default_rng(0)
+  features = jnp.array(rng.normal(size=(2, 4, 8)), jnp.bfloat16)
+  embeddings = jnp.array(rng.normal(size=(130, 8)), jnp.float32)
+  labels = jnp.array(rng.integers(0, 130, (2, 4)))
+
+  def loss(embeddings, dtype):
+    matrix = predictions.output_matrix(embeddings, dtype)
+    arrays = predictions.Predictions(
+      features.astype(dtype), matrix, jnp.zeros(130)
+    )
+    assert len(matrix) == (256 if dtype == "bfloat16" else 130)
+    return losses.lm_loss(arrays, labels, 0.1).smoothed
+
+  gradient = jax.value_and_grad(loss)
+  value, half = gradient(embeddings, "bfloat16")
+  expected_value, expected = gradient(embeddings, "float32")
+  np.testing.assert_allclose(value, expected_value, rtol=1e-2)
+  np.testing.assert_allclose(half, expected, atol=2e-2 * np.abs(expected).max())
 
 
 def test_itc_loss_by_hand():

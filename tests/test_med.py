@@ -74,23 +74,24 @@ def decode(decoder, golden, kv, mask):
     mask,
     causal=True,
   )
-  return DECODER.apply(decoder, hidden, method="logits")
+  return DECODER.apply(decoder, hidden, method="predict")
 
 
 def test_decoder_logits_and_loss(golden, decoder):
-  logits = decode(decoder, golden, *encoder_kv(DECODER, decoder, golden))
+  predicted = decode(decoder, golden, *encoder_kv(DECODER, decoder, golden))
+  logits = predicted.logits()
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   close(logits, golden["dec.logits"])
   close(logits[:, :-1], golden["dec.return_logits"])
   labels = golden["dec.labels"]
-  mean = losses.lm_loss(logits, labels, label_smoothing=0.1)
-  np.testing.assert_allclose(mean, golden["dec.loss_mean"], rtol=1e-5)
+  mean = losses.lm_loss(predicted, labels, label_smoothing=0.1)
+  np.testing.assert_allclose(mean.smoothed, golden["dec.loss_mean"], rtol=1e-5)
   sums = losses.lm_loss_per_text(logits, labels, label_smoothing=0.1)
   np.testing.assert_allclose(sums, golden["dec.loss_none"], rtol=1e-5)
 
 
 def test_decoder_without_image(golden, decoder):
-  logits = decode(decoder, golden, None, None)
+  logits = decode(decoder, golden, None, None).logits()
   np.testing.assert_allclose(
     logits, golden["dec_text.logits"], rtol=1e-5, atol=1e-5
   )
@@ -106,8 +107,8 @@ def test_cached_decoding(golden, decoder):
     hidden, cache = DECODER.apply(
       decoder, ids[:, start:end], cache, kv, mask, method="extend"
     )
-    logits = DECODER.apply(decoder, hidden[:, -1:], method="logits")
-    steps.append(logits[:, 0])
+    predicted = DECODER.apply(decoder, hidden[:, -1:], method="predict")
+    steps.append(predicted.logits()[:, 0])
   # Some logits are as large as 7, and CPUs differ in the order of sums.
   np.testing.assert_allclose(
     jnp.stack(steps, axis=1),

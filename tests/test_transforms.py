@@ -24,6 +24,67 @@ MAX_PIXELS = 10_000_000
 SIZES = (32, 40)
 
 
+@pytest.mark.parametrize(
+  "mode, format",
+  [
+    ("RGB", "JPEG"),
+    ("L", "JPEG"),
+    ("CMYK", "JPEG"),
+    ("RGB", "PNG"),
+    ("RGBA", "PNG"),
+    ("P", "PNG"),
+    ("I;16", "PNG"),
+    ("RGB", "TIFF"),
+  ],
+)
+def test_resized_is_what_is_made_of_the_decoded_image(photo, mode, format):
+  image = PIL.Image.fromarray(photo[::2].copy())
+  if mode == "I;16":
+    image = PIL.Image.fromarray(photo[..., 0].astype(np.uint16) * 257)
+  raw = encode(image if mode == "I;16" else image.convert(mode), format)
+  sizes = [transforms.EvalImage(16), transforms.EvalImage((9, 30))]
+  decoded = helpers.decode(raw, MAX_PIXELS)
+  for result, size in zip(
+    transforms.resized(raw, sizes, MAX_PIXELS), sizes, strict=True
+  ):
+    np.testing.assert_array_equal(result, size(decoded))
+
+
+def test_a_scaled_jpeg_is_no_smaller_than_asked_and_nearly_the_same(
+  photo, monkeypatch
+):
+  large = PIL.Image.fromarray(photo).resize((256, 192))
+  raw = encode(large, "JPEG", quality=95)
+  used = []
+  converted = transforms.rgb.converted
+
+  def watched(image):
+    used.append(image.size)
+    return converted(image)
+
+  monkeypatch.setattr(transforms.rgb, "converted", watched)
+  for height, width, decoded in (
+    (97, 10, (256, 192)),
+    (96, 10, (128, 96)),
+    (10, 64, (64, 48)),
+    (20, 20, (32, 24)),
+    (8, 8, (32, 24)),  # an eighth is the least
+  ):
+    size = [transforms.EvalImage((height, width))]
+    (full,) = transforms.resized(raw, size, MAX_PIXELS)
+    (scaled,) = transforms.resized(raw, size, MAX_PIXELS, scaled=True)
+    assert used[-2:] == [(256, 192), decoded]
+    assert scaled.shape == (height, width, 3)
+    difference = np.abs(scaled.astype(int) - full)
+    assert difference.mean() < 2
+    assert (difference.max() == 0) == (decoded == (256, 192))
+  sizes = [transforms.EvalImage(8), transforms.EvalImage((90, 8))]
+  transforms.resized(raw, sizes, MAX_PIXELS, scaled=True)
+  assert used[-1] == (128, 96)
+  transforms.resized(encode(large, "PNG"), sizes, MAX_PIXELS, scaled=True)
+  assert used[-1] == (256, 192)
+
+
 @pytest.fixture(scope="module")
 def golden(golden_dir):
   return np.load(golden_dir / "data" / "image_preprocess.npz")

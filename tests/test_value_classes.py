@@ -42,7 +42,6 @@ from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
     examples.PairExample,
     examples.ImageExample,
     examples.TextExample,
-    examples.ImagesExample,
     loader._Prepare,
     randaugment.Op,
     randaugment.RandAugment,

@@ -2,13 +2,15 @@
 
 import collections
 import contextlib
+import dataclasses
+import itertools
 import json
 import logging
 import os
 import pathlib
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ import blip_jax
 from blip_jax.capfilt import label, rows
 from blip_jax.capfilt import ledger as ledger_lib
 from blip_jax.capfilt import work_units as work_units_lib
+from blip_jax.data import sources
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, json_files, sharding, snapshot
 from blip_jax.runtime import progress as progress_lib
@@ -84,27 +87,26 @@ def run(config: Config, workdir: str) -> dict[str, int]:
   ledger = ledger_lib.Ledger(folder, config.lease_seconds)
   ledger.begin(settings, config.force)
   _say_other_versions(ledger, work_units)
-  labeller = label.Labeller(
-    captioner,
-    filter_model,
-    seed=config.seed,
-    per_device_batch_size=batch_size,
-    generation=generation,
-    prompt=config.prompt,
-    num_threads=config.num_threads,
-  )
   constants = {key: settings[key] for key in ("captioner", "filter", "seed")}
   with (
+    contextlib.closing(
+      label.Labeller(
+        captioner,
+        filter_model,
+        seed=config.seed,
+        per_device_batch_size=batch_size,
+        generation=generation,
+        prompt=config.prompt,
+        num_threads=config.num_threads,
+        num_workers=_num_workers(config),
+        scaled_jpeg=config.scaled_jpeg,
+      )
+    ) as labeller,
     Progress(len(work_units), folder) as progress,
-    contextlib.closing(ledger.claims(work_units)) as claims,
   ):
-    failures = _Failures()
-    for work_unit, num_done in claims:
-      progress.set_done(num_done)
-      with failures.of(work_unit):
-        process(
-          work_unit, labeller, ledger, config.threshold, constants, progress
-        )
+    label_all(
+      work_units, labeller, ledger, config.threshold, constants, progress
+    )
   results = summary(ledger, work_units)
   if results["images/in"] == results["images/bad"]:
     done_files = filter(None, map(ledger.done, work_units))
@@ -113,13 +115,21 @@ def run(config: Config, workdir: str) -> dict[str, int]:
   return results
 
 
+def _num_workers(config: Config) -> int:
+  """Models on a CPU are slower than a thread that reads, and need all cores."""
+  if config.num_workers >= 0:
+    return config.num_workers
+  return 0 if jax.default_backend() == "cpu" else len(os.sched_getaffinity(0))
+
+
 class _Failures:
   """Work units that could not be done, though others can.
 
   Those are claimed again after all others; after `_MAX_TRIES` the job ends.
   """
 
-  def __init__(self):
+  def __init__(self, ledger: ledger_lib.Ledger):
+    self._ledger = ledger
     self._tries = collections.Counter()
 
   @contextlib.contextmanager
@@ -127,6 +137,7 @@ class _Failures:
     try:
       yield
     except work_units_lib.Unusable as error:
+      self._ledger.give_back(work_unit)
       self._tries[work_unit.name] += 1
       log.warning("%s is not done: %s", work_unit.name, error)
       if self._tries[work_unit.name] == _MAX_TRIES:
@@ -136,8 +147,10 @@ class _Failures:
           f"{_MAX_TRIES} tries, such as {names[:3]}; the others are. {error}. "
           "Run the same command again once that is mended"
         ) from error
-    else:
-      self._tries.pop(work_unit.name, None)
+
+  def forget(self, work_unit: work_units_lib.WorkUnit) -> None:
+    """It is done."""
+    self._tries.pop(work_unit.name, None)
 
 
 def _settings(
@@ -175,6 +188,8 @@ def _settings(
     "image_root": config.image_root,
     "work_unit_rows": config.work_unit_rows,
     "web_texts": config.web_texts,
+    # Jobs of earlier versions lack it.
+    **({"scaled_jpeg": True} if config.scaled_jpeg else {}),
   }
 
 
@@ -235,52 +250,110 @@ def work_units_of(
   return find_work_units(settings)
 
 
-def process(
-  work_unit: work_units_lib.WorkUnit,
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A work unit that is leased to this process, and what is known of it so far.
+
+  Attributes:
+    work_unit: which.
+    num_done: work units of the job that are done before it.
+    before: its input when it was opened.
+    num_images: that it has.
+    counts: of the images that are labelled.
+    text_rows: of these images.
+  """
+
+  work_unit: work_units_lib.WorkUnit
+  num_done: int
+  before: work_units_lib.Input
+  num_images: int
+  counts: rows.Counts
+  text_rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def label_all(
+  work_units: Sequence[work_units_lib.WorkUnit],
   labeller: label.Labeller,
   ledger: ledger_lib.Ledger,
   threshold: float,
   constants: dict[str, Any],
   progress: "Progress",
 ) -> None:
-  """Labels one work unit and writes its files.
+  """Labels all work units that no other process does, and writes their files.
 
   Args:
-    work_unit: leased to this process.
+    work_units: of the job.
     labeller: the models.
     ledger: of the job, which has begun.
     threshold: the least `itm_prob` of a text that is kept.
     constants: columns that are equal in all rows: captioner, filter, seed.
-    progress: shown while it runs.
+    progress: shown meanwhile.
 
   Raises:
-    work_units.Unusable: the input cannot be read, or is another one at the end
-      than at the beginning, or the output cannot be written; nothing is.
+    ValueError: a work unit could not be done in several tries.
   """
-  ledger.check_paths(work_unit)
-  before = work_unit.input()
-  source, damage = work_unit.open()
-  counts, text_rows = rows.Counts(damage), []
-  progress.begin(work_unit, len(source))
-  for images in labeller(source):
-    for image in images:
-      image_rows = [*rows.of_image(image, threshold, constants)]
-      counts.add(image, image_rows)
-      text_rows += image_rows
-    progress.add(len(images), counts)
-    ledger.progress(work_unit)
+  failures = _Failures(ledger)
+  with contextlib.closing(ledger.claims(work_units)) as claims:
+    for first in claims:
+      assert first is not None  # nothing is held here
+      # Up to a None, where this process has to finish what it has.
+      more = iter(lambda: next(claims, None), None)
+      opened = _open_all(itertools.chain([first], more), ledger, failures)
+      with contextlib.closing(labeller(opened)) as batches:
+        for batch in batches:
+          unit = batch.work_unit
+          progress.show(unit)
+          for image in batch.labelled:
+            image_rows = [*rows.of_image(image, threshold, constants)]
+            unit.counts.add(image, image_rows)
+            unit.text_rows.extend(image_rows)
+          progress.add(len(batch.labelled), unit.counts)
+          ledger.progress()
+          if batch.is_last:
+            with failures.of(unit.work_unit):
+              finish(unit, ledger, constants)
+              failures.forget(unit.work_unit)
+              progress.end(unit.counts, labeller.readers.images_per_core)
+
+
+def _open_all(
+  claims: Iterable[tuple[work_units_lib.WorkUnit, int]],
+  ledger: ledger_lib.Ledger,
+  failures: _Failures,
+) -> Iterator[tuple[Opened, sources.Rows]]:
+  """Opens what is claimed, except for what cannot be read."""
+  for work_unit, num_done in claims:
+    opened = None
+    with failures.of(work_unit):
+      ledger.check_paths(work_unit)
+      before = work_unit.input()
+      source, damage = work_unit.open()
+      counts = rows.Counts(damage)
+      opened = Opened(work_unit, num_done, before, len(source), counts), source
+    if opened is not None:
+      yield opened
+
+
+def finish(
+  unit: Opened, ledger: ledger_lib.Ledger, constants: dict[str, Any]
+) -> None:
+  """Writes the files of a work unit whose images are all labelled.
+
+  Raises:
+    work_units.Unusable: its input is another one now than when it was opened,
+      or cannot be read; nothing is written.
+  """
   report = {
-    "work_unit": work_unit.name,
-    "input": before.as_json(),
+    "work_unit": unit.work_unit.name,
+    "input": unit.before.as_json(),
     "version": blip_jax.__version__,
     "made_with": _made_with(),
     **constants,
-    **counts.as_json(),
+    **unit.counts.as_json(),
   }
-  table = rows.to_parquet(text_rows)
-  work_unit.check_unchanged(before)
-  ledger.finish(work_unit, table, report)
-  progress.end(counts)
+  table = rows.to_parquet(unit.text_rows)
+  unit.work_unit.check_unchanged(unit.before)
+  ledger.finish(unit.work_unit, table, report)
 
 
 def summary(
@@ -331,6 +404,7 @@ class Progress:
     self._path = log_folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
     self._num_images = 0
     self._start = time.monotonic()
+    self._unit: Opened | None = None
 
   def __enter__(self) -> "Progress":
     return self
@@ -338,14 +412,14 @@ class Progress:
   def __exit__(self, *_) -> None:
     self._bar.close()
 
-  def set_done(self, num_work_units: int) -> None:
-    """Shows how many work units all processes have done."""
-    self._bar.n = num_work_units
+  def show(self, unit: Opened) -> None:
+    """Says whose images follow, if they are of another work unit."""
+    if unit is self._unit:
+      return
+    self._unit = unit
+    self._unit_start = time.monotonic()
+    self._bar.n = unit.num_done
     self._bar.refresh()
-
-  def begin(self, work_unit: work_units_lib.WorkUnit, num_images: int) -> None:
-    self._work_unit, self._work_unit_size = work_unit, num_images
-    self._work_unit_start = time.monotonic()
 
   def add(self, num_images: int, counts: rows.Counts) -> None:
     """Shows that images of the current work unit were labelled.
@@ -362,15 +436,24 @@ class Progress:
       f"{speed:.1f} images/s, {num_kept / max(num_texts, 1):.0%} of texts kept",
       refresh=False,
     )
-    share = num_images / self._work_unit_size
+    assert self._unit is not None
+    share = num_images / max(self._unit.num_images, 1)
     self._bar.update(min(share, self._bar.total - self._bar.n))
 
-  def end(self, counts: rows.Counts) -> None:
-    """Logs that the current work unit is done."""
-    seconds = time.monotonic() - self._work_unit_start
+  def end(self, counts: rows.Counts, images_per_core: float) -> None:
+    """Logs that the current work unit is done.
+
+    Args:
+      counts: of the work unit.
+      images_per_core: read by this process so far, per second of processor
+        time.
+    """
+    assert self._unit is not None
+    seconds = time.monotonic() - self._unit_start
     line = {
-      "work_unit": self._work_unit.name,
+      "work_unit": self._unit.work_unit.name,
       "images": counts.images["in"],
       "seconds": round(seconds, 3),
+      "images_per_core": round(images_per_core, 1),
     }
     files.append_line(self._path, json.dumps(line))

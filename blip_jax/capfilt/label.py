@@ -1,4 +1,4 @@
-"""Labelling of a work unit: synthetic captions and filter scores.
+"""Labelling of work units: synthetic captions and filter scores.
 
 The captioner generates captions for each image, and the filter scores every
 text of the image, web and synthetic. Each model encodes an image once.
@@ -11,19 +11,22 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from blip_jax.data import examples, loader, rejects, sources, transforms
+from blip_jax.data import image_readers, sources, transforms
 from blip_jax.inference import captioning, matching
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import ahead, sharding
 
-# Each of the two models may have one batch running and one waiting.
-_NUM_MODEL_THREADS = 4
+# Batches that are read while the models work on others.
+_BATCHES_AHEAD = 2
+# Batches of a work unit that are left when the next one is opened, so that the
+# models need not wait for it.
+_OPENED_AHEAD = 8
 # A text that cannot be used is recorded up to here, to show what it was.
 _MAX_BAD_TEXT = 200
 # Web texts of a row that are scored; of the others only the reason is recorded.
@@ -90,24 +93,39 @@ class LabelledImage:
   texts: tuple[Text, ...] = ()
 
 
+# A work unit, in whatever form the caller knows it again, and its open rows.
+Opened = tuple[Any, sources.Rows]
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
   """The images of one device batch.
 
   Attributes:
-    images: None where the last batch of a work unit is padded.
+    work_unit: theirs.
+    images: None where the last batch of a work unit is padded; empty if it has
+      no rows.
     pixels: name of the model -> the images at its size.
+    is_last: whether the work unit has no further batch.
   """
 
+  work_unit: Any
   images: tuple[LabelledImage | None, ...]
   pixels: dict[str, UInt8[np.ndarray, "I H W 3"]]
+  is_last: bool
+
+  @property
+  def labelled(self) -> list[LabelledImage]:
+    """The images without the padding."""
+    return [image for image in self.images if image is not None]
 
 
 class Labeller:
   """Captioner and filter of a job on the devices of this process.
 
   The result depends only on the work unit, the settings and the seed: batches
-  never span work units and always have the same number of images.
+  never span work units and always have the same number of images. But work
+  units follow each other without a pause. `close` ends threads and processes.
 
   Args:
     captioner: generates synthetic captions; None: there are none.
@@ -116,7 +134,9 @@ class Labeller:
     per_device_batch_size: images per device and batch.
     generation: decoding options; see `model_lib.Model.caption`.
     prompt: prefix of the captions; None: the captioner's own.
-    num_threads: threads that read images.
+    num_threads: threads that read records, and images if there are no workers.
+    num_workers: processes that read images.
+    scaled_jpeg: whether large JPEGs are decoded at a fraction of their size.
   """
 
   def __init__(
@@ -129,9 +149,11 @@ class Labeller:
     generation: dict[str, Any],
     prompt: str | None = None,
     num_threads: int = 8,
+    num_workers: int = 0,
+    scaled_jpeg: bool = False,
   ):
     self._filter_model = filter_model
-    self._generate = captioner and captioner.captioner(prompt, **generation)
+    self._captioner = captioner and captioner.captioner(prompt, **generation)
     self._transforms = {"filter": filter_model.image}
     if captioner is not None:
       self._transforms["captioner"] = captioner.image
@@ -139,83 +161,153 @@ class Labeller:
     self._batch_size = per_device_batch_size * sharding.num_data_shards(
       filter_model.mesh
     )
-    self._num_threads = num_threads
-    self._model_threads = concurrent.futures.ThreadPoolExecutor(
-      _NUM_MODEL_THREADS
+    # Models with the same image size share the pixels.
+    self._sizes = [*dict.fromkeys(self._transforms.values())]
+    self.readers = image_readers.ImageReaders(
+      self._sizes, scaled_jpeg, num_workers
+    )
+    # While a process decodes, its thread waits.
+    self._threads = concurrent.futures.ThreadPoolExecutor(
+      num_threads + num_workers
     )
 
-  def __call__(self, rows: sources.Rows) -> Iterator[list[LabelledImage]]:
-    """Yields the labelled images of an open work unit in order, in batches."""
-    return self.label(self.read(rows))
+  def close(self) -> None:
+    self.readers.close()
+    self._threads.shutdown(cancel_futures=True)
 
-  def label(self, batches: Iterable[Batch]) -> Iterator[list[LabelledImage]]:
-    """Runs the models on batches that `read` returned."""
-    # While the filter scores one batch, the captioner works on the next and
-    # the one after that is read.
-    with contextlib.ExitStack() as stack:
-      for step in (self._add_captions, self._add_scores):
-        batches = ahead.map_ahead(step, batches, 1, self._model_threads)
-        stack.enter_context(contextlib.closing(batches))
-      for batch in batches:
-        yield [image for image in batch.images if image is not None]
+  def __call__(
+    self, work_units: Iterable[Opened]
+  ) -> Generator[Batch, None, None]:
+    """Yields the labelled batches of work units, in order."""
+    with contextlib.closing(self.read(work_units)) as batches:
+      yield from self.label(batches)
 
-  def read(self, rows: sources.Rows) -> Iterator[Batch]:
-    """Yields the images and web texts of an open work unit, unscored."""
-    source = sources.Noted(rows, _unscored)
-    bad_images = rejects.Reasons()
-    loaded = loader.eval_loader(
-      source,
-      examples.ImagesExample(self._transforms),
-      self._batch_size,
-      num_threads=self._num_threads,
-      bad_samples=bad_images,
-    )
-    for number, (pixels, keys) in enumerate(loaded):
-      del pixels["valid"]
-      start = number * self._batch_size
-      images = []
-      for row, key in enumerate(keys, start):
-        if row >= len(source):
-          images.append(None)
-          continue
-        image = source.notes.pop(row, None) or LabelledImage(row, key)
-        if key in bad_images.by_id:
-          image = dataclasses.replace(
-            image, key=key, bad=bad_images.by_id.pop(key), texts=()
-          )
-        images.append(image)
-      yield Batch(tuple(images), pixels)
+  def label(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Runs the models on batches that `read` returned.
 
-  def _add_captions(self, batch: Batch) -> Batch:
-    if self._generate is None:
-      return batch
+    While the captions of a batch are awaited, the devices also have those of
+    the next one to generate, and texts of the one before to score.
+    """
+    for start in (self._start_captions, self._start_scores):
+      batches = ahead.started_ahead(start, batches, 1)
+    return batches
+
+  def read(self, work_units: Iterable[Opened]) -> Generator[Batch, None, None]:
+    """Yields the images and web texts of work units, unscored.
+
+    `work_units` is iterated in a thread, as late as models need not wait.
+    """
+    work_units = iter(work_units)
+    with concurrent.futures.ThreadPoolExecutor(1) as opener:
+      parts = _parts(work_units, self._batch_size, opener)
+      yield from ahead.started_ahead(self._start_reading, parts, _BATCHES_AHEAD)
+
+  def _start_reading(self, part: "_Part") -> Callable[[], Batch]:
+    arrays = {
+      size: np.empty(
+        (self._batch_size, *np.broadcast_to(size.size, 2), 3), np.uint8
+      )
+      for size in self._sizes
+    }
+    images = [
+      self._threads.submit(
+        self._read, part.source, row, [x[place] for x in arrays.values()]
+      )
+      for place, row in enumerate(part.rows)
+    ]
+    num_padded = self._batch_size - len(part.rows)
+    for array in arrays.values():
+      array[len(part.rows) :] = 0
+
+    def finish() -> Batch:
+      return Batch(
+        part.work_unit,
+        (*(image.result() for image in images), *[None] * num_padded),
+        {name: arrays[size] for name, size in self._transforms.items()},
+        part.is_last,
+      )
+
+    return finish
+
+  def _read(
+    self, rows: sources.Rows, row: int, out: list[np.ndarray]
+  ) -> LabelledImage:
+    """Everything about a row but its scores; its pixels go into `out`."""
+    id = f"row {row}"
+    try:
+      record = rows[row]
+      id = record["id"]
+      image = _unscored(row, record)
+      self.readers.read(record["image"], out)
+      return image
+    except Exception as error:
+      bad = sources.as_bad(id, error)
+    for array in out:
+      array[...] = 0
+    return LabelledImage(row, bad.id, bad=f"{bad.reason}: {bad.detail}")
+
+  def _start_captions(self, batch: Batch) -> Callable[[], Batch]:
+    if self._captioner is None or not batch.labelled:
+      return lambda: batch
     keys = [image.key if image else "" for image in batch.images]
-    captions = self._generate(
+    captions = self._captioner.start(
       batch.pixels["captioner"], self._seed, [*map(image_seed, keys)]
     )
-    return dataclasses.replace(
+    return lambda: dataclasses.replace(
       batch,
       images=tuple(
         image and _with_captions(image, caption)
-        for image, caption in zip(batch.images, captions, strict=True)
+        for image, caption in zip(batch.images, captions(), strict=True)
       ),
     )
 
-  def _add_scores(self, batch: Batch) -> Batch:
+  def _start_scores(self, batch: Batch) -> Callable[[], Batch]:
+    if not batch.labelled:
+      return lambda: batch
     texts = [
       [text.text for text in image.texts if not text.bad] if image else []
       for image in batch.images
     ]
-    matches = self._filter_model.matcher.score(
+    matches = self._filter_model.matcher.start_score(
       batch.pixels["filter"], texts, self._batch_size
     )
-    return dataclasses.replace(
+    return lambda: dataclasses.replace(
       batch,
       images=tuple(
         image and _with_scores(image, match)
-        for image, match in zip(batch.images, matches, strict=True)
+        for image, match in zip(batch.images, matches(), strict=True)
       ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """The rows of a work unit that become a batch."""
+
+  work_unit: Any
+  source: sources.Rows
+  rows: range
+  is_last: bool
+
+
+def _parts(
+  work_units: Iterator[Opened],
+  batch_size: int,
+  opener: concurrent.futures.Executor,
+) -> Iterator[_Part]:
+  """Cuts work units into batches; opens the next one before one is through."""
+  following = lambda: opener.submit(next, work_units, None)
+  opened = following().result()
+  while opened is not None:
+    (work_unit, source), upcoming = opened, None
+    starts = range(0, max(len(source), 1), batch_size)
+    for number, start in enumerate(starts, 1):
+      if upcoming is None and len(starts) - number < _OPENED_AHEAD:
+        upcoming = following()
+      rows = range(start, min(start + batch_size, len(source)))
+      yield _Part(work_unit, source, rows, number == len(starts))
+    assert upcoming is not None
+    opened = upcoming.result()
 
 
 def image_seed(key: str) -> int:

@@ -64,8 +64,9 @@ class Ledger:
     self.folder = pathlib.Path(folder)
     self.lease_seconds = lease_seconds
     self.damaged: dict[str, str] = {}
-    # Work unit -> its lease: one that this process has, or one that it watches.
-    self._leases: dict[str, lock.Lock] = {}
+    # Work unit -> its lease, if this process has it, or watches it.
+    self._held: dict[str, lock.Lock] = {}
+    self._watched: dict[str, lock.Lock] = {}
     self._settings_at_start: dict[str, Any] | None = None
 
   @property
@@ -176,7 +177,7 @@ class Ledger:
   def finish(
     self, work_unit: WorkUnit, rows: bytes, report: Mapping[str, Any]
   ) -> None:
-    """Writes the rows of a work unit, and then its done-file.
+    """Writes the rows of a work unit, its done-file, and ends its lease.
 
     Args:
       work_unit: which.
@@ -198,44 +199,69 @@ class Ledger:
       {"settings": digest(self.settings), **report, "output": output},
     )
     self.damaged.pop(work_unit.name, None)
+    self.give_back(work_unit)
 
   def claims(
     self, work_units: Sequence[WorkUnit]
-  ) -> Generator[tuple[WorkUnit, int], None, None]:
-    """Yields work units to do, each with the number that are done so far.
+  ) -> Generator[tuple[WorkUnit, int] | None, None, None]:
+    """Yields work units to do, each with the number that are done before it.
 
     That number counts the work of all processes, as far as it is known. Each
-    work unit is leased to this process until the next one is requested. Waits
-    for other processes, and ends when all work units are done.
+    work unit is leased to this process until it is finished or given back, or
+    the generator is closed. Yields None where all that is left is leased:
+    finish or give back everything before you ask for more. Waits for other
+    processes, and ends when all work units are done.
     """
     left, has_logged = list(work_units), False
-    while True:
-      left = [unit for unit in left if self.done(unit) is None]
-      if not left:
-        return
-      num_done, has_claimed = len(work_units) - len(left), False
-      for work_unit in left:
-        lease = self._lease(work_unit)
-        if not lease.take():
+    try:
+      while True:
+        left = [unit for unit in left if self.done(unit) is None]
+        if not left:
+          return
+        if self._held:
+          yield None
           continue
-        try:
+        num_done, has_claimed = len(work_units) - len(left), False
+        for work_unit in left:
+          if not self._take(work_unit):
+            continue
           if self.done(work_unit) is None:
             has_claimed = True
             yield work_unit, num_done
-          # A lease that was free may also mean that another process is done.
+          else:  # by another process
+            self.give_back(work_unit)
           num_done += 1
-        finally:
-          del self._leases[work_unit.name]
-          lease.release()
-      if not has_claimed:
-        if not has_logged:
-          log.info("Waiting for %d work units of other processes", len(left))
-        has_logged = True
-        time.sleep(min(1.0, self.lease_seconds / 5))
+        if not has_claimed:
+          if not has_logged:
+            log.info("Waiting for %d work units of other processes", len(left))
+          has_logged = True
+          time.sleep(min(1.0, self.lease_seconds / 5))
+    finally:
+      for lease in self._held.values():
+        lease.release()
+      self._held.clear()
 
-  def progress(self, work_unit: WorkUnit) -> None:
-    """Says that this process is not stuck in a work unit that it claimed."""
-    if lease := self._leases.get(work_unit.name):
+  def _take(self, work_unit: WorkUnit) -> bool:
+    name = work_unit.name
+    if name not in self._watched:
+      self._watched[name] = lock.Lock(
+        self.folder / f".{name}{_LEASE}",
+        self.lease_seconds,
+        _STUCK * self.lease_seconds,
+      )
+    if not self._watched[name].take():
+      return False
+    self._held[name] = self._watched.pop(name)
+    return True
+
+  def give_back(self, work_unit: WorkUnit) -> None:
+    """Ends the lease of a work unit, if this process has it."""
+    if lease := self._held.pop(work_unit.name, None):
+      lease.release()
+
+  def progress(self) -> None:
+    """Says that this process is not stuck in what it has claimed."""
+    for lease in [*self._held.values()]:
       lease.progress()
 
   def leased(self) -> dict[str, str]:
@@ -245,13 +271,6 @@ class Ledger:
       for name in files.list_folder(self.folder)
       if name.startswith(".") and name.endswith(_LEASE)
     }
-
-  def _lease(self, work_unit: WorkUnit) -> lock.Lock:
-    path = self.folder / f".{work_unit.name}{_LEASE}"
-    return self._leases.setdefault(
-      work_unit.name,
-      lock.Lock(path, self.lease_seconds, _STUCK * self.lease_seconds),
-    )
 
 
 def _check_rows(path: pathlib.Path, written: Mapping[str, Any]) -> None:

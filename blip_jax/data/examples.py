@@ -142,8 +142,10 @@ class ImageExample(Stacked):
 
       size = self.image.size
       return {"image": video.read(record["image"], self.num_frames, size)}
-    with transforms.decoded(record["image"], self.max_pixels) as image:
-      return {"image": self.image(image)}
+    (image,) = transforms.resized(
+      record["image"], [self.image], self.max_pixels
+    )
+    return {"image": image}
 
   def blank(self) -> Arrays:
     image = black(self.image)
@@ -179,28 +181,6 @@ class TextExample(Stacked):
     return _no_tokens(self.max_length)
 
 
-@dataclasses.dataclass(frozen=True)
-class ImagesExample(Stacked):
-  """The image of a record at the sizes of different models, [H, W, 3] each.
-
-  Attributes:
-    images: model name -> resizes a decoded image for that model.
-  """
-
-  images: Mapping[str, transforms.EvalImage]
-
-  def __call__(
-    self, record: sources.Record, rng: np.random.Generator
-  ) -> Arrays:
-    with transforms.decoded(record["image"], transforms.MAX_PIXELS) as decoded:
-      # Models with the same image size share the pixels.
-      pixels = {image: image(decoded) for image in set(self.images.values())}
-    return {name: pixels[image] for name, image in self.images.items()}
-
-  def blank(self) -> Arrays:
-    return {name: black(image) for name, image in self.images.items()}
-
-
 def _tokens(
   text_tokenizer: tokenizer.Tokenizer, text: str, max_length: int
 ) -> Arrays:
@@ -224,10 +204,11 @@ def pixels(
   Raises:
     BadSample: it cannot be decoded, or has more than `max_pixels` pixels.
   """
-  with transforms.decoded(image, max_pixels) as decoded:
-    if isinstance(transform, transforms.TrainImage):
+  if isinstance(transform, transforms.TrainImage):
+    with transforms.decoded(image, max_pixels) as decoded:
       return transform(decoded, rng)
-    return transform(decoded)
+  (resized,) = transforms.resized(image, [transform], max_pixels)
+  return resized
 
 
 def black(image: ImageTransform) -> np.ndarray:

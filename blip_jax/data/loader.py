@@ -18,7 +18,7 @@ import cv2
 import grain
 import numpy as np
 
-from blip_jax.data import examples, order, rejects, transforms
+from blip_jax.data import examples, order, rejects
 from blip_jax.data import sources as sources_lib
 from blip_jax.runtime import processes
 
@@ -47,17 +47,8 @@ class _Prepare:
       id = record["id"]
       numbered = record | {"source_number": self._first(source)}
       return _Row(id, self.example(numbered, rng), _lost(record))
-    except sources_lib.BadRow as bad:
-      return rejects.Bad(bad.id, bad.reason, bad.detail)
-    except transforms.BadSample as bad:
-      return rejects.Bad(id, bad.reason, bad.detail)
-    # Whatever else a row raises, it would raise again after every restart. It
-    # costs that row; if all rows raise it, too many are bad.
     except Exception as error:
-      if rejects.hits_all(error):
-        raise
-      detail = f"{type(error).__name__}: {error}"
-      return rejects.Bad(id, "error", detail)
+      return sources_lib.as_bad(id, error)
 
   def _first(self, source: int) -> int:
     """The number of a source; that of the first if it is there repeatedly."""

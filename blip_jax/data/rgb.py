@@ -1,5 +1,7 @@
 """PIL images as RGB pixels, and which numbers are pixels."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,25 @@ def pixels(image: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     BadSample: it is damaged, or its numbers may mean anything.
     MemoryError: it needs more memory than there is.
   """
-  try:
+  with _naming_damage():
     # It may have another size then: PIL turns a TIFF as its EXIF says.
     image.load()
     return _by_strips(image)
+
+
+def converted(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Like `pixels`, as a PIL image: the given one, if it is RGB."""
+  with _naming_damage():
+    image.load()
+    if image.mode == "RGB":
+      return image
+  return PIL.Image.fromarray(pixels(image))
+
+
+@contextlib.contextmanager
+def _naming_damage() -> Iterator[None]:
+  try:
+    yield
   except (BadSample, MemoryError):
     raise
   except Exception as error:

@@ -61,6 +61,28 @@ class BadRow(transforms.BadSample):
     self.id = id
 
 
+def as_bad(id: str, error: Exception) -> rejects.Bad:
+  """What takes the place of a row that raised an error.
+
+  Whatever a row raises, it would raise again after every restart. It costs that
+  row; if all rows raise it, too many are bad.
+
+  Args:
+    id: of the row, if the error does not have it.
+    error: raised while the row was read, or its image.
+
+  Raises:
+    Exception: the error, if it would hit any other row as well.
+  """
+  if isinstance(error, BadRow):
+    return rejects.Bad(error.id, error.reason, error.detail)
+  if isinstance(error, transforms.BadSample):
+    return rejects.Bad(id, error.reason, error.detail)
+  if rejects.hits_all(error):
+    raise error
+  return rejects.Bad(id, "error", f"{type(error).__name__}: {error}")
+
+
 def coco_image_id(name: str) -> int | None:
   """Returns the image id in a COCO file name, None if it is no such name.
 

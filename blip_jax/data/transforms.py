@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import PIL.features
@@ -76,13 +76,50 @@ def decoded(image: object, max_pixels: int) -> Iterator[Image]:
   Raises:
     BadSample: the image cannot be used.
   """
+  with _with_memory(image, max_pixels) as opened:
+    pixels = rgb.pixels(opened)
+    del opened  # which has a copy of its own
+    yield pixels
+
+
+def resized(
+  image: object,
+  sizes: Iterable["EvalImage"],
+  max_pixels: int,
+  scaled: bool = False,
+) -> list[Resized]:
+  """Decodes an image and resizes it to each of some sizes.
+
+  Equal to what `EvalImage` makes of `decoded`, and faster.
+
+  Args:
+    image: as for `decoded`.
+    sizes: of the results.
+    max_pixels: as for `decoded`.
+    scaled: whether a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if it is
+      still no smaller than the sizes then. That is faster, and gives other
+      pixels.
+
+  Raises:
+    BadSample: the image cannot be used.
+  """
+  shapes = [_width_and_height(size.size) for size in sizes]
+  with _with_memory(image, max_pixels) as opened:
+    if scaled:
+      width, height = np.max(shapes, axis=0).tolist()
+      opened.draft(None, (width, height))
+    converted = rgb.converted(opened)
+    return [_resize(converted, shape) for shape in shapes]
+
+
+@contextlib.contextmanager
+def _with_memory(image: object, max_pixels: int) -> Iterator[PIL.Image.Image]:
+  """An image whose size is allowed, and the memory to decode and resize it."""
   try:
     with _opened(image, max_pixels) as opened:
       image_limits.check_size(*opened.size, max_pixels)
       with image_limits.DECODED.reserved(image_limits.memory(opened)):
-        pixels = rgb.pixels(opened)
-        del opened  # which has a copy of its own
-        yield pixels
+        yield opened
   except MemoryError as error:
     detail = f"needs more memory than there is: {error}"
     raise BadSample("too_large", detail) from error
@@ -182,15 +219,18 @@ def resized_crop(
     size: of the result, square or (height, width).
     flip: whether to flip the result horizontally.
   """
-  crop = image[top : top + height, left : left + width]
-  resized = _resize(crop, size)
+  crop = np.ascontiguousarray(image[top : top + height, left : left + width])
+  resized = _resize(PIL.Image.fromarray(crop), _width_and_height(size))
   return np.ascontiguousarray(resized[:, ::-1]) if flip else resized
 
 
-def _resize(image: Image, size: Size) -> Resized:
+def _resize(image: PIL.Image.Image, size: tuple[int, int]) -> Resized:
+  return np.array(image.resize(size, PIL.Image.Resampling.BICUBIC))
+
+
+def _width_and_height(size: Size) -> tuple[int, int]:
   height, width = (size, size) if isinstance(size, int) else size
-  pixels = PIL.Image.fromarray(np.ascontiguousarray(image))
-  return np.array(pixels.resize((width, height), PIL.Image.Resampling.BICUBIC))
+  return width, height
 
 
 def sample_crop(
@@ -269,7 +309,8 @@ class EvalImage:
   size: Size
 
   def __call__(self, image: Image) -> Resized:
-    return _resize(image, self.size)
+    pixels = PIL.Image.fromarray(np.ascontiguousarray(image))
+    return _resize(pixels, _width_and_height(self.size))
 
 
 def clean_text(text: str | bytes) -> str:

@@ -48,61 +48,83 @@ class Caption:
     return f"Caption({self.text!r}, log_prob={self.log_prob:.3f}{others})"
 
 
-def captioner(
-  card: card_lib.Card,
-  module: nn.Module,
-  params: med.Params,
-  tokenizer: tokenizer_lib.Tokenizer | None,
-  mesh: jax.sharding.Mesh,
-  prompt: str | None = None,
-  **options: Any,
-) -> Callable[..., list[Caption]]:
+class Captioner:
   """See `inference.model.Model.captioner`."""
-  if tokenizer is None:
-    raise ValueError(
-      "this model has no vocabulary, so it cannot generate text; load it "
-      "with tokenizer=, a folder with its vocab.txt"
-    )
-  config = card.config
-  text_prompt = card.prompt if prompt is None else prompt
-  prompt_ids = tokenizer.prompt_ids(text_prompt)
-  settings = decoding.make(
-    card.generation, len(prompt_ids), config.med.max_positions, **options
-  )
-  num_positions = decoding.num_positions_for(
-    settings.max_length, config.med.max_positions
-  )
 
-  def generate(
+  def __init__(
+    self,
+    card: card_lib.Card,
+    module: nn.Module,
+    params: med.Params,
+    tokenizer: tokenizer_lib.Tokenizer | None,
+    mesh: jax.sharding.Mesh,
+    prompt: str | None = None,
+    **options: Any,
+  ):
+    if tokenizer is None:
+      raise ValueError(
+        "this model has no vocabulary, so it cannot generate text; load it "
+        "with tokenizer=, a folder with its vocab.txt"
+      )
+    config = card.config
+    self._module, self._params, self._mesh = module, params, mesh
+    self._tokenizer = tokenizer
+    self._prompt = card.prompt if prompt is None else prompt
+    self._prompt_ids = tokenizer.prompt_ids(self._prompt)
+    self._settings = decoding.make(
+      card.generation,
+      len(self._prompt_ids),
+      config.med.max_positions,
+      **options,
+    )
+    self._num_positions = decoding.num_positions_for(
+      self._settings.max_length, config.med.max_positions
+    )
+
+  def __call__(
+    self,
     pixels: UInt8[np.ndarray, "I H W 3"],
     seed: int = 0,
     image_seeds: Sequence[int] | None = None,
   ) -> list[Caption]:
+    return self.start(pixels, seed, image_seeds)()
+
+  def start(
+    self,
+    pixels: UInt8[np.ndarray, "I H W 3"],
+    seed: int = 0,
+    image_seeds: Sequence[int] | None = None,
+  ) -> Callable[[], list[Caption]]:
+    """Starts to generate, and returns a function that waits for the captions.
+
+    Devices compute batches in the order in which they are started.
+    """
     if image_seeds is None:
       image_seeds = [zlib.crc32(image) for image in pixels]
     batch = {
       "pixels": pixels,
       "image_seeds": np.array(image_seeds, np.uint32),
     }
-    with sharding.activate(mesh):
+    with sharding.activate(self._mesh):
       generated = _generate(
-        (module, num_positions),
-        params,
-        sharding.put_batch(batch, mesh),
-        np.array(prompt_ids, np.int32),
-        settings,
+        (self._module, self._num_positions),
+        self._params,
+        sharding.put_batch(batch, self._mesh),
+        np.array(self._prompt_ids, np.int32),
+        self._settings,
         seed,
       )
-    generated = jax.tree.map(sharding.local_rows, generated)
+    rows = sharding.rows_later(generated)
+    return lambda: self._captions(rows())
+
+  def _captions(self, generated: Any) -> list[Caption]:
     matching.refuse_nan(generated.token_log_probs)
     # The positions of the words after the prompt.
-    span = slice(len(prompt_ids), int(settings.max_length))
+    span = slice(len(self._prompt_ids), int(self._settings.max_length))
     return [
-      _caption(tokenizer, generation.Generated(*row), text_prompt, span)
+      _caption(self._tokenizer, generation.Generated(*row), self._prompt, span)
       for row in zip(*generated, strict=True)
     ]
-
-  return generate
 
 
 def _caption(

@@ -59,8 +59,7 @@ class ImageReader:
     """
     if not self.num_frames:
       found = _fetched(image, self.urls, self.allow_private)
-      with transforms.decoded(found, transforms.MAX_PIXELS) as pixels:
-        return self.size(pixels)
+      return transforms.resized(found, [self.size], transforms.MAX_PIXELS)[0]
     if not isinstance(image, str | os.PathLike):
       raise transforms.BadSample(
         "not_a_video",

@@ -130,22 +130,25 @@ class Matcher:
     text_feat = self.text_feat(tokens, batch_size)
     start = 0
     for batch in _nonempty(batches):
-      embeds, feat = self._encode(batch.pixels)
-      rows = [np.empty(0, int)] * len(feat)
+      embeds, image_feat = self._start_encoding(batch.pixels)
+      rows = [np.empty(0, int)] * len(batch.pixels)
       for place in np.flatnonzero(batch.readable):
         rows[place] = candidates(start + int(place))
-      matches = self._matches(embeds, feat, tokens, text_feat, rows, legacy_cls)
+      logits = self._scorer.itm_logits(
+        self._params, embeds, tokens, rows, legacy_cls
+      )
+      matches = _matches(image_feat(), text_feat, rows, logits)
       for readable, match in zip(batch.readable, matches, strict=False):
         yield match if readable else None
       start += len(batch.errors)
 
-  def score(
+  def start_score(
     self,
     pixels: UInt8[np.ndarray, "I H W 3"],
     texts: Sequence[Sequence[str]],
     batch_size: int,
-  ) -> list[Match]:
-    """Matches each image of a batch with its own texts.
+  ) -> Callable[[], list[Match]]:
+    """Starts to match each image of a batch with its own texts.
 
     Args:
       pixels: in the model's image size; a batch that the mesh can share out.
@@ -153,36 +156,20 @@ class Matcher:
       batch_size: texts per batch of the unimodal text encoder.
 
     Returns:
-      A `Match` of [n] for each image with n texts.
+      A function that waits for the devices, and returns a `Match` of [n] for
+      each image with n texts.
     """
     offsets = np.cumsum([0, *map(len, texts)])
     if not offsets[-1]:
-      return [Match(*np.empty((3, 0), np.float32))] * len(texts)
+      nothing = [Match(*np.empty((3, 0), np.float32))] * len(texts)
+      return lambda: nothing
+    # First, so that the devices have work while texts are tokenised.
+    embeds, feat = self._start_encoding(pixels)
     tokens = self.tokens([text for per_image in texts for text in per_image])
-    text_feat = self.text_feat(tokens, batch_size)
+    text_feat = self._start_text_feat(tokens, batch_size)
     rows = [np.arange(*ends) for ends in itertools.pairwise(offsets)]
-    embeds, feat = self._encode(pixels)
-    return [*self._matches(embeds, feat, tokens, text_feat, rows)]
-
-  def _matches(
-    self,
-    embeds: Float[Array, "I N D"],
-    feat: Float[np.ndarray, "i C"],
-    tokens: scoring.Texts,
-    text_feat: Float[np.ndarray, "M C"],
-    rows: Sequence[Int[np.ndarray, "_"]],
-    legacy_cls: bool = False,
-  ) -> Iterator[Match]:
-    """Matches encoded images, each with its own `rows` of the texts."""
-    logits = self._scorer.itm_logits(
-      self._params, embeds, tokens, rows, legacy_cls
-    )
-    for vector, image_rows, image_logits in zip(
-      feat, rows, logits, strict=True
-    ):
-      cosine = text_feat[image_rows] @ vector
-      no, yes = refuse_nan(image_logits).T
-      yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
+    logits = self._scorer.start_itm_logits(self._params, embeds, tokens, rows)
+    return lambda: [*_matches(feat(), text_feat(), rows, logits())]
 
   def embed_images(
     self, batches: Iterable[images_lib.Batch]
@@ -236,26 +223,34 @@ class Matcher:
     self, pixels: UInt8[np.ndarray, "I ..."]
   ) -> Float[np.ndarray, "I C"]:
     """Unit vectors of images or videos that have the model's size already."""
-    return self._encode(pixels)[1]
+    return self._start_encoding(pixels)[1]()
 
-  def _encode(
+  def _start_encoding(
     self, pixels: UInt8[np.ndarray, "I ..."]
-  ) -> tuple[Float[Array, "I N D"], Float[np.ndarray, "I C"]]:
+  ) -> tuple[Float[Array, "I N D"], Callable[[], Float[np.ndarray, "I C"]]]:
     batch = sharding.put_batch({"image": pixels}, self._mesh)
     with sharding.activate(self._mesh):
       embeds, feat = self._scorer.image_features(self._params, batch["image"])
-    return embeds, refuse_nan(sharding.local_rows(feat))
+    feat = sharding.rows_later(feat)
+    return embeds, lambda: refuse_nan(feat())
 
   def text_feat(
     self, tokens: scoring.Texts, batch_size: int
   ) -> Float[np.ndarray, "M C"]:
     """Unit vectors of texts."""
+    return self._start_text_feat(tokens, batch_size)()
+
+  def _start_text_feat(
+    self, tokens: scoring.Texts, batch_size: int
+  ) -> Callable[[], Float[np.ndarray, "M C"]]:
     vectors = []
     for batch, num_rows in self._text_batches(tokens, batch_size):
       with sharding.activate(self._mesh):
         feat = self._scorer.text_feat(self._params, *base.text(batch))
-      vectors.append(refuse_nan(sharding.local_rows(feat)[:num_rows]))
-    return np.concatenate(vectors)
+      vectors.append((sharding.rows_later(feat), num_rows))
+    return lambda: np.concatenate(
+      [refuse_nan(feat()[:num_rows]) for feat, num_rows in vectors]
+    )
 
   def _image_batches(
     self, batches: Iterable[images_lib.Batch]
@@ -325,6 +320,21 @@ class Matcher:
     return scoring.trimmed(
       scoring.Texts(*self._tokenizer.encode(cleaned, max_length))
     )
+
+
+def _matches(
+  image_feat: Float[np.ndarray, "I C"],
+  text_feat: Float[np.ndarray, "M C"],
+  rows: Sequence[Int[np.ndarray, "_"]],
+  logits: Sequence[Float[np.ndarray, "_ 2"]],
+) -> Iterator[Match]:
+  """Matches images, each with its own `rows` of the texts."""
+  for vector, image_rows, image_logits in zip(
+    image_feat, rows, logits, strict=True
+  ):
+    cosine = text_feat[image_rows] @ vector
+    no, yes = refuse_nan(image_logits).T
+    yield Match(cosine, np.exp(-np.logaddexp(0, no - yes)), yes + cosine)
 
 
 def refuse_nan(values: np.ndarray) -> np.ndarray:

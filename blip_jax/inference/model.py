@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
 from blip_jax.inference import answering, captioning, matching
 from blip_jax.inference import images as images_lib
-from blip_jax.models import blip, families, generation, layers, med
+from blip_jax.models import blip, families, fused_attention, generation, med
 from blip_jax.models import card as card_lib
 from blip_jax.runtime import sharding
 
@@ -219,7 +219,7 @@ class Model:
 
   def captioner(
     self, prompt: str | None = None, **options: Any
-  ) -> Callable[..., list[captioning.Caption]]:
+  ) -> captioning.Captioner:
     """Returns a function that generates captions of batches of pixels.
 
     Use it to load images by other means than `caption` does. Each batch size
@@ -239,6 +239,9 @@ class Model:
           with `seed`, so that an image gets the same samples in any batch. By
           default, a checksum of its pixels.
 
+      Its method `start` takes the same arguments and does not wait: it returns
+      a function that does, and then returns the captions.
+
     Raises:
       ValueError: the model does not generate captions, or an option is unknown
         or out of range.
@@ -251,7 +254,7 @@ class Model:
         "'model_base_caption_capfilt_large' or "
         "'Salesforce/blip-image-captioning-base'"
       )
-    return captioning.captioner(
+    return captioning.Captioner(
       self.card,
       self.module,
       self._decoding_params,
@@ -749,7 +752,9 @@ def load(
     vit=dataclasses.replace(
       card.config.vit,
       dtype=dtype,
-      attention=layers.fastest_attention(mesh.devices.flat[0], dtype),
+      attention=fused_attention.choose(
+        "", mesh.devices.flat[0], dtype, card.config.vit.num_tokens
+      ),
     ),
     med=dataclasses.replace(card.config.med, dtype=dtype),
   )

@@ -75,15 +75,19 @@ class Scorer:
 
     self._match = jax.jit(match, static_argnames="legacy_cls")
 
-  def itm_logits(
+  def itm_logits(self, *args, **kwargs) -> list[Float[np.ndarray, "_ 2"]]:
+    """Like `start_itm_logits`, but waits for the logits and returns them."""
+    return self.start_itm_logits(*args, **kwargs)()
+
+  def start_itm_logits(
     self,
     params: med.Params,
     image_embeds: Float[Array, "I N D"],
     texts: Texts,
     candidates: Sequence[Int[np.ndarray, "_"]],
     legacy_cls: bool = False,
-  ) -> list[Float[np.ndarray, "_ 2"]]:
-    """ITM logits of each image with its candidate texts.
+  ) -> Callable[[], list[Float[np.ndarray, "_ 2"]]]:
+    """Starts to compute ITM logits of each image with its candidate texts.
 
     Args:
       params: of the model, on the mesh.
@@ -93,8 +97,8 @@ class Scorer:
       legacy_cls: see `models.blip.Blip.fuse`.
 
     Returns:
-      Logits (no match, match) of the candidates, for each image of this
-      process.
+      A function that waits for the devices, and returns logits (no match,
+      match) of the candidates, for each image of this process.
     """
     index, order = _in_rounds(candidates, texts.lengths, self._mesh)
     ends = _max_of_processes(texts.lengths[index].max(axis=(0, 2)), self._mesh)
@@ -109,15 +113,23 @@ class Scorer:
         rounds.append(
           self._match(params, ids, mask, image_kv, legacy_cls=legacy_cls)
         )
-    # Fetched only now: the device computes all rounds without waiting.
-    num_images = len(candidates)
-    rounds = [sharding.local_rows(x).reshape(num_images, -1, 2) for x in rounds]
-    logits = np.concatenate([np.empty((num_images, 0, 2)), *rounds], axis=1)
-    logits = logits.astype(np.float32)
-    return [
-      image_logits[np.argsort(places)]
-      for image_logits, places in zip(logits, order, strict=True)
-    ]
+    rows = sharding.rows_later(rounds)
+    return lambda: _in_order(rows(), order)
+
+
+def _in_order(
+  rounds: Sequence[Float[np.ndarray, "_ 2"]],
+  order: Sequence[Int[np.ndarray, "_"]],
+) -> list[Float[np.ndarray, "_ 2"]]:
+  """Undoes `_in_rounds`: the logits of each image's candidates."""
+  num_images = len(order)
+  rounds = [x.reshape(num_images, -1, 2) for x in rounds]
+  logits = np.concatenate([np.empty((num_images, 0, 2)), *rounds], axis=1)
+  logits = logits.astype(np.float32)
+  return [
+    image_logits[np.argsort(places)]
+    for image_logits, places in zip(logits, order, strict=True)
+  ]
 
 
 def _in_rounds(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from blip_jax.models import config as model_config
-from blip_jax.models import layers, med, vit
+from blip_jax.models import layers, med, predictions, vit
 
 
 class Blip(nn.Module):
@@ -146,8 +146,8 @@ class Blip(nn.Module):
     encoder_kv: med.EncoderKV,
     deterministic: bool = True,
     encoder_mask: Int[Array, "I N"] | None = None,
-  ) -> Float[Array, "B L V"]:
-    """Next-token logits at every position, given images or questions.
+  ) -> predictions.Predictions:
+    """Predicts the next token at every position, given images or questions.
 
     Args:
       input_ids: texts; position 0 is replaced by [DEC].
@@ -165,7 +165,7 @@ class Blip(nn.Module):
       causal=True,
       deterministic=deterministic,
     )
-    return self.text_decoder.logits(hidden)
+    return self.text_decoder.predict(hidden)
 
   def init_cache(
     self, num_images: int, max_length: int, num_texts: int = 1
@@ -185,12 +185,13 @@ class Blip(nn.Module):
 
     Returns:
       Logits of the token after the last one, with `matrix` as in
-      `med.Med.logits`, and the new cache.
+      `med.Med.predict`, and the new cache.
     """
     hidden, cache = self.text_decoder.extend(
       input_ids, cache, encoder_kv, encoder_mask
     )
-    return self.text_decoder.logits(hidden[:, -1:], matrix)[:, 0], cache
+    last = self.text_decoder.predict(hidden[:, -1:], matrix)
+    return last.logits()[:, 0], cache
 
   def output_matrix(self) -> Float[Array, "W D"]:
     """That of the LM head; see `med.Med.output_matrix`."""

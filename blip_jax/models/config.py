@@ -12,8 +12,8 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 REMAT_POLICIES = ("none", "dots", "full")
-# By matrix products that XLA compiles, or by one kernel of cuDNN.
-ATTENTION = ("xla", "cudnn")
+# By matrix products that XLA compiles, or by one kernel for a GPU or for a TPU.
+ATTENTION = ("xla", "cudnn", "splash")
 
 
 @dataclasses.dataclass(frozen=True)

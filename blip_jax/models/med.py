@@ -24,7 +24,7 @@ from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
 from blip_jax.models import config as model_config
-from blip_jax.models import initial, layers, stack
+from blip_jax.models import initial, layers, predictions, stack
 
 Params = dict
 # Keys and values for the cross-attention of each stack of layers: those of one
@@ -250,12 +250,12 @@ class Med(nn.Module):
 
     return tuple(of(layer, params) for layer, params in self._parts())
 
-  def logits(
+  def predict(
     self,
     hidden: Float[Array, "B L D"],
     matrix: Float[Array, "W D"] | None = None,
-  ) -> Float[Array, "B L V"]:
-    """Next-token logits, in float32.
+  ) -> predictions.Predictions:
+    """Predicts the next tokens.
 
     Args:
       hidden: of the last layer.
@@ -266,12 +266,8 @@ class Med(nn.Module):
     return self.lm_head(hidden, matrix)
 
   def output_matrix(self) -> Float[Array, "W D"]:
-    """The word embeddings as the LM head needs them.
-
-    In half precision there are rows of zeros up to a multiple of 128, since
-    accelerators are slow at products of odd sizes, such as 30,524.
-    """
-    return layers.pad(self.word_embeddings.astype(self.config.dtype), 0, 128)
+    """See `predictions.output_matrix`."""
+    return predictions.output_matrix(self.word_embeddings, self.config.dtype)
 
   def _embed(self, input_ids, positions, deterministic):
     if input_ids.shape[1] > self.config.max_positions:
@@ -317,7 +313,7 @@ class Layer(nn.Module):
     x = self.attention(x, kv, bias, deterministic)
     if encoder_kv is not None:
       x = self.crossattention(x, encoder_kv, encoder_bias, deterministic)
-    y = self.fc_out(nn.gelu(self.fc_in(x), approximate=False))
+    y = self.fc_out(layers.gelu(self.fc_in(x)))
     return self.ln(x + self.drop(y, deterministic=deterministic)), cache
 
   def encoder_kv(self, states):
@@ -357,13 +353,12 @@ class LMHead(nn.Module):
     self,
     hidden: Float[Array, "B L D"],
     matrix: Float[Array, "W D"],
-  ) -> Float[Array, "B L V"]:
+  ) -> predictions.Predictions:
     c = self.config
     x = layers.normal_dense(c.width, c, "transform")(hidden)
-    x = layer_norm(c.dtype, name="ln")(nn.gelu(x, approximate=False))
+    x = layer_norm(c.dtype, name="ln")(layers.gelu(x))
     bias = self.param("bias", initial.zeros, (c.vocab_size,))
-    logits = layers.scores("bld,vd->blv", x, matrix)
-    return logits[..., : c.vocab_size] + bias[None, None]
+    return predictions.Predictions(x, matrix, bias)
 
 
 def _attention(c: model_config.MedConfig) -> PostNormAttention:

@@ -57,7 +57,7 @@ class ViT(nn.Module):
       x = jnp.pad(x, ((0, 0), (0, num_tokens % 2), (0, 0)))
 
     block = Block(c, num_tokens, parent=None)
-    start = functools.partial(block.init, x=x[:1], drops=None)
+    start = functools.partial(block.init, x=x, drops=None)
     stack.declare(self, "blocks", c.depth, start)
     blocks = stack.params(self, "blocks")
 
@@ -112,15 +112,15 @@ class Block(nn.Module):
       c.width, c.num_heads, 0.0, c.init_std, c.dtype, name="attention"
     )
     y = layer_norm(c.dtype, "ln_1")(x)
-    if c.attention == "cudnn":
-      y = attention.fused(y, self.num_tokens)
-    else:
+    if c.attention == "xla":
       y = attention(y, attention.key_value(y))
+    else:
+      y = attention.fused(y, self.num_tokens, c.attention)
     x = x + branch(y, 0)
     y = layers.normal_dense(c.mlp_dim, c, "fc_in")(
       layer_norm(c.dtype, "ln_2")(x)
     )
-    y = layers.normal_dense(c.width, c, "fc_out")(nn.gelu(y, approximate=False))
+    y = layers.normal_dense(c.width, c, "fc_out")(layers.gelu(y))
     return x + branch(y, 1)
 
 

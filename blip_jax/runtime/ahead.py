@@ -1,4 +1,4 @@
-"""A map in threads that run ahead of the consumer."""
+"""Maps that run ahead of their consumer."""
 
 import collections
 import concurrent.futures
@@ -38,3 +38,22 @@ def map_ahead(
     finally:
       for future in waiting:
         future.cancel()
+
+
+def started_ahead(
+  start: Callable[[Any], Callable[[], Any]],
+  items: Iterable[Any],
+  number: int,
+) -> Generator[Any, None, None]:
+  """Yields what `start(item)()` returns, in order.
+
+  `start` begins something, such as a program on a device, and returns what
+  waits for its result. While one result is awaited, `number` others have begun.
+  """
+  waiting: collections.deque[Callable[[], Any]] = collections.deque()
+  for item in items:
+    waiting.append(start(item))
+    if len(waiting) > number:
+      yield waiting.popleft()()
+  while waiting:
+    yield waiting.popleft()()

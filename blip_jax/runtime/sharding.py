@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -261,6 +261,17 @@ def local_rows(array: jax.Array) -> np.ndarray:
   """The local rows of an output that is split like a batch."""
   shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
   return np.concatenate([shards[start] for start in sorted(shards)])
+
+
+def rows_later(outputs: Any) -> Callable[[], Any]:
+  """Starts to copy outputs that are split like a batch to the host.
+
+  Returns:
+    A function that waits for them and returns their local rows.
+  """
+  for array in jax.tree.leaves(outputs):
+    array.copy_to_host_async()
+  return lambda: jax.tree.map(local_rows, outputs)
 
 
 def path_str(path: tuple[Any, ...]) -> str:

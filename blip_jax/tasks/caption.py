@@ -129,16 +129,14 @@ class Caption(base.WithoutMomentum):
     image_kv = self.model.apply(
       {"params": params}, image_embeds, method="decoder_kv"
     )
-    logits = run(params, "decode", ids, mask, image_kv)
     after_prompt = (jnp.arange(ids.shape[1]) >= self.prompt_length)[None]
-    lm_loss = functools.partial(
-      losses.lm_loss,
-      logits,
+    loss, nll = losses.lm_loss(
+      run(params, "decode", ids, mask, image_kv),
       jnp.where((mask == 1) & after_prompt, ids, losses.IGNORE),
-      groups=self.groups,
+      self.label_smoothing,
+      self.groups,
     )
-    loss = lm_loss(self.label_smoothing)
-    return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": lm_loss(0.0)})
+    return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": nll})
 
   @property
   def predict_fns(self) -> dict[str, Callable]:

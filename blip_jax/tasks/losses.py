@@ -4,9 +4,14 @@ Dimensions: B batch, G groups of b examples each (B = G * b; see `grouped`), K
 candidates, L text length, V vocabulary.
 """
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+from blip_jax.models import predictions
 
 # Label of tokens that are not predicted, as in PyTorch.
 IGNORE = -100
@@ -80,27 +85,65 @@ def classification_loss(
   return _mean(nll, valid), _mean(correct, valid)
 
 
+class LMLoss(NamedTuple):
+  """Cross-entropy of predicted tokens.
+
+  Attributes:
+    smoothed: with label smoothing.
+    nll: without it, for metrics; no gradient flows through it.
+  """
+
+  smoothed: Float[Array, ""]
+  nll: Float[Array, ""]
+
+
 def lm_loss(
-  logits: Float[Array, "B L V"],
+  predicted: predictions.Predictions,
   labels: Int[Array, "B L"],
   label_smoothing: float,
   groups: int = 1,
-) -> Float[Array, ""]:
-  """Label-smoothed cross-entropy, averaged over tokens.
+) -> LMLoss:
+  """Mean cross-entropy of tokens.
 
   The mean is taken over the tokens of each group, then over groups, because a
   rank of the original divides by its own number of tokens.
 
   Args:
-    logits: next-token logits.
+    predicted: next tokens.
     labels: the input tokens themselves, or IGNORE for tokens that are not
-      predicted. The shift by one position happens here and nowhere else.
+      predicted. The shift by one position happens in this file and nowhere
+      else.
     label_smoothing: weight of the uniform distribution.
     groups: number of groups; see `grouped`.
   """
-  losses, kept = _token_losses(logits, labels, label_smoothing)
-  mean = jax.vmap(_mean)(grouped(losses, groups), grouped(kept, groups))
-  return jnp.mean(mean)
+  kept = grouped(labels[:, 1:] != IGNORE, groups)
+  count = jnp.sum(kept, axis=(1, 2), keepdims=True)
+  weights = kept / (jnp.maximum(count, 1) * groups)
+  weights = weights.reshape(len(labels), -1)
+  return weighted_lm_loss(predicted, labels, weights, label_smoothing)
+
+
+def weighted_lm_loss(
+  predicted: predictions.Predictions,
+  labels: Int[Array, "B L"],
+  weights: Float[Array, "B T"],
+  label_smoothing: float,
+) -> LMLoss:
+  """Weighted sum of the cross-entropies of tokens.
+
+  Logits of all positions, in float32, would be the largest array of a step.
+  Those of a few positions exist at a time; only their gradient is kept, in the
+  dtype of the features.
+
+  Args:
+    predicted: next tokens.
+    labels: as for `lm_loss`.
+    weights: of all tokens but the first one (T = L - 1), 0 where the label is
+      IGNORE. No gradient flows through them.
+    label_smoothing: as for `lm_loss`.
+  """
+  sums: Any = _lm_sums(label_smoothing, predicted, labels[:, 1:], weights)
+  return LMLoss(sums[0], jax.lax.stop_gradient(sums[1]))
 
 
 def lm_loss_per_text(
@@ -110,28 +153,97 @@ def lm_loss_per_text(
 ) -> Float[Array, " B"]:
   """Label-smoothed cross-entropy, summed over the tokens of each text.
 
-  Arguments as for `lm_loss`.
+  Arguments as for `lm_loss`, but with logits.
   """
-  losses, kept = _token_losses(logits, labels, label_smoothing)
-  return jnp.sum(losses * kept, axis=-1)
+  labels = labels[:, 1:]
+  losses, _ = _token_losses(label_smoothing, logits[:, :-1], labels)
+  return jnp.sum(losses * (labels != IGNORE), axis=-1)
 
 
 def token_losses(
   logits: Float[Array, "*B V"], labels: Int[Array, "*B"]
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
   """Cross-entropy with each label, and with the uniform distribution."""
+  label = jnp.maximum(labels, 0)[..., None]
   # Both terms use logsumexp; log_softmax would be another array as wide as the
   # vocabulary.
   total = jax.nn.logsumexp(logits, axis=-1)
-  label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-  return total - label, total - jnp.mean(logits, axis=-1)
+  nll = total - jnp.take_along_axis(logits, label, axis=-1)[..., 0]
+  return nll, total - jnp.mean(logits, axis=-1)
 
 
-def _token_losses(logits, labels, label_smoothing):
-  logits, labels = logits[:, :-1], labels[:, 1:]
-  kept = labels != IGNORE
-  nll, uniform = token_losses(logits, jnp.where(kept, labels, 0))
-  return (1 - label_smoothing) * nll + label_smoothing * uniform, kept
+def _token_losses(label_smoothing, logits, labels):
+  """Losses of tokens with label smoothing, and without; both [B, T]."""
+  nll, uniform = token_losses(logits, labels)
+  return (1 - label_smoothing) * nll + label_smoothing * uniform, nll
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lm_sums(label_smoothing, predicted, labels, weights):
+  """What `LMLoss` contains, as a pair."""
+  return _lm_sums_fwd(label_smoothing, predicted, labels, weights)[0]
+
+
+def _lm_sums_fwd(label_smoothing, predicted, labels, weights):
+  vocab_size = len(predicted.bias)
+  target = lambda label: (
+    label_smoothing / vocab_size
+    + ((1 - label_smoothing) * jax.nn.one_hot(label, vocab_size))
+  )
+
+  def chunk(features, labels, weights):
+    logits = predicted._replace(features=features).logits()
+    losses = _token_losses(label_smoothing, logits, labels)
+    sums = [jnp.sum(weights * x) for x in losses]
+    gradient = jax.nn.softmax(logits, axis=-1) - target(labels)
+    gradient = (weights[..., None] * gradient).astype(features.dtype)
+    widths = ((0, 0), (0, 0), (0, len(predicted.matrix) - vocab_size))
+    return sums, jnp.pad(gradient, widths)
+
+  inputs = predicted.features[:, :-1], labels, weights
+  chunks = [_split_positions(x) for x in inputs]
+  sums, gradient = jax.lax.map(lambda chunks: chunk(*chunks), chunks)
+  return [jnp.sum(x) for x in sums], (predicted, gradient)
+
+
+def _lm_sums_bwd(label_smoothing, residuals, cotangents):
+  del label_smoothing
+  (features, matrix, bias), gradient = residuals
+  scaled = lambda x, like: (cotangents[0] * x).astype(like.dtype)
+  by_feature = jnp.einsum("nbtw,wd->nbtd", gradient, matrix)
+  by_feature = _join_positions(by_feature, features.shape[1] - 1)
+  # The last position predicts nothing.
+  by_feature = jnp.pad(by_feature, ((0, 0), (0, 1), (0, 0)))
+  chunks = _split_positions(features[:, :-1])
+  by_matrix = jnp.einsum("nbtw,nbtd->wd", gradient, chunks)
+  by_bias = jnp.sum(gradient, axis=(0, 1, 2), dtype=bias.dtype)[: len(bias)]
+  by_predicted = predictions.Predictions(
+    scaled(by_feature, features),
+    scaled(by_matrix, matrix),
+    scaled(by_bias, bias),
+  )
+  return by_predicted, None, None
+
+
+_lm_sums.defvjp(_lm_sums_fwd, _lm_sums_bwd)
+
+
+def _split_positions(x: Shaped[Array, "B T ..."]) -> Shaped[Array, "n B t ..."]:
+  """Splits the positions into n chunks of at most 8, and zeros at the end."""
+  length = x.shape[1]
+  num_chunks = max(1, -(-length // 8))
+  missing = -length % num_chunks
+  x = jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
+  x = x.reshape(len(x), num_chunks, -1, *x.shape[2:])
+  return jnp.swapaxes(x, 0, 1)
+
+
+def _join_positions(
+  x: Shaped[Array, "n B t ..."], length: int
+) -> Shaped[Array, "B T ..."]:
+  """The inverse of `_split_positions`."""
+  x = jnp.swapaxes(x, 0, 1)
+  return x.reshape(len(x), -1, *x.shape[3:])[:, :length]
 
 
 def _mean(x: Array, kept: Array) -> Float[Array, ""]:

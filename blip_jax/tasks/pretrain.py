@@ -126,23 +126,22 @@ class Pretrain(align.Align):
       mask,
       self._sample_negatives(key_negatives, sims),
     )
-    lm_loss = functools.partial(
-      losses.lm_loss,
+    lm = losses.lm_loss(
       run(full, "decode", ids, mask, image_kv),
       jnp.where(mask == 1, ids, losses.IGNORE),
-      groups=self.groups,
+      self.label_smoothing,
+      self.groups,
     )
-    loss_lm = lm_loss(self.label_smoothing)
 
     w_itc, w_itm, w_lm = self.loss_weights
-    loss = w_itc * loss_itc + w_itm * loss_itm + w_lm * loss_lm
+    loss = w_itc * loss_itc + w_itm * loss_itm + w_lm * lm.smoothed
     metrics = {
       "loss": loss,
       "loss_itc": loss_itc,
       "loss_itm": loss_itm,
-      "loss_lm": loss_lm,
+      "loss_lm": lm.smoothed,
       # Without label smoothing; its exponential is the perplexity.
-      "nll_lm": lm_loss(0.0),
+      "nll_lm": lm.nll,
       "itm_acc": itm_acc,
       "alpha": alpha,
       "temp": params["temp"],

@@ -157,17 +157,17 @@ class Vqa(base.WithoutMomentum):
       x.reshape(-1, x.shape[-1])
       for x in (batch["answer_ids"], batch["answer_mask"])
     )
-    logits = run(
+    predicted = run(
       params, "decode", ids, mask, question_kv, encoder_mask=question_mask
     )
-    labels = jnp.where(mask == 1, ids, losses.IGNORE)
-    weight = batch["answer_weight"].reshape(-1)
-    mean = lambda smoothing: (
-      jnp.sum(weight * losses.lm_loss_per_text(logits, labels, smoothing))
-      / len(question_mask)
+    weights = batch["answer_weight"].reshape(-1, 1) * mask[:, 1:]
+    loss, nll = losses.weighted_lm_loss(
+      predicted,
+      jnp.where(mask == 1, ids, losses.IGNORE),
+      weights / len(question_mask),
+      self.label_smoothing,
     )
-    loss = mean(self.label_smoothing)
-    return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": mean(0.0)})
+    return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": nll})
 
   def _key_value(self, params: base.Params, states: Any, method: str) -> Any:
     return self.model.apply({"params": params}, states, method=method)

@@ -123,7 +123,7 @@ def _processed(model, params, states, ids, positions, settings):
   """Scores of the tokens at these positions, after all penalties."""
   call = replay.bound(model, params)
   kv = call("decoder_kv", states)
-  logits = call("decode", ids, jnp.ones_like(ids), kv)
+  logits = call("decode", ids, jnp.ones_like(ids), kv).logits()
   sep = model.config.med.tokens.sep
   return jax.vmap(
     lambda position: decoding.process(
@@ -164,7 +164,7 @@ def generate(
   )
 
 
-@replay.jit_of_generation
+@replay.jit_of_model
 def _generate(model_and_length, params, states, prompt, settings, sampled):
   model, num_positions = model_and_length
   pick = None

@@ -12,6 +12,7 @@ import numpy as np
 from blip_jax.evaluators import ranking
 from blip_jax.evaluators.scores import recall
 from blip_jax.inference import scoring
+from blip_jax.models import predictions
 from blip_jax.runtime import sharding
 from blip_jax.tasks import align, losses
 from blip_jax.tasks import answers as answers_lib
@@ -141,15 +142,17 @@ def blip_decoder(golden: Golden) -> None:
   seen = replay.compare_loss(
     golden, opened, task, batch, "visual_encoder", head
   )
-  logits, embeds = seen[head][0], seen["visual_encoder"][0]
-  golden.compare({"logits": logits, "image_embeds": embeds}, replay.MODEL)
+  predicted, embeds = seen[head][0], seen["visual_encoder"][0]
+  golden.compare(
+    {"logits": predicted.logits(), "image_embeds": embeds}, replay.MODEL
+  )
   started = ids.copy()
   started[:, 0] = opened.model.config.med.tokens.dec
   golden.compare({"decoder_input_ids": started}, replay.EXACT)
   if "labels" in golden:
-    lm = logits, jnp.asarray(golden.input("labels")), task.label_smoothing
+    lm = predicted, jnp.asarray(golden.input("labels")), task.label_smoothing
     golden.compare(
-      {"loss": losses.lm_loss(*lm)}, replay.MODEL, "loss of labels"
+      {"loss": losses.lm_loss(*lm).smoothed}, replay.MODEL, "loss of labels"
     )
   if "loss.prompt2" in golden:
     other = golden.fact("gen.prompt2.prompt")
@@ -205,8 +208,10 @@ def blip_vqa(golden: Golden) -> None:
   }
   task = vqa_lib.Vqa(opened.model)
   seen = replay.compare_loss(golden, opened, task, batch, head)
+  (predicted,) = seen[head]
   expected = golden.shape("answer_logits")
-  logits = np.asarray(seen[head][0]).reshape(*batch["answer_mask"].shape, -1)
+  shape = batch["answer_mask"].shape
+  logits = np.asarray(predicted.logits()).reshape(*shape, -1)
   # Those of padding are no answers'.
   logits = logits[batch["answer_mask"][..., 0] == 1].reshape(expected)
   golden.compare({"answer_logits": logits}, replay.MODEL)
@@ -261,7 +266,7 @@ def _candidates(golden, opened, name, texts):
   return ids, mask.sum(axis=1)
 
 
-@replay.jit_of_generation
+@replay.jit_of_model
 def _ranked(model_and_k, params, states, mask, ids, lengths):
   model, k = model_and_k
   return answers_lib.rank(model, params, states, mask, ids, lengths, k)
@@ -272,7 +277,8 @@ def _first_logits(model, params, states, mask):
   call = replay.bound(model, params)
   ids = jnp.full((len(states), 1), model.config.med.tokens.dec)
   kv = call("decoder_kv", states)
-  return call("decode", ids, jnp.ones_like(ids), kv, encoder_mask=mask)[:, 0]
+  predicted = call("decode", ids, jnp.ones_like(ids), kv, encoder_mask=mask)
+  return predicted.logits()[:, 0]
 
 
 @replay.jit_of_model
@@ -326,9 +332,10 @@ def hf_caption(golden: Golden) -> None:
   opened = replay.Opened.of(golden.open(*golden.checkpoints))
   names = "input_ids", "attention_mask"
   inputs = golden.image("pixel_values"), *map(golden.input, names)
-  outputs = _hf_decode(opened.model, opened.params, *inputs)
+  embeds, predicted = _hf_decode(opened.model, opened.params, *inputs)
+  outputs = {"image_embeds": embeds, "logits": predicted.logits()}
   golden.compare(outputs, replay.MODEL)
-  golden.compare({"loss": _hf_loss(golden, outputs["logits"])}, replay.MODEL)
+  golden.compare({"loss": _hf_loss(golden, predicted)}, replay.MODEL)
   if "gen_pixel_values" in golden:
     _hf_generated(golden, opened)
 
@@ -357,13 +364,14 @@ def _hf_decode(model, params, image, ids, mask):
   call = replay.bound(model, params)
   embeds = call("encode_image", image)
   kv = call("decoder_kv", embeds)
-  return {"image_embeds": embeds, "logits": call("decode", ids, mask, kv)}
+  return embeds, call("decode", ids, mask, kv)
 
 
-def _hf_loss(golden: Golden, logits: jax.Array) -> jax.Array:
+def _hf_loss(golden: Golden, predicted: predictions.Predictions) -> jax.Array:
   file = golden.folder.path / golden.checkpoints[0] / "config.json"
   smoothing = json.loads(file.read_text())["text_config"]["label_smoothing"]
-  return losses.lm_loss(logits, jnp.asarray(golden.input("labels")), smoothing)
+  labels = jnp.asarray(golden.input("labels"))
+  return losses.lm_loss(predicted, labels, smoothing).smoothed
 
 
 def hf_retrieval(golden: Golden) -> None:
@@ -387,11 +395,10 @@ def hf_vqa(golden: Golden) -> None:
   names = "input_ids", "attention_mask"
   names = *names, *(f"decoder_{name}" for name in names)
   inputs = golden.image("pixel_values"), *map(golden.input, names)
-  outputs = _hf_answer(opened.model, opened.params, *inputs)
+  outputs, answer = _hf_answer(opened.model, opened.params, *inputs)
+  outputs["answer_logits"] = answer.logits()
   golden.compare(outputs, replay.MODEL)
-  golden.compare(
-    {"loss": _hf_loss(golden, outputs["answer_logits"])}, replay.MODEL
-  )
+  golden.compare({"loss": _hf_loss(golden, answer)}, replay.MODEL)
 
 
 @replay.jit_of_model
@@ -402,8 +409,5 @@ def _hf_answer(model, params, image, ids, mask, answer_ids, answer_mask):
   question = call("fuse", ids, mask, kv, legacy_cls=True)
   # No `encoder_mask`: transformers 5 does not pass it on to its layers.
   kv = call("decoder_kv", question)
-  return {
-    "image_embeds": embeds,
-    "question_embeds": question,
-    "answer_logits": call("decode", answer_ids, answer_mask, kv),
-  }
+  outputs = {"image_embeds": embeds, "question_embeds": question}
+  return outputs, call("decode", answer_ids, answer_mask, kv)

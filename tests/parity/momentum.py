@@ -256,7 +256,8 @@ def _compare_step(
   for name in ("vision_proj", "text_proj"):
     actual[name], actual[f"{name}_m"] = seen[name]
   if "text_decoder/lm_head" in seen:
-    (actual["lm_logits"],) = seen["text_decoder/lm_head"]
+    (predicted,) = seen["text_decoder/lm_head"]
+    actual["lm_logits"] = predicted.logits()
   golden.compare(
     {f"step{step}.{name}": x for name, x in actual.items()}, replay.MODEL
   )

@@ -18,6 +18,7 @@ from blip_jax.models import families, stack
 from blip_jax.runtime import snapshot
 from blip_jax.tasks import base
 from blip_jax.tasks import momentum as momentum_lib
+from tests import QUICK_COMPILER_OPTIONS
 from tests.parity import verdicts
 from tests.parity.goldens import Golden
 
@@ -32,17 +33,9 @@ STEPPED = 1e-4  # parameters after steps of AdamW, absolute
 FLOAT64 = 1e-9  # formulas
 
 # These programs run once or a few times, so that nearly all of the time goes to
-# compilation; the fusion pass takes minutes for a model of 8 layers.
-_QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
-jit = functools.partial(
-  jax.jit,
-  compiler_options={**_QUICK_TO_COMPILE, "xla_disable_hlo_passes": "fusion"},
-)
+# compilation.
+jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILER_OPTIONS)
 jit_of_model = functools.partial(jit, static_argnums=0)
-# Loops of token by token compile faster with fusion.
-jit_of_generation = functools.partial(
-  jax.jit, static_argnums=0, compiler_options=_QUICK_TO_COMPILE
-)
 
 
 @contextlib.contextmanager

@@ -77,11 +77,13 @@ def text_tower(golden: Golden) -> None:
   model = med.Med(config, width)
   golden.compare(_encode(model, encoder, *inputs), replay.MODULE)
   model = med.Med(config, width, with_lm_head=True)
-  outputs = _decode(model, decoder, *inputs)
+  predicted, outputs = _decode(model, decoder, *inputs)
   golden.compare(outputs, replay.MODULE)
-  lm = outputs["dec.logits"], jnp.asarray(golden.input("dec.labels")), 0.1
-  golden.compare({"dec.loss_mean": losses.lm_loss(*lm)}, replay.MODULE)
-  golden.compare({"dec.loss_none": losses.lm_loss_per_text(*lm)}, replay.MODULE)
+  labels = jnp.asarray(golden.input("dec.labels"))
+  mean = losses.lm_loss(predicted, labels, 0.1)
+  golden.compare({"dec.loss_mean": mean.smoothed}, replay.MODULE)
+  by_text = losses.lm_loss_per_text(outputs["dec.logits"], labels, 0.1)
+  golden.compare({"dec.loss_none": by_text}, replay.MODULE)
   if "dec_cached.logits" in golden:
     steps = golden.shape("dec_cached.logits")[1]
     length = golden.shape("dec_cached.past_key_l0")[2]
@@ -113,11 +115,13 @@ def _decode(model, params, ids, mask, states, states_mask):
   call = replay.bound(model, params)
   kv = call("encoder_kv", states)
   hidden = call(None, ids, mask, kv, states_mask, causal=True)
-  logits = call("logits", hidden)
-  return {
+  predicted = call("predict", hidden)
+  logits = predicted.logits()
+  text = call(None, ids, mask, causal=True)
+  return predicted, {
     "dec.logits": logits,
     "dec.return_logits": logits[:, :-1],
-    "dec_text.logits": call("logits", call(None, ids, mask, causal=True)),
+    "dec_text.logits": call("predict", text).logits(),
   }
 
 
@@ -141,4 +145,4 @@ def _extend(model, params, ids, cache, states, states_mask):
   call = replay.bound(model, params)
   kv = call("encoder_kv", states)
   hidden, cache = call("extend", ids, cache, kv, states_mask)
-  return call("logits", hidden[:, -1:])[:, 0], cache
+  return call("predict", hidden[:, -1:]).logits()[:, 0], cache

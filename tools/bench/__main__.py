@@ -1,0 +1,123 @@
+"""Measures training, inference and reading; compares them with other programs.
+
+  python tools/bench.py                          everything, base
+  python tools/bench.py caption filter --size base large --compare hf \
+    --out bench.json
+  python tools/bench.py rerank --size tiny --compare plain      a quick try
+  python tools/bench.py --out bench.json --table --plot roofline.png
+
+An installed package has it as `python -m blip_jax.tools.bench`. Kinds are
+pretrain, encode, caption, samples, filter, rerank, loader, capfilt, and all.
+Weights and images are random, and no vocabulary is needed.
+
+`--compare hf` compares with transformers, as it is and with PyTorch's fused
+attention, `--compare plain` with our own programs without what makes them fast.
+Peers have the same weights, run in the same process, in turns, each at its best
+batch size; there is a ratio only if the outputs are the same. What is not
+installed, or fails, costs its row or column only.
+
+Each row is added to `--out` as soon as it is known; the file may be there, and
+rows that are measured again are replaced. With `--table` or `--plot` and no
+kind, nothing is measured: the rows of `--out` are printed as Markdown, or drawn
+(extra [bench]).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Collection, Sequence
+
+# JAX leaves room on a GPU for PyTorch. OpenMP, of PyTorch, does not spin in
+# wait for a core that another process has: on a busy machine that took 20 times
+# as long. Both are read when the libraries are loaded.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import jax
+
+from blip_jax.models import config as model_config
+from blip_jax.runtime import command, devices, json_files
+
+from . import kinds, results, roofline
+
+DEVICES = ("cpu", "gpu", "tpu")
+
+
+@command.reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("kinds", nargs="*", metavar="KIND")
+  parser.add_argument("--size", nargs="+", default=["base"])
+  parser.add_argument("--compare", nargs="+", default=[])
+  parser.add_argument("--device", help="default: the best that JAX finds")
+  parser.add_argument("--batch-sizes", type=int, nargs="+", default=[])
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--commit", help="of this code, where git is absent")
+  parser.add_argument("--out", type=command.local_path, metavar="JSON")
+  parser.add_argument("--plot", type=command.local_path, metavar="PNG")
+  parser.add_argument("--table", action="store_true")
+  args = parser.parse_args(argv)
+
+  names = args.kinds
+  shows = args.table or args.plot
+  if not names and not shows:
+    names = ["all"]
+  _check("KIND", names, (*kinds.KINDS, "all"))
+  _check("--size", args.size, model_config.VARIANTS)
+  _check("--compare", args.compare, kinds.COMPARISONS)
+  _check("--device", [args.device] if args.device else [], DEVICES)
+  _check_positive("--batch-sizes", args.batch_sizes)
+  _check_positive("--repeats", [args.repeats])
+  if shows and not args.out:
+    raise command.UsageError("--table and --plot show the rows of --out")
+  if args.out and json_files.is_there(args.out):
+    results.read(args.out)  # before anything is measured in vain
+  if names:
+    _measure([*kinds.KINDS] if "all" in names else names, args)
+  if args.table:
+    print(results.table(results.read(args.out)))
+  if args.plot:
+    number = roofline.draw(results.read(args.out), args.plot)
+    print(f"{args.plot}: {number} points")
+  return 0
+
+
+def _measure(names: Sequence[str], args: argparse.Namespace) -> None:
+  if args.device:
+    jax.config.update("jax_platforms", args.device)
+  devices.found()
+  # Programs are compiled here and now.
+  jax.config.update("jax_enable_compilation_cache", False)
+  options = kinds.Options(args.compare, args.batch_sizes, args.repeats)
+  above = None
+  for size in args.size:
+    for name in names:
+      row = kinds.measure_row(name, size, options)
+      if args.commit:
+        row["versions"] = row["versions"] | {"commit": args.commit}
+      if results.heading(row) != above:
+        above = results.heading(row)
+        print(above)
+      print(results.line(row), flush=True)
+      if args.out:
+        results.add(args.out, row)
+
+
+def _check(option: str, found: Sequence[str], known: Collection[str]) -> None:
+  for name in found:
+    if name not in known:
+      raise command.UsageError(
+        f"{option}: expected one of {', '.join(known)}; found {name!r}"
+      )
+
+
+def _check_positive(option: str, found: Sequence[int]) -> None:
+  for number in found:
+    if number < 1:
+      raise command.UsageError(f"{option}: expected 1 or more, found {number}")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -5,6 +5,7 @@ the JPEG size of a photograph.
 """
 
 import concurrent.futures
+import contextlib
 import io
 import itertools
 import os
@@ -113,23 +114,30 @@ def capfilt(
   host.keep_freed_memory()
   batch_size, mesh = batch_sizes[-1], sharding.one_device()
   number = BATCHES * batch_size
-  with measure.compiling() as stages, files.temporary_folder() as folder:
-    labeller = label.Labeller(
-      _model("caption", setup, mesh),
-      _model("itm", setup, mesh),
-      seed=0,
-      per_device_batch_size=batch_size,
-      generation=GENERATION,
-      num_threads=cores(),
-    )
+  labeller = label.Labeller(
+    _model("caption", setup, mesh),
+    _model("itm", setup, mesh),
+    seed=0,
+    per_device_batch_size=batch_size,
+    generation=GENERATION,
+    num_threads=cores(),
+    num_workers=0 if jax.default_backend() == "cpu" else cores(),
+  )
+  with (
+    measure.compiling() as stages,
+    files.temporary_folder() as folder,
+    contextlib.closing(labeller),
+  ):
     for shard in range(NUM_SHARDS):
       _write_shard(folder / f"{shard:05d}.tar", number, shard * number)
     shards = work_units.find([str(folder / "*.tar")], "", True, 1)
     read = lambda: [
-      batch for shard in shards for batch in labeller.read(shard.open()[0])
+      *labeller.read((shard, shard.open()[0]) for shard in shards)
     ]
     batches = read()
-    label_some = lambda some: sum(map(len, labeller.label(some)))
+    label_some = lambda some: sum(
+      len(batch.labelled) for batch in labeller.label(some)
+    )
     label_some(batches[:1])
     make = lambda run: measure.Program(NUM_SHARDS * number, run)
     parts = {
@@ -167,9 +175,7 @@ def _job(
     own.begin({}, force=False)
     constants = {"captioner": "random", "filter": "random", "seed": 0}
     with job.Progress(len(shards), own.folder) as progress:
-      for shard, num_done in own.claims(shards):
-        progress.set_done(num_done)
-        job.process(shard, labeller, own, 0.5, constants, progress)
+      job.label_all(shards, labeller, own, 0.5, constants, progress)
 
   return run
 

@@ -17,7 +17,13 @@ import numpy as np
 
 from blip_jax.inference import scoring
 from blip_jax.models import config as model_config
-from blip_jax.models import decoding, families, generation, layers, med
+from blip_jax.models import (
+  decoding,
+  families,
+  fused_attention,
+  generation,
+  med,
+)
 from blip_jax.runtime import files, sharding
 
 from . import measure
@@ -54,15 +60,18 @@ class Setup:
 
   @functools.cached_property
   def config(self) -> model_config.BlipConfig:
-    attention = layers.fastest_attention(jax.devices()[0], self.dtype)
-    return model_config.variant(
+    sizes = model_config.variant(
       self.size,
       image_size=self.image_size,
       vocab_size=VOCAB_SIZE,
       tokens=BERT,
       dtype=self.dtype,
-      vit={"attention": attention},
     )
+    attention = fused_attention.choose(
+      "", jax.devices()[0], self.dtype, sizes.vit.num_tokens
+    )
+    vit = dataclasses.replace(sizes.vit, attention=attention)
+    return dataclasses.replace(sizes, vit=vit)
 
   @property
   def exact(self) -> "Setup":

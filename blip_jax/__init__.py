@@ -6,15 +6,16 @@
   print(model.caption("dog.jpg")[0].text)
 
 `load` opens a released checkpoint, one of Hugging Face, or the workdir of a
-training run, and returns a `Model`, which captions images, scores image-text
-pairs and embeds both. Training, evaluation and CapFilt are jobs of `python -m
-blip_jax.main`.
+training run, and returns a `Model`, which captions images, answers questions
+about them, scores image-text pairs and embeds both. Training, evaluation and
+CapFilt are jobs of `python -m blip_jax.main`.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from blip_jax.inference.answering import Answer
   from blip_jax.inference.captioning import Caption
   from blip_jax.inference.images import Image, ImageReader
   from blip_jax.inference.matching import HiddenStates, Match
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+  "Answer",
   "Caption",
   "HiddenStates",
   "Image",
@@ -35,6 +37,7 @@ __all__ = [
 # Name -> module, imported when first used: processes that only load data import
 # this package too, and need neither JAX nor a second to start.
 _MODULES = {
+  "Answer": "blip_jax.inference.answering",
   "Caption": "blip_jax.inference.captioning",
   "HiddenStates": "blip_jax.inference.matching",
   "Image": "blip_jax.inference.images",

@@ -12,12 +12,12 @@ from blip_jax.models import card
 from blip_jax.runtime.config import Config
 
 
-def generation() -> Config:
-  """How the original decodes captions. Lengths are in tokens, and count the
-  prompt, [DEC] and [SEP]."""
+def generation(family: str = "caption") -> Config:
+  """How the original decodes captions, or answers. Lengths are in tokens, and
+  count the prompt, [DEC] and [SEP]."""
   return Config(
     dict(
-      **card.GENERATION["caption"],
+      **card.GENERATION[family],
       no_repeat_ngram_size=0,
       length_norm="full",  # full | generated
     )
@@ -57,6 +57,34 @@ def caption_images() -> Config:
         top_p=config_dict.placeholder(float),  # of probability; 1: all
         length_norm=config_dict.placeholder(str),  # full | generated
       ),
+    )
+  )
+
+
+def answer_images() -> Config:
+  """Defaults of answering questions about images with a trained model."""
+  return Config(
+    dict(
+      job="answer",
+      compilation_cache=True,  # keep compiled programs; docs/scale.md
+      # A table of questions, or with `question` any source of images;
+      # docs/vqa.md.
+      images="",
+      image_root="",
+      question="",  # about every image; unset: each row has its own
+      out="",  # unset: answers.jsonl in the workdir
+      model="Salesforce/blip-vqa-base",  # what blip_jax.load takes
+      tokenizer="",  # unset: the model's
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      batch_size=32,  # questions, of all devices together
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      num_threads=8,
+      # JSON, or a text file with an answer on each line; unset: any text.
+      answer_list="",
+      num_answers=1,  # of each question
+      k_test=128,  # answers, by their first tokens, that are scored in full
+      rank_score="blip",  # blip | albef; see `tasks.answers.Ranked.scores`
+      abstain_below=0.0,  # the least probability of an answer
     )
   )
 
@@ -258,6 +286,24 @@ def captioned_split(source: str) -> Config:
   # "none": there are none, and captions are generated but not scored.
   config.references = ""
   return config
+
+
+def question_split(source: str) -> Config:
+  """A split of questions, which are answered."""
+  config = split(source)
+  # Of the file of answers: vqa | aokvqa | gqa | vizwiz, as each server reads.
+  config.format = "vqa"
+  return config
+
+
+def vqa_questions(prefix: str, split: str) -> str:
+  """An official file of VQA or OK-VQA; its annotations are next to it.
+
+  Args:
+    prefix: "v2_" for VQA v2, "" for OK-VQA.
+    split: "train2014", "val2014" or "test2015".
+  """
+  return f"data/{prefix}OpenEnded_mscoco_{split}_questions.json"
 
 
 def use_paper_sources(config: Config) -> None:

@@ -19,7 +19,7 @@ from blip_jax import context, evaluate, train
 from blip_jax.capfilt import audit, bootstrap, merge, report
 from blip_jax.capfilt import job as capfilt
 from blip_jax.cli import command_line, config_help, recipes
-from blip_jax.inference import caption_images, search
+from blip_jax.inference import answer_images, caption_images, search
 from blip_jax.runtime import (
   command,
   compilation_cache,
@@ -35,6 +35,7 @@ JOBS = {
   "train": train.train,
   "evaluate": evaluate.evaluate,
   "caption": caption_images.caption_images,
+  "answer": answer_images.answer_images,
   "search": search.search,
   "capfilt": capfilt.run,
   "merge": merge.merge,

@@ -8,10 +8,10 @@ and add a line to `TASKS`.
 from typing import NamedTuple
 
 from blip_jax.cli import recipes
+from blip_jax.evaluators import answering, captions, retrieval_suite
 from blip_jax.evaluators import base as evaluators
-from blip_jax.evaluators import captions, retrieval_suite
 from blip_jax.runtime.config import Config
-from blip_jax.tasks import base, caption, pretrain, retrieval
+from blip_jax.tasks import base, caption, pretrain, retrieval, vqa
 
 
 class Entry(NamedTuple):
@@ -31,6 +31,7 @@ TASKS: dict[str, Entry] = {
   "pretrain": Entry(pretrain, retrieval_suite.build_with_losses),
   "caption": Entry(caption, captions.build),
   "retrieval": Entry(retrieval, retrieval_suite.build),
+  "vqa": Entry(vqa, answering.build),
 }
 
 

@@ -263,13 +263,12 @@ DEEP_IMAGE = "deeper/COCO_val2014_000000000017.png"
 
 
 def write_captioner(target):
+  return write_golden("blip_decoder", target)
+
+
+def write_golden(name, target):
   """A converted checkpoint, as a user would have one."""
-  opened = opening.open_checkpoint(
-    GOLDEN / "ckpt" / "blip_decoder.pth",
-    model_config=GOLDEN / "configs" / "med_config.json",
-    tokenizer=GOLDEN / "tokenizer" / "tiny",
-  )
-  return str(write.write(opened, target, "orbax"))
+  return str(write.write(open_golden(name), target, "orbax"))
 
 
 def write_images(folder):
@@ -414,3 +413,21 @@ def write_pairs(folder):
     pairs.append({"image": f"{number}.png", "caption": record["caption"]})
   for name in ("train.json", "val.json"):
     (folder / name).write_text(json.dumps(pairs))
+  write_questions(folder, 16)
+
+
+def write_questions(folder, num_images):
+  """Questions about `images/0.png` and so on, and a list of answers."""
+  asked = scenes.Scenes("val", with_captions=False, with_questions=True)
+  lines = ["image,question,answer,question_id"]
+  annotations = []
+  for number in range(num_images):
+    record = asked[number]
+    (answer,) = record["answers"]
+    lines.append(f"{number}.png,{record['question']},{answer},{number}")
+    answers = [{"answer": answer, "answer_id": n} for n in range(10)]
+    annotations.append({"question_id": number, "answers": answers})
+  for name in ("train.csv", "val.csv", "questions.csv"):
+    (folder / name).write_text("\n".join(lines) + "\n")
+  (folder / "annotations.json").write_text(json.dumps(annotations))
+  (folder / "answers.txt").write_text("\n".join(scenes.ANSWERS) + "\n")

@@ -12,7 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from blip_jax import defaults
-from blip_jax.inference import caption_images, caption_lines, captioning, stamps
+from blip_jax.inference import caption_images, captioning, line_job, stamps
+from blip_jax.inference import lines as lines_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, lock, sharding
 from tests import helpers
@@ -142,7 +143,7 @@ def test_a_job_that_died_before_its_last_file_is_finished(finished, tmp_path):
 
 def stop_after_two(monkeypatch, config):
   """Runs a job that is stopped after two of its batches."""
-  numbered = caption_images._numbered
+  numbered = line_job._numbered
 
   def stopping(rows):
     for number, batch in enumerate(numbered(rows)):
@@ -151,7 +152,7 @@ def stop_after_two(monkeypatch, config):
       yield batch
 
   with monkeypatch.context() as patch:
-    patch.setattr(caption_images, "_numbered", stopping)
+    patch.setattr(line_job, "_numbered", stopping)
     with pytest.raises(KeyboardInterrupt):
       caption_images.caption_images(config, "unused")
 
@@ -311,7 +312,7 @@ def test_parts_of_several_processes_become_one(tmp_path):
     (tmp_path / f"out.jsonl.part{process}").write_text(
       text_of(*(line_of(row, stamp=[1, 2, 3]) for row in rows))
     )
-  assert caption_lines.join(out, 4) == (0, "")
+  assert lines_lib.join(out, 4) == (0, "")
   assert lines_of(out) == [line_of(row) for row in range(4)]
   assert list(tmp_path.iterdir()) == [out]
 
@@ -321,14 +322,14 @@ def test_the_result_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
   sync = lambda _: synced.append(files.list_folder(tmp_path))
   monkeypatch.setattr(os, "fsync", sync)
   (tmp_path / "a.part0").write_text(text_of(line_of(0)))
-  caption_lines.join(tmp_path / "a", 1)
+  lines_lib.join(tmp_path / "a", 1)
   assert len(synced) == 1 and "a" not in synced[0]
 
 
 def test_rows_without_a_line_are_no_result(tmp_path):
   (tmp_path / "a.part0").write_text(text_of(line_of(0), line_of(2)))
   with pytest.raises(ValueError, match="1 of 3 images have no line"):
-    caption_lines.join(tmp_path / "a", 3)
+    lines_lib.join(tmp_path / "a", 3)
   assert files.list_folder(tmp_path) == ["a.part0"]
 
 
@@ -382,10 +383,10 @@ def test_a_result_that_is_not_complete_is_refused(tmp_path, number):
   source = [{"image": f"{n}.png", "id": f"{n}.png"} for n in range(7)]
   out, (text, message) = tmp_path / "a", NOT_COMPLETE[number]
   out.write_text(COMPLETE)
-  caption_lines.check_complete(out, source)
+  lines_lib.check_complete(out, source)
   out.write_text(text)
   with pytest.raises(ValueError, match=f"a line for each of 7 .*{message}"):
-    caption_lines.check_complete(out, source)
+    lines_lib.check_complete(out, source)
 
 
 def test_a_job_refuses_a_result_of_other_images(captioner, images, tmp_path):
@@ -588,7 +589,7 @@ DAMAGE = [
 
 def rows_left(out, source):
   """Resumes a job, as its first process."""
-  return caption_images._begin(
+  return line_job._begin(
     out, {"seed": 0}, source, stamps.Stamps(source)
   ).tolist()
 
@@ -608,7 +609,7 @@ def test_damaged_lines_are_captioned_again(tmp_path, number, process):
   with (tmp_path / "a.part0").open("ab") as file:
     file.write(line(1) + line(3))
   assert rows_left(out, source) == []
-  assert caption_lines.join(out, 4) == (0, "")
+  assert lines_lib.join(out, 4) == (0, "")
   assert lines_of(out) == [line_of(n) for n in range(4)]
   assert files.list_folder(tmp_path) == ["a", "a.job.json"]
 
@@ -649,7 +650,7 @@ def test_processes_wait_until_all_have_read(tmp_path, monkeypatch, processes):
   waited, out = [], tmp_path / "captions.jsonl"
   monkeypatch.setattr(jax, "process_count", lambda: processes)
   monkeypatch.setattr(
-    caption_images.multihost_utils, "sync_global_devices", waited.append
+    line_job.multihost_utils, "sync_global_devices", waited.append
   )
   source = [{"image": "0.png", "id": "0.png"}]
   assert rows_left(out, source) == [0] and len(waited) == processes - 1
@@ -662,7 +663,7 @@ def test_another_process_writes_no_settings_and_only_its_own_part(
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(
-    caption_images.multihost_utils, "sync_global_devices", lambda _: None
+    line_job.multihost_utils, "sync_global_devices", lambda _: None
   )
   assert rows_left(tmp_path / "a", []) == []
   assert not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ from PIL import Image
 from blip_jax.capfilt import rows
 from blip_jax.cli import recipes
 from blip_jax.data import datasets, scenes
-from blip_jax.inference import captioning
+from blip_jax.inference import answering, captioning
 from blip_jax.inference import model as model_lib
 from blip_jax.models import decoding
 from tests import QUICK_TO_COMPILE, helpers
@@ -88,6 +88,7 @@ def first_cells(page, header):
 STAND_INS = {
   "model_base_caption_capfilt_large": "released",
   "model_base_retrieval_coco": "runs/quickstart",
+  "model_base_vqa_capfilt_large": "answerer",
 }
 
 # The file that the pages convert is a golden one here, whose sizes cannot be
@@ -111,6 +112,9 @@ SHRINK = (
 PRINTED = {
   "num_beams=3, max_length=20": {r"\(log-probability -": 2},
   "num_return_sequences=5, seed=1": {r"\[\('": 5},
+  "# any text": {r"\(\d\.\d\d\)$": 2, r"^(yes|no|red) \[": 2},
+  "abstain_below=0.5": {r"^other: ": 4},
+  "score_vqa": {r"^overall +\d+\.\d\d +\d+\.\d\d$": 1},
   "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},
   "pairwise=True": {r"pairs \[": 1, r"hidden states \(2, \d+, \d+\) \(2,": 1},
   'method="match"': {r"cosine \[\[.*\]\] no match, match": 1},
@@ -128,6 +132,7 @@ def user_dir(tmp_path_factory):
     GOLDEN / "ckpt" / "blip_decoder.pth"
   )
   helpers.write_captioner(folder / "released")
+  helpers.write_golden("blip_vqa", folder / "answerer")
   images, shards = folder / "images", folder / "shards"
   described = folder / "described"
   for path in (images, shards, described):
@@ -142,6 +147,7 @@ def user_dir(tmp_path_factory):
       (path / f"{i}.txt").write_text(record["caption"])
   for name in ("train.json", "val.json"):
     (folder / name).write_text(json.dumps(rows))
+  helpers.write_questions(folder, 16)
   splits = ["train", "restval", "val", "test"]
   karpathy = [
     {
@@ -352,6 +358,15 @@ def test_fields_and_options_of_captions_are_documented():
   options = options - {"self", "images", "options"} | {"max_new_tokens"}
   listed = first_cells(page, "| option of `caption` |")
   assert sorted(listed) == sorted(options)
+
+
+def test_fields_and_options_of_answers_are_documented():
+  page = PAGES["docs/vqa.md"]
+  fields = {field.name for field in dataclasses.fields(answering.Answer)}
+  assert set(first_cells(page, "| field of `Answer` |")) == fields
+  options = set(inspect.signature(model_lib.Model.answer).parameters)
+  listed = set(first_cells(page, "| option of `answer` |"))
+  assert listed >= options - {"self", "images", "questions", "options"}
 
 
 def test_extras_that_are_named_exist():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from blip_jax.data import (
+  datasets,
   examples,
   loader,
   randaugment,
@@ -59,6 +60,8 @@ class QuestionExample:
   """
 
   tokenizer: tokenizer.Tokenizer
+
+  open_source = staticmethod(datasets.open_questions)
 
   def __call__(self, record, rng):
     question = transforms.clean_text(record["question"])

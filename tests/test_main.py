@@ -88,7 +88,7 @@ def test_results_are_printed(monkeypatch, tmp_path, capsys):
     ),
     (["--config=quickstrat"], "Did you mean 'quickstart'?"),
     (["--config=quickstart", "--config.lr=1"], "--config.optim.lr?"),
-    ([], "recipes are bootstrap"),
+    ([], "recipes are answer_images"),
   ],
 )
 def test_a_wrong_command_has_status_2(monkeypatch, capsys, words, message):

@@ -11,7 +11,7 @@ import pytest
 from blip_jax import train
 from blip_jax.models import blip, med
 from blip_jax.runtime import sharding, train_state
-from blip_jax.tasks import pretrain, retrieval
+from blip_jax.tasks import pretrain, retrieval, vqa
 from tests import helpers
 
 MESHES = {
@@ -19,11 +19,14 @@ MESHES = {
   "local": [(8, 1, 1), (2, 2, 2)],
   # Like COCO's recipe: ITC within a shard, ITM negatives from all shards.
   "retrieval": [(2, 2, 2)],
+  "vqa": [(2, 2, 2)],
 }
 
 
 def make_task(scope, mesh):
   """Local groups are those of eight shards, whatever the mesh is."""
+  if scope == "vqa":
+    return vqa.Vqa(blip.Blip(helpers.BLIP, answers=True))
   fields = dict(
     queue_size=12,
     ema_decay=0.995,
@@ -52,12 +55,33 @@ def batch():
   }
 
 
+def questions():
+  """The texts as questions with up to three answers each."""
+  rng = np.random.default_rng(1)
+  pairs = batch()
+  count = rng.integers(1, 4, 16)
+  weight = rng.random((16, 3), dtype=np.float32)
+  mask = np.ones((16, 3, 5), np.int32)
+  mask[..., 3:] = rng.integers(0, 2, (16, 3, 1))
+  return {
+    "image": pairs["image"],
+    "question_ids": pairs["input_ids"],
+    "question_mask": pairs["attention_mask"],
+    "answer_ids": rng.integers(5, 400, (16, 3, 5), dtype=np.int32),
+    "answer_mask": mask,
+    "answer_weight": weight * (np.arange(3) < count[:, None]),
+  }
+
+
 def make_state(task, tx, mesh):
   """The goldens' weights, split over the mesh."""
-  golden = helpers.params("blip_pretrain")
+  if isinstance(task, vqa.Vqa):
+    golden = helpers.params("blip_vqa")
+  else:
+    golden = helpers.params("blip_pretrain")
   if isinstance(task, pretrain.Pretrain):
     golden = med.drop_tied(golden)
-  else:
+  elif isinstance(task, retrieval.Retrieval):
     del golden["text_decoder"]
 
   def init(given):
@@ -86,7 +110,8 @@ def losses_and_grads(scope, shape):
     return momentum, metrics, grads
 
   with sharding.activate(mesh):
-    momentum, metrics, grads = step(state, sharding.put_batch(batch(), mesh))
+    rows = questions() if scope == "vqa" else batch()
+    momentum, metrics, grads = step(state, sharding.put_batch(rows, mesh))
   return jax.device_get((momentum, metrics, grads))
 
 

@@ -24,15 +24,17 @@ from blip_jax import (
   train,
 )
 from blip_jax.cli import recipes
+from blip_jax.data import scenes
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import sharding, snapshot, stopping
 from tests import QUICK_TO_COMPILE, helpers, short_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = [ROOT / "configs" / f"{name}.py" for name in recipes.names()]
-# Those of other jobs are run by test_caption_images.py, test_search.py,
-# test_video.py and below.
+# Those of other jobs are run by test_answer_images.py, test_caption_images.py,
+# test_search.py, test_video.py and below.
 OTHER_JOBS = (
+  "answer_images",
   "bootstrap",
   "capfilt",
   "capfilt_paper",
@@ -45,8 +47,11 @@ OTHER_JOBS = (
 # Shrunk they are as another recipe, but for a mesh or where negatives are from,
 # which test_mesh.py is about; or the README's commands train them as well.
 ALIKE = (
+  "aokvqa",
   "caption_coco",
   "caption_folder",
+  "gqa",
+  "okvqa",
   "pretrain_14m",
   "pretrain_custom",
   "pretrain_paper_large",
@@ -55,6 +60,8 @@ ALIKE = (
   "retrieval_custom",
   "retrieval_flickr",
   "retrieval_flickr_large",
+  "vizwiz",
+  "vqa_custom",
 )
 TRAINING = [
   pytest.param(
@@ -215,6 +222,41 @@ def test_captioner_from_pretraining_and_its_files(tmp_path, pretrained):
   assert first == second and len(first) == 5
 
 
+def test_vqa_recipes_have_the_published_numbers():
+  """The original's vqa.yaml; presets start from the right weights."""
+  get = short_runs.load_config
+  config = get("vqa_v2")
+  assert config.model.image_size == 480 and config.model.drop_path == 0.1
+  assert (config.batch_size, config.num_epochs) == (256, 10)
+  assert config.optim.lr == 2e-5 and config.optim.min_lr == 0
+  assert config.optim.schedule == "cosine_epoch"
+  assert config.optim.weight_decay == 0.05 and config.data.min_scale == 0.5
+  assert config.data.max_words == 50 and config.data.max_length == 35
+  assert config.vqa.inference == "rank" and config.vqa.k_test == 128
+  assert config.vqa.rank_score == "blip" and config.vqa.label_smoothing == 0.1
+  g = config.generation
+  assert (g.num_beams, g.max_length, g.min_length) == (3, 10, 1)
+  splits = [name.partition("_questions")[0] for name in config.data.train]
+  assert splits == [
+    "data/v2_OpenEnded_mscoco_train2014",
+    "data/v2_OpenEnded_mscoco_val2014",
+    "data/vg_qa.json",
+  ]
+  tuned, pretrained = "model_base_vqa_capfilt_large", "model_base_capfilt_large"
+  weights = {
+    name: get(name).init.weights
+    for name in ("vqa_v2", "okvqa", "aokvqa", "gqa", "vizwiz", "vqa_custom")
+  }
+  assert weights == {
+    "vqa_v2": pretrained,
+    "okvqa": tuned,
+    "aokvqa": tuned,
+    "gqa": pretrained,
+    "vizwiz": tuned,
+    "vqa_custom": tuned,
+  }
+
+
 def test_retrieval_recipes_have_the_published_numbers():
   """The original's retrieval_coco.yaml and retrieval_flickr.yaml."""
   get = lambda name: short_runs.load_config(f"retrieval_{name}")
@@ -247,6 +289,29 @@ def test_retrieval_recipes_have_the_published_numbers():
     assert config.job == "evaluate" and config.evals.test.k_test == 128
     assert config.init.weights == "model_base_retrieval_coco"
   assert config.evals.test.num_frames == 8
+
+
+def test_vqa_from_pretraining_and_its_files(tmp_path, pretrained):
+  """Fine-tuning starts from a pre-trained run, whose decoder attends to images
+  of the same width, and its answers are on the list."""
+  config = short_runs.shrunk_config("vqa_custom")
+  config.init.weights = str(pretrained)
+  config.evals.val.source = "scenes:val?num=20"
+  results = train.train(config, str(tmp_path / "tuned"))
+  assert {"val/accuracy", "val/accuracy/colour", "val/loss"} <= set(results)
+  written = json.loads((tmp_path / "tuned/val_answers.json").read_text())
+  assert [row["question_id"] for row in written] == [*range(20)]
+  assert {row["answer"] for row in written} <= {*scenes.ANSWERS}
+  assert (tmp_path / "tuned/best").exists()
+  card = snapshot.find(tmp_path / "tuned") / "model/model.json"
+  assert json.loads(card.read_text())["family"] == "vqa"
+  # A model for VQA is the start of another one, which only generates.
+  config.job = "evaluate"
+  config.init.weights = str(tmp_path / "tuned")
+  config.vqa.inference = "generate"
+  config.generation.num_beams = 1
+  again = evaluate.evaluate(config, str(tmp_path / "again"))
+  assert again["val/loss"] == pytest.approx(results["val/loss"], rel=1e-5)
 
 
 def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):

@@ -28,13 +28,22 @@ class Annotations(sources.Source):
     caption: str | None = None,
     keep: tuple[str, ...] = (),
     needs_image: bool = True,
+    with_questions: bool = False,
+    image_file: str = "",
   ):
     self.path = sources.annotation_file(path)
     find = (
       json_index.line_rows if _is_jsonl(self.path) else json_index.list_rows
     )
     self._columns = schema.Columns(
-      os.fspath(image_root), with_captions, image, caption, keep, needs_image
+      os.fspath(image_root),
+      with_captions,
+      image,
+      caption,
+      keep,
+      needs_image,
+      with_questions,
+      image_file,
     )
     self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
     schema.search(

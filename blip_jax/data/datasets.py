@@ -14,6 +14,7 @@ from blip_jax.data import (
   folders,
   json_datasets,
   json_index,
+  question_files,
   scenes,
   schema,
   shards,
@@ -87,6 +88,59 @@ def open_references(spec: str) -> Any:
   """
   source = _open(spec, "", (), with_captions=True, needs_image=False)
   return _known(spec, source)
+
+
+def open_questions(spec: str, image_root: str = "") -> Any:
+  """Returns a source of questions about images; see `questions`.
+
+  Args:
+    spec: JSON, JSON lines, CSV or TSV with the columns `image`, `question` and,
+      unless they are only to be answered, `answer`; the official files of VQA,
+      with their annotations next to them, and of GQA; or rendered scenes.
+      `?image_file=train2017/{image_id:012}.jpg` says where images are that rows
+      name by their id.
+    image_root: folder that relative image paths start from.
+
+  Raises:
+    ValueError: the form is not supported, the source does not exist, or it has
+      no questions.
+  """
+  kind, _, rest = spec.partition(":")
+  if kind == "scenes":
+    split, query = _split_query(rest)
+    options = _options(query, scenes.Scenes)
+    return scenes.Scenes(
+      split, with_captions=False, with_questions=True, **options
+    )
+  path, query = _split_query(spec)
+  if files.is_folder(path) and (table := folders.metadata(path)):
+    path, image_root = table, path
+  rows = _question_rows(path)
+  if rows is None:
+    raise ValueError(
+      f"{spec!r}: expected questions in a .json, .jsonl, .csv or .tsv, in a "
+      "folder with such a metadata file, or scenes:SPLIT, found another kind "
+      f"of source.{_advice(spec)}"
+    )
+  return rows(
+    path,
+    image_root=image_root,
+    with_captions=False,
+    with_questions=True,
+    **_options(query, rows),
+  )
+
+
+def _question_rows(path: str) -> Callable | None:
+  """The class that reads the questions of a file, by its name."""
+  match os.path.splitext(path)[1].lower():
+    case ".json" if files.is_file(path) and json_index.is_object(path):
+      return question_files.QuestionFiles
+    case ".json" | ".jsonl":
+      return annotations.Annotations
+    case ".csv" | ".tsv":
+      return tables.Csv
+  return None
 
 
 def _known(spec: str, source: Any) -> Any:
@@ -325,7 +379,7 @@ def _split_query(spec: str) -> tuple[str, str]:
 
 
 # Arguments of sources that a spec cannot set.
-_INTERNAL = ("image_root", "with_captions", "needs_image")
+_INTERNAL = ("image_root", "with_captions", "needs_image", "with_questions")
 
 
 def _options(

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from blip_jax.data import sources, tokenizer, transforms
+from blip_jax.data import datasets, sources, tokenizer, transforms
 
 Arrays = dict[str, np.ndarray]
 # Resizes a decoded image for the model, with or without augmentation.
@@ -25,6 +25,14 @@ class Example(Protocol):
   answers: only `collate` looks into them. A batch must have the same shapes
   every time, because each new shape compiles the training step again.
   """
+
+  def open_source(self, spec: str, image_root: str = "") -> Any:
+    """Opens a source of records that examples can be made of; see `datasets`.
+
+    Raises:
+      ValueError: there is no such source, or it lacks what examples need.
+    """
+    ...
 
   def __call__(
     self, record: sources.Record, rng: np.random.Generator
@@ -47,6 +55,8 @@ class Example(Protocol):
 
 class Stacked:
   """A kind of examples whose arrays have fixed shapes; a batch stacks them."""
+
+  open_source = staticmethod(datasets.open_source)
 
   def collate(self, examples: Sequence[Mapping[str, Any]]) -> Arrays:
     return {
@@ -96,18 +106,14 @@ class PairExample(Stacked):
       caption = usable[rng.integers(len(usable))]
     text = transforms.clean_text(caption)
     text = self.prompt + transforms.pre_caption(text, self.max_words)
-    with transforms.decoded(record["image"], self.max_pixels) as image:
-      if isinstance(self.image, transforms.TrainImage):
-        pixels = self.image(image, rng)
-      else:
-        pixels = self.image(image)
-    example = {"image": pixels} | _tokens(self.tokenizer, text, self.max_length)
+    image = pixels(record["image"], self.image, self.max_pixels, rng)
+    example = {"image": image} | _tokens(self.tokenizer, text, self.max_length)
     if self.with_image_id:
       example["image_id"] = np.array(sources.image_number(record), np.int32)
     return example
 
   def blank(self) -> Arrays:
-    example = {"image": _black(self.image)} | _no_tokens(self.max_length)
+    example = {"image": black(self.image)} | _no_tokens(self.max_length)
     if self.with_image_id:
       example["image_id"] = np.array(0, np.int32)
     return example
@@ -142,10 +148,10 @@ class ImageExample(Stacked):
     return {"image": image}
 
   def blank(self) -> Arrays:
-    black = _black(self.image)
+    image = black(self.image)
     if self.num_frames:
-      black = np.stack([black] * self.num_frames)
-    return {"image": black}
+      image = np.stack([image] * self.num_frames)
+    return {"image": image}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +193,26 @@ def _no_tokens(max_length: int) -> Arrays:
   return {"input_ids": zeros, "attention_mask": zeros}
 
 
-def _black(image: ImageTransform) -> np.ndarray:
+def pixels(
+  image: Any,
+  transform: ImageTransform,
+  max_pixels: int,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Decodes the image of a record, and brings it to the model's size.
+
+  Raises:
+    BadSample: it cannot be decoded, or has more than `max_pixels` pixels.
+  """
+  if isinstance(transform, transforms.TrainImage):
+    with transforms.decoded(image, max_pixels) as decoded:
+      return transform(decoded, rng)
+  (resized,) = transforms.resized(image, [transform], max_pixels)
+  return resized
+
+
+def black(image: ImageTransform) -> np.ndarray:
+  """Returns the pixels that stand for an image that cannot be used."""
   size = image.size
   height, width = (size, size) if isinstance(size, int) else size
   return np.zeros((height, width, 3), np.uint8)

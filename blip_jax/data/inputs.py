@@ -42,9 +42,10 @@ def train_loader(
   image = transforms.EvalImage(size)
   if c.augment:
     image = transforms.TrainImage(size, c.min_scale, randaugment.RandAugment())
+  example = make_example(image)
   specs = [spec for spec in c.train if spec]
   # A source that is listed twice is one: ids of images are those of a source.
-  opened = {spec: datasets.open_source(spec, c.image_root) for spec in specs}
+  opened = {spec: example.open_source(spec, c.image_root) for spec in specs}
   sources = [opened[spec] for spec in specs]
   for spec, source in zip(specs, sources, strict=True):
     log.info("Training data: %s rows of %s", f"{len(source):,}", spec)
@@ -56,7 +57,7 @@ def train_loader(
   _warn_of_repeats(config, order.epoch_lengths(sources, rotate))
   return loader.train_loader(
     sources,
-    make_example(image),
+    example,
     batch_size=config.batch_size // process_count,
     seed=config.seed,
     weights=tuple(c.weights),

@@ -104,6 +104,17 @@ def lists(path: str) -> dict[str, Int[np.ndarray, "offsets"]]:
   return {key: _rows(data, marks[span]) for key, span in bounds.items()}
 
 
+def object_rows(path: str) -> Int[np.ndarray, "offsets"]:
+  """Finds the members of a JSON object, `"key": value`; see `list_rows`.
+
+  Raises:
+    ValueError: the file is not one object, or ends before the object does.
+  """
+  data, _ = offsets.open_text(path)
+  marks, _ = _boundaries(path, data, depth=1)
+  return _rows(data, marks)
+
+
 def _key(before: bytes) -> bytes | None:
   """The key of a value, from what precedes the value; None if there is none."""
   before = before.rstrip()

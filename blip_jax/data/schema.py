@@ -9,23 +9,27 @@ import dataclasses
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from blip_jax.data import rejects, sources
+from blip_jax.data import questions, rejects, sources
 from blip_jax.runtime import files
 
 # The first name that a row has wins; a TFDS builder's features are searched
 # for the same caption names.
 _IMAGES = ("image", "url", "image_path", "file_name")
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
-# NoCaps says `img_id`, Karpathy's splits `cocoid` and `imgid`. A row's `id` may
-# be that of a caption or of the row itself, so it is none of these.
-_IMAGE_IDS = ("image_id", "img_id", "cocoid", "imgid")
+# NoCaps says `img_id`, Karpathy's splits `cocoid` and `imgid`, GQA `imageId`. A
+# row's `id` may be that of a caption or of the row itself, so it is none of
+# these.
+_IMAGE_IDS = ("image_id", "img_id", "cocoid", "imgid", "imageId")
 # Where a caption in a list is an object. Karpathy's have `raw` and `tokens`.
 TEXTS = ("raw", "caption", "text")
+# Where the number of an image goes in `image_file`, and with how many digits.
+_NUMBER = re.compile(r"\{image_id(?::0?(\d{1,2}))?\}")
 # Keys that records have a meaning for; `keep` cannot name them.
 _RESERVED = ("image", "caption", "id", "image_id")
 
@@ -55,9 +59,14 @@ class Columns:
       value that the row has.
     needs_image: whether a row without an image is bad, even if it has an
       `image_id`. If not, its record has no `image`.
+    with_questions: whether records have a question and its answers; see
+      `questions`.
+    image_file: the path of an image by its `image_id`, which is in place of
+      "{image_id}", or "{image_id:012}" for 12 digits; "": rows name paths.
 
   Raises:
-    ValueError: `keep` names a key that records have anyway.
+    ValueError: `keep` names a key that records have anyway, or `image_file`
+      has no place for the `image_id`.
   """
 
   image_root: str = ""
@@ -66,9 +75,16 @@ class Columns:
   caption: str | None = None
   keep: tuple[str, ...] = ()
   needs_image: bool = True
+  with_questions: bool = False
+  image_file: str = ""
 
   def __post_init__(self):
     object.__setattr__(self, "keep", kept_names(self.keep))
+    if self.image_file and not _NUMBER.search(self.image_file):
+      raise ValueError(
+        "?image_file: expected a path with {image_id} or {image_id:012} in it, "
+        f"found {self.image_file!r}"
+      )
 
   @property
   def _images(self) -> Sequence[str]:
@@ -84,7 +100,8 @@ class Columns:
     Raises:
       ValueError: there is none.
     """
-    if not self.needs_image and self.image_id_key(columns):
+    by_id = not self.needs_image or bool(self.image_file)
+    if by_id and self.image_id_key(columns):
       return _first(self._images, columns)
     return _key(columns, "image", "a path", self._images, where)
 
@@ -100,6 +117,8 @@ class Columns:
     self.image_key(columns, where)
     if self.with_captions:
       self.caption_key(columns, where)
+    if self.with_questions:
+      questions.check(columns, where)
     check_kept(self.keep, columns, where)
 
   def record(
@@ -128,6 +147,8 @@ class Columns:
       number = image_id(row[key], id, f"{where}: {key!r}")
       if number is not None:
         record["image_id"] = number
+    if self.with_questions:
+      record |= questions.record(row, id, where)
     return record | kept_values(self.keep, row, id, where)
 
   def _names_image(self, row: Mapping[str, Any]) -> bool:
@@ -138,6 +159,8 @@ class Columns:
     return not has_id or (key is not None and not is_missing(row[key]))
 
   def _image(self, row: Mapping[str, Any], id: str, where: str) -> str | bytes:
+    if self.image_file:
+      return os.path.join(self.image_root, self._file(row, id, where))
     key = _first(self._images, row)
     if key is None:
       detail = _absent(where, self._images, row)
@@ -157,6 +180,16 @@ class Columns:
         detail = f"{where}: {error}"
         raise sources.BadRow(id, "broken_row", detail) from error
     return os.path.join(self.image_root, image)
+
+  def _file(self, row: Mapping[str, Any], id: str, where: str) -> str:
+    """The path of an image by its id."""
+    key = self.image_id_key(row)
+    name = None if key is None else image_id(row[key], id, f"{where}: {key!r}")
+    if name is None or os.sep in str(name):
+      detail = f"{where}: expected the id of an image, found {name!r:.200}"
+      raise sources.BadRow(id, "missing_image", detail)
+    digits = lambda match: str(name).zfill(int(match[1] or 0))
+    return _NUMBER.sub(digits, self.image_file)
 
 
 def is_missing(value: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from blip_jax.data import offsets, schema, sources
+from blip_jax.data import offsets, questions, schema, sources
 from blip_jax.runtime import files
 
 # The longest row that spans lines. This bounds how much an unclosed quote can
@@ -41,7 +41,7 @@ class Csv(sources.Source):
     delimiter: separates fields; None: a tab in .tsv, else a comma.
     columns: names of the columns, joined by commas, of a file without a header
       line: "caption,url". None: the first line names them.
-    needs_image: see `schema.Columns`.
+    needs_image, with_questions, image_file: see `schema.Columns`.
 
   Raises:
     ValueError: on opening, if a column is missing or there are no rows.
@@ -59,6 +59,8 @@ class Csv(sources.Source):
     delimiter: str | None = None,
     columns: str | None = None,
     needs_image: bool = True,
+    with_questions: bool = False,
+    image_file: str = "",
   ):
     self.path = sources.annotation_file(path)
     is_tsv = self.path.lower().endswith(".tsv")
@@ -69,7 +71,14 @@ class Csv(sources.Source):
         f"{delimiter!r}."
       )
     self._columns = schema.Columns(
-      os.fspath(image_root), with_captions, image, caption, keep, needs_image
+      os.fspath(image_root),
+      with_captions,
+      image,
+      caption,
+      keep,
+      needs_image,
+      with_questions,
+      image_file,
     )
     self._num_header_lines = 0 if columns else 1
     self._header = (
@@ -163,6 +172,13 @@ class Csv(sources.Source):
       row[self._caption] = _texts(texts[self._caption])
     if self._image_id:
       row[self._image_id] = _image_id(texts[self._image_id])
+    if self._columns.with_questions:
+      for name in (*questions.ANSWERS, questions.WEIGHT):
+        if name in texts:
+          row[name] = _texts(texts[name])
+      for name in questions.IDS:
+        if name in texts:
+          row[name] = _image_id(texts[name])
     return row
 
 

@@ -96,10 +96,52 @@ def generate(
       f"num_beams: expected at most {most_beams}, half of the tokens of the "
       f"vocabulary, found {settings.num_beams}"
     )
-  # What all steps use is made once: matrices of single layers in the dtype of
-  # the products, and keys and values in the memory order and of a length that
-  # suits these. XLA would do that again in every step; the barriers keep it
-  # from undoing this.
+  decoder = stepwise(model, params, states, encoder_mask)
+  num_images, tokens = len(states), model.config.med.tokens
+  texts_per_image = max(settings.num_beams, settings.num_return_sequences)
+  cache = decoder.init_cache(num_positions, texts_per_image)
+  # The texts of an image share the prompt, which is decoded once.
+  prompts = jnp.broadcast_to(prompt[None], (num_images, len(prompt)))
+  logits, cache = decoder.extend(prompts, cache)
+  generator = _Generator(
+    decoder.extend, settings, len(prompt), tokens.sep, tokens.pad
+  )
+  ids = jnp.full((num_images, num_positions), tokens.pad, jnp.int32)
+  ids = ids.at[:, : len(prompt)].set(prompts)
+  if settings.num_beams > 1:
+    return generator.beam_search(ids, logits, cache)
+  if pick is None and settings.sample:
+    if keys is None:
+      raise ValueError("sampling needs `keys`, one for each image")
+    pick = _sampler(keys, settings)
+  return generator.token_by_token(ids, logits, cache, pick or _most_likely)
+
+
+class Stepwise(NamedTuple):
+  """A decoder of some images or questions, for programs with many steps.
+
+  Attributes:
+    extend: decodes the next tokens of texts.
+    init_cache: (positions, texts of each image) -> an empty cache.
+  """
+
+  extend: Extend
+  init_cache: Callable[[int, int], med.Cache]
+
+
+def stepwise(
+  model: nn.Module,
+  params: med.Params,
+  states: Float[Array, "I N E"],
+  encoder_mask: Int[Array, "I N"] | None = None,
+) -> Stepwise:
+  """Prepares a decoder; see `generate` for the arguments.
+
+  What all steps use is made once: matrices of single layers in the dtype of the
+  products, and keys and values in the memory order and of a length that suits
+  these. XLA would do that again in every step; the barriers keep it from
+  undoing this.
+  """
   once = jax.lax.optimization_barrier
   decoder = once(prepare(model, {"text_decoder": params["text_decoder"]}))
   apply: Callable[..., Any] = functools.partial(
@@ -118,22 +160,11 @@ def generate(
     encoder_kv = jax.tree.map(lambda x: x.transpose(0, 3, 1, 2), stored)
     return apply(ids, cache, encoder_kv, encoder_mask, matrix, method="extend")
 
-  num_images, tokens = len(states), model.config.med.tokens
-  texts_per_image = max(settings.num_beams, settings.num_return_sequences)
-  cache = apply(num_images, num_positions, texts_per_image, method="init_cache")
-  # The texts of an image share the prompt, which is decoded once.
-  prompts = jnp.broadcast_to(prompt[None], (num_images, len(prompt)))
-  logits, cache = extend(prompts, cache)
-  generator = _Generator(extend, settings, len(prompt), tokens.sep, tokens.pad)
-  ids = jnp.full((num_images, num_positions), tokens.pad, jnp.int32)
-  ids = ids.at[:, : len(prompt)].set(prompts)
-  if settings.num_beams > 1:
-    return generator.beam_search(ids, logits, cache)
-  if pick is None and settings.sample:
-    if keys is None:
-      raise ValueError("sampling needs `keys`, one for each image")
-    pick = _sampler(keys, settings)
-  return generator.token_by_token(ids, logits, cache, pick or _most_likely)
+  def init_cache(num_positions: int, texts_per_image: int) -> Any:
+    shape = len(states), num_positions, texts_per_image
+    return apply(*shape, method="init_cache")
+
+  return Stepwise(extend, init_cache)
 
 
 def _cast_dense(params: Any, dtype: str) -> Any:

@@ -160,14 +160,21 @@ def lm_loss_per_text(
   return jnp.sum(losses * (labels != IGNORE), axis=-1)
 
 
-def _token_losses(label_smoothing, logits, labels):
-  """Losses of tokens with label smoothing, and without; both [B, T]."""
+def token_losses(
+  logits: Float[Array, "*B V"], labels: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+  """Cross-entropy with each label, and with the uniform distribution."""
   label = jnp.maximum(labels, 0)[..., None]
   # Both terms use logsumexp; log_softmax would be another array as wide as the
   # vocabulary.
   total = jax.nn.logsumexp(logits, axis=-1)
   nll = total - jnp.take_along_axis(logits, label, axis=-1)[..., 0]
-  uniform = total - jnp.mean(logits, axis=-1)
+  return nll, total - jnp.mean(logits, axis=-1)
+
+
+def _token_losses(label_smoothing, logits, labels):
+  """Losses of tokens with label smoothing, and without; both [B, T]."""
+  nll, uniform = token_losses(logits, labels)
   return (1 - label_smoothing) * nll + label_smoothing * uniform, nll
 
 

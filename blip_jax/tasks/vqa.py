@@ -4,17 +4,113 @@ An encoder fuses question and image; a decoder that attends to its output
 generates the answer.
 
 Dimensions: B images with a question each, H and W image height and width, A
-answers of all questions, Lq and La lengths of questions and answers.
+answers of a question, Lq and La lengths of questions and answers.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from blip_jax import defaults as default_keys
+from blip_jax.data import examples, question_examples, tokenizer
 from blip_jax.models import blip, families
-from blip_jax.tasks import base, losses
+from blip_jax.runtime import config as run_config
+from blip_jax.runtime.config import Config
+from blip_jax.tasks import answers, base, losses
+
+FAMILY = "vqa"
+INFERENCE = ("rank", "generate")
+
+
+def defaults() -> Config:
+  """Defaults of VQA (section 5.3): VQA v2, from a pre-trained model."""
+  config = default_keys.fine_tuning("vqa")
+  config.num_epochs = 10.0
+  config.optim.lr = 2e-5
+  config.model.drop_path = 0.1
+  config.vqa = dict(
+    label_smoothing=0.1,
+    max_answers=10,  # of a question; those of the least weight are dropped
+    max_answer_length=10,  # tokens, [DEC] and [SEP] included
+    inference="rank",  # the answers of a list, or generate: any text
+    # The list: JSON, or a text file with an answer on each line.
+    answer_list="",
+    k_test=128,  # answers, by their first tokens, that are scored in full
+    rank_score="blip",  # blip | albef; see `tasks.answers.Ranked.scores`
+    # Whether generated answers attend to the padding of questions, as in the
+    # original; neither training nor ranking does.
+    legacy_mask=False,
+  )
+  # For evaluation; fields of `models.decoding.Decoding`.
+  config.generation = default_keys.generation("vqa")
+  config.data.max_words = 50
+  config.data.max_length = 35
+  config.evals.batch_size = 32
+  config.evals.best = ("val/accuracy",)
+  config.evals.val = default_keys.question_split("")
+  config.evals.test = default_keys.question_split("")
+  return config
+
+
+def check(config: Config) -> None:
+  """Checks the keys of `config.vqa`; see `base.TaskFile`."""
+  run_config.at_least(1, config, "vqa.max_answers", "vqa.k_test")
+  run_config.at_least(3, config, "vqa.max_answer_length")
+  c, key = config.vqa, "config.vqa"
+  run_config.one_of(f"{key}.inference", c.inference, INFERENCE)
+  run_config.one_of(f"{key}.rank_score", c.rank_score, answers.SCORES)
+  if c.inference == "rank" and run_config.splits(config) and not c.answer_list:
+    raise ValueError(
+      f"{key}.answer_list: there is nothing to rank; name a list of answers, "
+      f"or set {key}.inference=generate"
+    )
+
+
+def example(
+  config: Config,
+  tokenizer: tokenizer.Tokenizer,
+  image: examples.ImageTransform,
+) -> question_examples.AnsweredExample:
+  """Images with a question and its answers."""
+  return question_examples.AnsweredExample(
+    question_examples.QuestionExample(
+      tokenizer, image, config.data.max_words, config.data.max_length
+    ),
+    config.vqa.max_answers,
+    config.vqa.max_answer_length,
+  )
+
+
+def make(
+  config: Config, model: blip.Blip, *, prompt_length: int, num_shards: int
+) -> "Vqa":
+  """The task of a config; see `base.TaskFile`."""
+  return Vqa(model, config.vqa.label_smoothing)
+
+
+def read(
+  model: blip.Blip,
+  params: base.Params,
+  image: UInt8[Array, "B H W 3"],
+  question_ids: Int[Array, "B Lq"],
+  question_mask: Int[Array, "B Lq"],
+  legacy_cls: bool = False,
+) -> Float[Array, "B Lq D"]:
+  """Hidden states of questions that have seen their images.
+
+  Args:
+    legacy_cls: see `blip.Blip.fuse`.
+  """
+  apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+  image_embeds = apply(base.normalise(image), method="encode_image")
+  image_kv = apply(image_embeds, method="image_kv")
+  question = question_ids, question_mask, image_kv
+  states: Any = apply(*question, legacy_cls=legacy_cls, method="fuse")
+  return states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,34 +142,25 @@ class Vqa(base.WithoutMomentum):
 
     The batch contains image, uint8 [B, H, W, 3], or float32 if already
     normalised; question_ids and question_mask, int32 [B, Lq]; answer_ids and
-    answer_mask, int32 [A, La]; answer_weight, float32 [A], 0 for padding;
-    answer_question, int32 [A], the index of the question that it answers.
+    answer_mask, int32 [B, A, La]; answer_weight, float32 [B, A], 0 for padding.
     """
     run = base.passes(self.model, rng, train)
     question_mask = batch["question_mask"]
-    key_value = lambda states, method: self.model.apply(
-      {"params": params}, states, method=method
-    )
     image_embeds = run(params, "encode_image", base.pixels(batch))
-    image_kv = key_value(image_embeds, "image_kv")
+    image_kv = self._key_value(params, image_embeds, "image_kv")
     question = run(
       params, "fuse", batch["question_ids"], question_mask, image_kv
     )
     # Keys and values of a question are computed once for all of its answers.
-    index = batch["answer_question"]
-    question_kv = jax.tree.map(
-      lambda x: x[:, index], key_value(question, "decoder_kv")
+    question_kv = self._key_value(params, question, "decoder_kv")
+    ids, mask = (
+      x.reshape(-1, x.shape[-1])
+      for x in (batch["answer_ids"], batch["answer_mask"])
     )
-    ids, mask = batch["answer_ids"], batch["answer_mask"]
     predicted = run(
-      params,
-      "decode",
-      ids,
-      mask,
-      question_kv,
-      encoder_mask=question_mask[index],
+      params, "decode", ids, mask, question_kv, encoder_mask=question_mask
     )
-    weights = batch["answer_weight"][:, None] * mask[:, 1:]
+    weights = batch["answer_weight"].reshape(-1, 1) * mask[:, 1:]
     loss, nll = losses.weighted_lm_loss(
       predicted,
       jnp.where(mask == 1, ids, losses.IGNORE),
@@ -81,3 +168,15 @@ class Vqa(base.WithoutMomentum):
       self.label_smoothing,
     )
     return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": nll})
+
+  def _key_value(self, params: base.Params, states: Any, method: str) -> Any:
+    return self.model.apply({"params": params}, states, method=method)
+
+  @property
+  def predict_fns(self) -> dict[str, Callable]:
+    bind = lambda function: functools.partial(function, self.model)
+    return {
+      "read": bind(read),
+      "rank": bind(answers.rank),
+      "generate": bind(answers.generate),
+    }

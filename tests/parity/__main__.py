@@ -1,6 +1,6 @@
 """Compares this package with the original BLIP, number by number.
 
-  python -m tests.parity GOLDENS_DIR [--case NAME] [--allow-missing]
+  python -m tests.parity GOLDENS_DIR [--case NAME]
 
 GOLDENS_DIR holds inputs, weights and outputs of the original code, as its
 manifest.json describes.  Weights are loaded with the package's own converter.
@@ -31,11 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     metavar="DIR",
     help="the vocabulary of bert-base-uncased, for the tokenizer's goldens",
   )
-  parser.add_argument(
-    "--allow-missing",
-    action="store_true",
-    help="list what nothing was compared with, but do not fail because of it",
-  )
   args = parser.parse_args(argv)
   try:
     folder = goldens.Folder(args.folder, args.vocab)
@@ -44,10 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   checks = parity.run(folder, args.case)
   print("\n".join(verdicts.table(checks)))
-  allowed = {verdicts.OK}
-  if args.allow_missing:
-    allowed.add(verdicts.MISSING)
-  return int(any(check.verdict not in allowed for check in checks))
+  return int(any(check.verdict != verdicts.OK for check in checks))
 
 
 if __name__ == "__main__":

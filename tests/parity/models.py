@@ -15,6 +15,7 @@ from blip_jax.inference import scoring
 from blip_jax.models import predictions
 from blip_jax.runtime import sharding
 from blip_jax.tasks import align, losses
+from blip_jax.tasks import answers as answers_lib
 from blip_jax.tasks import caption as caption_lib
 from blip_jax.tasks import nlvr as nlvr_lib
 from blip_jax.tasks import vqa as vqa_lib
@@ -24,6 +25,7 @@ from tests.parity.goldens import Golden
 # The original's lengths, for texts without ids in the goldens.
 CAPTION_LENGTH = 40
 TEXT_LENGTH = 35
+SMOOTHING = 0.1
 
 
 def blip_base(golden: Golden) -> None:
@@ -199,24 +201,84 @@ def blip_vqa(golden: Golden) -> None:
   question = golden.tokens("question", golden.fact("questions"))
   answer = golden.tokens("answer", golden.fact("answers"))
   head = "text_decoder/lm_head"
-  seen = replay.compare_loss(
-    golden,
-    opened,
-    vqa_lib.Vqa(opened.model),
-    {
-      "image": golden.image("image"),
-      **answers(question, answer, golden.fact("n"), golden.input("weights")),
-    },
-    head,
-  )
+  weight = golden.input("weights")
+  batch = {
+    "image": golden.image("image"),
+    **answers(question, answer, golden.fact("n"), weight),
+  }
+  task = vqa_lib.Vqa(opened.model)
+  seen = replay.compare_loss(golden, opened, task, batch, head)
   (predicted,) = seen[head]
-  golden.compare({"answer_logits": predicted.logits()}, replay.MODEL)
+  expected = golden.shape("answer_logits")
+  shape = batch["answer_mask"].shape
+  logits = np.asarray(predicted.logits()).reshape(*shape, -1)
+  # Those of padding are no answers'.
+  logits = logits[batch["answer_mask"][..., 0] == 1].reshape(expected)
+  golden.compare({"answer_logits": logits}, replay.MODEL)
   # The original ignores the mask of the questions here.
   if "generate.sequences" in golden:
     states = lambda image: read(opened.model, opened.params, image, *question)
     generated.compare_generated(
       golden, opened, states, golden.image("image"), {"": ""}
     )
+  states = read(opened.model, opened.params, golden.image("image"), *question)
+  for prefix, name in (("rank", "answer_list"), ("ties", "ties.answer_list")):
+    _compare_ranked(golden, opened, states, question[1], prefix, name)
+
+
+def _compare_ranked(golden, opened, states, mask, prefix, name) -> None:
+  """Compares `<prefix><k>.*`, or `<prefix>.*` for all answers of a list."""
+  texts = golden.fact(name)
+  tokens = "ties" if prefix == "ties" else name
+  ids, lengths = _candidates(golden, opened, tokens, texts)
+  for match in golden.matches(rf"({prefix}(\d*))\.answer_ids"):
+    k = int(match[2] or len(texts))
+    ranked = _ranked(
+      (opened.model, k), opened.params, states, mask, ids, lengths
+    )
+    scores = np.asarray(ranked.scores("blip", SMOOTHING))
+    best = np.take_along_axis(
+      np.asarray(ranked.index), scores.argmax(1)[:, None], axis=1
+    )
+    golden.compare({f"{match[1]}.answer_ids": best[:, 0]}, replay.EXACT)
+    golden.compare(
+      {f"{match[1]}.topk_ids": np.asarray(ranked.index)}, replay.EXACT
+    )
+    golden.compare(
+      {
+        f"{match[1]}.topk_probs": ranked.first_prob,
+        f"{match[1]}.neg_loss": scores,
+        f"{match[1]}.first_token_logits": _first_logits(
+          opened.model, opened.params, states, mask
+        ),
+      },
+      replay.MODEL,
+    )
+
+
+def _candidates(golden, opened, name, texts):
+  """Ids of a list of answers; in the goldens, they start with [DEC]."""
+  names = f"{name}.input_ids", f"{name}.attention_mask"
+  ids, mask = map(golden.input, names)
+  own, own_mask = golden.folder.tokenizer.encode(texts, ids.shape[1])
+  own[:, 0] = opened.model.config.med.tokens.dec
+  golden.compare(dict(zip(names, (own, own_mask), strict=True)), replay.EXACT)
+  return ids, mask.sum(axis=1)
+
+
+@replay.jit_of_model
+def _ranked(model_and_k, params, states, mask, ids, lengths):
+  model, k = model_and_k
+  return answers_lib.rank(model, params, states, mask, ids, lengths, k)
+
+
+@replay.jit_of_model
+def _first_logits(model, params, states, mask):
+  call = replay.bound(model, params)
+  ids = jnp.full((len(states), 1), model.config.med.tokens.dec)
+  kv = call("decoder_kv", states)
+  predicted = call("decode", ids, jnp.ones_like(ids), kv, encoder_mask=mask)
+  return predicted.logits()[:, 0]
 
 
 @replay.jit_of_model
@@ -229,13 +291,19 @@ def read(model, params, image, ids, mask):
 
 def answers(question, answer, numbers, weight) -> dict[str, np.ndarray]:
   """A batch of questions with `numbers[i]` answers to question i."""
+  places = np.arange(max(numbers)) < np.array(numbers)[:, None]
+
+  def placed(x: np.ndarray) -> np.ndarray:
+    padded = np.zeros((*places.shape, *x.shape[1:]), x.dtype)
+    padded[places] = x
+    return padded
+
   return {
     "question_ids": question[0],
     "question_mask": question[1],
-    "answer_ids": answer[0],
-    "answer_mask": answer[1],
-    "answer_weight": weight,
-    "answer_question": np.repeat(np.arange(len(numbers)), numbers),
+    "answer_ids": placed(answer[0]),
+    "answer_mask": placed(answer[1]),
+    "answer_weight": placed(weight),
   }
 
 

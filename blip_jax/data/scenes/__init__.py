@@ -1,9 +1,9 @@
 """Scenes: rendered images with exact captions, for runs without downloads.
 
 A scene has one to three shapes on light paper. Its content (`Scene`), its
-image (`render`) and its captions (`describe`, `descriptions`) are separate, so
-that questions, or statements about two images, are further functions of the
-same `Scene`.
+image (`render`), its captions (`describe`, `descriptions`) and the questions
+about it (`ask`) are separate, so that statements about two images are a further
+function of the same `Scene`.
 
 With the defaults, a model of about a million parameters learns retrieval and
 captioning within minutes on a CPU: shapes are as large as the layout allows,
@@ -16,6 +16,7 @@ Train on Scenes without flips and crops, which would make "left" untrue.
 
 import pathlib
 
+from blip_jax.data.scenes.asking import ANSWERS, QUESTION_KINDS, ask
 from blip_jax.data.scenes.drawing import (
   COLOURS,
   RADIUS,
@@ -28,7 +29,9 @@ from blip_jax.data.scenes.source import SPLITS, Scenes
 from blip_jax.data.scenes.texts import READING_ORDER, describe, descriptions
 
 __all__ = [
+  "ANSWERS",
   "COLOURS",
+  "QUESTION_KINDS",
   "RADIUS",
   "READING_ORDER",
   "SHAPES",
@@ -36,6 +39,7 @@ __all__ = [
   "Object",
   "Scene",
   "Scenes",
+  "ask",
   "describe",
   "descriptions",
   "render",

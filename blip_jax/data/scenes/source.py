@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int8, Int64, UInt64
 
+from blip_jax.data.scenes import asking
 from blip_jax.data.scenes import junk as junk_lib
 from blip_jax.data.scenes.drawing import (
   JITTER,
@@ -87,6 +88,9 @@ class Scenes:
     counts: shares of scenes with one, two and three objects.
     with_captions: whether records have captions; without them they only have
       the image and its ids.
+    with_questions: whether records have a question each, and its answer.
+      Scenes then have two objects, or one to three if these are counted, and
+      contents of held-out splits may occur twice.
 
   Raises:
     ValueError: `split` or `junk` is unknown, `noise` is not in [0, 1], or
@@ -104,6 +108,7 @@ class Scenes:
     junk: str = "plain",
     counts: Sequence[float] = (0.05, 0.92, 0.03),
     with_captions: bool = True,
+    with_questions: bool = False,
   ):
     if split not in SPLITS:
       raise ValueError(
@@ -127,6 +132,7 @@ class Scenes:
     self.split, self.size, self.seed = split, size, seed
     self.noise, self._kinds = noise, junk_lib.MIXES[junk]
     self._with_captions = with_captions
+    self._with_questions = with_questions
     self._counts, self._numbers = self._plan(num, counts)
 
   def _plan(
@@ -139,13 +145,16 @@ class Scenes:
     share = (turns + self._rng(0, 3).random()) % 1
     edges = np.cumsum(counts)
     item_counts = np.searchsorted(edges / edges[-1], share, side="right") + 1
+    may_repeat = self.split == "train" or self._with_questions
+    if self._with_questions:
+      item_counts = np.array([asking.num_objects(n) for n in range(num)])
     numbers = np.zeros(num, np.int64)
     for count in LAYOUTS:
       items = np.flatnonzero(item_counts == count)
       if not items.size:
         continue
       contents = _contents_of(self.split, count, self.seed)
-      if self.split != "train" and items.size > contents.size:
+      if not may_repeat and items.size > contents.size:
         raise ValueError(
           f"Scenes {self.split}: num={num} with counts={counts} needs "
           f"{items.size} distinct scenes of {count} object(s), found "
@@ -194,6 +203,15 @@ class Scenes:
       "image_id": index,
       "id": f"scenes/{self.split}:{index}",
     }
+    if self._with_questions:
+      kind, text, answer = asking.ask(index, scene, self._rng(index, 4))
+      return {
+        **record,
+        "question": text,
+        "question_id": index,
+        "question_type": kind,
+        "answers": [answer],
+      }
     if not self._with_captions:
       return record
     caption, noise = describe(scene, self._rng(index, 1)), ""

@@ -1,8 +1,9 @@
-"""The lines of captions on disk: those of a job that runs, and its result.
+"""The lines of a job on disk: those of a job that runs, and its result.
 
-A job collects a line of JSON per image in `<out>.part<process>`. Until `<out>`
-replaces these files, a line also has the `stamp` of its image: what was written
-for another image, or for what a file was before, is captioned again.
+A line has a caption, an answer, or what is wrong with its row. A job collects a
+line of JSON per row in `<out>.part<process>`. Until `<out>` replaces these
+files, a line also has the `stamp` of its image: what was written for another
+image, or for what a file was before, is made again.
 """
 
 import contextlib
@@ -93,7 +94,7 @@ def clean(path: pathlib.Path, wrong: Collection[int]) -> None:
     return
   log.warning(
     "%s: %d lines are damaged, or of images that have changed; these images "
-    "are captioned again",
+    "are read again",
     path,
     len(wrong),
   )
@@ -130,7 +131,7 @@ def join(out: pathlib.Path, num_rows: int) -> tuple[int, str]:
   if num_missing := int((where[:, 0] < 0).sum()):
     raise ValueError(
       f"{out}: {num_missing} of {num_rows} images have no line, since what was "
-      "written is damaged; the same command captions these"
+      "written is damaged; the same command makes these again"
     )
   if not is_bad.all():
     with contextlib.ExitStack() as stack:
@@ -152,7 +153,7 @@ def check_complete(out: pathlib.Path, source: Any) -> None:
   Raises:
     ValueError: it is cut or damaged, or has lines of other images.
   """
-  refuse_other(out, "the captions go")
+  refuse_other(out, "the lines go")
   count = 0
   for _, line in _lines(out, len(source)):
     id = sources.row_id(source, count)
@@ -166,9 +167,9 @@ def check_complete(out: pathlib.Path, source: Any) -> None:
 
 def _incomplete(out: pathlib.Path, source: Any, found: str) -> ValueError:
   return ValueError(
-    f"{out}: expected the captions of config.images, a line for each of "
-    f"{len(source)} images, found: {found}. Delete it to caption the images "
-    "again, or name another file with config.out"
+    f"{out}: expected the lines of these images, a line for each of "
+    f"{len(source)} rows, found: {found}. Delete it to do the work again, or "
+    "name another file with config.out"
   )
 
 
@@ -187,24 +188,24 @@ def _lines(
 
 
 def _is_sound(line: Any, num_rows: int) -> bool:
-  """Whether this is the line of a row, with a caption or an error."""
+  """Whether this is the line of a row, with what a model says, or an error."""
   return (
     isinstance(line, dict)
     and type(row := line.get("row")) is int
     and 0 <= row < num_rows
     and isinstance(line.get("id"), str)
-    and (isinstance(line.get("error"), str) or _is_caption(line))
+    and (isinstance(line.get("error"), str) or _is_response(line))
   )
 
 
-def _is_caption(line: Any) -> bool:
+def _is_response(line: Any) -> bool:
   return (
     isinstance(line, dict)
-    and isinstance(line.get("caption"), str)
+    and any(isinstance(line.get(name), str) for name in ("caption", "answer"))
     and type(line.get("log_prob")) in (int, float)
     and type(line.get("score")) in (int, float)
     and isinstance(others := line.get("others", []), list)
-    and all(map(_is_caption, others))
+    and all(map(_is_response, others))
   )
 
 

@@ -1,0 +1,144 @@
+"""From the record of a question to the arrays of a batch.
+
+Dimensions: H and W image, Lq question length, A answers of a question, La
+answer length. Images are uint8 RGB; tokens are int32.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from blip_jax.data import (
+  datasets,
+  examples,
+  questions,
+  sources,
+  tokenizer,
+  transforms,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionExample(examples.Stacked):
+  """`image` [H, W, 3], `question_ids` and `question_mask` [Lq].
+
+  Attributes:
+    tokenizer: of the model.
+    image: resizes a decoded image for the model.
+    max_words: questions are truncated to this number of words before they are
+      tokenised.
+    max_length: length of a question in tokens, Lq; special tokens and padding
+      included.
+    max_pixels: stored images with more pixels are bad samples.
+  """
+
+  tokenizer: tokenizer.Tokenizer
+  image: examples.ImageTransform
+  max_words: int = 50
+  max_length: int = 35
+  max_pixels: int = transforms.MAX_PIXELS
+
+  open_source = staticmethod(datasets.open_questions)
+
+  def __call__(
+    self, record: sources.Record, rng: np.random.Generator
+  ) -> examples.Arrays:
+    question = questions.cleaned(record["question"], self.max_words)
+    ids, mask = self.tokenizer.encode([question], self.max_length)
+    image = examples.pixels(record["image"], self.image, self.max_pixels, rng)
+    return {
+      "image": image,
+      "question_ids": ids[0],
+      "question_mask": mask[0],
+    }
+
+  def blank(self) -> examples.Arrays:
+    zeros = np.zeros(self.max_length, np.int32)
+    return {
+      "image": examples.black(self.image),
+      "question_ids": zeros,
+      "question_mask": zeros,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class AnsweredExample(examples.Stacked):
+  """A question with its weighted answers, for training.
+
+  In addition to those of `QuestionExample`: `answer_ids` and `answer_mask`
+  [A, La], and `answer_weight` [A], which is 0 for padding. Every question has
+  the same number of places for answers, so that shapes are static and the
+  answers of a question stay on its device.
+
+  Attributes:
+    question: makes the example of the question.
+    max_answers: A; of more distinct answers, those of the least weight are
+      dropped.
+    max_length: La; longer answers are dropped, since the beginning of an answer
+      is another answer.
+  """
+
+  question: QuestionExample
+  max_answers: int
+  max_length: int
+
+  open_source = staticmethod(datasets.open_questions)
+
+  def __call__(
+    self, record: sources.Record, rng: np.random.Generator
+  ) -> examples.Arrays:
+    weights = questions.weighted(record)
+    likeliest = sorted(weights, key=lambda answer: -weights[answer])
+    if not likeliest:
+      raise transforms.BadSample("no_answer", repr(record["question"][:60]))
+    # One token more shows which answers are too long.
+    ids, mask = self.question.tokenizer.encode(likeliest, self.max_length + 1)
+    fits = np.flatnonzero(mask[:, -1] == 0)[: self.max_answers]
+    if not len(fits):
+      detail = (
+        f"{likeliest[0][:60]!r}: expected at most {self.max_length} tokens "
+        "(config.vqa.max_answer_length)"
+      )
+      raise transforms.BadSample("answer_too_long", detail)
+    example = self.question(record, rng) | self._no_answers()
+    place = slice(0, len(fits))
+    example["answer_ids"][place] = ids[fits, : self.max_length]
+    example["answer_mask"][place] = mask[fits, : self.max_length]
+    example["answer_weight"][place] = [weights[likeliest[n]] for n in fits]
+    return example
+
+  def blank(self) -> examples.Arrays:
+    return self.question.blank() | self._no_answers()
+
+  def _no_answers(self) -> dict[str, Any]:
+    shape = self.max_answers, self.max_length
+    return {
+      "answer_ids": np.zeros(shape, np.int32),
+      "answer_mask": np.zeros(shape, np.int32),
+      "answer_weight": np.zeros(self.max_answers, np.float32),
+    }
+
+
+def answer_tokens(
+  text_tokenizer: tokenizer.Tokenizer, answers: Sequence[str], max_length: int
+) -> tuple[Int32[np.ndarray, "M L"], Int32[np.ndarray, " M"]]:
+  """Returns the ids of a list of answers, and their numbers of tokens.
+
+  Args:
+    answers: as wide as the longest one, L, special tokens included.
+    max_length: positions of the model.
+
+  Raises:
+    ValueError: an answer has more tokens than positions, or none.
+  """
+  ids, mask = text_tokenizer.encode(answers, max_length + 1)
+  lengths = mask.sum(axis=1, dtype=np.int32)
+  for row in np.flatnonzero((lengths > max_length) | (lengths < 3))[:1]:
+    raise ValueError(
+      f"answer {answers[row]!r:.200}: expected 1 to {max_length - 2} tokens, "
+      f"found {lengths[row] - 2} or more"
+    )
+  return ids[:, : lengths.max()], lengths

@@ -1,0 +1,151 @@
+"""Answer questions about images (job `answer`); see `line_job`."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from blip_jax.data import datasets, question_examples, questions, sources
+from blip_jax.inference import answering, line_job
+from blip_jax.inference import model as model_lib
+from blip_jax.runtime import config as run_config
+from blip_jax.runtime import lock, sharding
+from blip_jax.runtime.config import Config
+
+# Of a config, what changes the lines.
+_SETTINGS = (
+  "tokenizer",
+  "question",
+  "num_answers",
+  "k_test",
+  "rank_score",
+  "abstain_below",
+  "images",
+  "image_root",
+)
+
+
+def answer_images(config: Config, workdir: str) -> dict[str, int]:
+  """Answers every question of `config.images` into `config.out`.
+
+  A line is {row, id, question_id, question, image_id?, image?, answer, prob,
+  log_prob, score, abstains?, others?}, or has an `error` instead of the answer
+  if the image cannot be read; rows are in order. See
+  `caption_images.caption_images` about locks, processes and resuming.
+
+  Args:
+    config: from `defaults.answer_images`.
+    workdir: where `answers.jsonl` goes by default.
+
+  Returns:
+    The number of questions, and of those whose image could not be read.
+
+  Raises:
+    ValueError: there are no questions, none can be answered, the model does
+      not answer questions, an option is out of range, another job writes into
+      `config.out`, the job was started with other settings, or `config.out`
+      has something else than the answers to these questions; says which.
+  """
+  run_config.at_least(
+    1, config, "batch_size", "num_threads", "num_answers", "k_test"
+  )
+  source = _source(config)
+  out = pathlib.Path(config.out or os.path.join(workdir, "answers.jsonl"))
+  with lock.hold(lock.path_for(out)) as held:
+    return _job(config, source, out).run(held)
+
+
+def _job(config: Config, source: Any, out: pathlib.Path) -> line_job.LineJob:
+  mesh = sharding.make_mesh(config.mesh)
+  dtype = config.dtype or model_lib.quick_dtype()
+  model = model_lib.load(
+    config.model,
+    dtype=dtype,
+    mesh=mesh,
+    tokenizer=config.tokenizer or None,
+  )
+  listed = None
+  if config.answer_list:
+    listed = questions.read_answer_list(config.answer_list)
+  answerer = model.answerer(
+    listed,
+    num_answers=config.num_answers,
+    k_test=config.k_test,
+    rank_score=config.rank_score,
+    abstain_below=config.abstain_below,
+  )
+  assert model.tokenizer is not None, config.model
+
+  def respond(arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    question = arrays["question_ids"], arrays["question_mask"]
+    return [_as_json(one) for one in answerer(arrays["image"], *question)]
+
+  return line_job.LineJob(
+    source=source,
+    name=config.images,
+    out=out,
+    settings={
+      **line_job.model_settings(model, dtype),
+      **{key: config[key] for key in _SETTINGS},
+      "answers": listed,
+      "num_images": len(source),
+    },
+    example=question_examples.QuestionExample(
+      model.tokenizer,
+      model.image,
+      answering.MAX_WORDS,
+      min(answering.MAX_TOKENS, model.card.config.med.max_positions),
+    ),
+    respond=respond,
+    mesh=mesh,
+    batch_size=config.batch_size,
+    num_threads=config.num_threads,
+  )
+
+
+def _source(config: Config) -> Any:
+  if not config.images:
+    raise ValueError(
+      "config.images: no questions; for example --config.images=questions.csv, "
+      'or --config.images=FOLDER --config.question="what is this?"'
+    )
+  if not config.question:
+    return datasets.open_questions(config.images, config.image_root)
+  try:
+    answering.clean(config.question)
+  except ValueError as error:
+    raise ValueError(f"config.question: {error}") from error
+  images = datasets.open_images(config.images, config.image_root)
+  return _Asked(images, config.question)
+
+
+class _Asked(sources.Source):
+  """Images with the same question about each."""
+
+  def __init__(self, images: Any, question: str):
+    self._images, self._question = images, question
+    self.paths = getattr(images, "paths", ())
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def _id(self, index: int) -> str:
+    return sources.row_id(self._images, index) or ""
+
+  def _record(self, index: int, id: str) -> sources.Record:
+    return {**self._images[index], "question": self._question}
+
+
+def _as_json(answer: answering.Answer) -> dict[str, Any]:
+  line: dict[str, Any] = {
+    "answer": answer.text,
+    "prob": round(answer.prob, 4),
+    "log_prob": round(answer.log_prob, 4),
+    "score": round(answer.score, 4),
+  }
+  if answer.abstains:
+    line["abstains"] = True
+  if answer.others:
+    line["others"] = [_as_json(other) for other in answer.others]
+  return line

@@ -36,7 +36,7 @@ def caption_images() -> Config:
       model="Salesforce/blip-image-captioning-base",  # what blip_jax.load takes
       tokenizer="",  # unset: the model's
       dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
-      batch_size=32,  # images, of all devices together
+      batch_size=0,  # images, of all devices together; 0: as suit them
       mesh=dict(data=-1, fsdp=1, tensor=1),
       sidecars=False,  # whether to also write a .txt next to every image
       num_threads=8,
@@ -76,7 +76,7 @@ def answer_images() -> Config:
       model="Salesforce/blip-vqa-base",  # what blip_jax.load takes
       tokenizer="",  # unset: the model's
       dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
-      batch_size=32,  # questions, of all devices together
+      batch_size=0,  # questions, of all devices together; 0: as suit them
       mesh=dict(data=-1, fsdp=1, tensor=1),
       num_threads=8,
       # JSON, or a text file with an answer on each line; unset: any text.
@@ -104,7 +104,7 @@ def search() -> Config:
       model="model_base_retrieval_coco",  # what blip_jax.load takes
       tokenizer="",  # unset: the model's
       dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
-      batch_size=32,  # images, of all devices together
+      batch_size=0,  # images, of all devices together; 0: as suit them
       mesh=dict(data=-1, fsdp=1, tensor=1),
       num_threads=8,
       num_frames=0,  # frames of each video; 0: the gallery has images

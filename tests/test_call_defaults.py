@@ -48,7 +48,7 @@ from blip_jax.tasks import nlvr as nlvr_task
 
 # Images one by one from disk, without a bar, a mistake in one is an error.
 IMAGES = {
-  "batch_size": 8,
+  "batch_size": None,
   "urls": False,
   "allow_private": False,
   "on_error": "raise",
@@ -70,7 +70,7 @@ DEFAULTS = [
   (model.Model.embed_texts, {"batch_size": 64}),
   (
     model.Model.features,
-    {"batch_size": 8, "urls": False, "allow_private": False},
+    {"batch_size": None, "urls": False, "allow_private": False},
   ),
   (model.load, {"task": None, "image_size": None, "drop": ()}),
   (

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from blip_jax.runtime import devices
@@ -17,6 +18,14 @@ class Device:
   device_kind: str
   platform: str
   process_index: int = 0
+
+
+@dataclasses.dataclass
+class Accelerator(Device):
+  bytes_limit: int | None = None
+
+  def memory_stats(self):
+    return self.bytes_limit and {"bytes_limit": self.bytes_limit}
 
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -110,3 +119,16 @@ def test_a_platform_that_is_not_there_is_one_message(platform, tmp_path):
   *_, last = done.stderr.splitlines()
   assert last.startswith("error: JAX finds no device: JAX_PLATFORMS=")
   assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  "found, expected",
+  [
+    (Device("cpu", "cpu"), 8),
+    (Accelerator(H100, "gpu", bytes_limit=59 * 2**30), 4 * 256),
+    (Accelerator("NVIDIA T4", "gpu", bytes_limit=11 * 2**30), 4 * 64),
+    (Accelerator("TPU v5 lite", "tpu"), 4 * 64),
+  ],
+)
+def test_images_of_a_batch_suit_the_devices(found, expected):
+  assert devices.images_per_batch(np.array([[found] * 4])) == expected

@@ -10,7 +10,7 @@ from blip_jax.data import datasets, question_examples, questions, sources
 from blip_jax.inference import answering, line_job
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import lock, sharding
+from blip_jax.runtime import devices, lock, sharding
 from blip_jax.runtime.config import Config
 
 # Of a config, what changes the lines.
@@ -47,9 +47,8 @@ def answer_images(config: Config, workdir: str) -> dict[str, int]:
       `config.out`, the job was started with other settings, or `config.out`
       has something else than the answers to these questions; says which.
   """
-  run_config.at_least(
-    1, config, "batch_size", "num_threads", "num_answers", "k_test"
-  )
+  run_config.at_least(0, config, "batch_size")
+  run_config.at_least(1, config, "num_threads", "num_answers", "k_test")
   source = _source(config)
   out = pathlib.Path(config.out or os.path.join(workdir, "answers.jsonl"))
   with lock.hold(lock.path_for(out)) as held:
@@ -99,7 +98,7 @@ def _job(config: Config, source: Any, out: pathlib.Path) -> line_job.LineJob:
     ),
     respond=respond,
     mesh=mesh,
-    batch_size=config.batch_size,
+    batch_size=config.batch_size or devices.images_per_batch(mesh.devices),
     num_threads=config.num_threads,
   )
 

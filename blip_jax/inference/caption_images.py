@@ -13,7 +13,7 @@ from blip_jax.data import datasets, examples, folders, rejects
 from blip_jax.inference import captioning, line_job, lines
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import files, lock, sharding
+from blip_jax.runtime import devices, files, lock, sharding
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
       `config.out`, the job was started with other settings, or `config.out`
       has something else than the captions of these images; says which.
   """
-  run_config.at_least(1, config, "batch_size", "num_threads")
+  run_config.at_least(0, config, "batch_size")
+  run_config.at_least(1, config, "num_threads")
   source = datasets.open_images(_images(config), config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "captions.jsonl"))
   with lock.hold(lock.path_for(out)) as held:
@@ -88,7 +89,7 @@ def _caption(
       _as_json(caption) for caption in generate(arrays["image"], config.seed)
     ],
     mesh=mesh,
-    batch_size=config.batch_size,
+    batch_size=config.batch_size or devices.images_per_batch(mesh.devices),
     num_threads=config.num_threads,
     after=write_sidecar if config.sidecars else None,
   )

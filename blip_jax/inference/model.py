@@ -21,7 +21,7 @@ from blip_jax.inference import answering, captioning, matching
 from blip_jax.inference import images as images_lib
 from blip_jax.models import blip, families, fused_attention, generation, med
 from blip_jax.models import card as card_lib
-from blip_jax.runtime import sharding
+from blip_jax.runtime import devices, sharding
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Model:
     images: Image | Iterable[Image],
     *,
     prompt: str | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
     urls: bool = False,
     allow_private: bool = False,
@@ -135,8 +135,10 @@ class Model:
       images: one image or any number of them, each a path, encoded bytes, a
         uint8 array [H, W, 3], or a PIL image.
       prompt: the text that captions continue; the model's own by default.
-      batch_size: images per batch. The last batch is padded to the same size,
-        so that nothing is compiled twice; a few images make a smaller batch.
+      batch_size: images per batch; by default as many as suit the devices
+        (`runtime.devices.images_per_batch`). The last batch is padded to the
+        same size, so that nothing is compiled twice; a few images make a
+        smaller batch.
       seed: of sampling. Samples depend on the seed and on the image, not on
         the other images of the batch.
       urls: whether an image may be an http(s) URL, which is then downloaded.
@@ -178,7 +180,7 @@ class Model:
     images: Image | Iterable[Image],
     *,
     prompt: str | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
     urls: bool = False,
     allow_private: bool = False,
@@ -206,7 +208,7 @@ class Model:
     generate = self.captioner(prompt, **options)
     read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
     batches = images_lib.batches(
-      images, read, batch_size, self.mesh, on_error, progress
+      images, read, self._batch_size(batch_size), self.mesh, on_error, progress
     )
 
     def captions() -> Iterator[captioning.Caption | None]:
@@ -276,7 +278,7 @@ class Model:
     abstain_below: float = 0.0,
     legacy_cls: bool = False,
     legacy_mask: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
@@ -352,7 +354,7 @@ class Model:
     questions: str | Iterable[str],
     answers: Sequence[str] | str | os.PathLike | None = None,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
@@ -379,7 +381,7 @@ class Model:
     images, texts = answering.paired(images_lib.as_iterable(images), questions)
     read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
     batches = images_lib.batches(
-      images, read, batch_size, self.mesh, on_error, progress
+      images, read, self._batch_size(batch_size), self.mesh, on_error, progress
     )
 
     def found() -> Iterator[answering.Answer | None]:
@@ -440,7 +442,7 @@ class Model:
     *,
     pairwise: bool = False,
     legacy_cls: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
     num_frames: int = 0,
@@ -456,7 +458,7 @@ class Model:
     *,
     pairwise: bool = False,
     legacy_cls: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
     num_frames: int = 0,
@@ -471,7 +473,7 @@ class Model:
     *,
     pairwise: bool = False,
     legacy_cls: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
     num_frames: int = 0,
@@ -516,10 +518,10 @@ class Model:
       images = matching.paired(images, tokens)
     read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
     batches = images_lib.batches(
-      images, read, batch_size, self.mesh, on_error, progress
+      images, read, self._batch_size(batch_size), self.mesh, on_error, progress
     )
     match, kept = self.matcher.match(
-      batches, tokens, pairwise, legacy_cls, batch_size
+      batches, tokens, pairwise, legacy_cls, self._batch_size(batch_size)
     )
     return match if on_error == "raise" else (match, kept)
 
@@ -528,7 +530,7 @@ class Model:
     self,
     images: Image | Iterable[Image],
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
     num_frames: int = 0,
@@ -541,7 +543,7 @@ class Model:
     self,
     images: Image | Iterable[Image],
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
     num_frames: int = 0,
@@ -553,7 +555,7 @@ class Model:
     self,
     images: Image | Iterable[Image],
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
     num_frames: int = 0,
@@ -585,7 +587,7 @@ class Model:
     self._require("vision_proj", "embed images in a space shared with texts")
     read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
     batches = images_lib.batches(
-      images, read, batch_size, self.mesh, on_error, progress
+      images, read, self._batch_size(batch_size), self.mesh, on_error, progress
     )
     vectors, kept = self.matcher.embed_images(batches)
     return vectors if on_error == "raise" else (vectors, kept)
@@ -615,7 +617,7 @@ class Model:
     images: Image | Iterable[Image] | None = None,
     texts: str | Sequence[str] | None = None,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
   ) -> matching.HiddenStates:
@@ -646,12 +648,13 @@ class Model:
       self._require("text_encoder", "encode texts")
     tokens = None if texts is None else self.matcher.tokens(texts)
     if images is None:
-      return self.matcher.features(None, tokens, batch_size)
+      return self.matcher.features(None, tokens, self._batch_size(batch_size))
     if tokens is not None:
       images = matching.paired(images, tokens)
     read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
-    batches = images_lib.batches(images, read, batch_size, self.mesh)
-    return self.matcher.features(batches, tokens, batch_size)
+    size = self._batch_size(batch_size)
+    batches = images_lib.batches(images, read, size, self.mesh)
+    return self.matcher.features(batches, tokens, size)
 
   @functools.cached_property
   def matcher(self) -> matching.Matcher:
@@ -675,6 +678,9 @@ class Model:
   def image(self) -> transforms.EvalImage:
     """Resizes a decoded image to the model's image size."""
     return transforms.EvalImage(self.card.config.vit.image_size)
+
+  def _batch_size(self, batch_size: int | None) -> int:
+    return batch_size or devices.images_per_batch(self.mesh.devices)
 
   def _require(self, part: str, ability: str) -> None:
     if part not in self.params:

@@ -18,7 +18,7 @@ from blip_jax.inference import images
 from blip_jax.inference import index as index_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import contact_sheet, files, progress, sharding
+from blip_jax.runtime import contact_sheet, devices, files, progress, sharding
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ def search(config: Config, workdir: str) -> dict[str, int]:
   """
   if jax.process_count() > 1:
     raise ValueError("search runs as one process; leave out --distributed")
-  run_config.at_least(1, config, "batch_size", "num_threads", "top")
-  run_config.at_least(0, config, "rerank", "num_frames")
+  run_config.at_least(1, config, "num_threads", "top")
+  run_config.at_least(0, config, "batch_size", "rerank", "num_frames")
   queries = read_queries(config.queries)
   if not config.images:
     raise ValueError(
@@ -76,7 +76,7 @@ def search(config: Config, workdir: str) -> dict[str, int]:
     config.index or os.path.join(workdir, "index"),
     model,
     source,
-    config.batch_size,
+    config.batch_size or devices.images_per_batch(model.mesh.devices),
     config.num_threads,
     config.num_frames,
   )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from blip_jax.runtime import files
 
@@ -22,6 +23,11 @@ _ACCELERATORS = (
   ),
   ("a TPU", ("/dev/accel[0-9]*",), "jax[tpu]", ""),
 )
+
+# Of all CPU devices together.
+_IMAGES_ON_CPU = 8
+# In bytes, of an accelerator: what a process of JAX gets on one with 40 GB.
+_LARGE_MEMORY = 28 * 2**30
 
 
 def found() -> list[Any]:
@@ -60,6 +66,24 @@ def describe(devices: Sequence[Any]) -> str:
   )
   processes = len({device.process_index for device in devices})
   return f"{text} of {processes} processes" if processes > 1 else text
+
+
+def images_per_batch(devices: np.ndarray) -> int:
+  """Images that a model should get at a time if nobody says how many.
+
+  Enough to keep accelerators busy: one H100 captioned 1.27 times as many images
+  a second in batches of 256 as in batches of 64. A CPU gains nothing from more
+  than a few.
+
+  Args:
+    devices: those of a mesh.
+  """
+  device = devices.flat[0]
+  if device.platform == "cpu":
+    return _IMAGES_ON_CPU
+  memory = (device.memory_stats() or {}).get("bytes_limit", 0)
+  per_device = 256 if memory >= _LARGE_MEMORY else 64
+  return per_device * devices.size
 
 
 def unused() -> str:

@@ -267,19 +267,19 @@ def test_scores_import_neither_jax_nor_models():
         root = name.split(".")[0]
         assert root not in {"jax", "flax", "torch"}, file
         if root == "blip_jax":
-          # `files` and `sources` need neither.
+          # These need neither.
           allowed = {
-            "blip_jax.data": {"sources"},
+            "blip_jax.data": {"questions", "sources"},
             "blip_jax.evaluators.scores": None,
             "blip_jax.evaluators.scores.image_names": None,
             "blip_jax.runtime": {"files"},
           }
           assert name in allowed, file
           imported = {alias.name for alias in node.names}
-          assert not allowed[name] or imported == allowed[name], file
+          assert not allowed[name] or imported <= allowed[name], file
   code = (
     "import sys\n"
-    "from blip_jax.data import sources\n"
+    "from blip_jax.data import questions, sources\n"
     "from blip_jax.runtime import files\n"
     "print(sorted({'jax', 'flax', 'torch'} & sys.modules.keys()))\n"
   )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from blip_jax.data import datasets, scenes
 from blip_jax.evaluators import captions
-from blip_jax.inference import caption_images, stamps
+from blip_jax.inference import line_job, stamps
 from blip_jax.models import decoding
 from tests.colour_task import COLOURS, ColourTask, colour_split, evaluate
 
@@ -162,7 +162,7 @@ def test_the_caption_job_is_scored_by_the_list_that_it_captioned(
     known = stamps.Stamps(source)
     lines = [
       {"row": row, "id": record["id"]}
-      | caption_images._note(record, known)
+      | line_job._note(record, known)
       | {"caption": "a red dog"}
       for row, record in enumerate(source)
     ]

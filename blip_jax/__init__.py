@@ -18,8 +18,9 @@ if TYPE_CHECKING:
   from blip_jax.inference.answering import Answer
   from blip_jax.inference.captioning import Caption
   from blip_jax.inference.images import Image, ImageReader
+  from blip_jax.inference.loading import load
   from blip_jax.inference.matching import HiddenStates, Match
-  from blip_jax.inference.model import Model, load
+  from blip_jax.inference.model import Model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,7 +45,7 @@ _MODULES = {
   "ImageReader": "blip_jax.inference.images",
   "Match": "blip_jax.inference.matching",
   "Model": "blip_jax.inference.model",
-  "load": "blip_jax.inference.model",
+  "load": "blip_jax.inference.loading",
 }
 
 

@@ -66,7 +66,7 @@ def write_scene_shards(folder):
 
 
 def load_tiny(name, task, mesh, dtype="float32", **_):
-  """Replaces `inference.model.load`: random weights, which the name decides."""
+  """Replaces `loading.load`: random weights, which the name decides."""
   return _tiny(name, task, mesh, dtype)
 
 

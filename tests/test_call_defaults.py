@@ -23,7 +23,15 @@ from blip_jax.data import (
 )
 from blip_jax.evaluators import base as evaluators_base
 from blip_jax.evaluators import ranking
-from blip_jax.inference import images, index, matching, model, scoring, urls
+from blip_jax.inference import (
+  images,
+  index,
+  loading,
+  matching,
+  model,
+  scoring,
+  urls,
+)
 from blip_jax.models import blip, layers, med, nlvr, vit
 from blip_jax.runtime import (
   alarms,
@@ -72,7 +80,7 @@ DEFAULTS = [
     model.Model.features,
     {"batch_size": None, "urls": False, "allow_private": False},
   ),
-  (model.load, {"task": None, "image_size": None, "drop": ()}),
+  (loading.load, {"task": None, "image_size": None, "drop": ()}),
   (
     images.ImageReader,
     {"urls": False, "num_frames": 0, "allow_private": False},

@@ -12,9 +12,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from blip_jax import defaults
-from blip_jax.inference import caption_images, captioning, line_job, stamps
+from blip_jax.inference import (
+  caption_images,
+  captioning,
+  line_job,
+  loading,
+  stamps,
+)
 from blip_jax.inference import lines as lines_lib
-from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, lock, sharding
 from tests import helpers
 
@@ -63,7 +68,7 @@ def test_every_image_gets_a_line(captioner, images, tmp_path):
   assert lines[6]["image_id"] == 17
   assert lines[3]["error"].startswith("not_an_image")
   assert "caption" not in lines[3]
-  model = model_lib.load(captioner, mesh=sharding.make_mesh(None))
+  model = loading.load(captioner, mesh=sharding.make_mesh(None))
   expected = model.caption([images / i for i in ids if i != "2b.jpg"])
   found = [line for line in lines[:6] if "caption" in line]
   assert [line["caption"] for line in found] == [x.text for x in expected]
@@ -159,7 +164,7 @@ def stop_after_two(monkeypatch, config):
 
 def other_weights(captioner, folder):
   """The same model with one parameter changed."""
-  model = model_lib.load(captioner, mesh=sharding.make_mesh(None))
+  model = loading.load(captioner, mesh=sharding.make_mesh(None))
   params = dict(model.params)
   name = sorted(params)[0]
   params[name] = jax.tree.map(lambda x: x + 1, params[name])
@@ -200,7 +205,7 @@ def test_another_model_or_other_images_are_refused(
   stop_after_two(monkeypatch, c)
   other = other_weights(captioner, tmp_path)
   with monkeypatch.context() as patch:
-    patch.setattr(model_lib, "load", lambda *_, **__: other)
+    patch.setattr(loading, "load", lambda *_, **__: other)
     with pytest.raises(ValueError, match=r"\n  weights: '.* there, '.* now\n"):
       caption_images.caption_images(c, "unused")
   (images / "9.png").write_bytes((images / "0.png").read_bytes())

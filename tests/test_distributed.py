@@ -14,8 +14,7 @@ import pytest
 
 from blip_jax import defaults
 from blip_jax.data import datasets
-from blip_jax.inference import caption_images
-from blip_jax.inference import model as model_lib
+from blip_jax.inference import caption_images, loading
 from blip_jax.runtime import resumable
 from tests import QUICK_TO_COMPILE, helpers
 
@@ -128,7 +127,7 @@ def test_two_processes_caption_a_folder(tmp_path):
   settings = caption_images._settings(
     config,
     "float32",
-    model_lib.load(model),
+    loading.load(model),
     datasets.open_images(str(images)),
     {"sample": False, "num_return_sequences": 1},
   )

@@ -19,7 +19,7 @@ from blip_jax import (
 )
 from blip_jax.cli import command_line, recipes
 from blip_jax.data import folders
-from blip_jax.inference import model as model_lib
+from blip_jax.inference import loading
 from blip_jax.runtime import sharding
 from tests import helpers, jobs, short_runs
 
@@ -49,7 +49,7 @@ def user(tmp_path, monkeypatch):
   def load(name, task="caption", mesh=mesh, **_):
     return jobs.load_tiny("one", task, mesh)
 
-  monkeypatch.setattr(model_lib, "load", load)
+  monkeypatch.setattr(loading, "load", load)
   return tmp_path
 
 

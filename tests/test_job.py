@@ -34,6 +34,7 @@ from blip_jax.capfilt import (
   work_units,
 )
 from blip_jax.data import datasets, tokenizer
+from blip_jax.inference import loading
 from blip_jax.inference import model as model_lib
 from blip_jax.models import families
 from blip_jax.runtime import files, sharding
@@ -44,7 +45,7 @@ from tests.jobs import NOISY_SCENES, capfilt_config
 
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch):
-  monkeypatch.setattr(model_lib, "load", jobs.load_tiny)
+  monkeypatch.setattr(loading, "load", jobs.load_tiny)
 
 
 @pytest.fixture
@@ -261,7 +262,7 @@ def test_another_generation_default_or_vocabulary_of_a_model_is_refused(
   run(config)
   with monkeypatch.context() as context:
     context.setattr(
-      model_lib,
+      loading,
       "load",
       lambda *args, **kwargs: shown(
         jobs.load_tiny(*args, **kwargs),
@@ -277,7 +278,7 @@ def test_another_generation_default_or_vocabulary_of_a_model_is_refused(
   (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
   other = tokenizer.Tokenizer.load(folder)
   monkeypatch.setattr(
-    model_lib,
+    loading,
     "load",
     lambda *args, **kwargs: dataclasses.replace(
       jobs.load_tiny(*args, **kwargs), tokenizer=other
@@ -616,7 +617,7 @@ def run_in_process(source, out, models, seconds):
     time.sleep(seconds)
     return to_parquet(table)
 
-  model_lib.load, rows.to_parquet = load, slow_to_parquet
+  loading.load, rows.to_parquet = load, slow_to_parquet
   run(capfilt_config(source, out, per_device_batch_size=4, lease_seconds=20.0))
 
 

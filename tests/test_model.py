@@ -14,7 +14,7 @@ import pytest
 
 from blip_jax.convert import write
 from blip_jax.data import scenes
-from blip_jax.inference import captioning
+from blip_jax.inference import captioning, loading
 from blip_jax.inference import images as images_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.models import families, med
@@ -325,7 +325,7 @@ def test_an_image_size_is_the_side_of_a_square_of_patches(tmp_path, size):
   )
   expected = rf"image_size: expected .*multiple of .*size, 8, found {size!r}"
   with pytest.raises(ValueError, match=expected):
-    model_lib.load(folder, image_size=size)
+    loading.load(folder, image_size=size)
 
 
 def test_more_beams_than_tokens_are_refused(model, images):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import blip_jax
-from blip_jax.inference import answering, captioning, images, matching
+from blip_jax.inference import answering, captioning, images, loading, matching
 from blip_jax.inference import model as model_lib
 
 PUBLIC = {
@@ -20,7 +20,7 @@ PUBLIC = {
   "ImageReader": images.ImageReader,
   "Match": matching.Match,
   "Model": model_lib.Model,
-  "load": model_lib.load,
+  "load": loading.load,
 }
 
 
@@ -79,7 +79,7 @@ def test_public_classes_and_methods_are_documented():
         text = inspect.getdoc(function)
         assert text, method
   for function in (
-    model_lib.load,
+    loading.load,
     model_lib.Model.caption,
     model_lib.Model.captioner,
     model_lib.Model.match,

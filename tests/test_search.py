@@ -11,8 +11,8 @@ import pytest
 
 from blip_jax import defaults
 from blip_jax.data import video
+from blip_jax.inference import loading, search
 from blip_jax.inference import model as model_lib
-from blip_jax.inference import search
 from blip_jax.tasks import base as tasks
 from tests import helpers
 
@@ -33,7 +33,7 @@ def models(monkeypatch):
   made["other"] = model_lib.Model(
     other.card, other.module, params, other.tokenizer, other.mesh
   )
-  monkeypatch.setattr(model_lib, "load", lambda name, **kwargs: made[name])
+  monkeypatch.setattr(loading, "load", lambda name, **kwargs: made[name])
   return made
 
 

@@ -20,6 +20,7 @@ from blip_jax.capfilt import label, rows
 from blip_jax.capfilt import ledger as ledger_lib
 from blip_jax.capfilt import work_units as work_units_lib
 from blip_jax.data import sources
+from blip_jax.inference import loading
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import files, json_files, sharding, snapshot
 from blip_jax.runtime import progress as progress_lib
@@ -70,10 +71,10 @@ def run(config: Config, workdir: str) -> dict[str, int]:
   files.make_folder(folder)
   # Of this process alone: hosts share work units, not batches.
   mesh = sharding.make_mesh(config.mesh, jax.local_devices())
-  load = lambda name, task: model_lib.load(
+  load = lambda name, task: loading.load(
     name,
     task=task,
-    dtype=config.dtype or model_lib.quick_dtype(),
+    dtype=config.dtype or loading.quick_dtype(),
     mesh=mesh,
     tokenizer=config.tokenizer or None,
   )

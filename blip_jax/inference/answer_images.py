@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from blip_jax.data import datasets, question_examples, questions, sources
-from blip_jax.inference import answering, line_job
-from blip_jax.inference import model as model_lib
+from blip_jax.inference import answering, line_job, loading
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import devices, lock, sharding
 from blip_jax.runtime.config import Config
@@ -57,8 +56,8 @@ def answer_images(config: Config, workdir: str) -> dict[str, int]:
 
 def _job(config: Config, source: Any, out: pathlib.Path) -> line_job.LineJob:
   mesh = sharding.make_mesh(config.mesh)
-  dtype = config.dtype or model_lib.quick_dtype()
-  model = model_lib.load(
+  dtype = config.dtype or loading.quick_dtype()
+  model = loading.load(
     config.model,
     dtype=dtype,
     mesh=mesh,

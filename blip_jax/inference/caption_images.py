@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from blip_jax.data import datasets, examples, folders, rejects
-from blip_jax.inference import captioning, line_job, lines
+from blip_jax.inference import captioning, line_job, lines, loading
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import devices, files, lock, sharding
@@ -59,8 +59,8 @@ def _caption(
 ) -> dict[str, int]:
   """Captions the images that have no line yet, and makes one file of all."""
   mesh = sharding.make_mesh(config.mesh)
-  dtype = config.dtype or model_lib.quick_dtype()
-  model = model_lib.load(
+  dtype = config.dtype or loading.quick_dtype()
+  model = loading.load(
     config.model,
     task="caption",
     dtype=dtype,

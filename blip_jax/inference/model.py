@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
@@ -14,23 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from blip_jax.convert import opening
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
 from blip_jax.inference import answering, captioning, matching
 from blip_jax.inference import images as images_lib
-from blip_jax.models import blip, families, fused_attention, generation, med
+from blip_jax.models import blip, generation, med
 from blip_jax.models import card as card_lib
-from blip_jax.runtime import devices, sharding
-
-log = logging.getLogger(__name__)
+from blip_jax.runtime import devices
 
 Image = images_lib.Image
 # Rows of the images that can be read, and the numbers of these images.
 Kept = Int[np.ndarray, " k"]
-
-DTYPES = ("float32", "bfloat16")
-
 
 # What errors say that a model can do, by its family.
 _ABILITIES = {
@@ -693,85 +686,3 @@ class Model:
       f"{_ABILITIES[self.card.family]}. Load one that can, such as "
       "'model_base_retrieval_coco' or 'Salesforce/blip-itm-base-coco'"
     )
-
-
-def quick_dtype() -> str:
-  """The dtype of activations that is fastest on the default device."""
-  # CPUs that lack bfloat16 emulate it, many times slower.
-  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def load(
-  name_or_path: str | os.PathLike,
-  *,
-  task: str | None = None,
-  image_size: int | None = None,
-  dtype: str = "float32",
-  mesh: jax.sharding.Mesh | int | None = None,
-  model_config: str | os.PathLike | None = None,
-  tokenizer: str | os.PathLike | None = None,
-  drop: Sequence[str] = (),
-) -> Model:
-  """Loads a model: a released checkpoint, your own, or one of Hugging Face.
-
-  Args:
-    name_or_path: the name of a released checkpoint
-      ("model_base_retrieval_coco"), a Hugging Face id
-      ("Salesforce/blip-vqa-base"), a .pth or .safetensors file, a Hugging Face
-      folder, or the workdir of a training run.
-    task: what to use it for, if not what it was trained for: "feature",
-      "caption", "vqa", "itm", "retrieval", "nlvr" or "pretrain".
-    image_size: side of the images in pixels, if not that of the checkpoint;
-      position embeddings are interpolated.
-    dtype: of activations, "float32" or "bfloat16"; parameters stay float32.
-    mesh: the devices to use; each reads only its own part of the parameters.
-      A number of devices, which share the images of a batch, or a
-      `jax.sharding.Mesh` with axes among "data", "fsdp" and "tensor", such as
-      `jax.make_mesh((4, 2), ("data", "tensor"))`. One device by default.
-    model_config: a JSON file of the model's sizes, for weights whose widths
-      differ from those of BERT and ViT.
-    tokenizer: a folder with vocab.txt or a Hugging Face id, if there is no
-      vocabulary next to the weights.
-    drop: regular expressions of tensor names in the file that may be ignored.
-
-  Raises:
-    ValueError: there is no such checkpoint, it is damaged, or it does not fit;
-      says which argument helps. Or an argument has another value than these.
-  """
-  if dtype not in DTYPES:
-    raise ValueError(f"dtype: expected one of {DTYPES}, found {dtype!r}")
-  mesh = sharding.as_mesh(mesh)
-  checkpoint = opening.open_checkpoint(
-    name_or_path,
-    task=task,
-    image_size=image_size,
-    model_config=model_config,
-    tokenizer=tokenizer,
-    keep_momentum=False,
-    drop=drop,
-  )
-  for warning in checkpoint.report.warnings:
-    log.warning("%s: %s", name_or_path, warning)
-  card = checkpoint.card
-  config = dataclasses.replace(
-    card.config,
-    vit=dataclasses.replace(
-      card.config.vit,
-      dtype=dtype,
-      attention=fused_attention.choose(
-        "", mesh.devices.flat[0], dtype, card.config.vit.num_tokens
-      ),
-    ),
-    med=dataclasses.replace(card.config.med, dtype=dtype),
-  )
-  params = checkpoint.on_mesh("params", mesh)
-  assert params is not None, name_or_path
-  if card.family == "pretrain":
-    params = med.tie(params)
-  return Model(
-    dataclasses.replace(card, config=config),
-    families.build(card.family, config),
-    params,
-    checkpoint.tokenizer,
-    mesh,
-  )

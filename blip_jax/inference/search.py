@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from blip_jax.data import datasets, folders, sources, thumbnails
-from blip_jax.inference import images
+from blip_jax.inference import images, loading
 from blip_jax.inference import index as index_lib
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import config as run_config
@@ -62,10 +62,10 @@ def search(config: Config, workdir: str) -> dict[str, int]:
   source = open_gallery(config.images, config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "search.json"))
   files.make_folder(out.parent)
-  model = model_lib.load(
+  model = loading.load(
     config.model,
     task="itm",
-    dtype=config.dtype or model_lib.quick_dtype(),
+    dtype=config.dtype or loading.quick_dtype(),
     mesh=sharding.make_mesh(config.mesh),
     tokenizer=config.tokenizer or None,
   )

@@ -543,7 +543,7 @@ def test_impossible_jobs_are_refused(captioner, images, tmp_path):
   with pytest.raises(ValueError, match=r"config.images: nothing to caption"):
     run(make(captioner, ""))
   c = make(captioner, images)
-  c.batch_size = 0
+  c.batch_size = -1
   with pytest.raises(
     ValueError, match=r"config\.batch_size: expected at least"
   ):

@@ -184,7 +184,7 @@ def test_an_index_of_other_weights_or_images_is_refused(
     (dict(queries="nowhere.jpg"), r"nowhere\.jpg: no such image"),
     (dict(queries="..."), "empty_caption"),
     (dict(images=""), r"config\.images: no gallery"),
-    (dict(batch_size=0), r"config\.batch_size: expected at least 1, found 0"),
+    (dict(batch_size=-1), r"config\.batch_size: expected at least 0, found -1"),
     (dict(top=0), r"config\.top: expected at least 1, found 0"),
     (dict(rerank=-1), r"config\.rerank: expected at least 0, found -1"),
     (dict(images="nowhere"), "No images in 'nowhere': it does not exist"),

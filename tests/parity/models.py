@@ -347,16 +347,26 @@ def _hf_generated(golden: Golden, opened: replay.Opened) -> None:
   dec = opened.model.config.med.tokens.dec
   prompt = [dec, *golden.input("prompt_ids")[1:-1].tolist()]
   for match in golden.matches(r"gen\.(noprompt_)?.+"):
-    settings = generated.settings_of(golden, match[0], generated.HF_DEFAULTS)
     start = [dec] if match[1] else prompt
-    outputs = generated.generate(opened, states, start, settings)
-    expected = golden.input(match[0])
-    # Hugging Face pads beams with [SEP], this package with [PAD].
-    ends = opened.model.config.med.tokens.sep == expected
-    after_end = np.cumsum(ends, axis=1) - ends > 0
-    actual = generated.match_width(outputs.ids[:, 0], expected)
-    actual = np.where(after_end & ends, expected, actual)
-    golden.compare({match[0]: actual}, replay.EXACT)
+    _compare_hf_texts(golden, opened, match[0], states, start)
+
+
+def _compare_hf_texts(
+  golden: Golden,
+  opened: replay.Opened,
+  name: str,
+  states: jax.Array,
+  start: list[int],
+) -> None:
+  settings = generated.settings_of(golden, name, generated.HF_DEFAULTS)
+  outputs = generated.generate(opened, states, start, settings)
+  expected = golden.input(name)
+  # Hugging Face pads beams with [SEP], this package with [PAD].
+  ends = opened.model.config.med.tokens.sep == expected
+  after_end = np.cumsum(ends, axis=1) - ends > 0
+  actual = generated.match_width(outputs.ids[:, 0], expected)
+  actual = np.where(after_end & ends, expected, actual)
+  golden.compare({name: actual}, replay.EXACT)
 
 
 @replay.jit_of_model
@@ -399,6 +409,11 @@ def hf_vqa(golden: Golden) -> None:
   outputs["answer_logits"] = answer.logits()
   golden.compare(outputs, replay.MODEL)
   golden.compare({"loss": _hf_loss(golden, answer)}, replay.MODEL)
+  # Generated answers attend to the padding of questions, too.
+  dec = opened.model.config.med.tokens.dec
+  for match in golden.matches(r"gen\..+"):
+    states = outputs["question_embeds"]
+    _compare_hf_texts(golden, opened, match[0], states, [dec])
 
 
 @replay.jit_of_model

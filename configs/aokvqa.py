@@ -12,20 +12,10 @@ from blip_jax.tasks import vqa
 
 
 def get_config():
-  config = vqa.defaults()
-  config.batch_size = 64
-  config.num_epochs = 7.0
-  config.init.weights = "model_base_vqa_capfilt_large"
-  config.optim.lr = 1e-5
-
-  config.model.variant = "base"
-  config.model.image_size = 480
-
+  config = vqa.continued()
   source = "data/aokvqa_v1p0_{0}.json?image_file={0}2017/{{image_id:012}}.jpg"
   config.data.train = (source.format("train"),)
   config.data.image_root = "data/images"
-  config.data.num_workers = 8
-  config.vqa.inference = "generate"
   for name in ("val", "test"):
     split = config.evals[name]
     split.source = source.format(name)

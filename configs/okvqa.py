@@ -13,19 +13,9 @@ from blip_jax.tasks import vqa
 
 
 def get_config():
-  config = vqa.defaults()
-  config.batch_size = 64
-  config.num_epochs = 7.0
-  config.init.weights = "model_base_vqa_capfilt_large"
-  config.optim.lr = 1e-5
-
-  config.model.variant = "base"
-  config.model.image_size = 480
-
+  config = vqa.continued()
   config.data.train = (defaults.vqa_questions("", "train2014"),)
   config.data.image_root = "data/images"
-  config.data.num_workers = 8
-  config.vqa.inference = "generate"
   config.evals.val.source = defaults.vqa_questions("", "val2014")
   config.evals.val.image_root = "data/images"
   return config

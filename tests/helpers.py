@@ -19,6 +19,7 @@ from blip_jax.data import scenes, tokenizer, transforms
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, config, families
 from blip_jax.runtime import checkpoint, sharding, snapshot, start, train_state
+from blip_jax.tasks import losses
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -431,3 +432,11 @@ def write_questions(folder, num_images):
     (folder / name).write_text("\n".join(lines) + "\n")
   (folder / "annotations.json").write_text(json.dumps(annotations))
   (folder / "answers.txt").write_text("\n".join(scenes.ANSWERS) + "\n")
+
+
+def lm_loss_per_text(logits, labels, label_smoothing):
+  """Label-smoothed cross-entropy, summed over the tokens of each text."""
+  labels = labels[:, 1:]
+  nll, uniform = losses.token_losses(logits[:, :-1], labels)
+  smoothed = (1 - label_smoothing) * nll + label_smoothing * uniform
+  return (smoothed * (labels != losses.IGNORE)).sum(axis=-1)

@@ -6,6 +6,7 @@ import numpy as np
 
 from blip_jax.models import predictions
 from blip_jax.tasks import losses
+from tests import helpers
 
 
 def predicted(logits):
@@ -72,7 +73,7 @@ def test_lm_loss_by_hand():
   loss = lm_loss(logits, labels, 0.1)
   np.testing.assert_allclose(loss, by_token.mean(), rtol=1e-6)
   np.testing.assert_allclose(
-    losses.lm_loss_per_text(logits, labels, 0.1), [by_token.sum()], rtol=1e-6
+    helpers.lm_loss_per_text(logits, labels, 0.1), [by_token.sum()], rtol=1e-6
   )
   plain = lm_loss(logits, labels, 0.0)
   np.testing.assert_allclose(plain, -(log_p[0, 0] + log_p[1, 1]) / 2, rtol=1e-6)
@@ -87,7 +88,7 @@ def test_groups_of_lm_have_equal_weight_however_long_their_texts_are():
   apart = lm_loss(logits, labels, 0.0, groups=2)
   np.testing.assert_allclose(apart, (low + high) / 2, rtol=1e-6)
   np.testing.assert_allclose(
-    losses.lm_loss_per_text(logits, labels, 0.0), [3 * low, high], rtol=1e-6
+    helpers.lm_loss_per_text(logits, labels, 0.0), [3 * low, high], rtol=1e-6
   )
 
 

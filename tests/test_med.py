@@ -86,7 +86,7 @@ def test_decoder_logits_and_loss(golden, decoder):
   labels = golden["dec.labels"]
   mean = losses.lm_loss(predicted, labels, label_smoothing=0.1)
   np.testing.assert_allclose(mean.smoothed, golden["dec.loss_mean"], rtol=1e-5)
-  sums = losses.lm_loss_per_text(logits, labels, label_smoothing=0.1)
+  sums = helpers.lm_loss_per_text(logits, labels, label_smoothing=0.1)
   np.testing.assert_allclose(sums, golden["dec.loss_none"], rtol=1e-5)
 
 

@@ -29,7 +29,8 @@ from blip_jax.runtime.config import Config
 log = logging.getLogger(__name__)
 
 # Images per device. Changes the last bits of scores, so it is part of the
-# settings of a job.
+# settings of a job. Fewer than `devices.images_per_batch`: the last batch of a
+# work unit is padded, which wastes most of a large one if the unit is small.
 _BATCH_SIZE_CPU, _BATCH_SIZE = 8, 64
 # What `find_work_units` reads of the settings, as `json_files` writes types.
 _SETTINGS = {

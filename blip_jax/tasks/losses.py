@@ -146,20 +146,6 @@ def weighted_lm_loss(
   return LMLoss(sums[0], jax.lax.stop_gradient(sums[1]))
 
 
-def lm_loss_per_text(
-  logits: Float[Array, "B L V"],
-  labels: Int[Array, "B L"],
-  label_smoothing: float,
-) -> Float[Array, " B"]:
-  """Label-smoothed cross-entropy, summed over the tokens of each text.
-
-  Arguments as for `lm_loss`, but with logits.
-  """
-  labels = labels[:, 1:]
-  losses, _ = _token_losses(label_smoothing, logits[:, :-1], labels)
-  return jnp.sum(losses * (labels != IGNORE), axis=-1)
-
-
 def token_losses(
   logits: Float[Array, "*B V"], labels: Int[Array, "*B"]
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
@@ -170,12 +156,6 @@ def token_losses(
   total = jax.nn.logsumexp(logits, axis=-1)
   nll = total - jnp.take_along_axis(logits, label, axis=-1)[..., 0]
   return nll, total - jnp.mean(logits, axis=-1)
-
-
-def _token_losses(label_smoothing, logits, labels):
-  """Losses of tokens with label smoothing, and without; both [B, T]."""
-  nll, uniform = token_losses(logits, labels)
-  return (1 - label_smoothing) * nll + label_smoothing * uniform, nll
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -193,8 +173,9 @@ def _lm_sums_fwd(label_smoothing, predicted, labels, weights):
 
   def chunk(features, labels, weights):
     logits = predicted._replace(features=features).logits()
-    losses = _token_losses(label_smoothing, logits, labels)
-    sums = [jnp.sum(weights * x) for x in losses]
+    nll, uniform = token_losses(logits, labels)
+    smoothed = (1 - label_smoothing) * nll + label_smoothing * uniform
+    sums = [jnp.sum(weights * x) for x in (smoothed, nll)]
     gradient = jax.nn.softmax(logits, axis=-1) - target(labels)
     gradient = (weights[..., None] * gradient).astype(features.dtype)
     widths = ((0, 0), (0, 0), (0, len(predicted.matrix) - vocab_size))

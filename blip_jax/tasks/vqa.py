@@ -56,6 +56,23 @@ def defaults() -> Config:
   return config
 
 
+def continued() -> Config:
+  """Defaults of data sets that start from a model for VQA v2.
+
+  The paper has no such experiment: the rates are ours.
+  """
+  config = defaults()
+  config.batch_size = 64
+  config.num_epochs = 7.0
+  config.init.weights = "model_base_vqa_capfilt_large"
+  config.optim.lr = 1e-5
+  config.model.variant = "base"
+  config.model.image_size = 480
+  config.data.num_workers = 8
+  config.vqa.inference = "generate"
+  return config
+
+
 def check(config: Config) -> None:
   """Checks the keys of `config.vqa`; see `base.TaskFile`."""
   run_config.at_least(1, config, "vqa.max_answers", "vqa.k_test")

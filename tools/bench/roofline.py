@@ -1,4 +1,4 @@
-"""A picture of the results: what the device can do, and what programs do.
+"""The results as a plot: what the device can do, and what programs do.
 
 Dimensions: none; the axes are FLOPs per byte and TFLOP/s, both logarithmic.
 """

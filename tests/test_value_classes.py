@@ -13,9 +13,10 @@ from blip_jax.data import (
   randaugment,
   rejects,
   schema,
+  statement_examples,
   transforms,
 )
-from blip_jax.data.scenes import drawing
+from blip_jax.data.scenes import drawing, stating
 from blip_jax.evaluators import base
 from blip_jax.evaluators.scores import caption_metrics
 from blip_jax.inference import captioning, images, model
@@ -47,10 +48,13 @@ from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
     randaugment.RandAugment,
     rejects.Bad,
     schema.Columns,
+    statement_examples.StatementExample,
     transforms.TrainImage,
     transforms.EvalImage,
     drawing.Object,
     drawing.Scene,
+    stating.Side,
+    stating.Statement,
     base.Context,
     caption_metrics.Scores,
     captioning.Caption,

@@ -30,11 +30,14 @@ class Annotations(sources.Source):
     needs_image: bool = True,
     with_questions: bool = False,
     image_file: str = "",
+    with_statements: bool = False,
   ):
     self.path = sources.annotation_file(path)
-    find = (
-      json_index.line_rows if _is_jsonl(self.path) else json_index.list_rows
+    # NLVR2's files have lines, although their names end with ".json".
+    has_lines = _is_jsonl(self.path) or (
+      with_statements and json_index.is_object(self.path)
     )
+    find = json_index.line_rows if has_lines else json_index.list_rows
     self._columns = schema.Columns(
       os.fspath(image_root),
       with_captions,
@@ -44,6 +47,7 @@ class Annotations(sources.Source):
       needs_image,
       with_questions,
       image_file,
+      with_statements,
     )
     self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
     schema.search(

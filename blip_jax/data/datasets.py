@@ -112,13 +112,47 @@ def open_questions(spec: str, image_root: str = "") -> Any:
     return scenes.Scenes(
       split, with_captions=False, with_questions=True, **options
     )
+  return _open_texts(spec, image_root, "questions", _question_rows)
+
+
+def open_statements(spec: str, image_root: str = "") -> Any:
+  """Returns a source of statements about two images; see `statements`.
+
+  Args:
+    spec: JSON, JSON lines, CSV or TSV with the columns `sentence`, `label`, if
+      the truth is known, and `image_0` and `image_1`, or `images`, a list of
+      two; the official files of NLVR2; or pairs of rendered scenes.
+    image_root: folder that relative image paths start from.
+
+  Raises:
+    ValueError: the form is not supported, the source does not exist, or it has
+      no statements about two images.
+  """
+  kind, _, rest = spec.partition(":")
+  if kind == "scenes":
+    split, query = _split_query(rest)
+    return scenes.Statements(split, **_options(query, scenes.Statements))
+  return _open_texts(spec, image_root, "statements", _table_rows)
+
+
+def _open_texts(
+  spec: str,
+  image_root: str,
+  what: str,
+  rows_of: Callable[[str], Callable | None],
+) -> Any:
+  """Opens a source of "questions" or "statements", as `what` says.
+
+  Args:
+    rows_of: path -> the class that reads such a file; None if there is none.
+  """
   path, query = _split_query(spec)
   if files.is_folder(path) and (table := folders.metadata(path)):
     path, image_root = table, path
-  rows = _question_rows(path)
+  rows = rows_of(path)
   if rows is None:
     raise ValueError(
-      f"{spec!r}: expected questions in a .json, .jsonl, .csv or .tsv, in a "
+      f"{spec!r}: expected {what} in a .json, .jsonl, .csv or .tsv, in a "
       "folder with such a metadata file, or scenes:SPLIT, found another kind "
       f"of source.{_advice(spec)}"
     )
@@ -126,16 +160,22 @@ def open_questions(spec: str, image_root: str = "") -> Any:
     path,
     image_root=image_root,
     with_captions=False,
-    with_questions=True,
+    **{f"with_{what}": True},
     **_options(query, rows),
   )
 
 
 def _question_rows(path: str) -> Callable | None:
   """The class that reads the questions of a file, by its name."""
+  is_json = path.lower().endswith(".json") and files.is_file(path)
+  if is_json and json_index.is_object(path):
+    return question_files.QuestionFiles
+  return _table_rows(path)
+
+
+def _table_rows(path: str) -> Callable | None:
+  """The class that reads the rows of a list or a table, by its name."""
   match os.path.splitext(path)[1].lower():
-    case ".json" if files.is_file(path) and json_index.is_object(path):
-      return question_files.QuestionFiles
     case ".json" | ".jsonl":
       return annotations.Annotations
     case ".csv" | ".tsv":
@@ -379,7 +419,10 @@ def _split_query(spec: str) -> tuple[str, str]:
 
 
 # Arguments of sources that a spec cannot set.
-_INTERNAL = ("image_root", "with_captions", "needs_image", "with_questions")
+_INTERNAL = (
+  *("image_root", "with_captions", "needs_image"),
+  *("with_questions", "with_statements"),
+)
 
 
 def _options(

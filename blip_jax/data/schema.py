@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from blip_jax.data import questions, rejects, sources
+from blip_jax.data import questions, rejects, sources, statements
 from blip_jax.runtime import files
 
 # The first name that a row has wins; a TFDS builder's features are searched
@@ -61,6 +61,8 @@ class Columns:
       `image_id`. If not, its record has no `image`.
     with_questions: whether records have a question and its answers; see
       `questions`.
+    with_statements: whether records have a statement about two images, in place
+      of an image; see `statements`.
     image_file: the path of an image by its `image_id`, which is in place of
       "{image_id}", or "{image_id:012}" for 12 digits; "": rows name paths.
 
@@ -77,6 +79,7 @@ class Columns:
   needs_image: bool = True
   with_questions: bool = False
   image_file: str = ""
+  with_statements: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, "keep", kept_names(self.keep))
@@ -95,11 +98,14 @@ class Columns:
     return (self.caption,) if self.caption else CAPTIONS
 
   def image_key(self, columns: Collection[str], where: str) -> str | None:
-    """Returns the image's column; None if there is none and the id will do.
+    """Returns the image's column; None if there is none and the id will do, or
+    rows have two images.
 
     Raises:
       ValueError: there is none.
     """
+    if self.with_statements:
+      return None
     by_id = not self.needs_image or bool(self.image_file)
     if by_id and self.image_id_key(columns):
       return _first(self._images, columns)
@@ -119,6 +125,8 @@ class Columns:
       self.caption_key(columns, where)
     if self.with_questions:
       questions.check(columns, where)
+    if self.with_statements:
+      statements.check(columns, where)
     check_kept(self.keep, columns, where)
 
   def record(
@@ -135,7 +143,13 @@ class Columns:
         or one of another type.
     """
     record: sources.Record = {"id": id}
-    if self.needs_image or self._names_image(row):
+    if self.with_statements:
+      record["images"] = tuple(
+        self._located(image, key, id, where)
+        for key, image in statements.images(row, id, where)
+      )
+      record |= statements.record(row, id, where)
+    elif self.needs_image or self._names_image(row):
       record["image"] = self._image(row, id, where)
     if self.with_captions:
       key = _first(self._captions, row)
@@ -165,7 +179,10 @@ class Columns:
     if key is None:
       detail = _absent(where, self._images, row)
       raise sources.BadRow(id, "missing_image", detail)
-    image = row[key]
+    return self._located(row[key], key, id, where)
+
+  def _located(self, image: Any, key: str, id: str, where: str) -> str | bytes:
+    """An image as a record has it, from what a row has under `key`."""
     if isinstance(image, bytes):
       return image
     if is_missing(image):

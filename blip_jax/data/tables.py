@@ -41,7 +41,8 @@ class Csv(sources.Source):
     delimiter: separates fields; None: a tab in .tsv, else a comma.
     columns: names of the columns, joined by commas, of a file without a header
       line: "caption,url". None: the first line names them.
-    needs_image, with_questions, image_file: see `schema.Columns`.
+    needs_image, with_questions, image_file, with_statements: see
+      `schema.Columns`.
 
   Raises:
     ValueError: on opening, if a column is missing or there are no rows.
@@ -61,6 +62,7 @@ class Csv(sources.Source):
     needs_image: bool = True,
     with_questions: bool = False,
     image_file: str = "",
+    with_statements: bool = False,
   ):
     self.path = sources.annotation_file(path)
     is_tsv = self.path.lower().endswith(".tsv")
@@ -79,6 +81,7 @@ class Csv(sources.Source):
       needs_image,
       with_questions,
       image_file,
+      with_statements,
     )
     self._num_header_lines = 0 if columns else 1
     self._header = (

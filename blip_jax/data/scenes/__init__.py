@@ -1,9 +1,8 @@
 """Scenes: rendered images with exact captions, for runs without downloads.
 
 A scene has one to three shapes on light paper. Its content (`Scene`), its
-image (`render`), its captions (`describe`, `descriptions`) and the questions
-about it (`ask`) are separate, so that statements about two images are a further
-function of the same `Scene`.
+image (`render`), its captions (`describe`, `descriptions`), the questions about
+it (`ask`) and the statements about two of them (`state`) are separate.
 
 With the defaults, a model of about a million parameters learns retrieval and
 captioning within minutes on a CPU: shapes are as large as the layout allows,
@@ -25,7 +24,9 @@ from blip_jax.data.scenes.drawing import (
   Scene,
   render,
 )
+from blip_jax.data.scenes.pairs import Statements
 from blip_jax.data.scenes.source import SPLITS, Scenes
+from blip_jax.data.scenes.stating import STATEMENT_KINDS, state
 from blip_jax.data.scenes.texts import READING_ORDER, describe, descriptions
 
 __all__ = [
@@ -36,13 +37,16 @@ __all__ = [
   "READING_ORDER",
   "SHAPES",
   "SPLITS",
+  "STATEMENT_KINDS",
   "Object",
   "Scene",
   "Scenes",
+  "Statements",
   "ask",
   "describe",
   "descriptions",
   "render",
+  "state",
   "vocab_dir",
 ]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int8, Int64, UInt64
+from jaxtyping import Bool, Int8, Int64, UInt64
 
 from blip_jax.data.scenes import asking
 from blip_jax.data.scenes import junk as junk_lib
@@ -34,7 +34,7 @@ def _hash(numbers: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
   return x ^ (x >> np.uint64(31))
 
 
-def _content(count: int, number: int) -> tuple[str, list[tuple[str, str]]]:
+def content(count: int, number: int) -> tuple[str, list[tuple[str, str]]]:
   """Returns the layout and the (colour, shape) of each object.
 
   The content of a scene is encoded as one number in mixed radix: its layout,
@@ -48,17 +48,43 @@ def _content(count: int, number: int) -> tuple[str, list[tuple[str, str]]]:
   return list(LAYOUTS[count])[layout], chosen
 
 
-def _contents_of(split: str, count: int, seed: int) -> UInt64[np.ndarray, "n"]:
-  """Returns the numbers of all contents of a split, shuffled by the seed."""
-  total = len(LAYOUTS[count]) * math.perm(len(KINDS), count)
-  numbers = np.arange(total, dtype=np.uint64)
+def num_contents(count: int) -> int:
+  """The number of contents with `count` objects, of all splits together."""
+  return len(LAYOUTS[count]) * math.perm(len(KINDS), count)
+
+
+def contents_in(
+  split: str, count: int, numbers: UInt64[np.ndarray, "n"]
+) -> tuple[Bool[np.ndarray, "n"], UInt64[np.ndarray, "n"]]:
+  """Returns which contents are of a split, and the hashes of all."""
   hashes = _hash(numbers + np.uint64(count << 32))
   percent = hashes % np.uint64(100)
   start, stop = SPLITS[split]
-  in_split = (percent >= start) & (percent < stop)
+  return (percent >= start) & (percent < stop), hashes
+
+
+def _contents_of(split: str, count: int, seed: int) -> UInt64[np.ndarray, "n"]:
+  """Returns the numbers of all contents of a split, shuffled by the seed."""
+  numbers = np.arange(num_contents(count), dtype=np.uint64)
+  in_split, hashes = contents_in(split, count, numbers)
   seed_hash = _hash(np.array([seed], np.uint64))
   order = np.argsort(_hash(hashes[in_split] ^ seed_hash))
   return numbers[in_split][order]
+
+
+def make_scene(count: int, number: int, rng: np.random.Generator) -> Scene:
+  """Returns a scene with a content; `rng` chooses what captions do not say."""
+  layout, kinds = content(count, number)
+  centres = np.array(LAYOUTS[count][layout])
+  centres += rng.uniform(-JITTER, JITTER, centres.shape)
+  sizes = ["large"] * count
+  if count == 2 and rng.random() < SIZES_DIFFER:
+    sizes[rng.integers(count)] = "small"
+  objects = tuple(
+    Object(shape, colour, size, float(x), float(y))
+    for (colour, shape), size, (x, y) in zip(kinds, sizes, centres, strict=True)
+  )
+  return Scene(objects, layout, int(rng.integers(2**32)))
 
 
 class Scenes:
@@ -176,19 +202,7 @@ class Scenes:
     index = range(len(self))[index]
     rng = self._rng(index, 0)
     count = int(self._counts[index])
-    layout, kinds = _content(count, int(self._numbers[index]))
-    centres = np.array(LAYOUTS[count][layout])
-    centres += rng.uniform(-JITTER, JITTER, centres.shape)
-    sizes = ["large"] * count
-    if count == 2 and rng.random() < SIZES_DIFFER:
-      sizes[rng.integers(count)] = "small"
-    objects = tuple(
-      Object(shape, colour, size, float(x), float(y))
-      for (colour, shape), size, (x, y) in zip(
-        kinds, sizes, centres, strict=True
-      )
-    )
-    return Scene(objects, layout, int(rng.integers(2**32)))
+    return make_scene(count, int(self._numbers[index]), rng)
 
   def __getitem__(self, index: int) -> dict:
     """Returns the record of item `index`.

@@ -45,6 +45,10 @@ def phrase(item: Object, with_size: bool) -> str:
   words = f"{item.colour} {item.shape}"
   if with_size:
     words = f"{item.size} {words}"
+  return with_article(words)
+
+
+def with_article(words: str) -> str:
   return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 

@@ -8,10 +8,10 @@ and add a line to `TASKS`.
 from typing import NamedTuple
 
 from blip_jax.cli import recipes
-from blip_jax.evaluators import answering, captions, retrieval_suite
+from blip_jax.evaluators import answering, captions, comparing, retrieval_suite
 from blip_jax.evaluators import base as evaluators
 from blip_jax.runtime.config import Config
-from blip_jax.tasks import base, caption, pretrain, retrieval, vqa
+from blip_jax.tasks import base, caption, nlvr, pretrain, retrieval, vqa
 
 
 class Entry(NamedTuple):
@@ -32,6 +32,7 @@ TASKS: dict[str, Entry] = {
   "caption": Entry(caption, captions.build),
   "retrieval": Entry(retrieval, retrieval_suite.build),
   "vqa": Entry(vqa, answering.build),
+  "nlvr": Entry(nlvr, comparing.build),
 }
 
 

@@ -64,6 +64,7 @@ _NOT_QUICK = (
   "test_captions.py",
   "test_checkpoint.py",
   "test_companions.py",
+  "test_comparing_evaluator.py",
   "test_context.py",
   "test_convert_checkpoint.py",
   "test_digests.py",

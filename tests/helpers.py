@@ -415,6 +415,7 @@ def write_pairs(folder):
   for name in ("train.json", "val.json"):
     (folder / name).write_text(json.dumps(pairs))
   write_questions(folder, 16)
+  write_statements(folder, 16)
 
 
 def write_questions(folder, num_images):
@@ -440,3 +441,13 @@ def lm_loss_per_text(logits, labels, label_smoothing):
   nll, uniform = losses.token_losses(logits[:, :-1], labels)
   smoothed = (1 - label_smoothing) * nll + label_smoothing * uniform
   return (smoothed * (labels != losses.IGNORE)).sum(axis=-1)
+
+
+def write_statements(folder, num_images):
+  """Statements about pairs of `images/0.png` and so on."""
+  lines = ["image_0,image_1,sentence,label"]
+  for number in range(num_images):
+    pair = f"{number}.png,{(number + 1) % num_images}.png"
+    lines.append(f"{pair},there is a red shape in each image,{number % 2 == 0}")
+  for name in ("statements.csv", "val_statements.csv"):
+    (folder / name).write_text("\n".join(lines) + "\n")

@@ -81,6 +81,8 @@ def shrink(config, given=()):
   if config.task == "vqa":
     config.vqa.max_answers, config.vqa.answer_list = 2, "scenes"
     config.data.max_length = 12
+  if config.task == "nlvr":
+    config.data.max_length = 18
   config.optim.lr, config.optim.min_lr, config.optim.warmup_lr = 1e-3, 1e-5, 0.0
   config.optim.decay_rate, config.optim.betas = 0.9, (0.9, 0.98)
   if config.task == "retrieval":

@@ -10,8 +10,9 @@ import pytest
 
 from blip_jax import train
 from blip_jax.models import blip, med
+from blip_jax.models import nlvr as nlvr_model
 from blip_jax.runtime import sharding, train_state
-from blip_jax.tasks import pretrain, retrieval, vqa
+from blip_jax.tasks import nlvr, pretrain, retrieval, vqa
 from tests import helpers
 
 MESHES = {
@@ -20,6 +21,7 @@ MESHES = {
   # Like COCO's recipe: ITC within a shard, ITM negatives from all shards.
   "retrieval": [(2, 2, 2)],
   "vqa": [(2, 2, 2)],
+  "nlvr": [(2, 2, 2)],
 }
 
 
@@ -27,6 +29,8 @@ def make_task(scope, mesh):
   """Local groups are those of eight shards, whatever the mesh is."""
   if scope == "vqa":
     return vqa.Vqa(blip.Blip(helpers.BLIP, answers=True))
+  if scope == "nlvr":
+    return nlvr.Nlvr(nlvr_model.Nlvr(helpers.BLIP))
   fields = dict(
     queue_size=12,
     ema_decay=0.995,
@@ -73,10 +77,29 @@ def questions():
   }
 
 
+def statements():
+  """The texts as statements about an image and the next one."""
+  rows = batch()
+  image = rows.pop("image")
+  return {
+    "image_0": image,
+    "image_1": np.roll(image, 1, axis=0),
+    "input_ids": rows["input_ids"],
+    "attention_mask": rows["attention_mask"],
+    "label": rows["image_id"] % 2,
+  }
+
+
+def rows_of(scope):
+  return {"vqa": questions, "nlvr": statements}.get(scope, batch)()
+
+
 def make_state(task, tx, mesh):
   """The goldens' weights, split over the mesh."""
   if isinstance(task, vqa.Vqa):
     golden = helpers.params("blip_vqa")
+  elif isinstance(task, nlvr.Nlvr):
+    golden = helpers.params("blip_nlvr")
   else:
     golden = helpers.params("blip_pretrain")
   if isinstance(task, pretrain.Pretrain):
@@ -110,8 +133,8 @@ def losses_and_grads(scope, shape):
     return momentum, metrics, grads
 
   with sharding.activate(mesh):
-    rows = questions() if scope == "vqa" else batch()
-    momentum, metrics, grads = step(state, sharding.put_batch(rows, mesh))
+    rows = sharding.put_batch(rows_of(scope), mesh)
+    momentum, metrics, grads = step(state, rows)
   return jax.device_get((momentum, metrics, grads))
 
 

@@ -51,6 +51,7 @@ ALIKE = (
   "caption_coco",
   "caption_folder",
   "gqa",
+  "nlvr_custom",
   "okvqa",
   "pretrain_14m",
   "pretrain_custom",
@@ -257,6 +258,22 @@ def test_vqa_recipes_have_the_published_numbers():
   }
 
 
+def test_nlvr_recipes_have_the_published_numbers():
+  """The original's nlvr.yaml; only training exchanges images."""
+  get = short_runs.load_config
+  config = get("nlvr2")
+  assert config.model.image_size == 384 and config.model.drop_path == 0.1
+  assert (config.batch_size, config.num_epochs) == (256, 15)
+  assert config.optim.lr == 3e-5 and config.optim.min_lr == 0
+  assert config.optim.schedule == "cosine_epoch"
+  assert config.optim.weight_decay == 0.05 and config.data.min_scale == 0.5
+  assert config.data.max_words == 40 and config.evals.batch_size == 64
+  assert config.nlvr.swap and not config.nlvr.legacy_eval_swap
+  assert config.evals.best == ("val/accuracy",)
+  weights = {get(name).init.weights for name in ("nlvr2", "nlvr_custom")}
+  assert weights == {"model_base"}
+
+
 def test_retrieval_recipes_have_the_published_numbers():
   """The original's retrieval_coco.yaml and retrieval_flickr.yaml."""
   get = lambda name: short_runs.load_config(f"retrieval_{name}")
@@ -312,6 +329,33 @@ def test_vqa_from_pretraining_and_its_files(tmp_path, pretrained):
   config.generation.num_beams = 1
   again = evaluate.evaluate(config, str(tmp_path / "again"))
   assert again["val/loss"] == pytest.approx(results["val/loss"], rel=1e-5)
+
+
+def test_nlvr_from_pretraining_and_its_files(tmp_path, pretrained):
+  """Fine-tuning starts with two copies of the pre-trained cross-attention, and
+  what it wrote is evaluated again."""
+  config = short_runs.shrunk_config("nlvr_custom")
+  config.init.weights = str(pretrained)
+  config.num_steps, config.optim.lr = 2, 1e-6
+  config.evals.val.source = "scenes:val?num=20"
+  results = train.train(config, str(tmp_path / "tuned"))
+  assert {"val/accuracy", "val/consistency", "val/loss"} == set(results)
+  written = (tmp_path / "tuned/val_predictions.csv").read_text().splitlines()
+  assert [line.split(",")[0] for line in written] == [
+    f"val-{n}" for n in range(20)
+  ]
+  assert (tmp_path / "tuned/best").exists()
+  before, after = (
+    snapshot.load_to_host(snapshot.find(run), "params")["text_encoder"]
+    for run in (pretrained, tmp_path / "tuned")
+  )
+  key = before["layers"]["crossattention"]["key"]["kernel"]
+  for image in ("image_0", "image_1"):
+    tuned = after["layers"]["crossattention"][image]["key"]["kernel"]
+    np.testing.assert_allclose(tuned, key, atol=1e-4)
+  config.job = "evaluate"
+  again = evaluate.evaluate(config, str(tmp_path / "tuned"))
+  assert again == pytest.approx(results, rel=1e-5)
 
 
 def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from blip_jax.data import examples, tokenizer
-from blip_jax.models import blip
 from blip_jax.models import config as model_config
 from blip_jax.runtime.config import Config
 
@@ -101,7 +100,7 @@ class TaskFile(Protocol):
   def make(
     self,
     config: Config,
-    model: blip.Blip,
+    model: Any,
     *,
     prompt_length: int,
     num_shards: int,

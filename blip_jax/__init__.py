@@ -7,7 +7,8 @@
 
 `load` opens a released checkpoint, one of Hugging Face, or the workdir of a
 training run, and returns a `Model`, which captions images, answers questions
-about them, scores image-text pairs and embeds both. Training, evaluation and
+about them, compares two of them with a statement, scores image-text pairs and
+embeds both. Training, evaluation and
 CapFilt are jobs of `python -m blip_jax.main`.
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from blip_jax.inference.answering import Answer
   from blip_jax.inference.captioning import Caption
+  from blip_jax.inference.comparing import Comparison
   from blip_jax.inference.images import Image, ImageReader
   from blip_jax.inference.loading import load
   from blip_jax.inference.matching import HiddenStates, Match
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
   "Answer",
   "Caption",
+  "Comparison",
   "HiddenStates",
   "Image",
   "ImageReader",
@@ -40,6 +43,7 @@ __all__ = [
 _MODULES = {
   "Answer": "blip_jax.inference.answering",
   "Caption": "blip_jax.inference.captioning",
+  "Comparison": "blip_jax.inference.comparing",
   "HiddenStates": "blip_jax.inference.matching",
   "Image": "blip_jax.inference.images",
   "ImageReader": "blip_jax.inference.images",

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from blip_jax.inference import answering
+from blip_jax.inference import answering, texts
 from blip_jax.runtime import sharding
 from tests import helpers
 
@@ -182,5 +182,5 @@ def test_devices_share_a_batch(model):
 
 
 def test_pairs_of_endless_iterators():
-  images, texts = answering.paired(itertools.count(), "why?")
-  assert next(iter(images)) == 0 and next(texts) == "why?"
+  images, asked = texts.paired(itertools.count(), "why?", answering.NAMES)
+  assert next(iter(images)) == 0 and next(asked) == "why?"

@@ -70,6 +70,8 @@ CAPTIONED = {"image_root": "", "with_captions": True, "keep": ()}
 DEFAULTS = [
   (model.Model.caption, {**IMAGES, "seed": 0, "prompt": None}),
   (model.Model.caption_stream, {**IMAGES, "seed": 0, "prompt": None}),
+  (model.Model.compare, IMAGES),
+  (model.Model.compare_stream, IMAGES),
   (
     model.Model.match,
     {**IMAGES, "pairwise": False, "legacy_cls": False, "num_frames": 0},

@@ -28,7 +28,7 @@ from PIL import Image
 from blip_jax.capfilt import rows
 from blip_jax.cli import recipes
 from blip_jax.data import datasets, scenes
-from blip_jax.inference import answering, captioning
+from blip_jax.inference import answering, captioning, comparing
 from blip_jax.inference import model as model_lib
 from blip_jax.models import decoding
 from tests import QUICK_TO_COMPILE, helpers
@@ -89,6 +89,7 @@ STAND_INS = {
   "model_base_caption_capfilt_large": "released",
   "model_base_retrieval_coco": "runs/quickstart",
   "model_base_vqa_capfilt_large": "answerer",
+  "model_base_nlvr": "comparer",
 }
 
 # The file that the pages convert is a golden one here, whose sizes cannot be
@@ -114,6 +115,7 @@ PRINTED = {
   "num_return_sequences=5, seed=1": {r"\[\('": 5},
   "# any text": {r"\(\d\.\d\d\)$": 2, r"^(yes|no|red) \[": 2},
   "abstain_below=0.5": {r"^other: ": 4},
+  "found.prob": {r"^(True|False) 0\.\d\d$": 2},
   "score_vqa": {r"^overall +\d+\.\d\d +\d+\.\d\d$": 1},
   "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},
   "pairwise=True": {r"pairs \[": 1, r"hidden states \(2, \d+, \d+\) \(2,": 1},
@@ -133,6 +135,7 @@ def user_dir(tmp_path_factory):
   )
   helpers.write_captioner(folder / "released")
   helpers.write_golden("blip_vqa", folder / "answerer")
+  helpers.write_golden("blip_nlvr", folder / "comparer")
   images, shards = folder / "images", folder / "shards"
   described = folder / "described"
   for path in (images, shards, described):
@@ -148,6 +151,7 @@ def user_dir(tmp_path_factory):
   for name in ("train.json", "val.json"):
     (folder / name).write_text(json.dumps(rows))
   helpers.write_questions(folder, 16)
+  helpers.write_statements(folder, 16)
   splits = ["train", "restval", "val", "test"]
   karpathy = [
     {
@@ -367,6 +371,15 @@ def test_fields_and_options_of_answers_are_documented():
   options = set(inspect.signature(model_lib.Model.answer).parameters)
   listed = set(first_cells(page, "| option of `answer` |"))
   assert listed >= options - {"self", "images", "questions", "options"}
+
+
+def test_fields_and_options_of_comparisons_are_documented():
+  page = PAGES["docs/nlvr.md"]
+  fields = {field.name for field in dataclasses.fields(comparing.Comparison)}
+  assert set(first_cells(page, "| field of `Comparison` |")) == fields
+  options = set(inspect.signature(model_lib.Model.compare).parameters)
+  listed = set(first_cells(page, "| option of `compare` |"))
+  assert listed == options - {"self", "image_pairs", "statements"}
 
 
 def test_extras_that_are_named_exist():

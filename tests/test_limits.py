@@ -45,7 +45,15 @@ from blip_jax.data import (
 )
 from blip_jax.evaluators import ranking
 from blip_jax.evaluators.scores import bleu, cider, ngrams, recall, rouge
-from blip_jax.inference import images, index, matching, scoring, search, urls
+from blip_jax.inference import (
+  comparing,
+  images,
+  index,
+  matching,
+  scoring,
+  search,
+  urls,
+)
 from blip_jax.models import decoding, nlvr
 from blip_jax.runtime import (
   contact_sheet,
@@ -165,6 +173,7 @@ LIMITS = [
   (nlvr, "FIRST_MERGING_LAYER", 6),
   (momentum, "NO_IMAGE", -100),
   (losses, "IGNORE", -100),
+  (comparing, "MAX_WORDS", 40),
   (matching, "MAX_WORDS", 30),
   (matching, "MAX_TOKENS", 35),
   (ranking, "NOT_LISTED", -100.0),

@@ -9,12 +9,20 @@ import sys
 import pytest
 
 import blip_jax
-from blip_jax.inference import answering, captioning, images, loading, matching
+from blip_jax.inference import (
+  answering,
+  captioning,
+  comparing,
+  images,
+  loading,
+  matching,
+)
 from blip_jax.inference import model as model_lib
 
 PUBLIC = {
   "Answer": answering.Answer,
   "Caption": captioning.Caption,
+  "Comparison": comparing.Comparison,
   "HiddenStates": matching.HiddenStates,
   "Image": images.Image,
   "ImageReader": images.ImageReader,

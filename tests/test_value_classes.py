@@ -19,7 +19,7 @@ from blip_jax.data import (
 from blip_jax.data.scenes import drawing, stating
 from blip_jax.evaluators import base
 from blip_jax.evaluators.scores import caption_metrics
-from blip_jax.inference import captioning, images, model
+from blip_jax.inference import captioning, comparing, images, model
 from blip_jax.models import card, config
 from blip_jax.runtime import contact_sheet, start
 from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
@@ -58,6 +58,7 @@ from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
     base.Context,
     caption_metrics.Scores,
     captioning.Caption,
+    comparing.Comparison,
     images.ImageReader,
     model.Model,
     card.Card,

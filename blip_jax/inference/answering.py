@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import itertools
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,21 +16,18 @@ from jaxtyping import Int32, UInt8
 from blip_jax.data import question_examples, questions, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import matching
+from blip_jax.inference import texts as texts_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import decoding, med
 from blip_jax.runtime import sharding
 from blip_jax.tasks import answers as answers_lib
 from blip_jax.tasks import vqa
 
-log = logging.getLogger(__name__)
-
 # As in training.
 MAX_WORDS = 50
 MAX_TOKENS = 35
 LABEL_SMOOTHING = 0.1
-# Questions are padded to a multiple of this, so that few programs serve all.
-_TOKENS = 8
-_MAX_NAMED = 3
+NAMES = texts_lib.Names("answer", "image", "question")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -183,7 +178,7 @@ class Answerer:
       ids, mask = self._tokenizer.encode(cleaned, self._max_tokens)
     longest = int(mask.sum(axis=1).max())
     if not self._legacy_mask:  # which sees the padding, so none is added
-      longest = min(-(-longest // _TOKENS) * _TOKENS, self._max_tokens)
+      longest = texts_lib.padded_length(longest, self._max_tokens)
     cut = [text for text, long in zip(texts, is_cut, strict=True) if long]
     return ids[:, :longest], mask[:, :longest], cut
 
@@ -272,57 +267,3 @@ def clean(question: str) -> str:
     raise ValueError(
       f"{what.replace('_caption', '')}: expected words"
     ) from error
-
-
-def paired(
-  images: Iterable[Any], texts: str | Iterable[str]
-) -> tuple[Iterable[Any], Iterator[str]]:
-  """Returns images and questions as pairs.
-
-  Args:
-    images: from `images.as_iterable`.
-    texts: a question about all images, or one about each; or several about a
-      single image.
-
-  Raises:
-    ValueError: their numbers are known and differ.
-  """
-  if isinstance(texts, str):
-    return images, itertools.repeat(texts)
-  if isinstance(images, Sized) and isinstance(texts, Sized):
-    num_images, num_texts = len(images), len(texts)
-    if num_images == 1 and num_texts > 1:
-      return [*images] * num_texts, iter(texts)
-    if num_images != num_texts:
-      raise ValueError(
-        "answer: expected a question for each image, one for all images, or "
-        f"one image, found {num_images} images and {num_texts} questions"
-      )
-  return images, iter(texts)
-
-
-def next_questions(texts: Iterator[str], number: int) -> list[str]:
-  """Returns the questions about the next images.
-
-  Raises:
-    ValueError: there are fewer, or one is no text.
-  """
-  found = list(itertools.islice(texts, number))
-  if len(found) < number:
-    raise ValueError("answer: there are fewer questions than images")
-  for text in found:
-    if not isinstance(text, str):
-      raise ValueError(f"answer: expected a question, found {text!r:.200}")
-  return found
-
-
-def warn_of_cut(cut: Sequence[str]) -> None:
-  if cut:
-    log.warning(
-      "%d questions have more than %d words or %d tokens, as in training, and "
-      "were cut: %s",
-      len(cut),
-      MAX_WORDS,
-      MAX_TOKENS,
-      "; ".join(repr(text)[:200] for text in cut[:_MAX_NAMED]),
-    )

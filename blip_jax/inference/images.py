@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Generator, Iterable, Sequence, Sized
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -43,7 +43,10 @@ class ImageReader:
     urls: whether an image may be an http(s) URL, which is then downloaded.
     num_frames: frames sampled from each video; 0: the inputs are images.
     allow_private: whether a URL may lead to addresses that are not public.
+    what: errors call it this.
   """
+
+  what: ClassVar[str] = "image"
 
   size: transforms.EvalImage
   urls: bool = False
@@ -78,7 +81,7 @@ class ImageReader:
     return np.zeros((*frames, height, width, 3), np.uint8)
 
 
-def as_iterable(images: Image | Iterable[Image]) -> Iterable[Image]:
+def as_iterable(images: Image | Iterable[Any]) -> Iterable[Any]:
   """A single image as a list of one; anything else as it is."""
   # An array of four dimensions is a stack of images.
   if isinstance(images, np.ndarray):
@@ -108,7 +111,7 @@ class Batch(NamedTuple):
 
 
 def batches(
-  images: Image | Iterable[Image],
+  images: Image | Iterable[Any],
   read: ImageReader,
   batch_size: int,
   mesh: jax.sharding.Mesh,
@@ -122,7 +125,8 @@ def batches(
   next power of two.
 
   Args:
-    images: one image, or any number of them; an iterator may be endless.
+    images: one image, or any number of what `read` reads; an iterator may be
+      endless.
     read: reads one.
     batch_size: images per batch, rounded up to what the mesh splits evenly.
     mesh: the devices that share a batch.
@@ -144,7 +148,7 @@ def batches(
 
 
 def _batches(
-  images: Iterable[Image],
+  images: Iterable[Any],
   read: ImageReader,
   size: int,
   mesh: jax.sharding.Mesh,
@@ -156,7 +160,7 @@ def _batches(
     try:
       return read(image), None
     except transforms.BadSample as error:
-      why = _where(number, image, error)
+      why = where(read.what, number, image, error)
       if not skip:
         raise ValueError(why) from error
       return read.black(), why
@@ -164,7 +168,7 @@ def _batches(
   total = len(images) if isinstance(images, Sized) else None
   bar = progress_lib.bar(total=total, unit="img", disable=not progress)
   loaded = ahead.map_ahead(read_one, enumerate(images), 2 * size)
-  skipped = _Skipped()
+  skipped = _Skipped(read.what)
   with contextlib.closing(loaded), bar, contextlib.closing(skipped):
     batch = list(itertools.islice(loaded, size))
     power = 1 << max(len(batch) - 1, 0).bit_length()
@@ -178,20 +182,23 @@ def _batches(
       batch = list(itertools.islice(loaded, size))
 
 
-def _where(number: int, image: object, error: transforms.BadSample) -> str:
+def where(
+  what: str, number: int, image: object, error: transforms.BadSample
+) -> str:
   """The number and the path of an image, and why it cannot be read."""
   path = ""
   if isinstance(image, str | os.PathLike):
     path = files.printable(os.fspath(image))
   # The details of some errors have the path already.
   named = f", {path}" if path and path not in str(error) else ""
-  return f"image {number}{named}: {error}"
+  return f"{what} {number}{named}: {error}"
 
 
 class _Skipped:
   """Counts images, and names those that were skipped when it is closed."""
 
-  def __init__(self):
+  def __init__(self, what: str):
+    self._what = what
     self._num_images, self._num_skipped = 0, 0
     self._first: list[str] = []
 
@@ -204,9 +211,10 @@ class _Skipped:
   def close(self) -> None:
     if self._num_skipped:
       log.warning(
-        "%d of %d images cannot be read and were skipped: %s%s",
+        "%d of %d %ss cannot be read and were skipped: %s%s",
         self._num_skipped,
         self._num_images,
+        self._what,
         "; ".join(self._first),
         "; ..." if self._num_skipped > MAX_NAMED else "",
       )

@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
-from blip_jax.inference import answering, captioning, matching
+from blip_jax.inference import answering, captioning, comparing, matching
 from blip_jax.inference import images as images_lib
-from blip_jax.models import blip, generation, med
+from blip_jax.inference import texts as texts_lib
+from blip_jax.models import blip, generation, med, nlvr
 from blip_jax.models import card as card_lib
 from blip_jax.runtime import devices
 
@@ -30,7 +31,7 @@ _ABILITIES = {
   "caption": "caption images",
   "feature": "embed images and texts",
   "itm": "match and embed images and texts",
-  "nlvr": "only be converted",
+  "nlvr": "compare two images with a statement",
   "pretrain": "caption, match and embed",
   "retrieval": "match and embed images and texts",
   "vqa": "answer questions about images",
@@ -48,6 +49,7 @@ class Model:
                     `embed_texts`: unit vectors in a space shared by both
     pretrain        all of these
     vqa             `answer`: answers questions about images
+    nlvr            `compare`: whether statements about two images are true
     any             `features`: hidden states, where the family has the encoder
 
   A method that the family lacks raises `ValueError`. Images are given as paths,
@@ -371,7 +373,9 @@ class Model:
         about an image or a question.
     """
     answerer = self.answerer(answers, **options)
-    images, texts = answering.paired(images_lib.as_iterable(images), questions)
+    images, texts = texts_lib.paired(
+      images_lib.as_iterable(images), questions, answering.NAMES
+    )
     read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
     batches = images_lib.batches(
       images, read, self._batch_size(batch_size), self.mesh, on_error, progress
@@ -381,14 +385,16 @@ class Model:
       cut: list[str] = []
       with contextlib.closing(batches):
         for pixels, errors in batches:
-          asked = answering.next_questions(texts, len(errors))
+          asked = texts_lib.following(texts, len(errors), answering.NAMES)
           filling = asked[-1:] * (len(pixels) - len(asked))
           ids, mask, long = answerer.tokens([*asked, *filling])
           cut += long[: len(asked)]
           answered = answerer(pixels, ids, mask)
           for error, one in zip(errors, answered, strict=False):
             yield one if error is None else None
-      answering.warn_of_cut(cut)
+      texts_lib.warn_of_cut(
+        cut, answering.NAMES, answering.MAX_WORDS, answering.MAX_TOKENS
+      )
 
     return found()
 
@@ -425,6 +431,131 @@ class Model:
       self.mesh,
       answers,
       **options,
+    )
+
+  def compare(
+    self,
+    image_pairs: comparing.Pair | Iterable[comparing.Pair],
+    statements: str | Iterable[str],
+    *,
+    batch_size: int | None = None,
+    urls: bool = False,
+    allow_private: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = False,
+  ) -> list[comparing.Comparison | None]:
+    """Says whether statements about two images each are true (section 5.4).
+
+    `compare_stream` yields the results one after the other instead.
+
+    Args:
+      image_pairs: a pair of images, the left one first, or any number of them;
+        images as for `caption`.
+      statements: one about each pair, one about all of them, or any number
+        about a single pair. They are read as in training: lower case, most
+        punctuation removed, at most 40 words.
+      batch_size: pairs per batch; by default half as many as images that suit
+        the devices.
+      urls: whether an image may be an http(s) URL, which is then downloaded.
+      allow_private: whether a URL may lead to addresses that are not public,
+        such as those of this machine and its network.
+      on_error: what to do about a pair one of whose images cannot be read:
+        "raise", or "skip", which warns, naming these pairs, and gives None in
+        their place.
+      progress: whether to show a progress bar.
+
+    Returns:
+      One result per statement, in order.
+
+    Raises:
+      ValueError: the model does not compare images, there are not as many
+        statements as pairs, a statement has no words, or an image cannot be
+        read; says which.
+    """
+    return [
+      *self.compare_stream(
+        image_pairs,
+        statements,
+        batch_size=batch_size,
+        urls=urls,
+        allow_private=allow_private,
+        on_error=on_error,
+        progress=progress,
+      )
+    ]
+
+  def compare_stream(
+    self,
+    image_pairs: comparing.Pair | Iterable[comparing.Pair],
+    statements: str | Iterable[str],
+    *,
+    batch_size: int | None = None,
+    urls: bool = False,
+    allow_private: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = False,
+  ) -> Iterator[comparing.Comparison | None]:
+    """Compares any number of pairs of images, in little memory.
+
+    Images are read at most two batches ahead, so that `image_pairs` and
+    `statements` may be iterators over millions.
+
+    Args:
+      image_pairs: as for `compare`, and so are the other arguments.
+
+    Returns:
+      An iterator of one result per statement, in order; None for a pair that
+      was skipped.
+
+    Raises:
+      ValueError: as `compare`; before the first image is read, unless it is
+        about an image or a statement.
+    """
+    comparer = self.comparer()
+    pairs, texts = texts_lib.paired(
+      comparing.as_pairs(image_pairs), statements, comparing.NAMES
+    )
+    read = comparing.PairReader(self.image, urls, allow_private=allow_private)
+    size = batch_size or max(self._batch_size(None) // 2, 1)
+    batches = images_lib.batches(
+      pairs, read, size, self.mesh, on_error, progress
+    )
+
+    def found() -> Iterator[comparing.Comparison | None]:
+      cut: list[str] = []
+      with contextlib.closing(batches):
+        for pixels, errors in batches:
+          stated = texts_lib.following(texts, len(errors), comparing.NAMES)
+          filling = stated[-1:] * (len(pixels) - len(stated))
+          ids, mask, long = comparer.tokens([*stated, *filling])
+          cut += long[: len(stated)]
+          compared = comparer(pixels, ids, mask)
+          for error, one in zip(errors, compared, strict=False):
+            yield one if error is None else None
+      texts_lib.warn_of_cut(
+        cut, comparing.NAMES, comparing.MAX_WORDS, comparer.max_tokens
+      )
+
+    return found()
+
+  def comparer(self) -> comparing.Comparer:
+    """Returns an object that compares batches of pixels and tokens.
+
+    Use it to load images by other means than `compare` does. Each size of a
+    batch is compiled once.
+
+    Raises:
+      ValueError: the model does not compare images.
+    """
+    if not isinstance(self.module, nlvr.Nlvr):
+      raise ValueError(
+        f"{self.card.source or 'this model'} is of the family "
+        f"{self.card.family!r}, which cannot compare two images; it can "
+        f"{_ABILITIES[self.card.family]}. Load a model for NLVR2, such as "
+        "'model_base_nlvr'"
+      )
+    return comparing.Comparer(
+      self.module, self.params, self.tokenizer, self.mesh
     )
 
   @overload

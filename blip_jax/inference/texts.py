@@ -1,0 +1,84 @@
+"""Texts that come with images: one for each, or one for all of them."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, NamedTuple
+
+log = logging.getLogger(__name__)
+
+# Texts are padded to a multiple of this, so that few programs serve all.
+TOKENS = 8
+_MAX_NAMED = 3
+
+
+class Names(NamedTuple):
+  """What errors call a method, what it is about, and the texts."""
+
+  method: str
+  image: str
+  text: str
+
+
+def paired(
+  images: Iterable[Any], texts: str | Iterable[str], names: Names
+) -> tuple[Iterable[Any], Iterator[str]]:
+  """Returns images, or pairs of them, and their texts.
+
+  Args:
+    images: any number.
+    texts: one about all images, or one about each; or several about a single
+      image.
+    names: for errors.
+
+  Raises:
+    ValueError: their numbers are known and differ.
+  """
+  if isinstance(texts, str):
+    return images, itertools.repeat(texts)
+  if isinstance(images, Sized) and isinstance(texts, Sized):
+    num_images, num_texts = len(images), len(texts)
+    if num_images == 1 and num_texts > 1:
+      return [*images] * num_texts, iter(texts)
+    if num_images != num_texts:
+      method, image, text = names
+      raise ValueError(
+        f"{method}: expected a {text} for each {image}, one for all {image}s, "
+        f"or one {image}, found {num_images} {image}s and {num_texts} {text}s"
+      )
+  return images, iter(texts)
+
+
+def following(texts: Iterator[str], number: int, names: Names) -> list[str]:
+  """Returns the texts about the next images.
+
+  Raises:
+    ValueError: there are fewer, or one is no text.
+  """
+  method, image, text = names
+  found = list(itertools.islice(texts, number))
+  if len(found) < number:
+    raise ValueError(f"{method}: there are fewer {text}s than {image}s")
+  for each in found:
+    if not isinstance(each, str):
+      raise ValueError(f"{method}: expected a {text}, found {each!r:.200}")
+  return found
+
+
+def warn_of_cut(
+  cut: Sequence[str], names: Names, max_words: int, max_tokens: int
+) -> None:
+  if cut:
+    log.warning(
+      "%d %ss have more than %d words or %d tokens, and were cut: %s",
+      len(cut),
+      names.text,
+      max_words,
+      max_tokens,
+      "; ".join(repr(text)[:200] for text in cut[:_MAX_NAMED]),
+    )
+
+
+def padded_length(longest: int, max_tokens: int) -> int:
+  """The length that texts of at most `longest` tokens are padded to."""
+  return min(-(-longest // TOKENS) * TOKENS, max_tokens)

@@ -202,7 +202,7 @@ def _shortest(run: Callable[[], jax.Array], calls: int = 3) -> float:
       last = run()
     last.block_until_ready()
 
-  return min(seconds_of(series) for _ in range(3)) / calls
+  return min(seconds_of(series) for _ in range(10)) / calls
 
 
 def datasheet(device_kind: str, dtype: str) -> dict[str, float] | None:

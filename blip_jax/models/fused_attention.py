@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.linen import spmd
-from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Float
 
 log = logging.getLogger(__name__)
@@ -132,6 +131,9 @@ def _splash_kernel(
   length: int,
   interpret: bool,
 ) -> Float[Array, "B H N d"]:
+  # A quarter of a second, where nothing needs it.
+  from jax.experimental.pallas.ops.tpu import splash_attention
+
   _, num_heads, num_tokens, _ = query.shape
   block = next(
     size

@@ -147,8 +147,10 @@ class StubLoader:
     return self.state
 
   def set_state(self, state):
-    assert state["parts"] == [{"seen": 3}]
-    self.state = state
+    states = state["processes"]
+    assert all(each["parts"] == [{"seen": 3}] for each in states)
+    self.states = states
+    self.state = states[jax.process_index() % len(states)]
 
 
 @flax.struct.dataclass

@@ -317,20 +317,22 @@ def test_a_checkpoint_without_digests_is_named_if_it_cannot_be_read(tmp_path):
   assert message in str(error.value)
 
 
-def test_another_number_of_processes_resumes_at_the_earliest_position(
-  tmp_path,
-):
+def test_another_number_of_processes_gets_the_positions_of_all(tmp_path):
   run, loader = helpers.ToyRun(), helpers.StubLoader()
   run.save(tmp_path, 1, position=72)
   data = tmp_path / "checkpoints" / "1" / "data"
   saved = (data / "process_0-of-1.json").read_text()
   (data / "process_0-of-1.json").unlink()
   (data.parent / "digests.json").unlink()
-  for index, position in enumerate((72, 70, 71)):
-    text = saved.replace("72", str(position))
-    (data / f"process_{index}-of-3.json").write_text(text)
+  # Of eleven, number 10 is not the third.
+  for index in range(11):
+    text = saved.replace("72", str(70 + index))
+    (data / f"process_{index}-of-11.json").write_text(text)
   run.start(tmp_path, loader)
-  assert loader.position == 70
+  assert [state["next_index"] for state in loader.states] == [*range(70, 81)]
+  (data / "process_3-of-11.json").unlink()
+  with pytest.raises(ValueError, match=r"data lacks process_3-of-11\.json"):
+    run.start(tmp_path, loader)
 
 
 def run_python(script, *args):
@@ -411,10 +413,10 @@ def test_two_processes_save_and_resume_one_run(tmp_path):
     port = probe.getsockname()[1]
   children = [run_python(script, tmp_path, port, i) for i in range(2)]
   assert [child.wait(timeout=180) for child in children] == [0, 0]
-  # One process can continue it, from the earlier of both positions.
+  # One process can continue it, and knows the positions of both.
   loader = helpers.StubLoader()
   helpers.ToyRun().start(tmp_path, loader)
-  assert loader.position == 70
+  assert [state["next_index"] for state in loader.states] == [70, 71]
   params = snapshot.load_on_mesh(
     snapshot.find(tmp_path), "params", helpers.ToyRun((1, 1, 1)).mesh
   )

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from blip_jax import defaults
@@ -54,14 +53,24 @@ def start(config, workdir, devices, *flags):
   )
 
 
-def start_two(config, workdir, *flags):
+def start_together(config, workdir, count, devices, *flags):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   return [
-    start(config, workdir, 1, f"--distributed={address},2,{index}", *flags)
-    for index in range(2)
+    start(
+      config,
+      workdir,
+      devices,
+      f"--distributed={address},{count},{index}",
+      *flags,
+    )
+    for index in range(count)
   ]
+
+
+def start_two(config, workdir, *flags):
+  return start_together(config, workdir, 2, 1, *flags)
 
 
 def finish(processes):
@@ -80,31 +89,54 @@ def metrics(workdir):
   return [row for row in rows if "train/loss" in row]
 
 
-@pytest.mark.slow
-def test_two_processes_train_on_the_same_rows(tmp_path):
-  """Weights split over both, rows dealt out, one checkpoint of both.
+MESHES = {1: (4, 1, 1), 2: (1, 2, 2), 4: (2, 2, 1)}
 
-  Each process has every other row, so the batch is one process's in another
-  order: what averages over rows is equal, while drawn negatives are others.
-  """
-  one, two = tmp_path / "one", tmp_path / "two"
-  finish([start("quickstart", one, 2, *FLAGS)])
-  finish(start_two("quickstart", two, *FLAGS))
-  alone, together = metrics(one), metrics(two)
-  assert [row["step"] for row in together] == [1, 2]
-  for name in ("loss_itc", "loss_lm", "nll_lm", "temp"):
-    together_loss, alone_loss = (
-      together[0][f"train/{name}"],
-      alone[0][f"train/{name}"],
-    )
-    np.testing.assert_allclose(
-      together_loss, alone_loss, rtol=1e-5, err_msg=name
-    )
-  saved = sorted(p.name for p in (two / "checkpoints" / "2" / "data").iterdir())
-  assert [name for name in saved if name.startswith("process")] == [
-    "process_0-of-2.json",
-    "process_1-of-2.json",
+
+def train(workdir, count, num_steps):
+  """A training of four devices by one, two or four processes."""
+  axes = ("data", "fsdp", "tensor")
+  flags = [
+    f"--config.mesh.{axis}={size}"
+    for axis, size in zip(axes, MESHES[count], strict=True)
   ]
+  flags = [*FLAGS, *flags, f"--config.num_steps={num_steps}"]
+  # Of the rates, too.
+  flags.append("--config.optim.steps_per_epoch=20")
+  devices = 4 // count
+  if count == 1:
+    finish([start("quickstart", workdir, devices, *flags)])
+  else:
+    finish(start_together("quickstart", workdir, count, devices, *flags))
+  return [
+    {name: row[f"train/{name}"] for name in LOSSES} for row in metrics(workdir)
+  ]
+
+
+LOSSES = ("loss", "loss_itc", "loss_itm", "loss_lm", "temp")
+
+
+@pytest.mark.slow
+def test_losses_do_not_depend_on_processes_and_mesh(tmp_path):
+  """Drawn negatives, dropout and augmentation included; and a run goes on with
+  any other number of them on any other mesh, with the same losses."""
+  alone = train(tmp_path / "1", 1, 20)
+  assert len(alone) == 20
+  for count in (2, 4):
+    assert_close(train(tmp_path / str(count), count, 20), alone)
+  workdir = tmp_path / "elastic"
+  for num_steps, count in ((4, 2), (8, 1), (12, 4), (16, 2), (20, 4)):
+    losses = train(workdir, count, num_steps)
+    assert len(losses) == num_steps
+  assert_close(losses, alone)
+  saved = sorted(p.name for p in (workdir / "checkpoints/20/data").iterdir())
+  assert [name for name in saved if name.startswith("process")] == [
+    f"process_{index}-of-4.json" for index in range(4)
+  ]
+
+
+def assert_close(losses, expected):
+  for row, other in zip(losses, expected, strict=True):
+    assert row == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -152,38 +152,122 @@ def test_orbax_saves_and_restores_the_position(tmp_path):
   restored.close()
 
 
-def _shards(count, source, processes, **kwargs):
-  """Returns the rows of each global batch of 12, over all processes."""
-  batch = {"batch_size": 12 // processes, "process_count": processes}
-  shards = [
-    _run(count, source, process_index=i, **batch, **kwargs)
-    for i in range(processes)
-  ]
+def _processes(source, count, **kwargs):
+  """The loaders of all processes, with global batches of 12."""
   return [
-    sorted(pair for shard in shards for pair in zip(*shard[step], strict=True))
+    _loader(
+      source,
+      batch_size=12 // count,
+      process_index=i,
+      process_count=count,
+      bad_samples=_tolerant(),
+      **kwargs,
+    )
+    for i in range(count)
+  ]
+
+
+def _global_batches(processes, count):
+  """Rows of global batches, in order, with their random numbers."""
+  parts = [_take(one, count) for one in processes]
+  return [
+    [pair for part in parts for pair in zip(*part[step], strict=True)]
     for step in range(count)
   ]
 
 
+def _go_on(processes, others):
+  """Sets others to where the first are, which are closed."""
+  states = [json.loads(json.dumps(one.get_state())) for one in processes]
+  for one in processes:
+    one.close()
+  for other in others:
+    other.set_state({"processes": states})
+  return others
+
+
 def test_processes_share_each_global_batch():
   source = [Rows(35)]  # that 2, 3 and 12 do not divide
-  alone = _shards(6, source, 1)
-  assert alone == _shards(6, source, 2) == _shards(6, source, 3)
+  alone, *others = (
+    _global_batches(_processes(source, count), 6) for count in (1, 2, 3)
+  )
+  assert others == [alone, alone]
   ids = [id for batch in alone for id, _ in batch]
   assert len(set(ids[:24])) == 24, "disjoint within an epoch"
 
 
-def test_another_number_of_processes_resumes_at_the_same_position():
-  source, kwargs = Rows(50), {"process_count": 2, "batch_size": 6}
-  alone = _run(5, source, batch_size=12)
-  two = [_loader(source, process_index=i, **kwargs) for i in range(2)]
-  for batches in two:
-    _take(batches, 3)
-  one = _loader(source, batch_size=12)
-  one.set_state(two[1].get_state())
-  assert _take(one, 2) == alone[3:]
-  for batches in (*two, one):
-    batches.close()
+@pytest.mark.parametrize("counts", [(2, 1, 4), (1, 4, 2), (4, 2, 3, 1)])
+def test_another_number_of_processes_goes_on_with_the_same_batches(counts):
+  source = [Rows(50)]
+  alone = _global_batches(_processes(source, 1), 3 * len(counts))
+  loaders = _processes(source, counts[0])
+  found = _global_batches(loaders, 3)
+  for count in counts[1:]:
+    loaders = _go_on(loaders, _processes(source, count))
+    found += _global_batches(loaders, 3)
+  assert found == alone
+
+
+@pytest.mark.parametrize("counts", [(4, 2, 3, 1, 6), (2, 4, 1), (3, 3, 2)])
+def test_unusable_rows_neither_lose_nor_repeat_others(counts):
+  """Most are of one process, so that it is far ahead of the others."""
+  num_rows = 12 * 5 * len(counts)
+  order = [id for batch, _ in _run(60, Rows(num_rows)) for id in batch]
+  bad = {int(id.partition(":")[2]) for id in order[:20:2] + order[60:70]}
+  source = Rows(num_rows, bad=bad)
+  loaders, found = [], []
+  for count in counts:
+    others = _processes(source, count)
+    loaders = _go_on(loaders, others) if loaders else others
+    # Stopped and resumed as they are, they go on, too.
+    found += _global_batches(loaders, 2)
+    loaders = _go_on(loaders, _processes(source, count))
+    found += _global_batches(loaders, 1)
+  ids = [id for batch in found for id, _ in batch]
+  assert len(set(ids)) == len(ids) == 36 * len(counts)
+  # What is left comes next, and completes the epoch.
+  (alone,) = _go_on(loaders, _processes(source, 1))
+  left = num_rows - len(bad) - len(ids)
+  ids += [id for batch, _ in _take(alone, -(-left // 12)) for id in batch]
+  alone.close()
+  expected = {f"rows:{row}" for row in range(num_rows)} - {
+    f"rows:{row}" for row in bad
+  }
+  assert set(ids[: num_rows - len(bad)]) == expected
+
+
+def test_another_batch_size_goes_on_with_the_next_row():
+  alone = [
+    id
+    for batch in _global_batches(_processes([Rows(50)], 1), 5)
+    for id, _ in batch
+  ]
+  loaders = _processes([Rows(50)], 2)
+  _global_batches(loaders, 2)
+  larger = _loader([Rows(50)], batch_size=18)
+  (larger,) = _go_on(loaders, [larger])
+  ((ids, _), *_) = _take(larger, 1)
+  assert ids == alone[24:42]
+  larger.close()
+
+
+def test_positions_of_earlier_versions_are_understood():
+  """Processes took single rows in turns, and all started at 0."""
+  (batches,) = _processes([Rows(50)], 1)
+  alone = [id for ids, _ in _take(batches, 4) for id in ids]
+  old = {"next_index": 5, "process_count": 2, "num_rows": 50}
+  batches.set_state({"processes": [old, {**old, "next_index": 6}]})
+  ((ids, _), *_) = _take(batches, 1)
+  assert ids == [alone[10], *alone[12:23]]
+  batches.close()
+
+
+def test_positions_of_all_processes_are_needed():
+  loaders = _processes([Rows(50)], 2)
+  with pytest.raises(ValueError, match="positions of 2 processes, found 1"):
+    loaders[0].set_state(loaders[0].get_state())
+  for one in loaders:
+    one.close()
 
 
 def test_weights_set_the_share_of_each_source():

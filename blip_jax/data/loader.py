@@ -1,10 +1,10 @@
 """The input pipeline: sources -> order -> examples -> batches of numpy arrays.
 
 The order depends only on the seed and on the position in one endless stream.
-Process `i` of `n` takes the positions i, i + n, i + 2n, ... An unusable row
-stays in the stream as a `Bad` marker and is dropped here, in the main process.
-So neither threads nor worker processes change the training data, and the
-position is all that a checkpoint has to store.
+Of each global batch, a process takes one block (`position.Share`). An unusable
+row stays in the stream as a `Bad` marker and is dropped here, in the main
+process. So neither threads nor worker processes change the training data, and
+the position is all that a checkpoint has to store.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import cv2
 import grain
 import numpy as np
 
-from blip_jax.data import examples, order, rejects
+from blip_jax.data import examples, order, position, rejects
 from blip_jax.data import sources as sources_lib
 from blip_jax.runtime import processes
 
@@ -109,9 +109,9 @@ class TrainLoader(grain.DatasetIterator):
   """Endless batches; see `train_loader`. Orbax saves it like a grain iterator.
 
   The state is the number of rows, good and bad, that this process has read
-  from the stream. It does not depend on threads and workers. With a different
-  number of processes the run resumes at the same position of the global
-  stream.
+  from the stream. It does not depend on threads and workers. The states of all
+  processes together tell another number of processes which rows are left: none
+  is lost, and none is read again.
 
   Attributes:
     rows_per_epoch: over all processes; the mean, if splits rotate.
@@ -129,14 +129,15 @@ class TrainLoader(grain.DatasetIterator):
     bad_samples: rejects.BadSamples,
   ):
     super().__init__()
-    index, self._process_count = shard
-    self._stream = stream[index :: self._process_count]
+    self._share = position.Share(*shard, batch_size)
+    self._stream = stream
     self._open_rows = open_rows
     self._collate = collate
     self._batch_size = batch_size
     self.rows_per_epoch = sum(epoch_lengths) / len(epoch_lengths)
     self.num_rows = sum(epoch_lengths)
     self._bad_samples = bad_samples
+    self._left = position.Left()
     self._next_index = 0
     self._rows: grain.DatasetIterator | None = None
 
@@ -156,21 +157,48 @@ class TrainLoader(grain.DatasetIterator):
 
   def _started_rows(self) -> grain.DatasetIterator:
     if self._rows is None:
-      self._rows = self._open_rows(self._stream[self._next_index :])
+      rows = position.Rows(
+        self._stream, self._left, self._share, self._next_index
+      )
+      self._rows = self._open_rows(grain.MapDataset.source(rows))
       self._rows.start_prefetch()
     return self._rows
 
-  def get_state(self) -> dict[str, int]:
+  def get_state(self) -> dict[str, Any]:
     return {
       "next_index": self._next_index,
-      "process_count": self._process_count,
+      "process_count": self._share.process_count,
+      "batch_size": self._batch_size,
       "num_rows": self.num_rows,
+      "left": dataclasses.asdict(self._left),
     }
 
-  def set_state(self, state: dict[str, int]) -> None:
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on where all processes of a run were.
+
+    Args:
+      state: from `get_state` if it was a single process, else
+        `{"processes": [state, ...]}`.
+
+    Raises:
+      ValueError: a state is missing.
+    """
+    states = state.get("processes", [state])
+    count = states[0]["process_count"]
+    if len(states) != count:
+      raise ValueError(
+        f"expected the positions of {count} processes, found {len(states)}"
+      )
     self._close_rows()
-    position = state["next_index"] * state["process_count"]
-    self._next_index = position // self._process_count
+    # Runs of earlier versions started at 0, and dealt out single rows.
+    self._left = position.Left(**states[0].get("left", {}))
+    batch_size = states[0].get("batch_size", 1)
+    counts = [each["next_index"] for each in states]
+    if (count, batch_size) == self._share[1:]:
+      self._next_index = counts[self._share.process_index]
+    else:
+      self._left = self._left.after(counts, batch_size)
+      self._next_index = 0
 
   def close(self) -> None:
     if not self._closed:
@@ -200,8 +228,8 @@ def train_loader(
   """Returns an iterator over endless batches: (arrays, ids of the rows).
 
   The arrays are the examples of a batch, collated, and `valid` [B], which is
-  always true. The rows of global batch k are the same for every number of
-  processes (as long as no row is bad). `close()` ends its threads.
+  always true. Global batch k is the same for every number of processes (as long
+  as no row is bad). `close()` ends its threads.
 
   Args:
     sources: data sets to train on; see `blip_jax.data.sources`.

@@ -389,6 +389,8 @@ class FilesItem:
     return read()
 
 
-def process_file() -> str:
-  """The name of the file that only this process writes and reads."""
-  return f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+def process_file(index: int | None = None, count: int | None = None) -> str:
+  """The name of the file that one process writes; this one by default."""
+  index = jax.process_index() if index is None else index
+  count = jax.process_count() if count is None else count
+  return f"process_{index}-of-{count}.json"

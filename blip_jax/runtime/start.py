@@ -238,27 +238,20 @@ def load_state(
 
 
 def _load_position(folder: epath.Path) -> dict[str, Any]:
-  """The position of this process in its data.
-
-  With another number of processes than saved the checkpoint, the position is
-  the earliest of theirs: they differ by the rows that could not be used.
-  """
-  own = snapshot.JsonItem(snapshot.process_file())
-  if (folder / "data" / own.filename).exists():
-    return snapshot.load(folder, "data", own).value
-  files = sorted(path.name for path in (folder / "data").glob("process_*"))
-  if not files:
+  """The positions of all processes that saved a step, in their data."""
+  names = {path.name for path in (folder / "data").glob("process_*")}
+  if not names:
     raise ValueError(f"{folder}/data holds no position of any process")
-  positions = [
-    snapshot.load(folder, "data", snapshot.JsonItem(name)).value
-    for name in files
-  ]
-  log.info(
-    "Saved by %d processes, resumed by %d: some rows may be read again",
-    len(files),
-    jax.process_count(),
-  )
-  return min(positions, key=lambda position: position["next_index"])
+  count = int(min(names).removesuffix(".json").rpartition("-")[2])
+  expected = [snapshot.process_file(index, count) for index in range(count)]
+  if missing := [name for name in expected if name not in names]:
+    raise ValueError(f"{folder}/data lacks {', '.join(missing)}")
+  if count != jax.process_count():
+    log.info("Saved by %d processes, resumed by %d", count, jax.process_count())
+  items = [snapshot.JsonItem(name) for name in expected]
+  return {
+    "processes": [snapshot.load(folder, "data", item).value for item in items]
+  }
 
 
 def _check_same(folder: epath.Path, name: str, tree: Any) -> None:

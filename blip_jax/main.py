@@ -4,12 +4,8 @@ import contextlib
 import faulthandler
 import logging
 import os
-import re
-import signal
-import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import flags
@@ -24,6 +20,7 @@ from blip_jax.runtime import (
   command,
   compilation_cache,
   host,
+  joining,
   overrides,
   processes,
   stopping,
@@ -47,13 +44,6 @@ JOBS = {
 
 # Jobs that several processes would do several times.
 ALONE = ("search", "merge", "report", "status", "verify")
-
-# The others end when one process of a job has not been heard of for so long.
-_PEER_SECONDS = 40
-# HOST:PORT,PROCESSES,INDEX; an IPv6 address is in brackets.
-_ADDRESS = re.compile(
-  r"([^\s:,/\[\]]+|\[[0-9a-fA-F:.]+\]):(\d{1,5}),(\d{1,6}),(\d{1,6})", re.ASCII
-)
 
 # Jobs whose configs have the same keys.
 SAME_KEYS = (
@@ -83,7 +73,10 @@ def main(line: command_line.Command) -> None:
   prepare_process()
   if config.get("compilation_cache"):
     compilation_cache.enable()
-  join_processes(line.distributed)
+  if config.job != "capfilt":  # whose processes share the work by themselves
+    joining.warn_if_apart(line.distributed)
+  joining.join(line.distributed)
+  joining.check_same(config, line.workdir)
   with _stoppable(config.job):
     _run(config, line)
 
@@ -143,49 +136,6 @@ def prepare_process() -> None:
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger("blip_jax").setLevel(logging.INFO)
   host.keep_freed_memory()
-
-
-def join_processes(how: str) -> None:
-  """Makes the devices of all processes visible as one set.
-
-  Raises:
-    UsageError: there is no such way, or the processes cannot be found.
-  """
-  if how == "off":
-    return
-  address = {} if how == "auto" else _address(how)
-  try:
-    jax.distributed.initialize(
-      **address,
-      heartbeat_timeout_seconds=_PEER_SECONDS,
-      shutdown_timeout_seconds=_PEER_SECONDS,
-    )
-  # Whatever the detection of a cluster meets in its environment.
-  except Exception as error:
-    raise UsageError(f"--distributed={how}: {error}") from error
-  # JAX aborts a process that has lost the others, and says so; the stacks of
-  # all threads would hide it.
-  signal.signal(signal.SIGABRT, signal.SIG_DFL)
-
-
-def _address(how: str) -> dict[str, Any]:
-  match = _ADDRESS.fullmatch(how)
-  port, count, index = map(int, match.group(2, 3, 4)) if match else (0, 0, 0)
-  if not match or not 0 < port < 2**16 or index >= count:
-    raise UsageError(
-      "--distributed: expected off, auto or HOST:PORT,PROCESSES,INDEX with an "
-      "INDEX from 0 to PROCESSES - 1, such as localhost:9876,2,0, found "
-      f"{how!r}"
-    )
-  try:
-    socket.getaddrinfo(match[1].strip("[]"), port)
-  except (OSError, UnicodeError) as error:
-    raise UsageError(f"--distributed={how}: {match[1]}: {error}") from error
-  return dict(
-    coordinator_address=f"{match[1]}:{port}",
-    num_processes=count,
-    process_id=index,
-  )
 
 
 def _stoppable(job: str) -> contextlib.AbstractContextManager[None]:

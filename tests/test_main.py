@@ -12,6 +12,7 @@ from blip_jax import (
 )
 from blip_jax.cli import recipes
 from blip_jax.runtime import command
+from tests import helpers
 
 
 def test_results_are_printed(monkeypatch, tmp_path, capsys):
@@ -150,34 +151,45 @@ def test_a_scheme_is_refused_before_anything_is_created(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_an_error_on_one_of_two_processes_ends_both(tmp_path):
-  """Neither waits for the other at its exit."""
+def start_two(folders, *flags):
+  """Two processes of one job; the second has these flags more."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
-  processes = [
+  return [
     subprocess.Popen(
       [
         sys.executable,
         "-m",
         "blip_jax.main",
         "--config=quickstart",
+        "--config.data.train=images",
+        f"--workdir={folders[0] / 'run'}",
         f"--distributed={address},2,{index}",
-        # The first one waits for the other in its first step.
-        *(["--config.data.train=nowhere.json"] if index else []),
+        *(flags if index else ()),
       ],
-      cwd=tmp_path,
+      cwd=folder,
       env={**os.environ, "XLA_FLAGS": ""},
       stderr=subprocess.PIPE,
       text=True,
     )
-    for index in range(2)
+    for index, folder in enumerate(folders)
   ]
+
+
+@pytest.mark.slow
+def test_an_error_on_one_of_two_processes_ends_both(tmp_path):
+  """Neither waits for the other at its exit."""
+  folders = [tmp_path / name for name in ("whole", "empty")]
+  for folder in folders:
+    folder.mkdir()
+  helpers.write_pairs(folders[0])
+  # The first one waits for the other in its first step.
+  processes = start_two(folders)
   try:
     _, shown = processes[1].communicate(timeout=90)
-    assert processes[1].returncode == 1
-    assert "error: " in shown and "nowhere.json" in shown
+    assert processes[1].returncode == 1, shown
+    assert "error: " in shown and "images" in shown
     assert "Traceback" not in shown
     # JAX ends it with a signal once it misses the other.
     processes[0].communicate(timeout=240)
@@ -185,6 +197,17 @@ def test_an_error_on_one_of_two_processes_ends_both(tmp_path):
   finally:
     for process in processes:
       process.kill()
+
+
+@pytest.mark.slow
+def test_processes_with_different_settings_end_both(tmp_path):
+  processes = start_two([tmp_path] * 2, "--config.optim.lr=1e-5")
+  for process in processes:
+    _, shown = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert "error: the processes of one job were started with" in shown
+    assert "--config.optim.lr: 0.001 in process 0, 1e-05 in process 1" in shown
+  assert not [*tmp_path.iterdir()]
 
 
 def test_the_variable_of_the_traceback_is_documented(root):

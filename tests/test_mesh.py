@@ -15,14 +15,16 @@ from blip_jax.runtime import sharding, train_state
 from blip_jax.tasks import nlvr, pretrain, retrieval, vqa
 from tests import helpers
 
-MESHES = {
-  "global": [(1, 8, 1), (2, 2, 2), (2, 1, 4)],
-  "local": [(8, 1, 1), (2, 2, 2)],
-  # Like COCO's recipe: ITC within a shard, ITM negatives from all shards.
-  "retrieval": [(2, 2, 2)],
-  "vqa": [(2, 2, 2)],
-  "nlvr": [(2, 2, 2)],
-}
+# Of retrieval, ITC is within a shard and ITM negatives are from all, as in
+# COCO's recipe.
+SCOPES = ("global", "local", "retrieval", "vqa", "nlvr")
+# All axes at once.
+MESH = (2, 2, 2)
+OTHERS = [
+  ("global", (1, 8, 1)),
+  ("global", (2, 1, 4)),
+  ("local", (8, 1, 1)),
+]
 
 
 def make_task(scope, mesh):
@@ -145,7 +147,10 @@ def one_device(scope):
 
 @pytest.mark.parametrize(
   "scope, shape",
-  [(scope, shape) for scope, shapes in MESHES.items() for shape in shapes],
+  [
+    *((scope, MESH) for scope in SCOPES),
+    *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS),
+  ],
   ids=str,
 )
 def test_losses_and_gradients(scope, shape):

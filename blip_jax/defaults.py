@@ -38,6 +38,7 @@ def caption_images() -> Config:
       dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
       batch_size=0,  # images, of all devices together; 0: as suit them
       mesh=dict(data=-1, fsdp=1, tensor=1),
+      num_frames=0,  # taken of each video; 0: these are images
       sidecars=False,  # whether to also write a .txt next to every image
       num_threads=8,
       seed=0,  # of sampled captions
@@ -79,6 +80,7 @@ def answer_images() -> Config:
       batch_size=0,  # questions, of all devices together; 0: as suit them
       mesh=dict(data=-1, fsdp=1, tensor=1),
       num_threads=8,
+      num_frames=0,  # taken of each video; 0: these are images
       # JSON, or a text file with an answer on each line; unset: any text.
       answer_list="",
       num_answers=1,  # of each question
@@ -293,6 +295,7 @@ def question_split(source: str) -> Config:
   config = split(source)
   # Of the file of answers: vqa | aokvqa | gqa | vizwiz, as each server reads.
   config.format = "vqa"
+  config.num_frames = 0  # taken of each video; 0: images
   return config
 
 

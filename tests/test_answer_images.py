@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from blip_jax import defaults
-from blip_jax.inference import answer_images, line_job
+from blip_jax.inference import answer_images, answering, line_job, loading
 from blip_jax.runtime import sharding
 from tests import helpers, short_runs
 
@@ -119,6 +120,76 @@ def test_a_question_that_has_changed_is_answered_again(
   table.write_text(text)
   answer_images.answer_images(config, str(tmp_path))
   assert lines_of(out)[0]["question"] == "where is it?"
+
+
+def test_questions_about_one_image_are_asked_together(
+  answerer, tmp_path, monkeypatch
+):
+  """Their lines are in the order of the rows, and as if each were alone."""
+  helpers.write_images(tmp_path / "images")
+  images = ["0.png", "1.png", "0.png", "2b.jpg", "1.png", "0.png", "1.png"]
+  rows = [
+    {"image": image, "question": f"how many dogs? {n}", "question_id": n}
+    for n, image in enumerate([*images, "0.png"])
+  ]
+  rows[4]["question"] = "..."
+  path = tmp_path / "questions.json"
+  path.write_text(json.dumps(rows))
+  config = make(answerer, path, batch_size=4)
+  shapes = []
+  answer = answering.Answerer.__call__
+
+  def noted(self, pixels, ids, mask):
+    shapes.append((len(pixels), len(ids)))
+    return answer(self, pixels, ids, mask)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(answering.Answerer, "__call__", noted)
+    results = answer_images.answer_images(config, str(tmp_path))
+  assert results == {"images": 8, "unreadable": 2}
+  # 0.png has four questions, 1.png two, 2b.jpg one, and "..." is alone.
+  assert shapes == [(2, 4)] * 3
+  lines = lines_of(tmp_path / "answers.jsonl")
+  assert [line["row"] for line in lines] == [*range(8)]
+  assert [line["question"] for line in lines] == [r["question"] for r in rows]
+  assert lines[3]["error"].startswith("not_an_image")
+  assert "empty_caption" in lines[4]["error"]
+  model = loading.load(answerer, mesh=sharding.make_mesh(None))
+  for row, line in zip(rows, lines, strict=True):
+    assert line["id"] == f"questions.json:{row['question_id']}"
+    if "error" not in line:
+      image = tmp_path / "images" / row["image"]
+      (alone,) = model.answer(image, row["question"], num_answers=1)
+      assert line["answer"] == alone.text
+      assert line["log_prob"] == pytest.approx(alone.log_prob, abs=1e-3)
+
+
+def test_questions_about_videos(answerer, tmp_path):
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 255, (6, 16, 16, 3), np.uint8)
+  (tmp_path / "images").mkdir()
+  helpers.write_video(tmp_path / "images/a.mkv", frames)
+  path = tmp_path / "q.csv"
+  path.write_text(
+    "video,question\na.mkv,how many dogs?\nb.mkv,who?\na.mkv,why?"
+  )
+  config = make(answerer, path, num_frames=3)
+  results = answer_images.answer_images(config, str(tmp_path))
+  assert results == {"images": 3, "unreadable": 1}
+  first, missing, last = lines_of(tmp_path / "answers.jsonl")
+  assert missing["error"].startswith("missing")
+  model = loading.load(answerer, mesh=sharding.make_mesh(None))
+  asked = ["how many dogs?", "why?"]
+  expected = model.answer(
+    tmp_path / "images/a.mkv", asked, num_frames=3, num_answers=1
+  )
+  assert [first["answer"], last["answer"]] == [one.text for one in expected]
+  config = make(
+    answerer, tmp_path / "images", question="who?", num_frames=3, image_root=""
+  )
+  answer_images.answer_images(config, str(tmp_path / "folder"))
+  (line,) = lines_of(tmp_path / "folder/answers.jsonl")
+  assert line["id"] == "a.mkv" and "answer" in line
 
 
 def test_one_question_about_a_folder(answerer, tmp_path):

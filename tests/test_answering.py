@@ -106,6 +106,78 @@ def test_a_question_about_all_images_and_an_image_with_many(model):
   same(one, model.answer([images[0]] * 3, ASKED, LIST))
 
 
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_an_image_with_many_questions_is_encoded_once(
+  model, monkeypatch, num_devices
+):
+  """On each device, and for a batch of questions."""
+  if num_devices > 1:
+    model = helpers.make_model("vqa", mesh=sharding.as_mesh(num_devices))
+  shapes = []
+  answer = answering.Answerer.__call__
+
+  def noted(self, pixels, ids, mask):
+    shapes.append((len(pixels), len(ids)))
+    return answer(self, pixels, ids, mask)
+
+  monkeypatch.setattr(answering.Answerer, "__call__", noted)
+  (image,) = make_images(1)
+  asked = [f"{question} {n}" for n in range(3) for question in ASKED]
+  each = model.answer([image] * 9, asked, LIST, batch_size=9)
+  assert shapes.pop()[0] >= 9
+  same(each, model.answer(image, asked, LIST, batch_size=16))
+  assert shapes == [(num_devices, 16)]
+  same(each, model.answer(image, asked, LIST, batch_size=4))
+  assert shapes[1:] == [(num_devices, 4)] * 3
+  found = model.answer(b"nothing", asked, LIST, on_error="skip")
+  assert found == [None] * 9
+
+
+def make_video(number, num_frames=5):
+  rng = np.random.default_rng(number)
+  return rng.integers(0, 256, (num_frames, 20, 30, 3), np.uint8)
+
+
+def test_one_frame_is_answered_as_its_image(model):
+  videos = [make_video(n) for n in range(3)]
+  same(
+    model.answer(videos, ASKED, LIST, num_frames=1),
+    model.answer([video[0] for video in videos], ASKED, LIST),
+  )
+  same(
+    model.answer(videos[0], ASKED, num_frames=1, **OPTIONS),
+    model.answer(videos[0][0], ASKED, **OPTIONS),
+  )
+
+
+def test_answers_do_not_depend_on_the_order_of_frames(model):
+  """They have no positions; but other frames are another video."""
+  video = make_video(0)
+  answer = functools.partial(
+    model.answer, questions=ASKED, answers=LIST, num_frames=5
+  )
+  found = answer(video)
+  same(found, answer(video[[3, 0, 4, 1, 2]]))
+  same(found, answer([[*video]]))
+  other = answer(video[[0, 0, 0, 1, 2]])
+  log_probs = [[x.log_prob for x in each] for each in (found, other)]
+  assert not np.allclose(*log_probs, rtol=1e-4)
+
+
+def test_a_broken_video_costs_itself(model, tmp_path):
+  helpers.write_video(tmp_path / "a.mkv", make_video(0))
+  (tmp_path / "b.mkv").write_text("nothing")
+  videos = [tmp_path / "a.mkv", tmp_path / "b.mkv", make_video(1)]
+  found = model.answer(videos, ASKED, LIST, num_frames=4, on_error="skip")
+  assert [each is None for each in found] == [False, True, False]
+  alone = model.answer([videos[0]], ASKED[:1], LIST, num_frames=4)
+  same(found[:1], alone)
+  with pytest.raises(ValueError, match=r"image 1: broken_video: .*b\.mkv"):
+    model.answer(videos, ASKED, LIST, num_frames=4)
+  with pytest.raises(ValueError, match="num_frames=8 takes 8 frames"):
+    model.answer(videos[0], ASKED[0], LIST)
+
+
 def test_the_model_abstains_below_a_probability(model):
   (sure,) = model.answer(make_images(1), ASKED[0], LIST)
   for threshold, abstains in ((sure.prob - 1e-3, False), (sure.prob + 1e-3, 1)):

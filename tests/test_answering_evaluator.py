@@ -97,6 +97,57 @@ def test_rows_that_cannot_be_read_and_repeated_ids(model, tmp_path, caplog):
   assert "1 rows repeat the id of a question" in caplog.text
 
 
+def test_questions_about_videos(model, tmp_path):
+  """As MSRVTT-QA has them; a video is read once for all of its questions."""
+  rng = np.random.default_rng(0)
+  videos = {n: rng.integers(0, 255, (6, 16, 16, 3), np.uint8) for n in (7, 8)}
+  for number, frames in videos.items():
+    helpers.write_video(tmp_path / f"video{number}.mp4", frames)
+  (tmp_path / "video9.mp4").write_text("no video")
+  asked = [(7, "what is it?"), (9, "who is it?"), (8, "what is red?")]
+  asked += [(7, "who is it?"), (7, "is it red?"), (8, "how many are there?")]
+  rows = [
+    {"video_id": id, "question": question, "answer": "no", "id": n}
+    for n, (id, question) in enumerate(asked)
+  ]
+  path = tmp_path / "test_qa.json"
+  path.write_text(json.dumps(rows))
+  source = f"{path}?image_file=video{{video_id}}.mp4"
+  context = make_context(model, source, tmp_path)
+  context.settings.image_root = str(tmp_path)
+  context.settings.num_frames = 4
+  evaluator, *others = answering.build(context)
+  assert not others  # no loss
+  assert evaluator._grouped.source.rows.tolist() == [
+    [0, 3, 4],
+    [1, -1, -1],
+    [2, 5, -1],
+  ]
+  results = run(model, context)
+  used = [row for row in rows if row["video_id"] != 9]
+  found = model.answer(
+    [videos[row["video_id"]][[0, 1, 3, 4]] for row in used],
+    [row["question"] for row in used],
+    "scenes",
+    num_frames=4,
+  )
+  written = json.loads((tmp_path / "val_answers.json").read_text())
+  assert written == [
+    {"question_id": f"test_qa.json:{row['id']}", "answer": one.text}
+    for row, one in zip(used, found, strict=True)
+  ]
+  right = {
+    row["question"]: 100.0 * (one.text == "no")
+    for row, one in zip(used, found, strict=True)
+  }
+  assert results["accuracy"] == pytest.approx(np.mean([*right.values()]))
+  assert results["accuracy/who"] == right["who is it?"]
+  assert {name for name in results if name.startswith("accuracy/")} == {
+    f"accuracy/{word}" for word in ("what", "who", "how")
+  }
+  assert context.bad_samples.reasons == {"broken_video": 1}
+
+
 def test_training_questions_are_reported(model, tmp_path, caplog):
   changes = {"data.train": ("scenes:train?num=4",)}
   context = make_context(model, "scenes:train?num=4", tmp_path, **changes)

@@ -62,21 +62,24 @@ IMAGES = {
   "on_error": "raise",
   "progress": False,
 }
+VIDEOS = {**IMAGES, "num_frames": 0}
 # Models are applied without dropout, and trained with it.
 APPLIED = {"deterministic": True}
 TRAINED = {"train": True}
 CAPTIONED = {"image_root": "", "with_captions": True, "keep": ()}
 
 DEFAULTS = [
-  (model.Model.caption, {**IMAGES, "seed": 0, "prompt": None}),
-  (model.Model.caption_stream, {**IMAGES, "seed": 0, "prompt": None}),
+  (model.Model.caption, {**VIDEOS, "seed": 0, "prompt": None}),
+  (model.Model.caption_stream, {**VIDEOS, "seed": 0, "prompt": None}),
+  (model.Model.answer, VIDEOS),
+  (model.Model.answer_stream, VIDEOS),
   (model.Model.compare, IMAGES),
   (model.Model.compare_stream, IMAGES),
   (
     model.Model.match,
-    {**IMAGES, "pairwise": False, "legacy_cls": False, "num_frames": 0},
+    {**VIDEOS, "pairwise": False, "legacy_cls": False},
   ),
-  (model.Model.embed_images, {**IMAGES, "num_frames": 0}),
+  (model.Model.embed_images, VIDEOS),
   (model.Model.embed_texts, {"batch_size": 64}),
   (
     model.Model.features,

@@ -8,6 +8,7 @@ import shutil
 import tarfile
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -76,6 +77,24 @@ def test_every_image_gets_a_line(captioner, images, tmp_path):
   assert (images / "0.txt").read_text() == f"{expected[0].text}\n"
   assert not (images / "2b.txt").exists()
   assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_folder_of_videos(captioner, images, tmp_path):
+  """Images among them are no videos."""
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 255, (6, 16, 16, 3), np.uint8)
+  for name in ("a.mkv", "b.mp4"):
+    helpers.write_video(images / name, frames)
+  (images / "c.avi").write_text("nothing")
+  c = make(captioner, images, num_frames=3)
+  results = caption_images.caption_images(c, str(tmp_path))
+  assert results == {"images": 3, "unreadable": 1}
+  lines = lines_of(tmp_path / "captions.jsonl")
+  assert [line["id"] for line in lines] == ["a.mkv", "b.mp4", "c.avi"]
+  assert lines[2]["error"].startswith("broken_video")
+  model = loading.load(captioner, mesh=sharding.make_mesh(None))
+  (expected,) = model.caption(images / "a.mkv", num_frames=3)
+  assert [line["caption"] for line in lines[:2]] == [expected.text] * 2
 
 
 def test_a_stopped_job_resumes(captioner, images, tmp_path, monkeypatch):

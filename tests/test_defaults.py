@@ -201,6 +201,7 @@ def test_captions_of_images():
     "dtype": "",
     "batch_size": 0,
     **ONE_AXIS,
+    "num_frames": 0,
     "sidecars": False,
     "num_threads": 8,
     "seed": 0,

@@ -131,4 +131,7 @@ def test_a_platform_that_is_not_there_is_one_message(platform, tmp_path):
   ],
 )
 def test_images_of_a_batch_suit_the_devices(found, expected):
-  assert devices.images_per_batch(np.array([[found] * 4])) == expected
+  mesh = np.array([[found] * 4])
+  assert devices.images_per_batch(mesh) == expected
+  assert devices.images_per_batch(mesh, num_frames=8) == expected // 8
+  assert devices.images_per_batch(mesh, num_frames=9999) == 1

@@ -107,6 +107,57 @@ def test_one_image_or_many(given, number):
   assert len(list(images.as_iterable(given))) == number
 
 
+FRAMES = np.stack([np.full((2, 2, 3), n, np.uint8) for n in range(9)])
+OF_VIDEOS = images.ImageReader(transforms.EvalImage(4), num_frames=4)
+
+
+@pytest.mark.parametrize(
+  "given, number",
+  [
+    (FRAMES, 1),
+    (FRAMES[None], 1),
+    (np.stack([FRAMES] * 3), 3),
+    ([FRAMES, "a.mp4"], 2),
+    ("a.mp4", 1),
+  ],
+)
+def test_one_video_or_many(given, number):
+  assert len(list(images.as_iterable(given, num_frames=4))) == number
+
+
+@pytest.mark.parametrize("as_given", [np.array, list, tuple])
+def test_frames_of_arrays_and_lists(as_given):
+  found = OF_VIDEOS(as_given(FRAMES))
+  assert found.shape == (4, 4, 4, 3)
+  assert found[:, 0, 0, 0].tolist() == [0, 2, 4, 6]
+  one = images.ImageReader(transforms.EvalImage(4), num_frames=1)
+  np.testing.assert_array_equal(one(FRAMES[5:])[0], READ(FRAMES[5]))
+
+
+@pytest.mark.parametrize(
+  "given, reason",
+  [
+    (FRAMES[:3], "too_few_frames: .*expected 4 frames or more, found 3"),
+    (FRAMES[0], "not_a_video: .*found ndarray; for images leave out num_f"),
+    (PIL.Image.new("L", (2, 2)), "not_a_video"),
+    (b"content", "not_a_video"),
+    ([*FRAMES[:3], b"content"], "not_an_image|unreadable|corrupt"),
+  ],
+)
+def test_what_is_no_video_is_refused(given, reason):
+  with pytest.raises(transforms.BadSample, match=reason):
+    OF_VIDEOS(given)
+
+
+@pytest.mark.parametrize("given", ["a.mp4", pathlib.Path("b.MKV"), FRAMES])
+def test_a_video_in_place_of_an_image_says_what_helps(tmp_path, given):
+  if not isinstance(given, np.ndarray):
+    given = tmp_path / given
+    given.write_bytes(b"nothing that is an image")
+  with pytest.raises(transforms.BadSample, match="num_frames=8 takes 8 frames"):
+    READ(given)
+
+
 def test_black_stands_for_images_and_for_videos():
   size = transforms.EvalImage((4, 6))
   assert images.ImageReader(size).black().shape == (4, 6, 3)

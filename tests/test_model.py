@@ -45,6 +45,25 @@ def test_every_kind_of_input_gives_the_same_caption(model, images, tmp_path):
   assert len(model.caption(np.stack([array, array]))) == 2
 
 
+def test_captions_of_videos(model, images, tmp_path):
+  """From files and arrays of frames; one frame is an image."""
+  frames = np.stack([*images, *images])[:, :16, :16]
+  helpers.write_video(tmp_path / "a.mkv", frames)
+  (tmp_path / "broken.mkv").write_text("nothing")
+  taken = frames[[0, 2, 5, 7]]
+  inputs = [tmp_path / "a.mkv", tmp_path / "broken.mkv", frames, [*taken]]
+  caption = functools.partial(model.caption, num_frames=4)
+  found = caption(iter(inputs), batch_size=2, on_error="skip")
+  assert found.pop(1) is None
+  assert len(found) == 3 and len({each.text for each in found}) == 1
+  shuffled = caption(taken[[2, 3, 1, 0]])[0]
+  assert shuffled.log_prob == pytest.approx(found[0].log_prob, rel=1e-4)
+  other = caption(frames[:4])[0]
+  assert other.log_prob != pytest.approx(found[0].log_prob, rel=1e-4)
+  (one,) = model.caption(frames[2:4], num_frames=1)
+  assert one == model.caption(frames[2])[0]
+
+
 def test_a_caption_does_not_depend_on_the_batch(model, images):
   for options in ({}, dict(sample=True, num_return_sequences=2)):
     together = model.caption(images, batch_size=4, seed=3, **options)

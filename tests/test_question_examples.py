@@ -1,5 +1,7 @@
 """From the record of a question to arrays of fixed shapes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,31 @@ def record(answers, question="Where is the red circle?", **more):
 
 def texts(ids):
   return helpers.scenes_tokenizer().decode(ids[:, 1:])
+
+
+def test_several_questions_about_an_image():
+  example = question_examples.GroupExample(make().question, 3)
+  asked = [record([]), record([], question="Is it red?")]
+  arrays = example({**asked[0], "asked": asked}, RNG)
+  assert arrays["image"].shape == (16, 16, 3)
+  assert arrays["question_mask"].sum(axis=1).tolist() == [8, 6, 0]
+  for number, each in enumerate(asked):
+    alone = make().question(each, RNG)["question_ids"]
+    np.testing.assert_array_equal(arrays["question_ids"][number], alone)
+  blank = example.blank()
+  assert {k: x.shape for k, x in blank.items()} == {
+    k: x.shape for k, x in arrays.items()
+  }
+
+
+def test_a_question_about_a_video(tmp_path):
+  frames = np.stack([np.full((8, 8, 3), n, np.uint8) for n in range(9)])
+  helpers.write_video(tmp_path / "a.mkv", frames)
+  example = dataclasses.replace(make().question, num_frames=3)
+  arrays = example({**record([]), "image": str(tmp_path / "a.mkv")}, RNG)
+  assert arrays["image"].shape == (3, 16, 16, 3)
+  assert arrays["image"][:, 0, 0, 0].tolist() == [0, 3, 6]
+  assert example.blank()["image"].shape == (3, 16, 16, 3)
 
 
 def test_answers_fill_their_places_by_weight():

@@ -134,6 +134,38 @@ def test_images_by_their_ids(tmp_path):
     datasets.open_questions(f"{path}?image_file=val2017/9.jpg")
 
 
+def test_videos_by_any_column(tmp_path):
+  """As MSRVTT-QA names those of MSR-VTT, and as a table names them."""
+  path = tmp_path / "test_qa.json"
+  row = {"answer": "couch", "category_id": 14, "id": 158581, "video_id": 6513}
+  rows = [
+    {**row, "question": "what are three people sitting on?"},
+    {**row, "question": "who is it?", "video_id": None},
+  ]
+  path.write_text(json.dumps(rows))
+  named = f"{path}?image_file=video{{video_id}}.mp4"
+  source = datasets.open_questions(named, "videos")
+  assert source[0]["image"] == "videos/video6513.mp4"
+  assert source[0]["answers"] == ["couch"]
+  assert "image_id" not in source[0]
+  with pytest.raises(sources.BadRow, match="expected the id of an image"):
+    source[1]
+  with pytest.raises(ValueError, match=r"expected 'clip', which \?image_file"):
+    datasets.open_questions(f"{path}?image_file={{clip}}.mp4")
+  with pytest.raises(ValueError, match="image_file: expected a path with"):
+    datasets.open_questions(f"{path}?image_file={{video_id}}/{{id}}.mp4")
+  table = tmp_path / "q.csv"
+  table.write_text("video,question,answer\na.mp4,who is it?,man\n")
+  assert datasets.open_questions(str(table), "v")[0]["image"] == "v/a.mp4"
+
+
+def test_questions_have_types():
+  kind = questions.question_type
+  assert kind({"question": "Who is it?", "question_type": "person"}) == "person"
+  assert kind({"question": "Who is it?"}) == "who"
+  assert kind({"question": "is it red?"}) == ""
+
+
 @pytest.mark.parametrize("name", ["q.tar", "q.parquet", "nothing"])
 def test_sources_without_questions_are_refused(tmp_path, name):
   with pytest.raises(ValueError, match=r"expected questions in a \.json"):

@@ -43,6 +43,7 @@ OTHER_JOBS = (
   "retrieval_flickr_zero_shot",
   "retrieval_msrvtt",
   "search",
+  "videoqa_zero_shot",
 )
 # Shrunk they are as another recipe, but for a mesh or where negatives are from,
 # which test_mesh.py is about; or the README's commands train them as well.

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pathlib
 import sys
 
 import numpy as np
@@ -32,7 +33,7 @@ def clip(num_frames, height=32, width=48):
 
 def test_frames_are_those_of_the_original():
   """floor(arange(0, n, n / 8)), calculated by hand."""
-  numbers = lambda n: video.frame_numbers(n, 8).tolist()
+  numbers = lambda n: transforms.frame_numbers(n, 8, "").tolist()
   assert numbers(8) == [0, 1, 2, 3, 4, 5, 6, 7]
   assert numbers(20) == [0, 2, 5, 7, 10, 12, 15, 17]
   assert numbers(301) == [0, 37, 75, 112, 150, 188, 225, 263]
@@ -43,7 +44,7 @@ def test_the_right_frames_are_decoded(tmp_path, total):
   helpers.write_video(tmp_path / "a.mkv", clip(total))
   frames = video.read(tmp_path / "a.mkv", 8, (16, 24))
   assert frames.shape == (8, 16, 24, 3) and frames.dtype == np.uint8
-  expected = video.frame_numbers(total, 8)
+  expected = transforms.frame_numbers(total, 8, "")
   np.testing.assert_array_equal(frames[:, 0, 0, 0], expected)
   assert (frames == frames[:, :1, :1]).all()
 
@@ -106,6 +107,53 @@ def test_the_recipe_ranks_clips_and_skips_a_broken_one(
   assert results["test/t2v_r10"] == 100 and results["test/t2v_mdR"] <= 5
   (line,) = (tmp_path / "out/bad_samples.jsonl").read_text().splitlines()
   assert json.loads(line)["reason"] == "broken_video"
+
+
+def test_the_recipe_for_questions(tmp_path, pretrained):
+  """MSRVTT-QA's files, and the list that the recipe names."""
+  config = short_runs.shrunk_config("videoqa_zero_shot")
+  recipe = short_runs.load_config("videoqa_zero_shot")
+  split = config.evals.test
+  split.source = str(tmp_path / recipe.evals.test.source)
+  split.image_root = str(tmp_path / recipe.evals.test.image_root)
+  assert split.num_frames == 16 and recipe.evals.batch_size == 32
+  config.vqa.answer_list = str(tmp_path / recipe.vqa.answer_list)
+  videos, questions = map(
+    pathlib.Path, (split.image_root, config.vqa.answer_list)
+  )
+  videos.mkdir(parents=True)
+  questions.parent.mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  for number in range(3):
+    frames = rng.integers(0, 255, (18, 16, 16, 3), np.uint8)
+    helpers.write_video(videos / f"video{number}.mp4", frames)
+  helpers.write_video(videos / "video3.mp4", frames[:9])
+  words = ("what", "who", "how", "when", "where")
+  rows = [
+    {
+      "answer": "red",
+      "category_id": 14,
+      "id": 10 * number + n,
+      "question": f"{word} is in the image?",
+      "video_id": number,
+    }
+    for number in range(4)
+    for n, word in enumerate(words)
+  ]
+  (questions.parent / "test_qa.json").write_text(json.dumps(rows))
+  questions.write_text("red\nblue\n")
+  config.init.weights = str(pretrained)
+  config.data.max_bad_fraction = 0.5
+  results = evaluate.evaluate(config, str(tmp_path / "out"))
+  assert {f"test/accuracy/{word}" for word in words} <= results.keys()
+  answers = json.loads((tmp_path / "out/test_answers.json").read_text())
+  assert [row["question_id"] for row in answers] == [
+    f"test_qa.json:{n}" for n in range(15)
+  ]
+  right = np.mean([row["answer"] == "red" for row in answers])
+  assert results["test/accuracy"] == pytest.approx(100 * right)
+  (line,) = (tmp_path / "out/bad_samples.jsonl").read_text().splitlines()
+  assert json.loads(line)["reason"] == "too_few_frames"
 
 
 def test_the_recipe_runs_on_real_clips(

@@ -1,12 +1,14 @@
 """VQA: weights of answers, padding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from blip_jax.models import blip
-from blip_jax.tasks import vqa
+from blip_jax.tasks import base, vqa
 from tests import helpers
 
 MODEL = blip.Blip(helpers.BLIP)
@@ -57,6 +59,45 @@ def test_answers_are_weighted_and_padding_is_ignored(answers):
   np.testing.assert_allclose(
     loss({**answers, "question_ids": hidden}), total, rtol=1e-5
   )
+
+
+@pytest.fixture(scope="module")
+def asked():
+  """Golden weights, a video of three frames, and a question about it."""
+  rng = np.random.default_rng(0)
+  video = rng.integers(0, 256, (2, 3, 32, 32, 3)).astype(np.uint8)
+  ids = rng.integers(4, 400, (2, 6)).astype(np.int32)
+  return helpers.params("blip_vqa"), jnp.asarray(video), jnp.asarray(ids)
+
+
+def test_a_question_attends_to_all_frames(asked):
+  """Composed of functions that are compared with the original one by one."""
+  params, video, ids = asked
+  mask = jnp.ones_like(ids)
+  model = blip.Blip(helpers.BLIP, answers=True)
+  found = jax.jit(vqa.read, static_argnums=0)(model, params, video, ids, mask)
+  apply = functools.partial(model.apply, {"params": params})
+  frames = [
+    apply(base.normalise(video[:, n]), method="encode_image") for n in range(3)
+  ]
+  tokens = jnp.concatenate(frames, axis=1)
+  assert tokens.shape == (2, 3 * 17, 48)
+  kv = apply(tokens, method="image_kv")
+  expected = apply(ids, mask, kv, method="fuse")
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  alone = apply(ids, mask, apply(frames[0], method="image_kv"), method="fuse")
+  assert not np.allclose(found, alone, atol=1e-2)
+
+
+def test_several_questions_about_each_image(asked):
+  params, video, ids = asked
+  model = blip.Blip(helpers.BLIP, answers=True)
+  read = jax.jit(vqa.read, static_argnums=0)
+  ids = jnp.concatenate([ids, ids + 1])
+  mask = jnp.ones_like(ids)
+  found = read(model, params, video[:, 0], ids, mask)
+  each = read(model, params, jnp.repeat(video[:, 0], 2, axis=0), ids, mask)
+  np.testing.assert_allclose(found, each, atol=1e-5)
 
 
 def test_checks_of_the_config():

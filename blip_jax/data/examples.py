@@ -136,22 +136,13 @@ class ImageExample(Stacked):
   def __call__(
     self, record: sources.Record, rng: np.random.Generator
   ) -> Arrays:
-    if self.num_frames:
-      # Imported here because it needs the extra [video].
-      from blip_jax.data import video
-
-      size = self.image.size
-      return {"image": video.read(record["image"], self.num_frames, size)}
-    (image,) = transforms.resized(
-      record["image"], [self.image], self.max_pixels
+    image = pixels(
+      record["image"], self.image, self.max_pixels, rng, self.num_frames
     )
     return {"image": image}
 
   def blank(self) -> Arrays:
-    image = black(self.image)
-    if self.num_frames:
-      image = np.stack([image] * self.num_frames)
-    return {"image": image}
+    return {"image": black(self.image, self.num_frames)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,12 +189,22 @@ def pixels(
   transform: ImageTransform,
   max_pixels: int,
   rng: np.random.Generator,
+  num_frames: int = 0,
 ) -> np.ndarray:
   """Decodes the image of a record, and brings it to the model's size.
+
+  Args:
+    num_frames: frames to take of a video, which are not augmented; 0: it is an
+      image.
 
   Raises:
     BadSample: it cannot be decoded, or has more than `max_pixels` pixels.
   """
+  if num_frames:
+    # Imported here because it needs the extra [video].
+    from blip_jax.data import video
+
+    return video.read(image, num_frames, transform.size)
   if isinstance(transform, transforms.TrainImage):
     with transforms.decoded(image, max_pixels) as decoded:
       return transform(decoded, rng)
@@ -211,8 +212,10 @@ def pixels(
   return resized
 
 
-def black(image: ImageTransform) -> np.ndarray:
-  """Returns the pixels that stand for an image that cannot be used."""
+def black(image: ImageTransform, num_frames: int = 0) -> np.ndarray:
+  """Returns the pixels that stand for an image, or a video, that cannot be
+  used."""
   size = image.size
   height, width = (size, size) if isinstance(size, int) else size
-  return np.zeros((height, width, 3), np.uint8)
+  frames = (num_frames,) if num_frames else ()
+  return np.zeros((*frames, height, width, 3), np.uint8)

@@ -1,7 +1,8 @@
 """From the record of a question to the arrays of a batch.
 
-Dimensions: H and W image, Lq question length, A answers of a question, La
-answer length. Images are uint8 RGB; tokens are int32.
+Dimensions: F frames, H and W image, Lq question length, m questions about an
+image, A answers of a question, La answer length. Images are uint8 RGB; tokens
+are int32.
 """
 
 import dataclasses
@@ -20,10 +21,14 @@ from blip_jax.data import (
   transforms,
 )
 
+_TOKENS = ("question_ids", "question_mask")
+
 
 @dataclasses.dataclass(frozen=True)
 class QuestionExample(examples.Stacked):
   """`image` [H, W, 3], `question_ids` and `question_mask` [Lq].
+
+  The image is [F, H, W, 3] for videos.
 
   Attributes:
     tokenizer: of the model.
@@ -33,6 +38,7 @@ class QuestionExample(examples.Stacked):
     max_length: length of a question in tokens, Lq; special tokens and padding
       included.
     max_pixels: stored images with more pixels are bad samples.
+    num_frames: F, frames to take of each video; 0 if records have images.
   """
 
   tokenizer: tokenizer.Tokenizer
@@ -40,28 +46,69 @@ class QuestionExample(examples.Stacked):
   max_words: int = 50
   max_length: int = 35
   max_pixels: int = transforms.MAX_PIXELS
+  num_frames: int = 0
 
   open_source = staticmethod(datasets.open_questions)
 
   def __call__(
     self, record: sources.Record, rng: np.random.Generator
   ) -> examples.Arrays:
-    question = questions.cleaned(record["question"], self.max_words)
-    ids, mask = self.tokenizer.encode([question], self.max_length)
-    image = examples.pixels(record["image"], self.image, self.max_pixels, rng)
+    ids, mask = self.tokens([record])
+    image = examples.pixels(
+      record["image"], self.image, self.max_pixels, rng, self.num_frames
+    )
     return {
       "image": image,
       "question_ids": ids[0],
       "question_mask": mask[0],
     }
 
+  def tokens(
+    self, records: Sequence[sources.Record]
+  ) -> tuple[Int32[np.ndarray, "m Lq"], Int32[np.ndarray, "m Lq"]]:
+    """Returns ids and mask of the questions of records."""
+    cleaned = [
+      questions.cleaned(r["question"], self.max_words) for r in records
+    ]
+    return self.tokenizer.encode(cleaned, self.max_length)
+
   def blank(self) -> examples.Arrays:
     zeros = np.zeros(self.max_length, np.int32)
     return {
-      "image": examples.black(self.image),
+      "image": examples.black(self.image, self.num_frames),
       "question_ids": zeros,
       "question_mask": zeros,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupExample(examples.Stacked):
+  """A record of `question_groups.Groups`: an image, and questions about it.
+
+  `image` is that of `QuestionExample`; `question_ids` and `question_mask` are
+  [m, Lq], with zeros where there are fewer questions.
+
+  Attributes:
+    question: makes the example of a question.
+    size: m.
+  """
+
+  question: QuestionExample
+  size: int
+
+  def __call__(
+    self, record: sources.Record, rng: np.random.Generator
+  ) -> examples.Arrays:
+    first, asked = self.question(record, rng), record["asked"]
+    example = {**self.blank(), "image": first["image"]}
+    for name, tokens in zip(_TOKENS, self.question.tokens(asked), strict=True):
+      example[name][: len(asked)] = tokens
+    return example
+
+  def blank(self) -> examples.Arrays:
+    blank = self.question.blank()
+    repeated = {name: np.stack([blank[name]] * self.size) for name in _TOKENS}
+    return blank | repeated
 
 
 @dataclasses.dataclass(frozen=True)

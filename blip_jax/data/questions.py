@@ -30,6 +30,8 @@ IDS = ("question_id", "questionId")
 ANSWERS = ("answers", "answer", "direct_answers")
 WEIGHT = "weight"
 _KEPT = ("answer_type", "question_type", "choices")
+# Accuracies on questions that have no type are published by their first word.
+_WORDS = ("what", "who", "how", "when", "where", "which", "why")
 # As in the original, whose files name the data set of a row: an answer of
 # Visual Genome has a fifth of the weight of a question's answers in VQA.
 DATASET_WEIGHTS = {"vg": 0.2}
@@ -128,6 +130,13 @@ def weighted(record: sources.Record) -> dict[str, float]:
   for answer, weight in zip(texts, weights, strict=True):
     total[answer] += weight
   return dict(total)
+
+
+def question_type(record: sources.Record) -> str:
+  """Returns the type of a question, else its first word if that asks for
+  something, such as "who"; "" if it does not."""
+  word = record["question"].split()[0].lower()
+  return str(record.get("question_type", word if word in _WORDS else ""))
 
 
 def cleaned(question: str, max_words: int) -> str:

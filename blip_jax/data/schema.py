@@ -20,7 +20,7 @@ from blip_jax.runtime import files
 
 # The first name that a row has wins; a TFDS builder's features are searched
 # for the same caption names.
-_IMAGES = ("image", "url", "image_path", "file_name")
+_IMAGES = ("image", "url", "image_path", "file_name", "video")
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 # NoCaps says `img_id`, Karpathy's splits `cocoid` and `imgid`, GQA `imageId`. A
 # row's `id` may be that of a caption or of the row itself, so it is none of
@@ -28,8 +28,8 @@ CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 _IMAGE_IDS = ("image_id", "img_id", "cocoid", "imgid", "imageId")
 # Where a caption in a list is an object. Karpathy's have `raw` and `tokens`.
 TEXTS = ("raw", "caption", "text")
-# Where the number of an image goes in `image_file`, and with how many digits.
-_NUMBER = re.compile(r"\{image_id(?::0?(\d{1,2}))?\}")
+# Where a column's value goes in `image_file`, and with how many digits.
+_VALUE = re.compile(r"\{(\w+)(?::0?(\d{1,2}))?\}")
 # Keys that records have a meaning for; `keep` cannot name them.
 _RESERVED = ("image", "caption", "id", "image_id")
 
@@ -45,7 +45,8 @@ _MAX_EXACT_FLOAT = 2**53
 class Columns:
   """Which columns of a row hold what, and the record that they make.
 
-  `image` (or `url`, `image_path`, `file_name`) is a path or encoded bytes;
+  `image` (or `url`, `image_path`, `file_name`, `video`) is a path or encoded
+  bytes;
   `sources.path_of_url` defines where the image of a URL is expected. `caption`
   (or `captions`, `text`, `texts`, `sentences`) is text or a list of texts.
   `image_id` (or `img_id`, `cocoid`, `imgid`) becomes the record's `image_id`.
@@ -64,11 +65,12 @@ class Columns:
     with_statements: whether records have a statement about two images, in place
       of an image; see `statements`.
     image_file: the path of an image by its `image_id`, which is in place of
-      "{image_id}", or "{image_id:012}" for 12 digits; "": rows name paths.
+      "{image_id}", or "{image_id:012}" for 12 digits; likewise by any other
+      column, as in "video{video_id}.mp4"; "": rows name paths.
 
   Raises:
     ValueError: `keep` names a key that records have anyway, or `image_file`
-      has no place for the `image_id`.
+      has no place for the `image_id` or another column.
   """
 
   image_root: str = ""
@@ -83,10 +85,11 @@ class Columns:
 
   def __post_init__(self):
     object.__setattr__(self, "keep", kept_names(self.keep))
-    if self.image_file and not _NUMBER.search(self.image_file):
+    names = {name for name, _ in _VALUE.findall(self.image_file)}
+    if self.image_file and len(names) != 1:
       raise ValueError(
-        "?image_file: expected a path with {image_id} or {image_id:012} in it, "
-        f"found {self.image_file!r}"
+        "?image_file: expected a path with {image_id}, {image_id:012} or "
+        f"another column in it, found {self.image_file!r}"
       )
 
   @property
@@ -106,8 +109,10 @@ class Columns:
     """
     if self.with_statements:
       return None
-    by_id = not self.needs_image or bool(self.image_file)
-    if by_id and self.image_id_key(columns):
+    if self.image_file:
+      self._file_key(columns, where)
+      return _first(self._images, columns)
+    if not self.needs_image and self.image_id_key(columns):
       return _first(self._images, columns)
     return _key(columns, "image", "a path", self._images, where)
 
@@ -198,15 +203,29 @@ class Columns:
         raise sources.BadRow(id, "broken_row", detail) from error
     return os.path.join(self.image_root, image)
 
+  def _file_key(self, columns: Collection[str], where: str) -> str:
+    """The column in `image_file`; `ValueError` if there is none."""
+    name = _VALUE.findall(self.image_file)[0][0]
+    names = _IMAGE_IDS if name == "image_id" else (name,)
+    if (key := _first(names, columns)) is None:
+      raise ValueError(
+        f"{where}: expected {_choice(names)}, which ?image_file names, found "
+        f"{list(columns)!r:.200}"
+      )
+    return key
+
   def _file(self, row: Mapping[str, Any], id: str, where: str) -> str:
     """The path of an image by its id."""
-    key = self.image_id_key(row)
-    name = None if key is None else image_id(row[key], id, f"{where}: {key!r}")
+    try:
+      key = self._file_key(row, where)
+      name = image_id(row[key], id, f"{where}: {key!r}")
+    except ValueError:
+      name = None
     if name is None or os.sep in str(name):
       detail = f"{where}: expected the id of an image, found {name!r:.200}"
       raise sources.BadRow(id, "missing_image", detail)
-    digits = lambda match: str(name).zfill(int(match[1] or 0))
-    return _NUMBER.sub(digits, self.image_file)
+    digits = lambda match: str(name).zfill(int(match[2] or 0))
+    return _VALUE.sub(digits, self.image_file)
 
 
 def is_missing(value: Any) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.features
 import PIL.Image
 import PIL.ImageFile
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from blip_jax.data import image_headers, image_limits, randaugment, rgb
 from blip_jax.data.rejects import BadSample
@@ -222,6 +222,21 @@ def resized_crop(
   crop = np.ascontiguousarray(image[top : top + height, left : left + width])
   resized = _resize(PIL.Image.fromarray(crop), _width_and_height(size))
   return np.ascontiguousarray(resized[:, ::-1]) if flip else resized
+
+
+def frame_numbers(
+  total: int, num_frames: int, where: str
+) -> Int[np.ndarray, " num_frames"]:
+  """Returns the frames to take of a video: the first one, and more in equal
+  steps.
+
+  Raises:
+    BadSample: it has fewer; says where.
+  """
+  if total < num_frames:
+    detail = f"{where}: expected {num_frames} frames or more, found {total}"
+    raise BadSample("too_few_frames", detail)
+  return np.arange(num_frames) * total // num_frames
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int]) -> Resized:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from blip_jax.data import transforms
 from blip_jax.runtime import files
@@ -43,10 +43,7 @@ def read(
   height, width = (size, size) if isinstance(size, int) else size
   # Frames are counted because the numbers in containers may be wrong.
   total = sum(1 for _ in _decoded(path))
-  if total < num_frames:
-    detail = f"{path}: expected {num_frames} frames or more, found {total}"
-    raise transforms.BadSample("too_few_frames", detail)
-  indices = frame_numbers(total, num_frames).tolist()
+  indices = transforms.frame_numbers(total, num_frames, path).tolist()
   return np.stack(
     [
       frame.to_ndarray(
@@ -58,13 +55,6 @@ def read(
       if index in indices
     ]
   )
-
-
-def frame_numbers(
-  total: int, num_frames: int
-) -> Int[np.ndarray, " num_frames"]:
-  """Returns the frames to read: the first one, and more in equal steps."""
-  return np.arange(num_frames) * total // num_frames
 
 
 def _decoded(path: str) -> Iterator["av.VideoFrame"]:

@@ -1,5 +1,7 @@
 """Answers to the questions of a split: saved for a server, and scored."""
 
+import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -9,12 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blip_jax.data import question_examples, questions, sources
+from blip_jax.data import (
+  question_examples,
+  question_groups,
+  questions,
+  sources,
+)
 from blip_jax.evaluators import base, held_out_loss
 from blip_jax.evaluators.scores import vqa_accuracy, vqa_files
 from blip_jax.models import decoding
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import files, train_state
+from blip_jax.runtime import files, sharding, train_state
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base as tasks
 
@@ -31,9 +38,12 @@ def build(context: base.Context) -> list[base.Evaluator]:
   settings, config = context.settings, context.config
   key = f"config.evals.{context.name}.format"
   run_config.one_of(key, settings.format, vqa_files.FORMATS)
+  question = dataclasses.replace(
+    context.example.question, num_frames=settings.num_frames
+  )
   split = base.Split(
     context.example.open_source(settings.source, settings.image_root),
-    context.example,
+    dataclasses.replace(context.example, question=question),
     config.evals.batch_size,
     context.mesh,
     context.bad_samples,
@@ -52,7 +62,8 @@ def build(context: base.Context) -> list[base.Evaluator]:
     context.file(f"{context.name}_answers.json"),
     settings.format,
   )
-  if not _has_answers(split.source):
+  # No model is trained on videos, so that their loss says nothing.
+  if settings.num_frames or not _has_answers(split.source):
     return [answers]
   return [held_out_loss.HeldOutLoss(split, context.task), answers]
 
@@ -86,7 +97,8 @@ class Answers:
   `accuracy` is VQA's, in percent, and where a question has one annotator the
   share of answers that are right; `accuracy/...` is that of a type of answers
   or, if answers have no type, of questions. `calibration_error` compares the
-  probabilities of answers with their accuracy, in percent.
+  probabilities of answers with their accuracy, in percent. Questions about one
+  image or video are answered together.
 
   Args:
     split: questions; those without answers are not scored.
@@ -120,16 +132,41 @@ class Answers:
 
     @jax.jit
     def program(params, batch):
-      question = batch["question_ids"], batch["question_mask"]
-      states = task.predict_fns["read"](params, batch["image"], *question)
-      return answer(params, states, question[1])
+      """Best answers [I, m] to m questions about each of I images."""
+      ids = batch["question_ids"]
+      ids, mask = (
+        x.reshape(-1, ids.shape[-1]) for x in (ids, batch["question_mask"])
+      )
+      states = task.predict_fns["read"](params, batch["image"], ids, mask)
+      best = answer(params, states, mask)
+      grouped = lambda x: x.reshape(len(batch["image"]), -1, *x.shape[1:])
+      return jax.tree.map(grouped, best)
 
     self._program = program
 
+  @functools.cached_property
+  def _grouped(self) -> base.Split:
+    """The split with a row for several questions about one image."""
+    split, question = self._split, self._split.example.question
+    groups = question_groups.Groups(
+      split.source,
+      question.max_words,
+      question.num_frames,
+      split.batch_size // sharding.num_data_shards(split.mesh),
+    )
+    return dataclasses.replace(
+      split,
+      source=groups,
+      example=question_examples.GroupExample(question, groups.size),
+      batch_size=max(split.batch_size // groups.size, 1),
+    )
+
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
-    best, valid = self._split.map(
-      lambda batch: self._program(state.params, batch),
-      self._split.example.question,
+    grouped = self._grouped
+    best, valid = grouped.map(lambda batch: self._program(state.params, batch))
+    best = jax.tree.map(grouped.source.by_row, best)
+    valid = grouped.source.by_row(
+      np.broadcast_to(valid[:, None], grouped.source.rows.shape)
     )
     answers = (
       [self._list[n] for n in best.answer]
@@ -156,7 +193,7 @@ class Answers:
       id: vqa_accuracy.Question(
         record["answers"],
         str(record.get("answer_type", "")),
-        str(record.get("question_type", "")),
+        questions.question_type(record),
       )
       for id, (record, _) in answered.items()
       if "answers" in record

@@ -1,12 +1,20 @@
-"""Answer questions about images (job `answer`); see `line_job`."""
+"""Answer questions about images or videos (job `answer`); see `line_job`."""
 
+import functools
 import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
-from blip_jax.data import datasets, question_examples, questions, sources
+from blip_jax.data import (
+  datasets,
+  question_examples,
+  question_groups,
+  questions,
+  sources,
+)
 from blip_jax.inference import answering, line_job, loading
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import devices, lock, sharding
@@ -20,6 +28,7 @@ _SETTINGS = (
   "k_test",
   "rank_score",
   "abstain_below",
+  "num_frames",
   "images",
   "image_root",
 )
@@ -46,7 +55,7 @@ def answer_images(config: Config, workdir: str) -> dict[str, int]:
       `config.out`, the job was started with other settings, or `config.out`
       has something else than the answers to these questions; says which.
   """
-  run_config.at_least(0, config, "batch_size")
+  run_config.at_least(0, config, "batch_size", "num_frames")
   run_config.at_least(1, config, "num_threads", "num_answers", "k_test")
   source = _source(config)
   out = pathlib.Path(config.out or os.path.join(workdir, "answers.jsonl"))
@@ -76,9 +85,18 @@ def _job(config: Config, source: Any, out: pathlib.Path) -> line_job.LineJob:
   assert model.tokenizer is not None, config.model
 
   def respond(arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    question = arrays["question_ids"], arrays["question_mask"]
+    ids, mask = arrays["question_ids"], arrays["question_mask"]
+    length = ids.shape[-1]  # groups have several questions about an image
+    question = ids.reshape(-1, length), mask.reshape(-1, length)
     return [_as_json(one) for one in answerer(arrays["image"], *question)]
 
+  example = question_examples.QuestionExample(
+    model.tokenizer,
+    model.image,
+    answering.MAX_WORDS,
+    min(answering.MAX_TOKENS, model.card.config.med.max_positions),
+    num_frames=config.num_frames,
+  )
   return line_job.LineJob(
     source=source,
     name=config.images,
@@ -89,17 +107,34 @@ def _job(config: Config, source: Any, out: pathlib.Path) -> line_job.LineJob:
       "answers": listed,
       "num_images": len(source),
     },
-    example=question_examples.QuestionExample(
-      model.tokenizer,
-      model.image,
-      answering.MAX_WORDS,
-      min(answering.MAX_TOKENS, model.card.config.med.max_positions),
-    ),
+    work=functools.partial(_work, config, example, mesh),
     respond=respond,
     mesh=mesh,
-    batch_size=config.batch_size or devices.images_per_batch(mesh.devices),
     num_threads=config.num_threads,
   )
+
+
+def _work(
+  config: Config,
+  example: question_examples.QuestionExample,
+  mesh: jax.sharding.Mesh,
+  left: sources.Rows,
+) -> line_job.Work:
+  """How rows are read: questions about one image together, unless each image
+  has the same one."""
+  size = config.batch_size or devices.images_per_batch(
+    mesh.devices, config.num_frames
+  )
+  if config.question:
+    return line_job.Work(left, example, size)
+  groups = question_groups.Groups(
+    left,
+    example.max_words,
+    config.num_frames,
+    max(size // sharding.num_data_shards(mesh), 1),
+  )
+  grouped = question_examples.GroupExample(example, groups.size)
+  return line_job.Work(groups, grouped, max(size // groups.size, 1))
 
 
 def _source(config: Config) -> Any:
@@ -114,7 +149,8 @@ def _source(config: Config) -> Any:
     answering.clean(config.question)
   except ValueError as error:
     raise ValueError(f"config.question: {error}") from error
-  images = datasets.open_images(config.images, config.image_root)
+  open_all = datasets.open_videos if config.num_frames else datasets.open_images
+  images = open_all(config.images, config.image_root)
   return _Asked(images, config.question)
 
 

@@ -28,6 +28,7 @@ MAX_WORDS = 50
 MAX_TOKENS = 35
 LABEL_SMOOTHING = 0.1
 NAMES = texts_lib.Names("answer", "image", "question")
+FILLING = "what"  # in place of a question, in a batch that is not full
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -64,8 +65,8 @@ class _Found(NamedTuple):
   """The best answers to each question.
 
   Attributes:
-    answer: numbers in the list [I, m], or ids of tokens [I, m, L].
-    prob, log_prob, score: [I, m].
+    answer: numbers in the list [B, m], or ids of tokens [B, m, L].
+    prob, log_prob, score: [B, m].
   """
 
   answer: Any
@@ -184,11 +185,17 @@ class Answerer:
 
   def __call__(
     self,
-    pixels: UInt8[np.ndarray, "I H W 3"],
-    question_ids: Int32[np.ndarray, "I L"],
-    question_mask: Int32[np.ndarray, "I L"],
+    pixels: UInt8[np.ndarray, "I *F H W 3"],
+    question_ids: Int32[np.ndarray, "B L"],
+    question_mask: Int32[np.ndarray, "B L"],
   ) -> list[Answer]:
-    """Answers a question about each image."""
+    """Answers B / I questions about each image, or video of F frames.
+
+    Args:
+      pixels: of the images.
+      question_ids: of the questions, those about one image together.
+      question_mask: 1 on their tokens.
+    """
     batch = {
       "pixels": pixels,
       "question_ids": question_ids,

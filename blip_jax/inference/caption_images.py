@@ -1,4 +1,5 @@
-"""Caption a folder of images, or tar shards (job `caption`); see `line_job`."""
+"""Caption a folder of images or videos, or tar shards (job `caption`); see
+`line_job`."""
 
 import logging
 import os
@@ -46,9 +47,10 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
       `config.out`, the job was started with other settings, or `config.out`
       has something else than the captions of these images; says which.
   """
-  run_config.at_least(0, config, "batch_size")
+  run_config.at_least(0, config, "batch_size", "num_frames")
   run_config.at_least(1, config, "num_threads")
-  source = datasets.open_images(_images(config), config.image_root)
+  open_all = datasets.open_videos if config.num_frames else datasets.open_images
+  source = open_all(_images(config), config.image_root)
   out = pathlib.Path(config.out or os.path.join(workdir, "captions.jsonl"))
   with lock.hold(lock.path_for(out)) as held:
     return _caption(config, source, out, held)
@@ -79,17 +81,20 @@ def _caption(
       if num_unwritten <= _MAX_LOGGED:
         log.warning("Not written: %s", problem)
 
+  example = examples.ImageExample(model.image, num_frames=config.num_frames)
+  batch_size = config.batch_size or devices.images_per_batch(
+    mesh.devices, config.num_frames
+  )
   job = line_job.LineJob(
     source=source,
     name=config.images,
     out=out,
     settings=settings,
-    example=examples.ImageExample(model.image),
+    work=lambda left: line_job.Work(left, example, batch_size),
     respond=lambda arrays: [
       _as_json(caption) for caption in generate(arrays["image"], config.seed)
     ],
     mesh=mesh,
-    batch_size=config.batch_size or devices.images_per_batch(mesh.devices),
     num_threads=config.num_threads,
     after=write_sidecar if config.sidecars else None,
   )
@@ -124,6 +129,7 @@ def _settings(
     "tokenizer": config.tokenizer,
     "prompt": prompt,
     "seed": config.seed,
+    "num_frames": config.num_frames,
     **{f"generation.{key}": generation[key] for key in sorted(generation)},
     "images": config.images,
     "image_root": config.image_root,

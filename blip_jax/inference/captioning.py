@@ -83,7 +83,7 @@ class Captioner:
 
   def __call__(
     self,
-    pixels: UInt8[np.ndarray, "I H W 3"],
+    pixels: UInt8[np.ndarray, "I *F H W 3"],
     seed: int = 0,
     image_seeds: Sequence[int] | None = None,
   ) -> list[Caption]:
@@ -91,7 +91,7 @@ class Captioner:
 
   def start(
     self,
-    pixels: UInt8[np.ndarray, "I H W 3"],
+    pixels: UInt8[np.ndarray, "I *F H W 3"],
     seed: int = 0,
     image_seeds: Sequence[int] | None = None,
   ) -> Callable[[], list[Caption]]:

@@ -6,21 +6,22 @@ import itertools
 import logging
 import os
 from collections.abc import Generator, Iterable, Sequence, Sized
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import jax
 import numpy as np
 import PIL.Image
 from jaxtyping import Bool, UInt8
 
-from blip_jax.data import transforms
+from blip_jax.data import folders, transforms
 from blip_jax.inference import urls as urls_lib
 from blip_jax.runtime import ahead, files, sharding
 from blip_jax.runtime import progress as progress_lib
 
-# A path, a URL, encoded bytes, uint8 pixels [H, W, 3], or a PIL image; where
-# videos are expected, the path of one.
+# A path, a URL, encoded bytes, uint8 pixels [H, W, 3], or a PIL image.
 Image = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
+# A path, or all frames: uint8 pixels [F, H, W, 3], or images.
+Video = str | os.PathLike | np.ndarray | Sequence[Image]
 
 log = logging.getLogger(__name__)
 
@@ -61,18 +62,31 @@ class ImageReader:
         and `urls` is not set (`NotRequested`).
     """
     if not self.num_frames:
-      found = _fetched(image, self.urls, self.allow_private)
-      return transforms.resized(found, [self.size], transforms.MAX_PIXELS)[0]
-    if not isinstance(image, str | os.PathLike):
+      return self._image(image)
+    if isinstance(image, str | os.PathLike):
+      # Needs an extra of the package.
+      from blip_jax.data import video
+
+      return video.read(image, self.num_frames, self.size.size)
+    if not _has_frames(image):
       raise transforms.BadSample(
         "not_a_video",
-        f"expected the path of a video, found {type(image).__name__}; for "
-        "images leave out num_frames=",
+        "expected the path of a video, or its frames as uint8 [F, H, W, 3] or "
+        f"as a list of images, found {type(image).__name__}; for images leave "
+        "out num_frames=",
       )
-    # Needs an extra of the package.
-    from blip_jax.data import video
+    numbers = transforms.frame_numbers(len(image), self.num_frames, "frames")
+    return np.stack([self._image(image[n]) for n in numbers.tolist()])
 
-    return video.read(image, self.num_frames, self.size.size)
+  def _image(self, image: object) -> UInt8[np.ndarray, "H W 3"]:
+    found = _fetched(image, self.urls, self.allow_private)
+    try:
+      return transforms.resized(found, [self.size], transforms.MAX_PIXELS)[0]
+    except transforms.BadSample as error:
+      if self.num_frames or not _is_video(image):
+        raise
+      detail = f"{error.detail}. Of a video, num_frames=8 takes 8 frames"
+      raise transforms.BadSample(error.reason, detail) from error
 
   def black(self) -> UInt8[np.ndarray, "..."]:
     """Pixels like those of `__call__`, in place of what cannot be read."""
@@ -81,15 +95,34 @@ class ImageReader:
     return np.zeros((*frames, height, width, 3), np.uint8)
 
 
-def as_iterable(images: Image | Iterable[Any]) -> Iterable[Any]:
-  """A single image as a list of one; anything else as it is."""
-  # An array of four dimensions is a stack of images.
+def as_iterable(
+  images: Image | Iterable[Any], num_frames: int = 0
+) -> Iterable[Any]:
+  """A single image, or video, as a list of one; anything else as it is.
+
+  Args:
+    num_frames: as for `ImageReader`.
+  """
+  # An array of one dimension more than a single one is a stack.
   if isinstance(images, np.ndarray):
-    return [images] if images.ndim < 4 else images
+    return [images] if images.ndim < (5 if num_frames else 4) else images
   # What is no image at all is refused by its number, like one of a list.
   if isinstance(images, Image) or not isinstance(images, Iterable):
     return [images]
   return images
+
+
+def _has_frames(image: object) -> TypeGuard[np.ndarray | list | tuple]:
+  """Whether this is an array or a list of frames."""
+  is_array = isinstance(image, np.ndarray) and image.ndim == 4
+  return is_array or isinstance(image, list | tuple)
+
+
+def _is_video(image: object) -> bool:
+  """Whether this is a video where an image is expected."""
+  is_path = isinstance(image, str | os.PathLike)
+  named = is_path and os.fsdecode(image).lower().endswith(folders.VIDEOS)
+  return named or _has_frames(image)
 
 
 class Batch(NamedTuple):
@@ -142,7 +175,7 @@ def batches(
     raise ValueError(
       f"on_error: expected one of {ON_ERROR}, found {on_error!r}"
     )
-  images = as_iterable(images)
+  images = as_iterable(images, read.num_frames)
   size = sharding.padded_batch_size(batch_size, mesh)
   return _batches(images, read, size, mesh, on_error == "skip", progress)
 

@@ -10,14 +10,20 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from blip_jax.data import examples, loader, rejects, sources
+from blip_jax.data import (
+  examples,
+  loader,
+  question_groups,
+  rejects,
+  sources,
+)
 from blip_jax.inference import lines, stamps
 from blip_jax.inference import model as model_lib
 from blip_jax.runtime import (
@@ -30,6 +36,35 @@ from blip_jax.runtime import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class Work(NamedTuple):
+  """How the rows that are left are read.
+
+  Attributes:
+    source: the rows, or `question_groups.Groups` of them.
+    example: record -> model inputs.
+    batch_size: records, of all devices together.
+  """
+
+  source: Any
+  example: examples.Example
+  batch_size: int
+
+
+class _Note(NamedTuple):
+  """What a line says besides the response.
+
+  Attributes:
+    id: of the row.
+    path: of the image; "" if it has none.
+    line: the rest.
+  """
+
+  id: str
+  path: str
+  line: dict[str, Any]
+
 
 # What a line says of its row besides the id.
 _NOTED = ("image_id", "image", "question_id", "question", lines.STAMP)
@@ -46,10 +81,10 @@ class LineJob:
     name: of the source, for errors.
     out: the file of all lines, which appears when it is complete.
     settings: everything that changes the lines.
-    example: record -> model inputs.
-    respond: what the lines of a batch say, from its arrays.
+    work: how to read rows, from a source of those that are left.
+    respond: what the lines of a batch say, from its arrays: as many for each
+      record as a group has places.
     mesh: the devices.
-    batch_size: rows, of all devices together.
     num_threads: that read rows.
     after: is called with the path of the image and the line of each row that
       could be read.
@@ -59,10 +94,9 @@ class LineJob:
   name: str
   out: pathlib.Path
   settings: Mapping[str, Any]
-  example: examples.Example
+  work: Callable[[sources.Rows], Work]
   respond: Callable[[examples.Arrays], Sequence[dict[str, Any]]]
   mesh: jax.sharding.Mesh
-  batch_size: int
   num_threads: int
   after: Callable[[str, lines.Line], None] | None = None
 
@@ -88,15 +122,14 @@ class LineJob:
       return {"images": len(source)}
     known = stamps.Stamps(source)
     rows = _begin(out, self.settings, source, known)
-    todo = sources.Noted(
-      sources.Rows(source, rows),
-      lambda _, record: (sources.image_path(record), _note(record, known)),
-    )
-    log.info("%d of %d rows to do", len(todo), len(source))
-    batch_size = sharding.padded_batch_size(self.batch_size, self.mesh)
+    log.info("%d of %d rows to do", len(rows), len(source))
+    work = self.work(sources.Rows(source, rows))
+    todo = sources.Noted(work.source, lambda _, record: _notes(record, known))
+    groups = _rows_of_records(work.source, rows)
+    batch_size = sharding.padded_batch_size(work.batch_size, self.mesh)
     batches = loader.eval_loader(
       todo,
-      self.example,
+      work.example,
       batch_size // jax.process_count(),
       num_threads=self.num_threads,
       process_index=jax.process_index(),
@@ -105,32 +138,46 @@ class LineJob:
     )
     bar = progress.bar(
       total=len(source),
-      initial=len(source) - len(todo),
+      initial=len(source) - len(rows),
       unit="img",
       disable=jax.process_index() > 0,
     )
     with bar, files.open_append(lines.part(out, jax.process_index())) as part:
       for positions, ids, arrays in _numbered(batches):
         held.check()
-        responses = self.respond(arrays)
-        for position, id, response in zip(
-          positions, ids, responses, strict=True
-        ):
+        responses, written = self.respond(arrays), 0
+        for n, (position, id) in enumerate(zip(positions, ids, strict=True)):
           if not id:  # padding of the last batch
             continue
-          line = {"row": int(rows[position]), "id": id}
-          path, note = todo.notes.pop(position, ("", {}))
-          line |= note
-          if (reason := bad.by_id.pop(id, None)) is not None:
-            line |= {"error": reason}
-          else:
-            line |= response
-            if self.after:
-              self.after(path, line)
-          part.write(lines.as_text(line))
+          own = groups[position][groups[position] >= 0].tolist()
+          notes = todo.notes.pop(position, None) or self._no_notes(own)
+          reason = bad.by_id.pop(id, None)
+          first = n * groups.shape[1]
+          said = responses[first : first + len(own)]
+          for row, note, response in zip(own, notes, said, strict=True):
+            line = self._line(row, note, reason, response)
+            part.write(lines.as_text(line))
+          written += len(own)
         part.flush()
-        bar.update(min(len(ids) * jax.process_count(), bar.total - bar.n))
+        bar.update(min(written * jax.process_count(), bar.total - bar.n))
     return self._joined()
+
+  def _no_notes(self, rows: Sequence[int]) -> list[_Note]:
+    """What lines say of rows that could not be read."""
+    ids = [sources.row_id(self.source, row) or "" for row in rows]
+    return [_Note(id, "", {}) for id in ids]
+
+  def _line(
+    self, row: int, note: _Note, reason: str | None, response: dict[str, Any]
+  ) -> lines.Line:
+    """The line of a row; `reason` says why its image could not be read."""
+    line = {"row": row, "id": note.id, **note.line}
+    if reason is not None:
+      return line | {"error": reason}
+    line |= response
+    if self.after:
+      self.after(note.path, line)
+    return line
 
   def _joined(self) -> dict[str, int]:
     _sync("parts are written")
@@ -252,6 +299,24 @@ def _is_current(line: lines.Line, source: Any, known: stamps.Stamps) -> bool:
   except sources.BadRow:
     now = {}
   return all(line.get(key) == now.get(key) for key in _NOTED)
+
+
+def _rows_of_records(
+  source: Any, rows: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, "G m"]:
+  """Which of `rows` each record is about: the questions of a group, with -1
+  where there are fewer, or one."""
+  if isinstance(source, question_groups.Groups):
+    return np.where(source.rows < 0, -1, rows[source.rows])
+  return rows[:, None]
+
+
+def _notes(record: sources.Record, known: stamps.Stamps) -> list[_Note]:
+  """What the lines of a record say besides the responses."""
+  return [
+    _Note(each["id"], sources.image_path(each), _note(each, known))
+    for each in record.get("asked", [record])
+  ]
 
 
 def _note(record: sources.Record, known: stamps.Stamps) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Dimensions: I images, M texts, L text length, D width, C joint embedding.
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -354,10 +354,10 @@ def refuse_nan(values: np.ndarray) -> np.ndarray:
 
 
 def paired(
-  images: images_lib.Image | Iterable[images_lib.Image], tokens: scoring.Texts
-) -> list[images_lib.Image]:
-  """The images as a list, one for each text."""
-  images = list(images_lib.as_iterable(images))
+  images: Any, tokens: scoring.Texts, num_frames: int = 0
+) -> list[Any]:
+  """The images, or videos, as a list, one for each text."""
+  images = list(images_lib.as_iterable(images, num_frames))
   num_texts = len(tokens.input_ids)
   if len(images) != num_texts:
     raise ValueError(

@@ -20,9 +20,11 @@ from blip_jax.inference import images as images_lib
 from blip_jax.inference import texts as texts_lib
 from blip_jax.models import blip, generation, med, nlvr
 from blip_jax.models import card as card_lib
-from blip_jax.runtime import devices
+from blip_jax.runtime import devices, sharding
 
 Image = images_lib.Image
+# One or any number of them; where there is `num_frames`, also videos.
+Images = Image | Iterable[Image | images_lib.Video]
 # Rows of the images that can be read, and the numbers of these images.
 Kept = Int[np.ndarray, " k"]
 
@@ -54,7 +56,7 @@ class Model:
 
   A method that the family lacks raises `ValueError`. Images are given as paths,
   encoded bytes, uint8 arrays or PIL images; resizing and normalisation are done
-  here.
+  here. Methods that take `num_frames` take videos, too.
 
     model = blip_jax.load("Salesforce/blip-image-captioning-base")
     print(model.caption("dog.jpg")[0].text)
@@ -111,24 +113,25 @@ class Model:
 
   def caption(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     *,
     prompt: str | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     urls: bool = False,
     allow_private: bool = False,
+    num_frames: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
     **options: Any,
   ) -> list[captioning.Caption | None]:
-    """Generates captions of images.
+    """Generates captions of images, or of videos.
 
     `caption_stream` yields them one after the other instead.
 
     Args:
       images: one image or any number of them, each a path, encoded bytes, a
-        uint8 array [H, W, 3], or a PIL image.
+        uint8 array [H, W, 3], or a PIL image; with `num_frames`, videos.
       prompt: the text that captions continue; the model's own by default.
       batch_size: images per batch; by default as many as suit the devices
         (`runtime.devices.images_per_batch`). The last batch is padded to the
@@ -139,6 +142,11 @@ class Model:
       urls: whether an image may be an http(s) URL, which is then downloaded.
       allow_private: whether a URL may lead to addresses that are not public,
         such as those of this machine and its network.
+      num_frames: frames taken of each video, at equal steps, if `images` are
+        videos: paths (extra [video]), or all frames as uint8 [F, H, W, 3] or as
+        a list of images. The text attends to the frames' tokens together
+        (section 5.6; the paper takes 8, and 16 for questions). 0: they are
+        images.
       on_error: what to do about an image that cannot be read: "raise", or
         "skip", which warns, naming these images, and gives None in their place.
       progress: whether to show a progress bar.
@@ -164,6 +172,7 @@ class Model:
         seed=seed,
         urls=urls,
         allow_private=allow_private,
+        num_frames=num_frames,
         on_error=on_error,
         progress=progress,
         **options,
@@ -172,13 +181,14 @@ class Model:
 
   def caption_stream(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     *,
     prompt: str | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     urls: bool = False,
     allow_private: bool = False,
+    num_frames: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
     **options: Any,
@@ -201,9 +211,10 @@ class Model:
         about an image.
     """
     generate = self.captioner(prompt, **options)
-    read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
+    read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
+    size = self._batch_size(batch_size, num_frames)
     batches = images_lib.batches(
-      images, read, self._batch_size(batch_size), self.mesh, on_error, progress
+      images, read, size, self.mesh, on_error, progress
     )
 
     def captions() -> Iterator[captioning.Caption | None]:
@@ -229,8 +240,8 @@ class Model:
     Returns:
       `generate(pixels, seed=0, image_seeds=None)`, where
 
-        pixels: uint8 [I, H, W, 3], in the model's image size (`model.image`
-          resizes to it).
+        pixels: uint8 [I, H, W, 3], or [I, F, H, W, 3] of videos, in the model's
+          image size (`model.image` resizes to it).
         seed: of sampling.
         image_seeds: an integer below 2**32 for each image, which is combined
           with `seed`, so that an image gets the same samples in any batch. By
@@ -263,7 +274,7 @@ class Model:
 
   def answer(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     questions: str | Iterable[str],
     answers: Sequence[str] | str | os.PathLike | None = None,
     *,
@@ -276,19 +287,21 @@ class Model:
     batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
+    num_frames: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
     **options: Any,
   ) -> list[answering.Answer | None]:
-    """Answers questions about images (section 5.3).
+    """Answers questions about images (section 5.3), or videos (section 5.6).
 
     `answer_stream` yields the answers one after the other instead.
 
     Args:
       images: as for `caption`.
       questions: one about each image, one about all of them, or any number
-        about a single image. They are read as in training: lower case, most
-        punctuation removed, at most 50 words and 35 tokens.
+        about a single image, which is then encoded once for a batch of them.
+        They are read as in training: lower case, most punctuation removed, at
+        most 50 words and 35 tokens.
       answers: a list of possible answers, or the path of one (JSON, or a text
         file with one on each line): the model ranks these and gives no other.
         By default, it generates any text.
@@ -308,6 +321,8 @@ class Model:
       urls: whether an image may be an http(s) URL, which is then downloaded.
       allow_private: whether a URL may lead to addresses that are not public,
         such as those of this machine and its network.
+      num_frames: frames taken of each video, as for `caption`; 0: `images` are
+        images.
       on_error: what to do about an image that cannot be read: "raise", or
         "skip", which warns, naming these images, and gives None in their place.
       progress: whether to show a progress bar.
@@ -337,6 +352,7 @@ class Model:
         batch_size=batch_size,
         urls=urls,
         allow_private=allow_private,
+        num_frames=num_frames,
         on_error=on_error,
         progress=progress,
         **options,
@@ -345,13 +361,14 @@ class Model:
 
   def answer_stream(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     questions: str | Iterable[str],
     answers: Sequence[str] | str | os.PathLike | None = None,
     *,
     batch_size: int | None = None,
     urls: bool = False,
     allow_private: bool = False,
+    num_frames: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
     **options: Any,
@@ -373,25 +390,30 @@ class Model:
         about an image or a question.
     """
     answerer = self.answerer(answers, **options)
-    images, texts = texts_lib.paired(
-      images_lib.as_iterable(images), questions, answering.NAMES
+    asked = texts_lib.asked(
+      images_lib.as_iterable(images, num_frames),
+      questions,
+      answering.NAMES,
+      self._batch_size(batch_size, num_frames),
+      sharding.num_data_shards(self.mesh),
     )
-    read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
+    read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
     batches = images_lib.batches(
-      images, read, self._batch_size(batch_size), self.mesh, on_error, progress
+      asked.images, read, asked.batch_size, self.mesh, on_error, progress
     )
 
     def found() -> Iterator[answering.Answer | None]:
       cut: list[str] = []
+      each = asked.texts_per_image
       with contextlib.closing(batches):
         for pixels, errors in batches:
-          asked = texts_lib.following(texts, len(errors), answering.NAMES)
-          filling = asked[-1:] * (len(pixels) - len(asked))
-          ids, mask, long = answerer.tokens([*asked, *filling])
-          cut += long[: len(asked)]
+          texts = asked.following(len(errors))
+          filling = [answering.FILLING] * (len(pixels) * each - len(texts))
+          ids, mask, long = answerer.tokens([*texts, *filling])
+          cut += long
           answered = answerer(pixels, ids, mask)
-          for error, one in zip(errors, answered, strict=False):
-            yield one if error is None else None
+          for number, one in enumerate(answered[: len(texts)]):
+            yield one if errors[number // each] is None else None
       texts_lib.warn_of_cut(
         cut, answering.NAMES, answering.MAX_WORDS, answering.MAX_TOKENS
       )
@@ -561,7 +583,7 @@ class Model:
   @overload
   def match(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     texts: str | Sequence[str],
     *,
     pairwise: bool = False,
@@ -577,7 +599,7 @@ class Model:
   @overload
   def match(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     texts: str | Sequence[str],
     *,
     pairwise: bool = False,
@@ -592,7 +614,7 @@ class Model:
 
   def match(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     texts: str | Sequence[str],
     *,
     pairwise: bool = False,
@@ -620,8 +642,8 @@ class Model:
       urls: whether an image may be an http(s) URL, which is then downloaded.
       allow_private: whether a URL may lead to addresses that are not public,
         such as those of this machine and its network.
-      num_frames: frames sampled from each video, if `images` are paths of
-        videos (section 5.6; the original takes 8). 0: they are images.
+      num_frames: frames taken of each video, as for `caption`; 0: `images` are
+        images.
       on_error: what to do about an image that cannot be read: "raise", or
         "skip", which warns and leaves its scores out.
       progress: whether to show a progress bar.
@@ -639,10 +661,11 @@ class Model:
     self._require("itm_head", "match images with texts")
     tokens = self.matcher.tokens(texts, clean=not legacy_cls)
     if pairwise:
-      images = matching.paired(images, tokens)
+      images = matching.paired(images, tokens, num_frames)
     read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
+    size = self._batch_size(batch_size, num_frames)
     batches = images_lib.batches(
-      images, read, self._batch_size(batch_size), self.mesh, on_error, progress
+      images, read, size, self.mesh, on_error, progress
     )
     match, kept = self.matcher.match(
       batches, tokens, pairwise, legacy_cls, self._batch_size(batch_size)
@@ -652,7 +675,7 @@ class Model:
   @overload
   def embed_images(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     *,
     batch_size: int | None = None,
     urls: bool = False,
@@ -665,7 +688,7 @@ class Model:
   @overload
   def embed_images(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     *,
     batch_size: int | None = None,
     urls: bool = False,
@@ -677,7 +700,7 @@ class Model:
 
   def embed_images(
     self,
-    images: Image | Iterable[Image],
+    images: Images,
     *,
     batch_size: int | None = None,
     urls: bool = False,
@@ -694,7 +717,8 @@ class Model:
       urls: whether an image may be an http(s) URL, which is then downloaded.
       allow_private: whether a URL may lead to addresses that are not public,
         such as those of this machine and its network.
-      num_frames: frames sampled from each video; 0: `images` are images.
+      num_frames: frames taken of each video, as for `caption`; 0: `images` are
+        images.
       on_error: what to do about an image that cannot be read: "raise", or
         "skip", which warns and leaves its vector out.
       progress: whether to show a progress bar.
@@ -710,8 +734,9 @@ class Model:
     """
     self._require("vision_proj", "embed images in a space shared with texts")
     read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
+    size = self._batch_size(batch_size, num_frames)
     batches = images_lib.batches(
-      images, read, self._batch_size(batch_size), self.mesh, on_error, progress
+      images, read, size, self.mesh, on_error, progress
     )
     vectors, kept = self.matcher.embed_images(batches)
     return vectors if on_error == "raise" else (vectors, kept)
@@ -738,7 +763,7 @@ class Model:
 
   def features(
     self,
-    images: Image | Iterable[Image] | None = None,
+    images: Images | None = None,
     texts: str | Sequence[str] | None = None,
     *,
     batch_size: int | None = None,
@@ -803,8 +828,8 @@ class Model:
     """Resizes a decoded image to the model's image size."""
     return transforms.EvalImage(self.card.config.vit.image_size)
 
-  def _batch_size(self, batch_size: int | None) -> int:
-    return batch_size or devices.images_per_batch(self.mesh.devices)
+  def _batch_size(self, batch_size: int | None, num_frames: int = 0) -> int:
+    return batch_size or devices.images_per_batch(self.mesh.devices, num_frames)
 
   def _require(self, part: str, ability: str) -> None:
     if part not in self.params:

@@ -1,5 +1,6 @@
 """Texts that come with images: one for each, or one for all of them."""
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -49,15 +50,71 @@ def paired(
   return images, iter(texts)
 
 
-def following(texts: Iterator[str], number: int, names: Names) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """Images, and the texts about them in the same order.
+
+  Attributes:
+    images: any number.
+    texts: about them.
+    names: for errors.
+    batch_size: images of a batch.
+    texts_per_image: the last image may have fewer.
+  """
+
+  images: Iterable[Any]
+  texts: Iterator[str]
+  names: Names
+  batch_size: int
+  texts_per_image: int = 1
+
+  def following(self, num_images: int) -> list[str]:
+    """Returns the texts about the next images; raises as `following`."""
+    return following(self.texts, num_images, self.names, self.texts_per_image)
+
+
+def asked(
+  images: Iterable[Any],
+  texts: str | Iterable[str],
+  names: Names,
+  batch_size: int,
+  num_shards: int,
+) -> Asked:
+  """Pairs images with texts as `paired` does, but for a single image.
+
+  Each shard of the devices has a copy of that, and encodes it once for its
+  share of a batch of texts.
+
+  Args:
+    images, texts, names: as for `paired`.
+    batch_size: texts of a batch.
+    num_shards: over which devices split a batch.
+  """
+  is_sized = isinstance(images, Sized) and isinstance(texts, Sized)
+  is_single = is_sized and len(images) == 1 and not isinstance(texts, str)
+  if not is_single or len(texts) < 2:
+    return Asked(*paired(images, texts, names), names, batch_size)
+  share = -(-len(texts) // num_shards)
+  # The next power of two, so that few programs serve all numbers.
+  each = min(1 << (share - 1).bit_length(), max(batch_size // num_shards, 1))
+  copies = [*images] * -(-len(texts) // each)
+  return Asked(copies, iter(texts), names, num_shards, each)
+
+
+def following(
+  texts: Iterator[str], num_images: int, names: Names, each: int = 1
+) -> list[str]:
   """Returns the texts about the next images.
+
+  Args:
+    each: texts about each of them; the last one may have fewer.
 
   Raises:
     ValueError: there are fewer, or one is no text.
   """
   method, image, text = names
-  found = list(itertools.islice(texts, number))
-  if len(found) < number:
+  found = list(itertools.islice(texts, num_images * each))
+  if len(found) < num_images:
     raise ValueError(f"{method}: there are fewer {text}s than {image}s")
   for each in found:
     if not isinstance(each, str):

@@ -39,10 +39,16 @@ class Blip(nn.Module):
     self.itm_head = layers.torch_dense(2, c.med.width)
 
   def encode_image(
-    self, image: Float[Array, "I H W 3"], deterministic: bool = True
+    self, image: Float[Array, "I *F H W 3"], deterministic: bool = True
   ) -> Float[Array, "I N D"]:
-    """Encodes normalised pixels into image tokens, [CLS] first."""
-    return self.visual_encoder(image, deterministic)
+    """Encodes normalised pixels into image tokens, [CLS] first.
+
+    The frames of a video, [I, F, H, W, 3], are encoded one by one, and their
+    tokens concatenated (paper, section 5.6).
+    """
+    frames = image.reshape(-1, *image.shape[-3:])
+    tokens = self.visual_encoder(frames, deterministic)
+    return tokens.reshape(len(image), -1, tokens.shape[-1])
 
   def encode_text(
     self,
@@ -66,16 +72,11 @@ class Blip(nn.Module):
   def video_features(
     self, frames: Float[Array, "I F H W 3"], deterministic: bool = True
   ) -> tuple[Float[Array, "I FN D"], Float[Array, "I C"]]:
-    """Image tokens of all frames, concatenated, and unit vectors in the joint
-    space: the normalised mean of the frames' projections (paper, section 5.6).
-    """
-    num_videos, num_frames = frames.shape[:2]
-    embeds = self.encode_image(
-      frames.reshape(-1, *frames.shape[2:]), deterministic
-    )
-    projected = self.vision_proj(embeds[:, 0])
-    feat = _unit(projected.reshape(num_videos, num_frames, -1).mean(axis=1))
-    return embeds.reshape(num_videos, -1, embeds.shape[-1]), feat
+    """Image tokens of all frames, and unit vectors in the joint space: the
+    normalised mean of the frames' projections (paper, section 5.6)."""
+    embeds = self.encode_image(frames, deterministic)
+    of_frames = embeds.reshape(*frames.shape[:2], -1, embeds.shape[-1])
+    return embeds, _unit(self.vision_proj(of_frames[:, :, 0]).mean(axis=1))
 
   def text_feat(
     self,

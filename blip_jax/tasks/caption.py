@@ -1,7 +1,7 @@
 """Captioning: LM of a caption after a prompt (paper, section 5.2).
 
-Dimensions: B images with a caption each, H and W image height and width, L text
-length, P prompt length.
+Dimensions: B images, or videos, with a caption each, F frames, H and W image
+height and width, L text length, P prompt length.
 """
 
 import dataclasses
@@ -73,13 +73,13 @@ def make(
 def generate(
   model: blip.Blip,
   params: base.Params,
-  image: UInt8[Array, "B H W 3"],
+  image: UInt8[Array, "B *F H W 3"],
   prompt: Int[Array, " P"],
   settings: decoding.Decoding,
   num_positions: int,
   keys: Key[Array, " B"] | None = None,
 ) -> generation.Generated:
-  """Generates captions of images; see `generation.generate`."""
+  """Generates captions of images or videos; see `generation.generate`."""
   states: Any = model.apply(
     {"params": params}, base.normalise(image), method="encode_image"
   )

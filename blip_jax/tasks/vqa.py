@@ -3,8 +3,9 @@
 An encoder fuses question and image; a decoder that attends to its output
 generates the answer.
 
-Dimensions: B images with a question each, H and W image height and width, A
-answers of a question, Lq and La lengths of questions and answers.
+Dimensions: B questions, I images or videos (B is a multiple of I, see
+`models/med.py`), F frames, H and W image height and width, A answers of a
+question, Lq and La lengths of questions and answers.
 """
 
 import dataclasses
@@ -112,12 +113,15 @@ def make(
 def read(
   model: blip.Blip,
   params: base.Params,
-  image: UInt8[Array, "B H W 3"],
+  image: UInt8[Array, "I *F H W 3"],
   question_ids: Int[Array, "B Lq"],
   question_mask: Int[Array, "B Lq"],
   legacy_cls: bool = False,
 ) -> Float[Array, "B Lq D"]:
   """Hidden states of questions that have seen their images.
+
+  An image is encoded, and its keys and values are computed, once for all
+  questions about it.
 
   Args:
     legacy_cls: see `blip.Blip.fuse`.

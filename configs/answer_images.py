@@ -1,4 +1,4 @@
-"""Answers to questions about images: a table of questions, or a folder.
+"""Answers to questions about images or videos: a table, or a folder.
 
   python -m blip_jax.main --config configs/answer_images.py \
     --config.images=questions.csv --config.image_root=images \
@@ -12,8 +12,8 @@ stopped; other settings are refused.
 
 Useful: `--config.images=FOLDER --config.question="what is this?"` for the same
 question about every image, `--config.answer_list=answers.txt` to choose from a
-list, `--config.num_answers=5` for the runners-up, `--config.model=WORKDIR` for
-your own model.
+list, `--config.num_answers=5` for the runners-up, `--config.num_frames=8` for
+videos (a column `video`), `--config.model=WORKDIR` for your own model.
 """
 
 from blip_jax import defaults

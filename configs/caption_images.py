@@ -1,4 +1,4 @@
-"""Captions of a folder of images, or of tar shards.
+"""Captions of a folder of images or videos, or of tar shards.
 
   python -m blip_jax.main --config configs/caption_images.py \
     --config.images=FOLDER --config.out=captions.jsonl
@@ -8,7 +8,8 @@ Each image is a line of the result: {"row", "id", "caption", "log_prob",
 resumes a job that was stopped; other settings are refused.
 
 Useful: `--config.model=WORKDIR` for your own model, `--config.sidecars` for a
-.txt next to every image, `--config.generation.sample
+.txt next to every image, `--config.num_frames=8` for videos,
+`--config.generation.sample
 --config.generation.num_return_sequences=5` for several different captions of
 each.
 """

@@ -10,7 +10,7 @@ re-ranked.
 Data: `msrvtt_test.jsonl` of the original, 1,000 rows of {clip_name, caption},
 and the videos CLIP_NAME.mp4.  Expect 43.3 `t2v_r1` and 2 `t2v_mdR`.  Not run
 here.  Your own clips are rows of {video, caption}: name the file with
---config.evals.test.source='clips.json?image=video'.
+--config.evals.test.source=clips.json.
 """
 
 from blip_jax.tasks import retrieval

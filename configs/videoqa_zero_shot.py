@@ -9,17 +9,13 @@ list, and one is right if it equals the annotation: `accuracy`, and
 `accuracy/what`, `who`, `how`, `when` and `where`.
 
 Data: `test_qa.json` of MSRVTT-QA, rows of {video_id, question, answer}, and the
-videos videoNUMBER.mp4.  MSVD-QA is the same, with the names of
-youtube_mapping.txt: once its clips have these,
-  while read name id; do ln -s $PWD/YouTubeClips/$name.avi videos/$id.avi
-  done < youtube_mapping.txt
-it is `test_qa.json?image_file=vid{video_id}.avi`.  Your own questions are rows
-of {video, question, answer}, CSV, JSON or JSON lines.
+videos videoNUMBER.mp4.  MSVD-QA has the names of its videos in a list:
+`test_qa.json?image_file=vid{video_id}.avi&names=youtube_mapping.txt`.  Your own
+questions are rows of {video, question, answer}, CSV, JSON or JSON lines.
 
 The paper does not say which answers are ranked, so the list is a file of your
-choice, with an answer on each line; the answers of the training questions, the
-commonest 1,500 or so, are usual.  `--config.vqa.inference=generate` needs none.
-
+choice, with an answer on each line; the answers of the training questions,
+without the rarest, are usual.  `--config.vqa.inference=generate` needs none.
 Expect 19.2 on MSRVTT-QA and 35.2 on MSVD-QA, if the lists are alike.  Not run
 here.
 """

@@ -445,6 +445,18 @@ def lm_loss_per_text(logits, labels, label_smoothing):
   return (smoothed * (labels != losses.IGNORE)).sum(axis=-1)
 
 
+def write_videos(folder):
+  """Two videos of scenes, and questions about them."""
+  (folder / "videos").mkdir()
+  rows = scenes.Scenes("val")
+  for number in range(2):
+    frames = [rows[20 * number + n]["image"] for n in range(17)]
+    write_video(folder / f"videos/{number}.mp4", np.stack(frames))
+  lines = ["video,question,answer", "0.mp4,what is red?,circle"]
+  lines += ["1.mp4,how many circles are there?,two", "0.mp4,is it red?,yes"]
+  (folder / "videos.csv").write_text("\n".join(lines) + "\n")
+
+
 def write_statements(folder, num_images):
   """Statements about pairs of `images/0.png` and so on."""
   lines = ["image_0,image_1,sentence,label"]

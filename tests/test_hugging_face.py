@@ -110,7 +110,10 @@ def vqa(model, image, ids, mask):
 
 def hf_vqa(model, image, ids, mask):
   inputs = hf_inputs(image, ids, mask)
-  embeds = model.vision_model(inputs["pixel_values"])[0]
+  return hf_answer(model, model.vision_model(inputs["pixel_values"])[0], inputs)
+
+
+def hf_answer(model, embeds, inputs):
   question = model.text_encoder(
     inputs["input_ids"],
     attention_mask=inputs["attention_mask"],
@@ -166,6 +169,31 @@ def test_both_directions(tmp_path, kind):
   with torch.no_grad():
     outputs = predict_hf(again.eval(), image, ids, mask).numpy()
   np.testing.assert_array_equal(outputs, expected)
+
+
+@pytest.mark.parametrize("kind", ["caption", "vqa"])
+def test_a_video_is_all_tokens_of_its_frames(tmp_path, kind):
+  """Encoded one by one and concatenated, for attention as of one image."""
+  hf_model = make_hf_model(kind)
+  hf_model.save_pretrained(tmp_path / "hf")
+  image, ids, mask = random_inputs()
+  ids[:, 0], mask[:] = {"caption": 422, "vqa": 2}[kind], 1
+  video = np.stack([image, image[:, ::-1], 2 * image], axis=1)
+  with torch.no_grad():
+    frames = [
+      hf_model.vision_model(hf_inputs(frame, ids, mask)["pixel_values"])[0]
+      for frame in video.swapaxes(0, 1)
+    ]
+    embeds, inputs = torch.cat(frames, 1), hf_inputs(image, ids, mask)
+    if kind == "vqa":
+      expected = hf_answer(hf_model, embeds, inputs).numpy()
+    else:
+      expected = hf_model.text_decoder(
+        input_ids=inputs["input_ids"], encoder_hidden_states=embeds
+      ).logits.numpy()
+  model = blip_jax.load(tmp_path / "hf", tokenizer=helpers.GOLDEN_TOKENIZER)
+  found = CASES[kind][0](model, video, ids, mask)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_transformers_tokenizes_like_the_native_tokenizer(tmp_path):

@@ -150,10 +150,22 @@ def test_videos_by_any_column(tmp_path):
   assert "image_id" not in source[0]
   with pytest.raises(sources.BadRow, match="expected the id of an image"):
     source[1]
-  with pytest.raises(ValueError, match=r"expected 'clip', which \?image_file"):
+  with pytest.raises(ValueError, match="name of an image under 'clip', for"):
     datasets.open_questions(f"{path}?image_file={{clip}}.mp4")
   with pytest.raises(ValueError, match="image_file: expected a path with"):
     datasets.open_questions(f"{path}?image_file={{video_id}}/{{id}}.mp4")
+  # MSVD-QA has names for the names.
+  mapping = tmp_path / "youtube_mapping.txt"
+  mapping.write_text("-4wsuPCjDBc_5_15 vid6513\n_a_b vid1\n")
+  named = f"{path}?image_file=vid{{video_id}}.avi&names={mapping}"
+  source = datasets.open_questions(named, "clips")
+  assert source[0]["image"] == "clips/-4wsuPCjDBc_5_15.avi"
+  mapping.write_text("_a_b vid1\n")
+  with pytest.raises(sources.BadRow, match=r"'vid6513' is not in .*\.txt"):
+    datasets.open_questions(named)[0]
+  mapping.write_text("one two three\n")
+  with pytest.raises(ValueError, match=r"expected lines of two names, .*three"):
+    datasets.open_questions(named)
   table = tmp_path / "q.csv"
   table.write_text("video,question,answer\na.mp4,who is it?,man\n")
   assert datasets.open_questions(str(table), "v")[0]["image"] == "v/a.mp4"

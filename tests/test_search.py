@@ -124,7 +124,7 @@ def test_videos_are_matched_and_found(tmp_path, models):
   (gallery / "broken.mp4").write_text("no video")
   videos = [gallery / f"{number}.mkv" for number in range(4)]
   model = models["one"]
-  match = model.match(videos, QUERIES, num_frames=3)
+  match = model.match(videos, QUERIES, num_frames=3, batch_size=4)
 
   call = model.apply
   frames = jnp.stack([video.read(path, 3, 16) for path in videos])

@@ -79,7 +79,7 @@ def msrvtt_config(tmp_path, rows, root, weights):
   (tmp_path / "clips.json").write_text(json.dumps(rows))
   config = short_runs.shrunk_config("retrieval_msrvtt")
   config.init.weights = str(weights)
-  config.evals.test.source = f"{tmp_path}/clips.json?image=video"
+  config.evals.test.source = f"{tmp_path}/clips.json"
   config.evals.test.image_root = str(root)
   config.evals.test.num_frames = 4
   return config

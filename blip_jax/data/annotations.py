@@ -31,6 +31,7 @@ class Annotations(sources.Source):
     with_questions: bool = False,
     image_file: str = "",
     with_statements: bool = False,
+    names: str = "",
   ):
     self.path = sources.annotation_file(path)
     # NLVR2's files have lines, although their names end with ".json".
@@ -48,6 +49,7 @@ class Annotations(sources.Source):
       with_questions,
       image_file,
       with_statements,
+      names,
     )
     self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
     schema.search(

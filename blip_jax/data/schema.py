@@ -67,10 +67,14 @@ class Columns:
     image_file: the path of an image by its `image_id`, which is in place of
       "{image_id}", or "{image_id:012}" for 12 digits; likewise by any other
       column, as in "video{video_id}.mp4"; "": rows name paths.
+    names: a text file of what names of `image_file` stand for, without their
+      endings: lines of a name on disk, and of a name in its place, as in
+      MSVD's youtube_mapping.txt; "": for themselves.
 
   Raises:
     ValueError: `keep` names a key that records have anyway, or `image_file`
-      has no place for the `image_id` or another column.
+      has no place for the `image_id` or another column, or `names` is no such
+      file.
   """
 
   image_root: str = ""
@@ -82,6 +86,8 @@ class Columns:
   with_questions: bool = False
   image_file: str = ""
   with_statements: bool = False
+  names: str = ""
+  _on_disk: dict[str, str] = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
     object.__setattr__(self, "keep", kept_names(self.keep))
@@ -91,6 +97,7 @@ class Columns:
         "?image_file: expected a path with {image_id}, {image_id:012} or "
         f"another column in it, found {self.image_file!r}"
       )
+    object.__setattr__(self, "_on_disk", _names(self.names))
 
   @property
   def _images(self) -> Sequence[str]:
@@ -209,8 +216,8 @@ class Columns:
     names = _IMAGE_IDS if name == "image_id" else (name,)
     if (key := _first(names, columns)) is None:
       raise ValueError(
-        f"{where}: expected {_choice(names)}, which ?image_file names, found "
-        f"{list(columns)!r:.200}"
+        f"{where}: expected the name of an image under {_choice(names)}, for "
+        f"{self.image_file!r}, found {list(columns)!r:.200}"
       )
     return key
 
@@ -225,7 +232,26 @@ class Columns:
       detail = f"{where}: expected the id of an image, found {name!r:.200}"
       raise sources.BadRow(id, "missing_image", detail)
     digits = lambda match: str(name).zfill(int(match[2] or 0))
-    return _VALUE.sub(digits, self.image_file)
+    file = _VALUE.sub(digits, self.image_file)
+    stem, ending = os.path.splitext(file)
+    if self.names and stem not in self._on_disk:
+      detail = f"{where}: {stem!r} is not in {self.names}"
+      raise sources.BadRow(id, "missing_image", detail)
+    return self._on_disk.get(stem, stem) + ending
+
+
+def _names(path: str) -> dict[str, str]:
+  """Reads what names stand for; see `Columns.names`."""
+  if not path:
+    return {}
+  text = files.read_bytes(sources.annotation_file(path)).decode("utf-8-sig")
+  pairs = [line.split() for line in text.splitlines() if line.strip()]
+  wrong = [pair for pair in pairs if len(pair) != 2]
+  if wrong:
+    raise ValueError(
+      f"{path}: expected lines of two names, found {' '.join(wrong[0])!r:.200}"
+    )
+  return {name: on_disk for on_disk, name in pairs}
 
 
 def is_missing(value: Any) -> bool:

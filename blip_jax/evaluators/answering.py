@@ -38,12 +38,16 @@ def build(context: base.Context) -> list[base.Evaluator]:
   settings, config = context.settings, context.config
   key = f"config.evals.{context.name}.format"
   run_config.one_of(key, settings.format, vqa_files.FORMATS)
-  question = dataclasses.replace(
-    context.example.question, num_frames=settings.num_frames
+  example: Any = context.example
+  example = dataclasses.replace(
+    example,
+    question=dataclasses.replace(
+      example.question, num_frames=settings.num_frames
+    ),
   )
   split = base.Split(
-    context.example.open_source(settings.source, settings.image_root),
-    dataclasses.replace(context.example, question=question),
+    example.open_source(settings.source, settings.image_root),
+    example,
     config.evals.batch_size,
     context.mesh,
     context.bad_samples,

@@ -122,19 +122,22 @@ def _work(
 ) -> line_job.Work:
   """How rows are read: questions about one image together, unless each image
   has the same one."""
-  size = config.batch_size or devices.images_per_batch(
-    mesh.devices, config.num_frames
-  )
+  size = functools.partial(devices.images_per_batch, mesh.devices)
+  num_images = config.batch_size or size(config.num_frames)
   if config.question:
-    return line_job.Work(left, example, size)
+    return line_job.Work(left, example, num_images)
+  num_questions = config.batch_size or size()
   groups = question_groups.Groups(
     left,
     example.max_words,
     config.num_frames,
-    max(size // sharding.num_data_shards(mesh), 1),
+    max(num_questions // sharding.num_data_shards(mesh), 1),
   )
-  grouped = question_examples.GroupExample(example, groups.size)
-  return line_job.Work(groups, grouped, max(size // groups.size, 1))
+  return line_job.Work(
+    groups,
+    question_examples.GroupExample(example, groups.size),
+    min(num_images, max(num_questions // groups.size, 1)),
+  )
 
 
 def _source(config: Config) -> Any:

@@ -395,6 +395,7 @@ class Model:
       questions,
       answering.NAMES,
       self._batch_size(batch_size, num_frames),
+      self._batch_size(batch_size),
       sharding.num_data_shards(self.mesh),
     )
     read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)

@@ -78,6 +78,7 @@ def asked(
   texts: str | Iterable[str],
   names: Names,
   batch_size: int,
+  num_texts: int,
   num_shards: int,
 ) -> Asked:
   """Pairs images with texts as `paired` does, but for a single image.
@@ -87,33 +88,35 @@ def asked(
 
   Args:
     images, texts, names: as for `paired`.
-    batch_size: texts of a batch.
+    batch_size: images of a batch.
+    num_texts: of a batch about a single image.
     num_shards: over which devices split a batch.
   """
-  is_sized = isinstance(images, Sized) and isinstance(texts, Sized)
-  is_single = is_sized and len(images) == 1 and not isinstance(texts, str)
-  if not is_single or len(texts) < 2:
+  is_list = isinstance(texts, Sized) and not isinstance(texts, str)
+  total = len(texts) if is_list else 1  # pyright: ignore[reportArgumentType]
+  is_single = isinstance(images, Sized) and len(images) == 1
+  if not is_single or total < 2:
     return Asked(*paired(images, texts, names), names, batch_size)
-  share = -(-len(texts) // num_shards)
+  share = -(-total // num_shards)
   # The next power of two, so that few programs serve all numbers.
-  each = min(1 << (share - 1).bit_length(), max(batch_size // num_shards, 1))
-  copies = [*images] * -(-len(texts) // each)
+  each = min(1 << (share - 1).bit_length(), max(num_texts // num_shards, 1))
+  copies = [*images] * -(-total // each)
   return Asked(copies, iter(texts), names, num_shards, each)
 
 
 def following(
-  texts: Iterator[str], num_images: int, names: Names, each: int = 1
+  texts: Iterator[str], num_images: int, names: Names, per_image: int = 1
 ) -> list[str]:
   """Returns the texts about the next images.
 
   Args:
-    each: texts about each of them; the last one may have fewer.
+    per_image: texts about each of them; the last one may have fewer.
 
   Raises:
     ValueError: there are fewer, or one is no text.
   """
   method, image, text = names
-  found = list(itertools.islice(texts, num_images * each))
+  found = list(itertools.islice(texts, num_images * per_image))
   if len(found) < num_images:
     raise ValueError(f"{method}: there are fewer {text}s than {image}s")
   for each in found:

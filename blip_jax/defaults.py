@@ -295,7 +295,7 @@ def question_split(source: str) -> Config:
   config = split(source)
   # Of the file of answers: vqa | aokvqa | gqa | vizwiz, as each server reads.
   config.format = "vqa"
-  config.num_frames = 0  # taken of each video; 0: images
+  config.num_frames = 0  # sampled from each video; 0: images
   return config
 
 

@@ -92,8 +92,9 @@ def asked(
     num_texts: of a batch about a single image.
     num_shards: over which devices split a batch.
   """
-  is_list = isinstance(texts, Sized) and not isinstance(texts, str)
-  total = len(texts) if is_list else 1  # pyright: ignore[reportArgumentType]
+  total = 1
+  if isinstance(texts, Sized) and not isinstance(texts, str):
+    total = len(texts)
   is_single = isinstance(images, Sized) and len(images) == 1
   if not is_single or total < 2:
     return Asked(*paired(images, texts, names), names, batch_size)

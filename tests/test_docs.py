@@ -115,7 +115,7 @@ PRINTED = {
   "num_return_sequences=5, seed=1": {r"\[\('": 5},
   "# any text": {r"\(\d\.\d\d\)$": 2, r"^(yes|no|red) \[": 2},
   "abstain_below=0.5": {r"^other: ": 4},
-  "videos/0.mp4": {r"^[^:]+ \(\d\.\d\d\)$": 2, r"^video: ": 2},
+  "videos/0.mp4": {r"\(\d\.\d\d\)$": 2, r"^video: ": 2},
   "found.prob": {r"^(True|False) 0\.\d\d$": 2},
   "score_vqa": {r"^overall +\d+\.\d\d +\d+\.\d\d$": 1},
   "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},

@@ -287,6 +287,7 @@ def captioned_split(source: str) -> Config:
   # An annotation file in COCO's format; "": the captions of the source itself;
   # "none": there are none, and captions are generated but not scored.
   config.references = ""
+  config.num_frames = 0  # sampled from each video; 0: images
   return config
 
 

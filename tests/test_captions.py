@@ -13,6 +13,7 @@ from blip_jax.evaluators.scores.image_names import Image as ImageName
 from blip_jax.models import decoding
 from blip_jax.runtime import contact_sheet
 from blip_jax.tasks import caption
+from tests import helpers
 from tests.colour_task import (
   COLOURS,
   ColourImages,
@@ -154,7 +155,7 @@ def test_captions_of_shards_are_bytes(tmp_path):
   assert scores["caption_exact"] == 100 and scores["Bleu_1"] == pytest.approx(1)
 
 
-def build(tmp_path, rows, references):
+def build(tmp_path, rows, references, task=None, num_frames=0):
   """The evaluators of a list of colours, as a run builds them."""
   split = colour_split(ColourImages())
   for colour, record in zip(COLOURS, split.source, strict=True):
@@ -165,7 +166,7 @@ def build(tmp_path, rows, references):
   settings = defaults.captioned_split(str(tmp_path / "val.json"))
   settings.image_root = str(tmp_path)
   settings.references = references
-  settings.samples = 2
+  settings.samples, settings.num_frames = 2, num_frames
   config = caption.defaults()
   config.evals.batch_size = 4
   return captions_lib.build(
@@ -173,7 +174,7 @@ def build(tmp_path, rows, references):
       "val",
       settings,
       config,
-      ColourTask(),
+      task or ColourTask(),
       split.example,
       split.mesh,
       split.bad_samples,
@@ -193,6 +194,26 @@ def test_a_split_is_scored_by_its_own_captions(tmp_path):
   rows = json.loads((tmp_path / "val_captions.json").read_text())
   assert [row["caption"] for row in rows] == [*COLOURS]
   assert (tmp_path / "samples.png").exists()
+
+
+def test_videos_are_captioned_by_their_frames(tmp_path):
+  """There is no loss and no contact sheet of them."""
+  rows = []
+  for colour, record in zip(COLOURS, ColourImages(), strict=True):
+    image = record["image"]
+    frames = np.stack([np.zeros_like(image), np.zeros_like(image), image])
+    helpers.write_video(tmp_path / f"{colour}.mkv", frames)
+    rows.append({"video": f"{colour}.mkv", "caption": [colour, "a video"]})
+  (tmp_path / "black.mkv").write_text("no video")
+  of_image = ColourTask.predict_fns["caption"]
+  by_last = lambda params, image, *how: of_image(params, image[:, 2], *how)
+  task = ColourTask(caption=by_last)
+  (generated,) = build(tmp_path, rows, "", task, num_frames=3)
+  assert evaluate(generated)["caption_exact"] == 100
+  found = json.loads((tmp_path / "val_captions.json").read_text())
+  expected = [colour for colour in COLOURS if colour != "black"]
+  assert [row["caption"] for row in found] == expected
+  assert not (tmp_path / "samples.png").exists()
 
 
 def test_a_split_is_scored_by_captions_of_another_file(tmp_path):

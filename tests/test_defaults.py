@@ -91,7 +91,7 @@ FINE_TUNING = {
 }
 SPLIT = {"source": "", "image_root": "", "samples": 0}
 RANKED = {**SPLIT, "k_test": 0, "num_frames": 0}
-CAPTIONED = {**SPLIT, "references": ""}
+CAPTIONED = {**SPLIT, "references": "", "num_frames": 0}
 
 
 def under(prefix, values):

@@ -22,6 +22,7 @@ class CaptionGenerator:
     task: with the predict function `caption`.
     settings: how to decode.
     prompt: that captions continue; "" for none.
+    num_frames: sampled from each video; 0: the split has images.
   """
 
   def __init__(
@@ -30,9 +31,11 @@ class CaptionGenerator:
     task: tasks.Task,
     settings: decoding.Decoding,
     prompt: str,
+    num_frames: int = 0,
   ):
     self._split = split
     self._prompt = prompt
+    self._image_example = split.image_example(num_frames)
     start = jnp.array(split.example.tokenizer.prompt_ids(prompt))
     num_positions = decoding.num_positions_for(
       settings.max_length, task.model.config.med.max_positions
@@ -59,7 +62,7 @@ class CaptionGenerator:
     example = self._split.example
     ids, valid = self._split.map(
       lambda batch: self._generate(params, batch["image"]),
-      self._split.image_example(),
+      self._image_example,
       source,
     )
     return example.tokenizer.decode(ids, self._prompt), valid

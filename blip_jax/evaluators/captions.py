@@ -25,7 +25,8 @@ from blip_jax.tasks import base as tasks
 
 
 def build(context: base.Context) -> list[base.Evaluator]:
-  """Returns evaluators of the held-out loss and of generated captions."""
+  """Returns evaluators of the held-out loss and of generated captions; of
+  videos, of the captions alone, without a contact sheet."""
   settings = context.settings
   # The captions of NoCaps are secret: only its server can score.
   has_captions = settings.references != "none"
@@ -46,9 +47,10 @@ def build(context: base.Context) -> list[base.Evaluator]:
     references,
     context.file(f"{context.name}_captions.json"),
     context.file("samples.png"),
-    settings.samples,
+    0 if settings.num_frames else settings.samples,
+    settings.num_frames,
   )
-  if not has_captions:
+  if not has_captions or settings.num_frames:
     return [generated]
   return [held_out_loss.HeldOutLoss(split, context.task), generated]
 
@@ -70,6 +72,7 @@ class Captions:
       known.
     sheet: path of the contact sheet.
     num_shown: images on the contact sheet; 0 draws none.
+    num_frames: sampled from each video; 0: the split has images.
   """
 
   def __init__(
@@ -81,6 +84,7 @@ class Captions:
     results: str | os.PathLike,
     sheet: str | os.PathLike,
     num_shown: int,
+    num_frames: int = 0,
   ):
     self._split = split.by_image
     self._references = references
@@ -88,7 +92,7 @@ class Captions:
     self._sheet = sheet
     self._num_shown = num_shown
     self._generate = caption_generator.CaptionGenerator(
-      self._split, task, settings, split.example.prompt
+      self._split, task, settings, split.example.prompt, num_frames
     )
 
   def run(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:

@@ -7,9 +7,9 @@
 
 `load` opens a released checkpoint, one of Hugging Face, or the workdir of a
 training run, and returns a `Model`, which captions images, answers questions
-about them, compares two of them with a statement, scores image-text pairs and
-embeds both. Training, evaluation and
-CapFilt are jobs of `python -m blip_jax.main`.
+about them, compares two of them with a statement, chooses answers in a dialog,
+scores image-text pairs and embeds both. Training, evaluation and CapFilt are
+jobs of `python -m blip_jax.main`.
 """
 
 import importlib
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from blip_jax.inference.answering import Answer
   from blip_jax.inference.captioning import Caption
+  from blip_jax.inference.choosing import Choice, Dialog
   from blip_jax.inference.comparing import Comparison
   from blip_jax.inference.images import Image, ImageReader
   from blip_jax.inference.loading import load
@@ -28,7 +29,9 @@ __version__ = "0.1.0"
 __all__ = [
   "Answer",
   "Caption",
+  "Choice",
   "Comparison",
+  "Dialog",
   "HiddenStates",
   "Image",
   "ImageReader",
@@ -43,7 +46,9 @@ __all__ = [
 _MODULES = {
   "Answer": "blip_jax.inference.answering",
   "Caption": "blip_jax.inference.captioning",
+  "Choice": "blip_jax.inference.choosing",
   "Comparison": "blip_jax.inference.comparing",
+  "Dialog": "blip_jax.inference.choosing",
   "HiddenStates": "blip_jax.inference.matching",
   "Image": "blip_jax.inference.images",
   "ImageReader": "blip_jax.inference.images",

@@ -8,10 +8,16 @@ and add a line to `TASKS`.
 from typing import NamedTuple
 
 from blip_jax.cli import recipes
-from blip_jax.evaluators import answering, captions, comparing, retrieval_suite
+from blip_jax.evaluators import (
+  answering,
+  captions,
+  choosing,
+  comparing,
+  retrieval_suite,
+)
 from blip_jax.evaluators import base as evaluators
 from blip_jax.runtime.config import Config
-from blip_jax.tasks import base, caption, nlvr, pretrain, retrieval, vqa
+from blip_jax.tasks import base, caption, dialog, nlvr, pretrain, retrieval, vqa
 
 
 class Entry(NamedTuple):
@@ -33,6 +39,7 @@ TASKS: dict[str, Entry] = {
   "retrieval": Entry(retrieval, retrieval_suite.build),
   "vqa": Entry(vqa, answering.build),
   "nlvr": Entry(nlvr, comparing.build),
+  "dialog": Entry(dialog, choosing.build),
 }
 
 

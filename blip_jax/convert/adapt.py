@@ -63,6 +63,8 @@ def family_of(paths: Collection[str]) -> str:
     if "itm_head" in parts:
       return "pretrain"
     return "vqa" if "text_encoder" in parts else "caption"
+  if "itm_head" in parts and "text_proj" not in parts:
+    return "dialog"
   if "itm_head" in parts:
     return "retrieval" if "temp" in parts or has_momentum else "itm"
   if "text_encoder" in parts:

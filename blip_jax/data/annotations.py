@@ -32,6 +32,7 @@ class Annotations(sources.Source):
     image_file: str = "",
     with_statements: bool = False,
     names: str = "",
+    with_dialogs: bool = False,
   ):
     self.path = sources.annotation_file(path)
     # NLVR2's files have lines, although their names end with ".json".
@@ -50,6 +51,7 @@ class Annotations(sources.Source):
       image_file,
       with_statements,
       names,
+      with_dialogs,
     )
     self._rows = offsets.Mapped(offsets.cached(self.path, "rows", find)[0])
     schema.search(

@@ -11,6 +11,7 @@ from typing import Any
 
 from blip_jax.data import (
   annotations,
+  dialog_files,
   folders,
   json_datasets,
   json_index,
@@ -135,13 +136,34 @@ def open_statements(spec: str, image_root: str = "") -> Any:
   return _open_texts(spec, image_root, "statements", _table_rows)
 
 
+def open_dialogs(spec: str, image_root: str = "") -> Any:
+  """Returns a source of dialogs about images; see `dialogs`.
+
+  Args:
+    spec: JSON or JSON lines with the columns `image`, `caption` and `dialog`;
+      the official files of VisDial, with their dense annotations next to them;
+      or dialogs about rendered scenes. `?image_file=coco/{image_id:012}.jpg`
+      says where images are that rows name by their id.
+    image_root: folder that relative image paths start from.
+
+  Raises:
+    ValueError: the form is not supported, the source does not exist, or it has
+      no dialogs.
+  """
+  kind, _, rest = spec.partition(":")
+  if kind == "scenes":
+    split, query = _split_query(rest)
+    return scenes.Dialogs(split, **_options(query, scenes.Dialogs))
+  return _open_texts(spec, image_root, "dialogs", _dialog_rows)
+
+
 def _open_texts(
   spec: str,
   image_root: str,
   what: str,
   rows_of: Callable[[str], Callable | None],
 ) -> Any:
-  """Opens a source of "questions" or "statements", as `what` says.
+  """Opens a source of "questions", "statements" or "dialogs", as `what` says.
 
   Args:
     rows_of: path -> the class that reads such a file; None if there is none.
@@ -151,10 +173,11 @@ def _open_texts(
     path, image_root = table, path
   rows = rows_of(path)
   if rows is None:
+    tables_too = "" if rows_of is _dialog_rows else ", .csv, .tsv"
     raise ValueError(
-      f"{spec!r}: expected {what} in a .json, .jsonl, .csv or .tsv, in a "
-      "folder with such a metadata file, or scenes:SPLIT, found another kind "
-      f"of source.{_advice(spec)}"
+      f"{spec!r}: expected {what} in a .json, .jsonl{tables_too}, in a folder "
+      "with such a metadata file, or scenes:SPLIT, found another kind of "
+      f"source.{_advice(spec)}"
     )
   return rows(
     path,
@@ -171,6 +194,15 @@ def _question_rows(path: str) -> Callable | None:
   if is_json and json_index.is_object(path):
     return question_files.QuestionFiles
   return _table_rows(path)
+
+
+def _dialog_rows(path: str) -> Callable | None:
+  """The class that reads the dialogs of a file, by its name."""
+  is_json = path.lower().endswith(".json") and files.is_file(path)
+  if is_json and json_index.is_object(path):
+    return dialog_files.DialogFiles
+  rows = _table_rows(path)
+  return None if rows is tables.Csv else rows
 
 
 def _table_rows(path: str) -> Callable | None:
@@ -421,7 +453,7 @@ def _split_query(spec: str) -> tuple[str, str]:
 # Arguments of sources that a spec cannot set.
 _INTERNAL = (
   *("image_root", "with_captions", "needs_image"),
-  *("with_questions", "with_statements"),
+  *("with_questions", "with_statements", "with_dialogs"),
 )
 
 

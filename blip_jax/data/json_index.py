@@ -80,8 +80,13 @@ def line_rows(path: str) -> tuple[Int[np.ndarray, "offsets"], list[str]]:
   return bounds[kept], []
 
 
-def lists(path: str) -> dict[str, Int[np.ndarray, "offsets"]]:
+def lists(path: str, depth: int = 2) -> dict[str, Int[np.ndarray, "offsets"]]:
   """Finds the rows of the lists in a JSON object, by key; see `list_rows`.
+
+  Args:
+    path: of the file.
+    depth: of the lists; 2: they are values of the object, 3: values of an
+      object in it.
 
   Raises:
     ValueError: the file is not one object, or ends before the object does.
@@ -92,11 +97,13 @@ def lists(path: str) -> dict[str, Int[np.ndarray, "offsets"]]:
       f"{path}: expected a JSON object ('{{'), found "
       f"{offsets.glimpse(data, first)}."
     )
-  marks, symbols = _boundaries(path, data, depth=2)
+  marks, symbols = _boundaries(path, data, depth)
   bounds = {}
   opens = np.flatnonzero(_STEP[symbols] == 1)
   closes = np.flatnonzero(_STEP[symbols] == -1)
-  for begin, end in zip(opens, closes[:-1], strict=True):
+  # Containers of one depth are not in each other: the next bracket closes.
+  ends = closes[np.searchsorted(closes, opens)]
+  for begin, end in zip(opens, ends, strict=True):
     at = int(marks[begin])
     key = _key(bytes(data[max(at - _MAX_KEY_BYTES, 0) : at]))
     if symbols[begin] == _OPEN_LIST and key is not None:

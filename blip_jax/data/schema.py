@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from blip_jax.data import questions, rejects, sources, statements
+from blip_jax.data import dialogs, questions, rejects, sources, statements
 from blip_jax.runtime import files
 
 # The first name that a row has wins; a TFDS builder's features are searched
@@ -64,6 +64,7 @@ class Columns:
       `questions`.
     with_statements: whether records have a statement about two images, in place
       of an image; see `statements`.
+    with_dialogs: whether records have a dialog about the image; see `dialogs`.
     image_file: the path of an image by its `image_id`, which is in place of
       "{image_id}", or "{image_id:012}" for 12 digits; likewise by any other
       column, as in "video{video_id}.mp4"; "": rows name paths.
@@ -87,6 +88,7 @@ class Columns:
   image_file: str = ""
   with_statements: bool = False
   names: str = ""
+  with_dialogs: bool = False
   _on_disk: dict[str, str] = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
@@ -139,6 +141,8 @@ class Columns:
       questions.check(columns, where)
     if self.with_statements:
       statements.check(columns, where)
+    if self.with_dialogs:
+      dialogs.check(columns, where)
     check_kept(self.keep, columns, where)
 
   def record(
@@ -175,6 +179,8 @@ class Columns:
         record["image_id"] = number
     if self.with_questions:
       record |= questions.record(row, id, where)
+    if self.with_dialogs:
+      record |= dialogs.record(row, id, where)
     return record | kept_values(self.keep, row, id, where)
 
   def _names_image(self, row: Mapping[str, Any]) -> bool:

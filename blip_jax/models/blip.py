@@ -107,6 +107,7 @@ class Blip(nn.Module):
     image_kv: med.EncoderKV,
     deterministic: bool = True,
     legacy_cls: bool = False,
+    image_mask: Int[Array, "I N"] | None = None,
   ) -> Float[Array, "B L D"]:
     """Hidden states of texts that attend to their images.
 
@@ -118,12 +119,17 @@ class Blip(nn.Module):
       legacy_cls: starts texts with [CLS] instead of [ENC], which training uses.
         The original's demo and Hugging Face do so; only for comparison with
         them.
+      image_mask: 1 on the states to attend to; all of them by default.
     """
     tokens = self.config.med.tokens
     first = tokens.cls if legacy_cls else tokens.enc
     input_ids = med.with_first_token(first, input_ids)
     return self.text_encoder(
-      input_ids, attention_mask, image_kv, deterministic=deterministic
+      input_ids,
+      attention_mask,
+      image_kv,
+      image_mask,
+      deterministic=deterministic,
     )
 
   def match(
@@ -133,10 +139,12 @@ class Blip(nn.Module):
     image_kv: med.EncoderKV,
     deterministic: bool = True,
     legacy_cls: bool = False,
+    image_mask: Int[Array, "I N"] | None = None,
   ) -> Float[Array, "B 2"]:
     """ITM logits (not matched, matched); arguments as for `fuse`."""
     fused = self.fuse(
-      input_ids, attention_mask, image_kv, deterministic, legacy_cls
+      *(input_ids, attention_mask, image_kv),
+      *(deterministic, legacy_cls, image_mask),
     )
     return self.itm_head(fused[:, 0])
 

@@ -8,6 +8,7 @@ All families but NLVR use the module `blip.Blip`; they differ in its parts:
   vqa        yes             yes           yes
   itm        yes             yes                         projections, ITM
   retrieval  yes             yes                         projections, ITM, temp
+  dialog     yes             yes                         ITM
   pretrain   yes             yes           yes, tied     projections, ITM, temp
   nlvr       yes             yes, two images             cls_head
 
@@ -51,6 +52,11 @@ def _itm(model, image, *text):
   model.match(*text, model.image_kv(image_embeds))
 
 
+def _dialog(model, image, *text):
+  model.encode_text(*text)
+  model.match(*text, model.image_kv(model.encode_image(image)))
+
+
 def _pretrain(model, image, *text):
   _itm(model, image, *text)
   _caption(model, image, *text)
@@ -70,6 +76,7 @@ _FORWARD: dict[str, Callable] = {
   "retrieval": _itm,
   "pretrain": _pretrain,
   "nlvr": _nlvr,
+  "dialog": _dialog,
 }
 FAMILIES = tuple(_FORWARD)
 # Families with a learned temperature, momentum encoders and queues.

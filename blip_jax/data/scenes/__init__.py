@@ -2,7 +2,8 @@
 
 A scene has one to three shapes on light paper. Its content (`Scene`), its
 image (`render`), its captions (`describe`, `descriptions`), the questions about
-it (`ask`) and the statements about two of them (`state`) are separate.
+it (`ask`), the dialogs about it (`talk`) and the statements about two of them
+(`state`) are separate.
 
 With the defaults, a model of about a million parameters learns retrieval and
 captioning within minutes on a CPU: shapes are as large as the layout allows,
@@ -16,6 +17,7 @@ Train on Scenes without flips and crops, which would make "left" untrue.
 import pathlib
 
 from blip_jax.data.scenes.asking import ANSWERS, QUESTION_KINDS, ask
+from blip_jax.data.scenes.dialogs import Dialogs
 from blip_jax.data.scenes.drawing import (
   COLOURS,
   RADIUS,
@@ -27,6 +29,7 @@ from blip_jax.data.scenes.drawing import (
 from blip_jax.data.scenes.pairs import Statements
 from blip_jax.data.scenes.source import SPLITS, Scenes
 from blip_jax.data.scenes.stating import STATEMENT_KINDS, state
+from blip_jax.data.scenes.talking import talk
 from blip_jax.data.scenes.texts import READING_ORDER, describe, descriptions
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
   "SHAPES",
   "SPLITS",
   "STATEMENT_KINDS",
+  "Dialogs",
   "Object",
   "Scene",
   "Scenes",
@@ -47,6 +51,7 @@ __all__ = [
   "descriptions",
   "render",
   "state",
+  "talk",
   "vocab_dir",
 ]
 
@@ -54,7 +59,7 @@ __all__ = [
 def vocab_dir() -> str:
   """Returns the folder with the WordPiece vocabulary of Scenes (`vocab.txt`).
 
-  It contains the words of captions, noise captions, questions and statements,
-  and single characters, so that no ASCII text becomes [UNK].
+  It contains the words of captions, noise captions, questions, dialogs and
+  statements, and single characters, so that no ASCII text becomes [UNK].
   """
   return str(pathlib.Path(__file__).with_name("vocab"))

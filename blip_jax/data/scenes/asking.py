@@ -14,13 +14,13 @@ from blip_jax.data.scenes.texts import phrase
 
 QUESTION_KINDS = ("count", "colour", "shape", "position", "yes/no")
 _COUNTS = ("one", "two", "three")
-_POSITIONS = {"row": ("left", "right"), "column": ("top", "bottom")}
+POSITIONS = {"row": ("left", "right"), "column": ("top", "bottom")}
 # All answers, in the order of the kinds.
 ANSWERS = (
   *_COUNTS,
   *COLOURS,
   *SHAPES,
-  *(place for places in _POSITIONS.values() for place in places),
+  *(place for places in POSITIONS.values() for place in places),
   "yes",
   "no",
 )
@@ -69,7 +69,7 @@ def ask(index: int, scene: Scene, rng: np.random.Generator) -> Question:
   if kind == "yes/no":
     return _yes_or_no(scene, rng)
   number = int(rng.integers(len(scene.objects)))
-  item, place = scene.objects[number], _POSITIONS[scene.layout][number]
+  item, place = scene.objects[number], POSITIONS[scene.layout][number]
   if kind == "position":
     return Question(kind, f"where is the {item.colour} {item.shape}?", place)
   asked, named = item.colour, item.shape

@@ -1,0 +1,156 @@
+"""Dialogs about images, from the rows of files.
+
+The record of a row has, besides the image,
+
+  context    text, the caption that the dialog starts from; "" if there is none
+  dialog     its rounds, each a `Round`, in order
+  dialog_id  how the file identifies it; the record's id if it does not
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from blip_jax.data import sources
+
+# The keys of a row and of a round; those of a round are VisDial's.
+DIALOG = "dialog"
+CAPTION = "caption"
+# The first name that a row has wins.
+IDS = ("dialog_id", "image_id")
+QUESTION, ANSWER = "question", "answer"
+CANDIDATES, RIGHT = "answer_options", "gt_index"
+RELEVANCE = "relevance"
+
+
+class Round(NamedTuple):
+  """A question about an image, and its answers.
+
+  Attributes:
+    question: text.
+    answer: the answer that was given; "" if it is secret.
+    candidates: answers to choose from; none if nobody has to choose here.
+    right: number of the candidate that was given as the answer; None if that is
+      secret.
+    relevance: of each candidate, the share of annotators who find it right;
+      none if they were not asked.
+  """
+
+  question: str
+  answer: str = ""
+  candidates: tuple[str, ...] = ()
+  right: int | None = None
+  relevance: tuple[float, ...] = ()
+
+
+def check(columns: Collection[str], where: str) -> None:
+  """Raises `ValueError` unless there is a column of dialogs."""
+  if DIALOG not in columns:
+    raise ValueError(
+      f"{where}: expected a list of rounds under {DIALOG!r}, found "
+      f"{list(columns)!r:.200}"
+    )
+
+
+def record(row: Mapping[str, Any], id: str, where: str) -> sources.Record:
+  """Returns what a record has of the row's dialog.
+
+  Raises:
+    BadRow: there is no round or no question, a value has another type, the
+      answer is not among the candidates, or no round has candidates.
+  """
+  context = row.get(CAPTION)
+  if context is not None and not isinstance(context, str):
+    raise _mistake(id, f"{where}: {CAPTION!r}", "text", context)
+  listed = row.get(DIALOG)
+  if not isinstance(listed, list) or not listed:
+    raise _mistake(id, f"{where}: {DIALOG!r}", "a list of rounds", listed)
+  rounds = tuple(
+    _round(value, id, f"{where}: round {number + 1}")
+    for number, value in enumerate(listed)
+  )
+  if not any(each.candidates for each in rounds):
+    detail = f"{where}: expected {CANDIDATES!r} in a round, found none"
+    raise sources.BadRow(id, "no_candidates", detail)
+  values: sources.Record = {
+    "context": context or "",
+    "dialog": rounds,
+    "dialog_id": id,
+  }
+  for name in IDS:
+    if isinstance(row.get(name), (int, str)) and row[name] != "":
+      values["dialog_id"] = row[name]
+      break
+  return values
+
+
+def _round(value: Any, id: str, where: str) -> Round:
+  if not isinstance(value, Mapping):
+    raise _mistake(id, where, "an object", value)
+  question, answer = value.get(QUESTION), value.get(ANSWER)
+  if not isinstance(question, str) or not question.strip():
+    detail = f"{where}: expected a question, found {question!r:.200}"
+    raise sources.BadRow(id, "missing_question", detail)
+  if answer is not None and not isinstance(answer, str):
+    raise _mistake(id, f"{where}: {ANSWER!r}", "text", answer)
+  candidates = _list(value, CANDIDATES, str, "a list of texts", id, where)
+  relevance = _list(value, RELEVANCE, float, "a list of numbers", id, where)
+  if relevance and len(relevance) != len(candidates):
+    raise _mistake(
+      id,
+      f"{where}: {RELEVANCE!r}",
+      f"a number for each of {len(candidates)} candidates",
+      relevance,
+    )
+  right = _right(value, candidates, id, where)
+  if not answer and right is not None:
+    answer = candidates[right]
+  return Round(question, answer or "", candidates, right, relevance)
+
+
+def _right(
+  value: Mapping[str, Any], candidates: Sequence[str], id: str, where: str
+) -> int | None:
+  """The number of the right candidate, which a round may give as text."""
+  right, answer = value.get(RIGHT), value.get(ANSWER)
+  if right is not None:
+    is_number = isinstance(right, int) and not isinstance(right, bool)
+    if not (is_number and 0 <= right < len(candidates)):
+      expected = f"the number of one of {len(candidates)} candidates"
+      raise _mistake(id, f"{where}: {RIGHT!r}", expected, right)
+    return right
+  if not candidates or not answer:
+    return None
+  if answer not in candidates:
+    detail = (
+      f"{where}: expected the answer {answer!r:.100} among the "
+      f"{len(candidates)} {CANDIDATES!r}, or {RIGHT!r}"
+    )
+    raise sources.BadRow(id, "answer_not_listed", detail)
+  return candidates.index(answer)
+
+
+def _list(
+  value: Mapping[str, Any],
+  name: str,
+  kind: type,
+  expected: str,
+  id: str,
+  where: str,
+) -> tuple[Any, ...]:
+  """A list of texts or of finite numbers; () if there is none."""
+  found = value.get(name)
+  if found is None:
+    return ()
+  items = found if isinstance(found, (list, tuple)) else [None]
+  if kind is float:
+    items = [float(x) if type(x) in (int, float) else None for x in items]
+    items = [x if x is not None and math.isfinite(x) else None for x in items]
+  if not all(isinstance(item, kind) for item in items):
+    raise _mistake(id, f"{where}: {name!r}", expected, found)
+  return tuple(items)
+
+
+def _mistake(id: str, where: str, expected: str, found: Any) -> sources.BadRow:
+  detail = f"{where}: expected {expected}, found {found!r:.200}"
+  return sources.BadRow(id, "broken_row", detail)

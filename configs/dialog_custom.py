@@ -24,7 +24,6 @@ def get_config():
   config.num_epochs = 10.0
   config.log_every_steps = 20
   config.init.weights = "model_base_capfilt_large"
-  config.model.variant = "base"
 
   config.checkpoint.every_steps = 500
   config.evals.every_steps = 500

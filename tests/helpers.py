@@ -1,5 +1,6 @@
 """What several test files need: golden arrays, toy runs, tiny models."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -57,6 +58,12 @@ MED = config.MedConfig(
 
 
 BLIP = config.BlipConfig(VIT, MED, embed_dim=32)
+
+
+# With image tokens as wide as texts.
+ONE_WIDTH = dataclasses.replace(
+  BLIP, vit=dataclasses.replace(VIT, width=64, mlp_dim=256)
+)
 
 
 def arrays(case: str) -> dict[str, jax.Array | np.ndarray]:
@@ -418,6 +425,7 @@ def write_pairs(folder):
     (folder / name).write_text(json.dumps(pairs))
   write_questions(folder, 16)
   write_statements(folder, 16)
+  write_dialogs(folder, 16)
 
 
 def write_questions(folder, num_images):
@@ -465,3 +473,26 @@ def write_statements(folder, num_images):
     lines.append(f"{pair},there is a red shape in each image,{number % 2 == 0}")
   for name in ("statements.csv", "val_statements.csv"):
     (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def write_dialogs(folder, num_images):
+  """Dialogs about `images/0.png` and so on."""
+  lines = [
+    {
+      "image": f"{number}.png",
+      "image_id": number,
+      "caption": "a picture of a red shape",
+      "dialog": [
+        {"question": "is it a heart?", "answer": "no"},
+        {
+          "question": "where is it?",
+          "answer": ("left", "right")[number % 2],
+          "answer_options": ["left", "right", "top", "bottom"],
+        },
+      ],
+    }
+    for number in range(num_images)
+  ]
+  text = "".join(f"{json.dumps(line)}\n" for line in lines)
+  for name in ("dialogs.jsonl", "val_dialogs.jsonl"):
+    (folder / name).write_text(text)

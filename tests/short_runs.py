@@ -83,6 +83,8 @@ def shrink(config, given=()):
     config.data.max_length = 12
   if config.task == "nlvr":
     config.data.max_length = 18
+  if config.task == "dialog":
+    config.data.max_length, config.dialog.context_length = 36, 9
   config.optim.lr, config.optim.min_lr, config.optim.warmup_lr = 1e-3, 1e-5, 0.0
   config.optim.decay_rate, config.optim.betas = 0.9, (0.9, 0.98)
   if config.task == "retrieval":

@@ -73,6 +73,8 @@ DEFAULTS = [
   (model.Model.caption_stream, {**VIDEOS, "seed": 0, "prompt": None}),
   (model.Model.answer, VIDEOS),
   (model.Model.answer_stream, VIDEOS),
+  (model.Model.choose, IMAGES),
+  (model.Model.choose_stream, IMAGES),
   (model.Model.compare, IMAGES),
   (model.Model.compare_stream, IMAGES),
   (

@@ -148,7 +148,9 @@ def test_mistakes(model, change, message):
     object.__setattr__(wrong, name, value)
   with pytest.raises(ValueError, match=message):
     model.choose(iter([first, wrong]))
-  with pytest.raises(ValueError, match=r"dialog 0: expected a blip_jax\.Dialog"):
+  with pytest.raises(
+    ValueError, match=r"dialog 0: expected a blip_jax\.Dialog"
+  ):
     model.choose(iter(["is it red?"]))
 
 

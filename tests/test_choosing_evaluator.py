@@ -10,8 +10,8 @@ from blip_jax import defaults
 from blip_jax.data import datasets, rejects, transforms
 from blip_jax.evaluators import base, choosing
 from blip_jax.runtime import sharding, train_state
-from blip_jax.tasks import dialog
 from blip_jax.tasks import base as task_base
+from blip_jax.tasks import dialog
 from tests import helpers
 
 
@@ -121,9 +121,7 @@ ROUNDS = [
 ]
 
 
-def test_secret_answers_broken_images_and_repeated_ids(
-  model, tmp_path, caplog
-):
+def test_secret_answers_broken_images_and_repeated_ids(model, tmp_path, caplog):
   """As in VisDial's test split; nothing can be scored."""
   helpers.write_images(tmp_path / "images")
   names = ["0.png", "1.png", "2b.jpg", "nowhere.png", "1.png", None]
@@ -166,4 +164,3 @@ def test_ndcg_is_of_the_rounds_that_have_relevance(model, tmp_path, caplog):
   )
   assert "1 of 2 rounds have no relevant candidate" in caplog.text
   assert results["mrr"] == pytest.approx(100 / written(tmp_path)[1]["ranks"][0])
-

@@ -1,6 +1,5 @@
 """Visual dialog: what a candidate attends to, its score, and the loss."""
 
-import dataclasses
 import functools
 
 import jax
@@ -15,11 +14,7 @@ from blip_jax.tasks import dialog
 from tests import helpers
 
 RNG = jax.random.key(0)
-# Image tokens are as wide as texts.
-SIZES = dataclasses.replace(
-  helpers.BLIP, vit=dataclasses.replace(helpers.VIT, width=64, mlp_dim=256)
-)
-MODEL = blip.Blip(SIZES)
+MODEL = blip.Blip(helpers.ONE_WIDTH)
 TASK = dialog.Dialog(MODEL)
 
 

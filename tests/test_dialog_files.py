@@ -110,7 +110,7 @@ def test_a_pickled_source_leaves_the_texts_in_the_file(tmp_path):
 @pytest.mark.parametrize(
   "last, message",
   [
-    (dict(answer=4), "dialog 1: expected the number of one of 4 texts, found 4"),
+    (dict(answer=4), "dialog 1: expected the number of one of 4 texts, f"),
     (dict(answer="no"), "expected the number of one of 4 texts, found 'no'"),
     (dict(question=-1), "expected the number of one of 3 texts, found -1"),
     (dict(answer_options=[0, 9]), "expected the number of one of 4 texts"),

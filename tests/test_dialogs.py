@@ -80,8 +80,8 @@ def test_a_dialog_has_the_first_id_that_its_row_has():
     (dict(gt_index=-1), "'gt_index': expected the number of one of 2"),
     (dict(gt_index=True), "'gt_index': expected the number of one of 2"),
     (dict(relevance=[1]), "'relevance': expected a number for each of 2"),
-    (dict(relevance=[1, "a"]), "'relevance': expected a list of numbers"),
-    (dict(relevance=[1, float("nan")]), "expected a list of numbers"),
+    (dict(relevance=[1, "a"]), "'relevance': expected a number for each"),
+    (dict(relevance=[1, float("nan")]), "expected a number for each"),
     (dict(answer_options=None), "expected 'answer_options' in a round"),
   ],
 )

@@ -28,7 +28,7 @@ from PIL import Image
 from blip_jax.capfilt import rows
 from blip_jax.cli import recipes
 from blip_jax.data import datasets, scenes
-from blip_jax.inference import answering, captioning, comparing
+from blip_jax.inference import answering, captioning, choosing, comparing
 from blip_jax.inference import model as model_lib
 from blip_jax.models import decoding
 from tests import QUICK_TO_COMPILE, helpers
@@ -116,6 +116,7 @@ PRINTED = {
   "# any text": {r"\(\d\.\d\d\)$": 2, r"^(yes|no|red) \[": 2},
   "abstain_below=0.5": {r"^other: ": 4},
   "videos/0.mp4": {r"\(\d\.\d\d\)$": 2, r"^video: ": 2},
+  "model.choose(": {r"^0\.\d\d\d (left|right|top|bottom)$": 4},
   "found.prob": {r"^(True|False) 0\.\d\d$": 2},
   "score_vqa": {r"^overall +\d+\.\d\d +\d+\.\d\d$": 1},
   "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},
@@ -154,6 +155,7 @@ def user_dir(tmp_path_factory):
   helpers.write_questions(folder, 16)
   helpers.write_statements(folder, 16)
   helpers.write_videos(folder)
+  helpers.write_dialogs(folder, 16)
   splits = ["train", "restval", "val", "test"]
   karpathy = [
     {
@@ -384,6 +386,17 @@ def test_fields_and_options_of_comparisons_are_documented():
   options = set(inspect.signature(model_lib.Model.compare).parameters)
   listed = set(first_cells(page, "| option of `compare` |"))
   assert listed == options - {"self", "image_pairs", "statements"}
+
+
+def test_fields_and_options_of_choices_are_documented():
+  page = PAGES["docs/visual_dialog.md"]
+  for value in (choosing.Dialog, choosing.Choice):
+    fields = {field.name for field in dataclasses.fields(value)}
+    cells = first_cells(page, f"| field of `{value.__name__}` |")
+    assert set(cells) == fields
+  options = set(inspect.signature(model_lib.Model.choose).parameters)
+  listed = set(first_cells(page, "| option of `choose` |"))
+  assert listed == options - {"self", "dialogs"}
 
 
 def test_extras_that_are_named_exist():

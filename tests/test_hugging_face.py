@@ -9,6 +9,7 @@ import transformers
 
 import blip_jax
 from blip_jax.convert import model_configs, opening, write
+from blip_jax.tasks import dialog as dialog_task
 from tests import helpers
 
 torch = pytest.importorskip("torch", reason="needs the extra [parity]")
@@ -97,6 +98,41 @@ def hf_itm(model, image, ids, mask):
   return torch.cat([logits, model(**inputs, use_itm_head=False).itm_score], 1)
 
 
+def dialog(model, image, ids, mask):
+  """The texts are captions, and in reverse order candidates."""
+  batch = {
+    "image": image,
+    "context_ids": ids,
+    "context_mask": mask,
+    "input_ids": ids[::-1, None, None],
+    "attention_mask": mask[::-1, None, None],
+  }
+  scores = dialog_task.score(model.module, model.params, batch)
+  return scores[:, 0]
+
+
+def hf_dialog(model, image, ids, mask):
+  """Composed of its towers: it has no such model."""
+  inputs = hf_inputs(image, ids, mask)
+  embeds = model.vision_model(inputs["pixel_values"])[0]
+  context_mask = inputs["attention_mask"]
+  context = model.text_encoder(
+    inputs["input_ids"], attention_mask=context_mask
+  )[0]
+  states = torch.cat([embeds, context], dim=1)
+  seen = torch.cat([torch.ones(embeds.shape[:2]), context_mask], dim=1)
+  texts = inputs["input_ids"].flip(0).clone()
+  texts[:, 0] = 423
+  fused = model.text_encoder(
+    texts,
+    attention_mask=context_mask.flip(0),
+    encoder_hidden_states=states,
+    encoder_attention_mask=seen,
+  )[0]
+  wrong, right = model.itm_head(fused[:, 0]).T
+  return (right - wrong)[:, None]
+
+
 def vqa(model, image, ids, mask):
   kv = model.apply(model.apply(image, method="encode_image"), method="image_kv")
   question = model.apply(ids, mask, kv, legacy_cls=True, method="fuse")
@@ -135,6 +171,21 @@ CASES = {
   "itm": (itm, hf_itm),
   "vqa": (vqa, hf_vqa),
 }
+
+
+def test_a_dialog_is_what_its_parts_give(tmp_path):
+  """Cross-attention to image and caption, of which one has padding."""
+  hf_model = make_hf_model("itm")
+  hf_model.save_pretrained(tmp_path)
+  image, ids, mask = random_inputs()
+  ids[:, 0] = 2
+  with torch.no_grad():
+    expected = hf_dialog(hf_model, image, ids, mask).numpy()
+  model = blip_jax.load(
+    tmp_path, task="dialog", tokenizer=helpers.GOLDEN_TOKENIZER
+  )
+  found = dialog(model, image, ids, mask)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", CASES)

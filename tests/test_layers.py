@@ -99,7 +99,7 @@ def test_biases_start_at_zero_and_norms_at_one(params):
 def test_the_temperature_starts_at_seven_hundredths(params):
   np.testing.assert_allclose(params["temp"], 0.07)
   assert set(families.FAMILIES) - set(families.WITH_MOMENTUM) == {
-    *("feature", "caption", "vqa", "itm", "nlvr")
+    *("feature", "caption", "vqa", "itm", "nlvr", "dialog")
   }
 
 

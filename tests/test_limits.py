@@ -46,6 +46,7 @@ from blip_jax.data import (
 from blip_jax.evaluators import ranking
 from blip_jax.evaluators.scores import bleu, cider, ngrams, recall, rouge
 from blip_jax.inference import (
+  choosing,
   comparing,
   images,
   index,
@@ -173,6 +174,10 @@ LIMITS = [
   (nlvr, "FIRST_MERGING_LAYER", 6),
   (momentum, "NO_IMAGE", -100),
   (losses, "IGNORE", -100),
+  (choosing, "MAX_WORDS", 30),
+  (choosing, "CONTEXT_TOKENS", 40),
+  (choosing, "MAX_TOKENS", 192),
+  (choosing, "CANDIDATES_AT_ONCE", 64),
   (comparing, "MAX_WORDS", 40),
   (matching, "MAX_WORDS", 30),
   (matching, "MAX_TOKENS", 35),

@@ -12,12 +12,12 @@ from blip_jax import train
 from blip_jax.models import blip, med
 from blip_jax.models import nlvr as nlvr_model
 from blip_jax.runtime import sharding, train_state
-from blip_jax.tasks import nlvr, pretrain, retrieval, vqa
+from blip_jax.tasks import dialog, nlvr, pretrain, retrieval, vqa
 from tests import helpers
 
 # Of retrieval, ITC is within a shard and ITM negatives are from all, as in
 # COCO's recipe.
-SCOPES = ("global", "local", "retrieval", "vqa", "nlvr")
+SCOPES = ("global", "local", "retrieval", "vqa", "nlvr", "dialog")
 # All axes at once.
 MESH = (2, 2, 2)
 OTHERS = [
@@ -33,6 +33,8 @@ def make_task(scope, mesh):
     return vqa.Vqa(blip.Blip(helpers.BLIP, answers=True))
   if scope == "nlvr":
     return nlvr.Nlvr(nlvr_model.Nlvr(helpers.BLIP))
+  if scope == "dialog":
+    return dialog.Dialog(blip.Blip(helpers.ONE_WIDTH))
   fields = dict(
     queue_size=12,
     ema_decay=0.995,
@@ -92,8 +94,24 @@ def statements():
   }
 
 
+def dialogs():
+  """The texts as candidates, three for an image, and as captions."""
+  rows = batch()
+  ids, mask = rows["input_ids"], rows["attention_mask"]
+  texts = (np.arange(16)[:, None] + np.arange(3)) % 16
+  return {
+    "image": rows["image"],
+    "context_ids": ids,
+    "context_mask": mask,
+    "input_ids": ids[texts][:, None],
+    "attention_mask": mask[texts][:, None],
+    "label": (texts % 3 == 0).astype(np.int32)[:, None],
+  }
+
+
 def rows_of(scope):
-  return {"vqa": questions, "nlvr": statements}.get(scope, batch)()
+  makers = {"vqa": questions, "nlvr": statements, "dialog": dialogs}
+  return makers.get(scope, batch)()
 
 
 def make_state(task, tx, mesh):
@@ -102,6 +120,8 @@ def make_state(task, tx, mesh):
     golden = helpers.params("blip_vqa")
   elif isinstance(task, nlvr.Nlvr):
     golden = helpers.params("blip_nlvr")
+  elif isinstance(task, dialog.Dialog):
+    golden = task.init(jax.random.key(0))
   else:
     golden = helpers.params("blip_pretrain")
   if isinstance(task, pretrain.Pretrain):

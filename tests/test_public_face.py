@@ -12,6 +12,7 @@ import blip_jax
 from blip_jax.inference import (
   answering,
   captioning,
+  choosing,
   comparing,
   images,
   loading,
@@ -22,7 +23,9 @@ from blip_jax.inference import model as model_lib
 PUBLIC = {
   "Answer": answering.Answer,
   "Caption": captioning.Caption,
+  "Choice": choosing.Choice,
   "Comparison": comparing.Comparison,
+  "Dialog": choosing.Dialog,
   "HiddenStates": matching.HiddenStates,
   "Image": images.Image,
   "ImageReader": images.ImageReader,

@@ -58,9 +58,7 @@ def test_candidates_have_the_right_answer_once(talks):
     for each in record["dialog"]:
       assert len(set(each.candidates)) == len(each.candidates) == 10
       assert each.candidates[each.right] == each.answer
-      assert each.relevance == tuple(
-        float(n == each.right) for n in range(10)
-      )
+      assert each.relevance == tuple(float(n == each.right) for n in range(10))
 
 
 def test_positions_and_numbers_of_candidates_say_nothing(talks):
@@ -78,7 +76,7 @@ def test_positions_and_numbers_of_candidates_say_nothing(talks):
 def test_it_is_ambiguous_without_the_history(talks):
   """The last two questions are about the object that was not named."""
   same = [
-    [*answers(scene, {**record, "dialog": record["dialog"][3:]})][0]
+    next(answers(scene, {**record, "dialog": record["dialog"][3:]}))
     == record["dialog"][3].answer
     for scene, record in talks
     if not record["dialog"][3].question.startswith("is")

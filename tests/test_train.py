@@ -16,6 +16,7 @@ import optax
 import pytest
 from PIL import Image
 
+import blip_jax
 from blip_jax import (
   build,
   context,
@@ -24,7 +25,7 @@ from blip_jax import (
   train,
 )
 from blip_jax.cli import recipes
-from blip_jax.data import scenes
+from blip_jax.data import datasets, scenes
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import sharding, snapshot, stopping
 from tests import QUICK_TO_COMPILE, helpers, short_runs
@@ -51,6 +52,7 @@ ALIKE = (
   "aokvqa",
   "caption_coco",
   "caption_folder",
+  "dialog_custom",
   "gqa",
   "nlvr_custom",
   "okvqa",
@@ -275,6 +277,20 @@ def test_nlvr_recipes_have_the_published_numbers():
   assert weights == {"model_base"}
 
 
+def test_the_recipe_of_visdial_has_the_papers_numbers():
+  """Section 5.5 and the table of hyperparameters; the rest is open."""
+  config = short_runs.load_config("visdial")
+  assert config.model.image_size == 384 and config.model.variant == "base"
+  assert (config.batch_size, config.num_epochs) == (240, 20)
+  assert config.optim.lr == 2e-5 and config.optim.min_lr == 0
+  assert config.optim.schedule == "cosine_epoch"
+  assert config.optim.weight_decay == 0.05
+  assert config.evals.best == ("val/mrr",)
+  assert (config.dialog.rounds, config.dialog.negatives) == (1, 3)
+  assert config.data.max_length == 192
+  assert short_runs.load_config("dialog_custom").model.variant is None
+
+
 def test_retrieval_recipes_have_the_published_numbers():
   """The original's retrieval_coco.yaml and retrieval_flickr.yaml."""
   get = lambda name: short_runs.load_config(f"retrieval_{name}")
@@ -357,6 +373,45 @@ def test_nlvr_from_pretraining_and_its_files(tmp_path, pretrained):
   config.job = "evaluate"
   again = evaluate.evaluate(config, str(tmp_path / "tuned"))
   assert again == pytest.approx(results, rel=1e-5)
+
+
+def test_dialogs_from_pretraining_and_their_files(tmp_path, pretrained):
+  """Fine-tuning starts with the pre-trained ITM head; what it wrote is
+  evaluated again, loads, and chooses answers."""
+  config = short_runs.shrunk_config("dialog_custom")
+  config.init.weights = str(pretrained)
+  config.num_steps, config.optim.lr = 2, 1e-6
+  config.evals.val.source = "scenes:val?num=6"
+  results = train.train(config, str(tmp_path / "tuned"))
+  names = ("mrr", "r1", "r5", "r10", "mean_rank", "ndcg")
+  assert {f"val/{name}" for name in names} == set(results)
+  written = json.loads((tmp_path / "tuned/val_ranks.json").read_text())
+  assert [row["image_id"] for row in written] == [n // 4 for n in range(24)]
+  assert (tmp_path / "tuned/best").exists()
+  before, after = (
+    snapshot.load_to_host(snapshot.find(run), "params")
+    for run in (pretrained, tmp_path / "tuned")
+  )
+  assert after.keys() == {"visual_encoder", "text_encoder", "itm_head"}
+  np.testing.assert_allclose(
+    after["itm_head"]["kernel"], before["itm_head"]["kernel"], atol=1e-4
+  )
+  config.job = "evaluate"
+  again = evaluate.evaluate(config, str(tmp_path / "tuned"))
+  assert again == pytest.approx(results, rel=1e-5)
+  model = blip_jax.load(tmp_path / "tuned")
+  record = datasets.open_dialogs(config.evals.val.source)[0]
+  first = record["dialog"][0]
+  (choice,) = model.choose(
+    blip_jax.Dialog(
+      record["image"],
+      first.question,
+      first.candidates,
+      caption=record["context"],
+    )
+  )
+  ranked = [choice, *choice.others]
+  assert [written[0]["ranks"][each.index] for each in ranked] == [*range(1, 11)]
 
 
 def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):

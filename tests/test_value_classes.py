@@ -8,6 +8,7 @@ from blip_jax import build
 from blip_jax.capfilt import label, rules, work_units
 from blip_jax.convert import opening, pickles, registry, storages, weights
 from blip_jax.data import (
+  dialog_examples,
   examples,
   loader,
   randaugment,
@@ -19,10 +20,18 @@ from blip_jax.data import (
 from blip_jax.data.scenes import drawing, stating
 from blip_jax.evaluators import base
 from blip_jax.evaluators.scores import caption_metrics
-from blip_jax.inference import captioning, comparing, images, model
+from blip_jax.inference import captioning, choosing, comparing, images, model
 from blip_jax.models import card, config
 from blip_jax.runtime import contact_sheet, start
-from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
+from blip_jax.tasks import (
+  align,
+  caption,
+  dialog,
+  nlvr,
+  pretrain,
+  retrieval,
+  vqa,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,8 @@ from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
     storages.Storage,
     registry.Released,
     weights.Leaf,
+    dialog_examples.DialogExample,
+    dialog_examples.DialogTexts,
     examples.PairExample,
     examples.ImageExample,
     examples.TextExample,
@@ -58,6 +69,8 @@ from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
     base.Context,
     caption_metrics.Scores,
     captioning.Caption,
+    choosing.Choice,
+    choosing.Dialog,
     comparing.Comparison,
     images.ImageReader,
     model.Model,
@@ -70,6 +83,7 @@ from blip_jax.tasks import align, caption, nlvr, pretrain, retrieval, vqa
     contact_sheet.Cell,
     align.Align,
     caption.Caption,
+    dialog.Dialog,
     nlvr.Nlvr,
     pretrain.Pretrain,
     retrieval.Retrieval,

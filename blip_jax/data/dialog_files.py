@@ -5,6 +5,7 @@ have the relevance of all candidates in some rounds, are a file of their own.
 """
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -186,7 +187,7 @@ def _index(path: str) -> tuple[np.ndarray, list[str]]:
   if len(rows) < 2:
     raise ValueError(f"{path}: expected dialogs, found none")
   texts = [(bounds[0], bounds[-1]) for bounds in (questions, answers)]
-  return np.array([*texts, *zip(rows[:-1], rows[1:], strict=True)]), []
+  return np.array([*texts, *itertools.pairwise(rows)]), []
 
 
 def _official_names(path: str) -> list[str]:

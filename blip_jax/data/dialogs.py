@@ -93,15 +93,8 @@ def _round(value: Any, id: str, where: str) -> Round:
     raise sources.BadRow(id, "missing_question", detail)
   if answer is not None and not isinstance(answer, str):
     raise _mistake(id, f"{where}: {ANSWER!r}", "text", answer)
-  candidates = _list(value, CANDIDATES, str, "a list of texts", id, where)
-  relevance = _list(value, RELEVANCE, float, "a list of numbers", id, where)
-  if relevance and len(relevance) != len(candidates):
-    raise _mistake(
-      id,
-      f"{where}: {RELEVANCE!r}",
-      f"a number for each of {len(candidates)} candidates",
-      relevance,
-    )
+  candidates = _texts(value, CANDIDATES, id, where)
+  relevance = _numbers(value, RELEVANCE, len(candidates), id, where)
   right = _right(value, candidates, id, where)
   if not answer and right is not None:
     answer = candidates[right]
@@ -130,25 +123,33 @@ def _right(
   return candidates.index(answer)
 
 
-def _list(
-  value: Mapping[str, Any],
-  name: str,
-  kind: type,
-  expected: str,
-  id: str,
-  where: str,
-) -> tuple[Any, ...]:
-  """A list of texts or of finite numbers; () if there is none."""
+def _texts(
+  value: Mapping[str, Any], name: str, id: str, where: str
+) -> tuple[str, ...]:
   found = value.get(name)
   if found is None:
     return ()
-  items = found if isinstance(found, (list, tuple)) else [None]
-  if kind is float:
-    items = [float(x) if type(x) in (int, float) else None for x in items]
-    items = [x if x is not None and math.isfinite(x) else None for x in items]
-  if not all(isinstance(item, kind) for item in items):
+  if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+    raise _mistake(id, f"{where}: {name!r}", "a list of texts", found)
+  return tuple(found)
+
+
+def _numbers(
+  value: Mapping[str, Any], name: str, size: int, id: str, where: str
+) -> tuple[float, ...]:
+  found = value.get(name)
+  if found is None:
+    return ()
+  is_list = isinstance(found, list) and len(found) == size
+  if not is_list or not all(_is_finite(x) for x in found):
+    expected = f"a number for each of {size} candidates"
     raise _mistake(id, f"{where}: {name!r}", expected, found)
-  return tuple(items)
+  return tuple(float(x) for x in found)
+
+
+def _is_finite(value: Any) -> bool:
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return is_number and math.isfinite(value)
 
 
 def _mistake(id: str, where: str, expected: str, found: Any) -> sources.BadRow:

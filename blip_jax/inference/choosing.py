@@ -16,7 +16,8 @@ from jaxtyping import Int32, UInt8
 from blip_jax.data import dialog_examples, dialogs, rejects
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import images as images_lib
-from blip_jax.inference import matching, texts
+from blip_jax.inference import matching
+from blip_jax.inference import texts as texts_lib
 from blip_jax.models import blip, med
 from blip_jax.runtime import sharding
 from blip_jax.tasks import base
@@ -126,8 +127,9 @@ def checked(given: Dialog | Iterable[Dialog]) -> Iterable[Dialog]:
 class Chooser:
   """Chooses answers in batches of dialogs; see `inference.model.Model.chooser`.
 
-  Texts are padded to a multiple of `texts.TOKENS`, and candidates to a power of
-  two or a multiple of `CANDIDATES_AT_ONCE`, so that few programs serve all.
+  Texts are padded to a multiple of `inference.texts.TOKENS`, and candidates to
+  a power of two or a multiple of `CANDIDATES_AT_ONCE`, so that few programs
+  serve all.
   """
 
   def __init__(
@@ -178,7 +180,7 @@ class Chooser:
     most = max(len(ids) for ids, _ in written)
     width = min(1 << (most - 1).bit_length(), CANDIDATES_AT_ONCE)
     longest = max(int(mask.sum(axis=1).max()) for _, mask in written)
-    length = texts.padded_length(longest, self._texts.max_length)
+    length = texts_lib.padded_length(longest, self._texts.max_length)
     padded = -(-most // width) * width
 
     def grouped(x: Int32[np.ndarray, "_ _"]) -> Int32[np.ndarray, "G C L"]:
@@ -206,8 +208,9 @@ class Chooser:
 
 def _choice(dialog: Dialog, scores: np.ndarray) -> Choice:
   probs = np.exp(-np.logaddexp(0, -scores.astype(np.float64)))
+  texts = [*dialog.candidates]
   best, *others = [
-    Choice(dialog.candidates[n], float(probs[n]), n)
+    Choice(texts[n], float(probs[n]), n)
     for n in np.argsort(-scores, kind="stable").tolist()
   ]
   return dataclasses.replace(best, others=tuple(others))

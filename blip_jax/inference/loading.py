@@ -42,7 +42,7 @@ def load(
       ("Salesforce/blip-vqa-base"), a .pth or .safetensors file, a Hugging Face
       folder, or the workdir of a training run.
     task: what to use it for, if not what it was trained for: "feature",
-      "caption", "vqa", "itm", "retrieval", "nlvr" or "pretrain".
+      "caption", "vqa", "itm", "retrieval", "nlvr", "dialog" or "pretrain".
     image_size: side of the images in pixels, if not that of the checkpoint;
       position embeddings are interpolated.
     dtype: of activations, "float32" or "bfloat16"; parameters stay float32.

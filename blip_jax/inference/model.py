@@ -691,16 +691,14 @@ class Model:
     Raises:
       ValueError: the model does not choose answers.
     """
-    if self.card.family != "dialog":
+    if self.card.family != "dialog" or not isinstance(self.module, blip.Blip):
       raise ValueError(
         f"{self.card.source or 'this model'} is of the family "
         f"{self.card.family!r}, which cannot choose answers in dialogs; it can "
         f"{_ABILITIES[self.card.family]}. None was released: train one with "
         "--config dialog_custom or visdial, and load its workdir"
       )
-    return choosing.Chooser(
-      self.module, self.params, self.tokenizer, self.mesh
-    )
+    return choosing.Chooser(self.module, self.params, self.tokenizer, self.mesh)
 
   @overload
   def match(

@@ -57,8 +57,9 @@ def right(scores: Float[np.ndarray, " n"], index: int) -> Right:
   above = int((scores > scores[index]).sum())
   tied = int((scores == scores[index]).sum())
   places = np.arange(above + 1, above + tied + 1)
-  hits = [float((places <= k).mean()) for k in KS]
-  return Right(float((1 / places).mean()), *hits, float(places.mean()))
+  mrr, mean_rank = float((1 / places).mean()), float(places.mean())
+  r1, r5, r10 = (float((places <= k).mean()) for k in KS)
+  return Right(mrr, r1, r5, r10, mean_rank)
 
 
 def ndcg(

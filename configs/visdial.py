@@ -17,14 +17,15 @@ The paper leaves open, and this recipe chooses (docs/visual_dialog.md):
   the length of texts: 192 tokens (`data.max_length`), 40 of the caption
     (`dialog.context_length`); the newest history is kept, oldest rounds are
     left out, and a candidate is never cut
-  the weights to start from: those for VQA (`init.weights`); drop-path: none
+  the weights to start from: those that the original's VQA starts from
+    (`init.weights`); and drop-path: none
 
 Data: VisDial's official files, the dense annotations next to that of the
 validation split, and the images: VisDial's `VisualDialog_val2018` and
 `VisualDialog_test2018`, and COCO's `train2014` and `val2014` for training.
 `test_ranks.json` is what the evaluation server reads.  The paper reports on val
-MRR 69.41, R@1 56.44, R@5 85.90, R@10 93.30, mean rank 2.90 (Table 9).  Not run
-here to the end.
+MRR 69.41, R@1 56.44, R@5 85.90, R@10 93.30, mean rank 2.90.  Not run here to
+the end.
 """
 
 from blip_jax.tasks import dialog

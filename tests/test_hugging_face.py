@@ -107,6 +107,7 @@ def dialog(model, image, ids, mask):
     "input_ids": ids[::-1, None, None],
     "attention_mask": mask[::-1, None, None],
   }
+  batch = {name: jnp.asarray(x) for name, x in batch.items()}
   scores = dialog_task.score(model.module, model.params, batch)
   return scores[:, 0]
 

@@ -113,25 +113,23 @@ def dialog(model, image, ids, mask):
 
 
 def hf_dialog(model, image, ids, mask):
-  """Composed of its towers: it has no such model."""
-  inputs = hf_inputs(image, ids, mask)
-  embeds = model.vision_model(inputs["pixel_values"])[0]
-  context_mask = inputs["attention_mask"]
-  context = model.text_encoder(
-    inputs["input_ids"], attention_mask=context_mask
-  )[0]
-  states = torch.cat([embeds, context], dim=1)
-  seen = torch.cat([torch.ones(embeds.shape[:2]), context_mask], dim=1)
-  texts = inputs["input_ids"].flip(0).clone()
-  texts[:, 0] = 423
-  fused = model.text_encoder(
-    texts,
-    attention_mask=context_mask.flip(0),
-    encoder_hidden_states=states,
-    encoder_attention_mask=seen,
-  )[0]
-  wrong, right = model.itm_head(fused[:, 0]).T
-  return (right - wrong)[:, None]
+  """Composed of its towers, for it has no such model; one dialog at a time and
+  without padding, since transformers 5 loses the mask of what texts attend to.
+  """
+  scores = []
+  for row in range(len(ids)):
+    there, other = mask[row] == 1, mask[-1 - row] == 1
+    inputs = hf_inputs(*(x[row, None] for x in (image, ids, mask)))
+    embeds = model.vision_model(inputs["pixel_values"])[0]
+    context = model.text_encoder(torch.from_numpy(ids[row][there][None]))[0]
+    text = torch.from_numpy(ids[-1 - row][other][None].copy())
+    text[:, 0] = 423
+    fused = model.text_encoder(
+      text, encoder_hidden_states=torch.cat([embeds, context], dim=1)
+    )[0]
+    wrong, right = model.itm_head(fused[:, 0])[0]
+    scores.append([right - wrong])
+  return torch.tensor(scores)
 
 
 def vqa(model, image, ids, mask):

@@ -114,6 +114,21 @@ def test_the_lists_of_an_object_have_rows(tmp_path, monkeypatch, chunk, style):
   }
 
 
+def test_the_lists_of_an_object_in_an_object(tmp_path, monkeypatch):
+  """Those of VisDial; other values at that depth are no lists of it."""
+  content = {
+    "split": "val",
+    "data": {"answers": ["a, [b", "}"], "info": {"n": [1]}, "dialogs": ROWS},
+    "licenses": [[1, 2], {"x": []}],
+  }
+  path = _write(tmp_path / "a.json", json.dumps(content))
+  monkeypatch.setattr(json_index, "_CHUNK", 5)
+  found = json_index.lists(path, depth=3)
+  assert found.keys() == {"answers", "dialogs"}
+  assert list(_parse(path, found["dialogs"])) == ROWS
+  assert list(_parse(path, found["answers"])) == ["a, [b", "}"]
+
+
 @pytest.mark.parametrize(
   "content, message",
   [

@@ -399,7 +399,8 @@ def test_dialogs_from_pretraining_and_their_files(tmp_path, pretrained):
   config.job = "evaluate"
   again = evaluate.evaluate(config, str(tmp_path / "tuned"))
   assert again == pytest.approx(results, rel=1e-5)
-  model = blip_jax.load(tmp_path / "tuned")
+  mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
+  model = blip_jax.load(tmp_path / "tuned", mesh=mesh)
   record = datasets.open_dialogs(config.evals.val.source)[0]
   first = record["dialog"][0]
   (choice,) = model.choose(

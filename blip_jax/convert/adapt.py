@@ -63,10 +63,10 @@ def family_of(paths: Collection[str]) -> str:
     if "itm_head" in parts:
       return "pretrain"
     return "vqa" if "text_encoder" in parts else "caption"
-  if "itm_head" in parts and "text_proj" not in parts:
-    return "dialog"
   if "itm_head" in parts:
-    return "retrieval" if "temp" in parts or has_momentum else "itm"
+    if "temp" in parts or has_momentum:
+      return "retrieval"
+    return "itm" if {"vision_proj", "text_proj"} & parts else "dialog"
   if "text_encoder" in parts:
     return "feature"
   raise ValueError(

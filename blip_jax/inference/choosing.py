@@ -144,6 +144,7 @@ class Chooser:
         "this model has no vocabulary, so it cannot read dialogs; load it with "
         "tokenizer=, a folder with its vocab.txt"
       )
+    dialog_task.check_widths(module.config)
     self._module, self._params, self._mesh = module, params, mesh
     positions = module.config.med.max_positions
     self._texts = dialog_examples.DialogTexts(

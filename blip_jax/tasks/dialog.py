@@ -103,7 +103,8 @@ def check_widths(sizes: model_config.BlipConfig) -> None:
     raise ValueError(
       "visual dialog attends to image tokens and the states of a caption as to "
       f"one sequence, which needs towers of one width, found {vit} for images "
-      f"and {text} for texts; set --config.model.variant=base (ViT-L has 1024)"
+      f"and {text} for texts. ViT-B is as wide as BERT, and ViT-L is not; set "
+      "--config.model.variant=base"
     )
 
 

@@ -130,6 +130,8 @@ def test_secret_answers_broken_images_and_repeated_ids(model, tmp_path, caplog):
     {"image": name, "image_id": id, "caption": "a heart", "dialog": ROUNDS}
     for name, id in zip(names, ids, strict=True)
   ]
+  # Of dialogs with one id, the first counts; its candidates are three.
+  rows[4]["dialog"] = [ROUNDS[0], {**ROUNDS[1], "answer_options": ["a", "b"]}]
   path = tmp_path / "d.json"
   path.write_text(json.dumps(rows))
   context = make_context(model, str(path), tmp_path, str(tmp_path / "images"))

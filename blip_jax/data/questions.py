@@ -188,6 +188,11 @@ def read_answer_list(path: str | os.PathLike) -> list[str]:
   """
   if path == "scenes":
     return [*asking.ANSWERS]
+  if not files.exists(path):
+    raise ValueError(
+      f"answers: expected a file with one on each line, or a list such as "
+      f"['yes', 'no'], found {os.fspath(path)!r}, which does not exist"
+    )
   path = sources.annotation_file(path)
   try:
     text = files.read_bytes(path).decode("utf-8-sig")

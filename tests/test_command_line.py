@@ -1,6 +1,8 @@
 """The command line: forms of flags, and mistakes in it."""
 
 import os
+import sys
+import types
 
 import pytest
 
@@ -213,7 +215,7 @@ PATHS = {
   "recipe, key", [(name, key) for name in PATHS for key in PATHS[name]]
 )
 @pytest.mark.parametrize(
-  "path", ["gs://b/x.json", "S3://b/x", "hdfs://b/x", "file:///b", "gs:/b/x"]
+  "path", ["ftp://b/x.json", "S3://b/x", "hdfs://b/x", "file:///b", "gs:///x"]
 )
 def test_paths_with_a_scheme_are_refused(
   tmp_path, monkeypatch, recipe, key, path
@@ -235,15 +237,38 @@ def test_a_prepared_tfds_builder_is_a_local_folder(name, options):
 
 
 def test_one_path_of_many_is_found():
-  words = ("--config.data.train=a.json", "--config.data.train=gs://b/x.json")
-  with pytest.raises(ValueError, match=r"config\.data\.train: gs://b"):
+  words = ("--config.data.train=a.json", "--config.data.train=ftp://b/x.json")
+  with pytest.raises(ValueError, match=r"config\.data\.train: ftp://b"):
     parse("--config=pretrain_custom", *words)
 
 
-@pytest.mark.parametrize("workdir", ["gs://b/run", "s3:/b/run", " gs://b"])
+@pytest.mark.parametrize("workdir", ["hdfs://b/run", "file:/b/run", " gs://b"])
 def test_a_workdir_with_a_scheme_is_refused(workdir):
   with pytest.raises(ValueError, match=r"--workdir: .*not supported"):
     parse("--config=quickstart", "--workdir", workdir)
+
+
+@pytest.mark.parametrize(
+  "recipe, key", [(name, key) for name in PATHS for key in PATHS[name]]
+)
+@pytest.mark.parametrize("path", ["gs://b/x.json", "s3:/b/x", "az://b/x"])
+def test_paths_in_an_object_store_need_an_extra(monkeypatch, recipe, key, path):
+  monkeypatch.setitem(sys.modules, "obstore", None)
+  with pytest.raises(ImportError, match=r"blip_jax\[cloud\]") as error:
+    parse(f"--config={recipe}", f"--config.{key}={path}")
+  assert str(error.value).startswith(f"config.{key}: {path[:2]}://")
+
+
+def test_a_workdir_in_an_object_store(monkeypatch):
+  monkeypatch.setitem(sys.modules, "obstore", None)
+  with pytest.raises(ImportError, match=r"--workdir: gs://.*blip_jax\[cloud\]"):
+    parse("--config=quickstart", "--workdir", "gs://b/run")
+  modules = {"obstore": types.ModuleType("obstore")}
+  modules["obstore.store"] = types.ModuleType("obstore.store")
+  for name, module in modules.items():
+    monkeypatch.setitem(sys.modules, name, module)
+  line = parse("--config=quickstart", "--workdir", "gs:/b/run/")
+  assert line.workdir == "gs://b/run"
 
 
 @pytest.mark.parametrize(

@@ -145,9 +145,9 @@ def test_a_mistake_is_one_line_and_a_status(tmp_path):
 
 
 def test_a_scheme_is_refused_before_anything_is_created(tmp_path):
-  done = run("--config=quickstart", "--workdir=gs://bucket/run", cwd=tmp_path)
+  done = run("--config=quickstart", "--workdir=hdfs://bucket/run", cwd=tmp_path)
   assert done.returncode == 1
-  assert done.stderr.startswith("error: --workdir: gs://bucket/run: expected")
+  assert done.stderr.startswith("error: --workdir: hdfs://bucket/run: expected")
   assert not list(tmp_path.iterdir())
 
 

@@ -38,7 +38,7 @@ def test_images_of_other_rows_do_not_matter(folder):
 
 def test_the_stamp_of_what_is_not_there(folder):
   known = stamps.Stamps(datasets.open_images(str(folder)))
-  for path in (str(folder / "gone.png"), "a\0b", "gs://bucket/a.png"):
+  for path in (str(folder / "gone.png"), "a\0b", "hdfs://bucket/a.png"):
     assert known.of({"image": path, "id": "a"}) is None
   path = folder / "0.png"
   found = os.stat(path)

@@ -56,7 +56,8 @@ def parse(argv: Sequence[str]) -> Command:
 
   Raises:
     UsageError: says which word, what was expected, and what is similar.
-    io.UnsupportedOperation: a path has a scheme, such as gs://.
+    io.UnsupportedOperation: a path has a scheme, such as hdfs://.
+    ImportError: a path is in an object store, without the extra [cloud].
     ValueError: a folder of images does not exist.
   """
   own, rest = _own_flags(argv)
@@ -69,9 +70,9 @@ def parse(argv: Sequence[str]) -> Command:
   unchanged = recipes.load(own.config)
   given = _override(config, rest)
   workdir = own.workdir or f"runs/{pathlib.Path(own.config).stem}"
-  _refuse_schemes("--workdir", workdir)
+  _check_schemes("--workdir", workdir)
   for key, value in overrides.leaves(config).items():
-    _refuse_schemes(f"config.{key}", value)
+    _check_schemes(f"config.{key}", value)
     if value != value:
       raise UsageError(f"--config.{key}: expected a number, found {value}")
     if key in given and key.endswith("image_root"):
@@ -153,8 +154,8 @@ def _unknown(word: str, config: Config) -> str:
   return f"--{name}: there is no such flag.{hint}"
 
 
-def _refuse_schemes(name: str, value: Any) -> None:
-  """Raises `io.UnsupportedOperation` for values such as gs://bucket/x."""
+def _check_schemes(name: str, value: Any) -> None:
+  """Raises what `files.check` raises, with the name of the key."""
   for text in value if isinstance(value, tuple) else (value,):
     if not isinstance(text, str) or _is_text(name, text):
       continue
@@ -162,9 +163,12 @@ def _refuse_schemes(name: str, value: Any) -> None:
       continue
     if text.startswith("tfds:"):  # TFDS reads the paths of its options
       text = text.removeprefix("tfds:").partition("?")[0]
+      check = files.local
+    else:
+      check = files.check
     try:
-      files.local(text)
-    except OSError as error:
+      check(text)
+    except (OSError, ImportError) as error:
       raise type(error)(f"{name}: {error}") from error
 
 

@@ -124,7 +124,9 @@ def message(error: Exception) -> str:
 
 
 def local_path(text: str) -> str:
-  """The type of paths for argparse: refuses gs:// and the like at once."""
+  """The type of paths for argparse: refuses gs:// and the like at once:
+  tools work on files of this machine.
+  """
   try:
     return str(files.local(text))
   except OSError as error:

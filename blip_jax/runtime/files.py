@@ -1,15 +1,17 @@
-"""The only door to the file system.
+"""The only door to storage: local and mounted disks, and object stores.
 
-Everything that the package reads or writes goes through here, so that one file
-says what a path may be, and what holds for everything written: a reader finds
-all of a file or none of it, even after the machine was switched off.
+Everything that the package reads or writes goes through here. A path that
+begins with gs://, s3:// or az:// is one of an object store (`objects.py`), any
+other one of a disk (`disk.py`); `paths.py` says what a path may be. What holds
+for everything written: a reader finds all of a file or none of it, even after
+the machine was switched off.
 
 Libraries that open paths themselves (Orbax, PyAV, TFDS, FAISS) are the
-exception.
+exception. They get a `local_copy`, or a `Mirror`.
 """
 
+import concurrent.futures
 import contextlib
-import errno
 import functools
 import glob as glob_lib
 import hashlib
@@ -19,118 +21,49 @@ import logging
 import math
 import os
 import pathlib
-import re
-import shutil
-import stat as stat_lib
-import tempfile
-import uuid
-from collections.abc import Iterator, Mapping
-from typing import IO, Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
-from blip_jax.runtime import processes
+from blip_jax.runtime import buckets, disk, objects, paths
+
+Path = paths.Path
+Stat = paths.Stat
+Unavailable = buckets.Unavailable
+as_path = paths.as_path
+is_remote = paths.is_remote
+local = paths.local
+named = paths.named
+one_line = paths.one_line
+printable = paths.printable
+shortened = paths.shortened
+
+make_private_folder = disk.make_private_folder
+temporary_folder = disk.temporary_folder
+is_temporary = disk.is_temporary
 
 log = logging.getLogger(__name__)
 
-Path = str | os.PathLike[str]
-
-# File systems allow names of 255 bytes; this leaves room for what is added to
-# the name of a file to name what is made of it.
-_MAX_STEM_BYTES = 190
-# Bytes that are not UTF-8 (half of a surrogate pair, in Python), control
-# characters and line ends.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
-_ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
-# See `temporary_path`; a folder that Orbax writes gets a second ending.
-_TEMPORARY = re.compile(
-  r"\.([0-9a-f]{8})-(\d{1,9})-(\d{1,19})-[0-9a-f]{16}\.tmp"
-  r"(\.orbax-checkpoint-tmp)?"
-)
-_SECONDS_PER_DAY = 86_400
-# gs://bucket and the like; one slash is left after pathlib or abspath.
-_SCHEME = re.compile(r"(?is)\s*[a-z][a-z0-9+.-]*:/|.*://")
 _URL = ("http://", "https://")
+# Files of a folder that are copied at the same time.
+_THREADS = 8
 
 
-class Stat(NamedTuple):
-  """What is known of a file without reading it.
-
-  Attributes:
-    size: in bytes.
-    modified: in seconds since the epoch, by the clock of the file system.
-    modified_ns: the same in nanoseconds.
-    changed_ns: when its content, name or rights last changed; unlike the time
-      of modification, no program can set it.
-  """
-
-  size: int
-  modified: float
-  modified_ns: int
-  changed_ns: int
-
-
-def local(path: Path) -> Path:
-  """The path itself, if it is one of a local or mounted file system.
-
-  Without this check, "gs://bucket" would be a folder called "gs:".
+def check(path: Path) -> Path:
+  """The path itself, if it can be read and written here.
 
   Raises:
-    io.UnsupportedOperation: an `OSError` and a `ValueError`: it has a scheme,
-      such as gs:// or file://.
+    io.UnsupportedOperation: an `OSError` and a `ValueError`: it has a scheme
+      that is not supported.
+    ImportError: what its scheme needs is not installed.
   """
-  if _SCHEME.match(os.fspath(path)):
-    raise io.UnsupportedOperation(
-      f"{path}: expected the path of a file or folder, found a URL; gs://, "
-      "s3://, file:// and other schemes are not supported: mount or copy what "
-      "is there, and give its local path"
-    )
+  if is_remote(paths.check(path)):
+    objects.require(path)
   return path
 
 
-def printable(name: str) -> str:
-  r"""A file name as one line of UTF-8; `named` gives the name back.
-
-  Names on disk are bytes. Those that are UTF-8 stay as they are; other bytes,
-  and those of control characters and line ends, become `\xNN`. So does a
-  backslash before `xNN`: different names stay different.
-
-  This is how ids, JSON, Parquet, logs and reports have every name.
-  """
-  return one_line(_LIKE_AN_ESCAPE.sub(_escaped, name))
-
-
-def one_line(text: str) -> str:
-  """A text with names in it, such as an error, as one line of UTF-8."""
-  return _UNPRINTABLE.sub(_escaped, text)
-
-
-def _escaped(match: re.Match[str]) -> str:
-  try:
-    raw = match[0].encode("utf-8", "surrogateescape")
-  except UnicodeEncodeError:  # JSON can have one that no file name has
-    raw = match[0].encode("utf-8", "surrogatepass")
-  return "".join(f"\\x{byte:02x}" for byte in raw)
-
-
-def named(text: str) -> str:
-  """The file name that `printable` wrote as this text."""
-  raw = _ESCAPE.sub(
-    lambda match: bytes.fromhex(match[1].decode()), text.encode()
-  )
-  return raw.decode("utf-8", "surrogateescape")
-
-
-def shortened(name: str) -> str:
-  """A name to which a file system lets one add 65 bytes.
-
-  The end of a long name gives way to a hash of all of it.
-  """
-  raw = os.fsencode(name)
-  if len(raw) <= _MAX_STEM_BYTES:
-    return name
-  digest = hashlib.sha256(raw).hexdigest()[:16]
-  start = raw[: _MAX_STEM_BYTES - len(digest) - 1].decode("utf-8", "ignore")
-  return f"{start}-{digest}"
+def _of(path: Path) -> Any:
+  """The module with the functions for a path."""
+  return objects if is_remote(paths.check(path)) else disk
 
 
 def _is_web(path: Path) -> bool:
@@ -139,37 +72,34 @@ def _is_web(path: Path) -> bool:
 
 
 def exists(path: Path) -> bool:
-  return not _is_web(path) and os.path.exists(local(path))
+  return not _is_web(path) and _of(path).exists(path)
 
 
 def is_file(path: Path) -> bool:
-  return not _is_web(path) and os.path.isfile(local(path))
+  return not _is_web(path) and _of(path).is_file(path)
 
 
 def is_folder(path: Path) -> bool:
-  return not _is_web(path) and os.path.isdir(local(path))
+  return not _is_web(path) and _of(path).is_folder(path)
 
 
 def is_link(path: Path) -> bool:
   """Whether it is a symbolic link, wherever that leads."""
-  return not _is_web(path) and os.path.islink(local(path))
+  return not _is_web(path) and _of(path).is_link(path)
 
 
 def is_writable(folder: Path) -> bool:
-  """Whether this process may create files in a folder."""
-  return os.access(local(folder), os.W_OK)
+  """Whether this process may create files in a folder of this machine."""
+  return _of(folder).is_writable(folder)
 
 
 def absolute(path: Path) -> str:
-  return os.path.abspath(local(path))
+  return _of(path).absolute(path)
 
 
 def stat(path: Path) -> Stat:
   """Raises `FileNotFoundError` if there is no such file."""
-  found = os.stat(local(path))
-  return Stat(
-    found.st_size, found.st_mtime, found.st_mtime_ns, found.st_ctime_ns
-  )
+  return _of(path).stat(path)
 
 
 def size(path: Path) -> int:
@@ -178,10 +108,7 @@ def size(path: Path) -> int:
 
 def list_folder(folder: Path) -> list[str]:
   """Names of what is in a folder, sorted; empty if there is no folder."""
-  try:
-    return sorted(os.listdir(local(folder)))
-  except FileNotFoundError:
-    return []
+  return _of(folder).list_folder(folder)
 
 
 def entries(folder: Path) -> list[tuple[str, bool, bool]]:
@@ -190,17 +117,7 @@ def entries(folder: Path) -> list[tuple[str, bool, bool]]:
   Raises:
     OSError: it cannot be listed.
   """
-  with os.scandir(local(folder)) as found:
-    return sorted(
-      (each.name, _is_dir(each), each.is_symlink()) for each in found
-    )
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-  try:
-    return entry.is_dir()
-  except OSError:  # a link to itself
-    return False
+  return _of(folder).entries(folder)
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -211,16 +128,12 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
   Raises:
     OSError: a folder cannot be listed.
   """
-
-  def fail(error: OSError) -> None:
-    raise error
-
-  return os.walk(local(folder), followlinks=True, onerror=fail)
+  return _of(folder).walk(folder)
 
 
 def glob(pattern: str) -> list[str]:
-  """Paths that match a pattern with `*`, `?`, `[]` or `**`, sorted."""
-  return sorted(glob_lib.glob(str(local(pattern)), recursive=True))
+  """Paths that match a pattern with `*`, `?` or `[]`, sorted."""
+  return _of(pattern).glob(pattern)
 
 
 def has_magic(pattern: str) -> bool:
@@ -235,29 +148,7 @@ def escape(path: str) -> str:
 
 def real_path(path: Path) -> str:
   """Where a path leads in the end, behind all links."""
-  return os.path.realpath(local(path))
-
-
-def _regular(path: Path, flags: int) -> int:
-  """Opens a regular file, as the `opener` of `open`.
-
-  Opening a named pipe would wait for ever, and a device may never end.
-  """
-  descriptor = os.open(path, flags | os.O_NONBLOCK)
-  mode = os.fstat(descriptor).st_mode
-  # `open` itself refuses a folder.
-  if stat_lib.S_ISREG(mode) or stat_lib.S_ISDIR(mode):
-    return descriptor
-  os.close(descriptor)
-  kinds = {
-    stat_lib.S_IFIFO: "a named pipe",
-    stat_lib.S_IFCHR: "a device",
-    stat_lib.S_IFBLK: "a device",
-  }
-  found = kinds.get(stat_lib.S_IFMT(mode), "something else")
-  raise OSError(
-    errno.EINVAL, f"expected a regular file, found {found}", os.fspath(path)
-  )
+  return _of(path).real_path(path)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -267,7 +158,7 @@ def read_bytes(path: Path) -> bytes:
 
 def read_text(path: Path) -> str:
   """Raises `UnicodeDecodeError`, a `ValueError`, if it is no UTF-8."""
-  with open(local(path), encoding="utf-8", opener=_regular) as file:
+  with io.TextIOWrapper(open_read(path), encoding="utf-8") as file:
     return file.read()
 
 
@@ -298,41 +189,47 @@ def read_json(path: Path) -> Any:
 
 
 def read_range(path: Path, start: int, size: int) -> bytes:
-  """`size` bytes from `start` on, or as many as there are."""
-  with open_read(path) as file:
-    file.seek(start)
-    return file.read(size)
+  """`size` bytes from `start` on, or as many as there are.
+
+  Raises:
+    OSError: also if an object is not the one of earlier ranges any more.
+  """
+  return _of(path).read_range(path, start, size)
 
 
 def sha256(path: Path) -> str:
   """The hash of a file's content, in hexadecimal."""
-  with open(local(path), "rb", opener=_regular) as file:
+  with open_read(path) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_read(path: Path) -> BinaryIO:
+def open_read(path: Path) -> io.BufferedReader:
   """A file to read in pieces, and to seek in.
 
   Raises:
     OSError: it cannot be opened, or is no regular file, as in all functions
-      that read.
+      that read; while reading, if an object changes.
   """
-  return open(local(path), "rb", opener=_regular)
+  return _of(path).open_read(path)
 
 
-def open_text(path: Path) -> IO[str]:
+def open_text(path: Path) -> io.TextIOWrapper:
   """A text file to read line by line; a byte order mark is skipped."""
-  return open(local(path), encoding="utf-8-sig", newline=None, opener=_regular)
+  return io.TextIOWrapper(open_read(path), encoding="utf-8-sig", newline=None)
 
 
-def open_append(path: Path) -> IO[str]:
-  """A text file to write behind its end; flush it to be sure of a line."""
-  return open(local(path), "a", encoding="utf-8")
+def open_append(path: Path) -> io.TextIOWrapper:
+  """A text file to write behind its end; flush it to be sure of a line.
+
+  An object gets what was flushed within `object_files.APPEND_SECONDS` or so.
+  """
+  file: Any = open_append_bytes(path)
+  return io.TextIOWrapper(file, encoding="utf-8")
 
 
-def open_append_bytes(path: Path) -> BinaryIO:
+def open_append_bytes(path: Path) -> io.BufferedIOBase:
   """A binary file to write behind its end; created if it does not exist."""
-  return open(local(path), "ab")
+  return _of(path).open_append_bytes(path)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -364,7 +261,9 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def drop_partial_line(path: Path) -> None:
   """Cuts what a process that was killed left of its last line."""
   if exists(path):
-    os.truncate(local(path), sum(map(len, complete_lines(path))))
+    complete = sum(map(len, complete_lines(path)))
+    if complete < size(path):
+      _of(path).truncate(path, complete)
 
 
 def complete_lines(path: Path) -> Iterator[bytes]:
@@ -376,70 +275,13 @@ def complete_lines(path: Path) -> Iterator[bytes]:
 
 
 def temporary_path(path: Path) -> pathlib.Path:
-  """A hidden path next to another, for what gets that name when it is complete.
-
-  Processes of several hosts may write the same file, so it is unique. It does
-  not contain the name, which may be as long as a name can be. It says which
-  process writes it: the next one that writes into the folder deletes what
-  processes that were killed have left there.
-  """
-  folder = pathlib.Path(local(path)).parent
-  _sweep(folder)
-  me = processes.this()
-  name = f".{me.machine}-{me.pid}-{me.started}-{uuid.uuid4().hex[:16]}.tmp"
-  return folder / name
+  """A hidden path next to a local one; see `disk.temporary_path`."""
+  return disk.temporary_path(local(path))
 
 
-def is_temporary(name: str) -> bool:
-  """Whether this is what a process is writing, or was when it was killed."""
-  return _TEMPORARY.fullmatch(name) is not None
-
-
-@functools.cache  # once per process
-def _sweep(folder: pathlib.Path) -> None:
-  """Deletes temporary files and folders whose process has ended.
-
-  Of a process on another machine nothing is known. What it has left goes when
-  it is a day older than a file that is written now.
-  """
-  names = [*filter(is_temporary, list_folder(folder))]
-  if not names:
-    return
-  with tempfile.TemporaryFile(dir=folder) as file:
-    now = os.fstat(file.fileno()).st_mtime
-  for name in names:
-    with contextlib.suppress(OSError):  # others sweep too
-      writer = _writer(name)
-      is_old = now - stat(folder / name).modified > _SECONDS_PER_DAY
-      if writer.has_ended() or (is_old and not writer.is_alive()):
-        remove_folder(folder / name)
-        remove(folder / name)
-
-
-def _writer(name: str) -> processes.Process:
-  """The process that writes a temporary file."""
-  match = _TEMPORARY.fullmatch(name)
-  assert match
-  return processes.Process("", match[1], int(match[2]), int(match[3]))
-
-
-@contextlib.contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
+def open_atomic(path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
   """A file that gets its name once it is complete and on disk, or never."""
-  path = pathlib.Path(local(path))
-  temporary = temporary_path(path)
-  try:
-    with open(temporary, "wb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except OSError as error:
-    if error.filename != str(temporary):
-      raise
-    raise OSError(error.errno, error.strerror, str(path)) from error
-  finally:
-    temporary.unlink(missing_ok=True)
+  return _of(path).open_atomic(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -457,7 +299,7 @@ def write_json(path: Path, value: Any) -> None:
 
   Numbers that JSON lacks become the strings "NaN", "Infinity", "-Infinity".
   """
-  make_folder(pathlib.Path(local(path)).parent)
+  make_folder(as_path(paths.check(path)).parent)
   write_text(path, json.dumps(jsonable(value), indent=2) + "\n")
 
 
@@ -476,13 +318,13 @@ def jsonable(value: Any) -> Any:
 
 
 def claim(path: Path, content: str) -> bool:
-  """Creates a file unless it exists; of several processes, one succeeds."""
-  try:
-    with open(local(path), "x", encoding="utf-8") as file:
-      file.write(content)
-  except FileExistsError:
-    return False
-  return True
+  """Creates a file unless it exists; of several processes, one succeeds.
+
+  Args:
+    path: of the file.
+    content: that no other process writes there.
+  """
+  return _of(path).claim(path, content)
 
 
 def overwrite(path: Path, mark: str, content: str) -> None:
@@ -493,61 +335,140 @@ def overwrite(path: Path, mark: str, content: str) -> None:
   Raises:
     FileNotFoundError: there is no such file.
   """
-  with open(local(path), "r+b") as file:
-    if mark.encode() in file.read():
-      file.seek(0)
-      file.write(content.encode())
+  _of(path).overwrite(path, mark, content)
 
 
 def free_bytes(folder: Path) -> int:
-  """Free space of the disk that a folder is on."""
-  return shutil.disk_usage(local(folder)).free
+  """Free space of the disk that a local folder is on."""
+  return disk.free_bytes(local(folder))
 
 
 def make_folder(path: Path) -> None:
   """Creates a folder and those above it; it may exist."""
-  os.makedirs(local(path), exist_ok=True)
-
-
-def make_private_folder(path: Path) -> None:
-  """Creates a folder that only its owner can use; it may exist.
-
-  Raises:
-    OSError: another user could write there, or replace a folder above it.
-  """
-  folder = pathlib.Path(os.path.abspath(local(path)))
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  folder.mkdir(mode=0o700, exist_ok=True)
-  for place in (folder, *folder.resolve().parents):
-    found = place.stat()
-    others_write = found.st_mode & 0o022
-    # In a folder such as /tmp, nobody can replace what others have made.
-    if place != folder and found.st_mode & stat_lib.S_ISVTX:
-      others_write = False
-    if others_write or found.st_uid not in (os.getuid(), 0):
-      raise PermissionError(
-        f"{place}: other users can write there; expected a folder of your own "
-        "(chmod go-w)"
-      )
-
-
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[pathlib.Path]:
-  """A folder on the local disk that is deleted at the end."""
-  with tempfile.TemporaryDirectory() as folder:
-    yield pathlib.Path(folder)
+  _of(path).make_folder(path)
 
 
 def remove(path: Path) -> None:
   """Deletes a file; it may be gone."""
-  pathlib.Path(local(path)).unlink(missing_ok=True)
+  _of(path).remove(path)
 
 
 def remove_folder(path: Path) -> None:
   """Deletes a folder with all that is in it; it may be gone."""
-  shutil.rmtree(local(path), ignore_errors=True)
+  _of(path).remove_folder(path)
 
 
 def rename(source: Path, target: Path) -> None:
-  """Gives a file or folder another name at once; replaces a file there."""
-  os.replace(local(source), local(target))
+  """Gives a file or folder another name; replaces a file there.
+
+  That happens at once on a disk, and not in an object store.
+  """
+  paths.check(target)
+  _of(source).rename(source, target)
+
+
+def cache_folder() -> pathlib.Path:
+  """`$XDG_CACHE_HOME/blip_jax`, or ~/.cache/blip_jax; on this machine."""
+  root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return pathlib.Path(root) / "blip_jax"
+
+
+def local_copy(path: Path) -> str:
+  """The path of a file on this machine: a copy, if it is in an object store.
+
+  The copy is in the cache, and stays until the object is another one. For
+  files that are read again and again, in any order.
+
+  Raises:
+    FileNotFoundError: there is no such object.
+  """
+  if not is_remote(path):
+    return os.fspath(path)
+  found, url = stat(path), absolute(path)
+  digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+  version = f"{found.size}-{found.changed_ns:x}"
+  folder = cache_folder() / "objects" / digest
+  target = folder / version / os.path.basename(url)
+  if not is_file(target):
+    log.info("Copying %s (%.1f MB) to %s", url, found.size / 1e6, target)
+    earlier = list_folder(folder)
+    make_folder(target.parent)
+    with open_read(path) as source, open_atomic(target) as file:
+      while piece := source.read(1 << 22):
+        file.write(piece)
+    for name in earlier:
+      remove_folder(folder / name)
+  return str(target)
+
+
+@functools.cache
+def scratch_folder() -> pathlib.Path:
+  """A folder in the cache for this process alone.
+
+  The next process deletes it when this one has ended; see `temporary_path`.
+  """
+  parent = cache_folder() / "scratch"
+  make_folder(parent)
+  folder = temporary_path(parent / "scratch")
+  make_folder(folder)
+  return folder
+
+
+def copy_folder(source: Path, target: Path, last: Sequence[str] = ()) -> None:
+  """Copies all files of a folder, from or to an object store.
+
+  Args:
+    source: the folder.
+    target: the new folder; files that are there are replaced.
+    last: names of files, relative to the folder, that are copied when all
+      others are there: where they are, the folder is complete.
+  """
+  start = f"{absolute(source)}/"
+  names = [
+    os.path.join(folder, name).removeprefix(start)
+    for folder, _, found in walk(absolute(source))
+    for name in found
+  ]
+
+  def copy(name: str) -> None:
+    to = as_path(target) / name
+    make_folder(to.parent)
+    _copy(as_path(source) / name, to)
+
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    list(pool.map(copy, [name for name in names if name not in last]))
+  for name in last:
+    if name in names:
+      copy(name)
+
+
+def _copy(source: Path, target: Path) -> None:
+  if is_remote(target) and not is_remote(source):
+    return objects.upload(source, target)
+  with open_read(source) as old, open_atomic(target) as new:
+    while piece := old.read(1 << 22):
+      new.write(piece)
+
+
+class Mirror:
+  """A folder for a library that opens paths itself.
+
+  Attributes:
+    folder: to write to: the one that is asked for, if it is on a disk, or else
+      one on this machine, from which `update` copies.
+
+  Args:
+    target: the folder.
+  """
+
+  def __init__(self, target: Path):
+    self._target = target
+    self.folder = os.fspath(target)
+    if is_remote(target):
+      digest = hashlib.sha256(absolute(target).encode()).hexdigest()[:16]
+      self.folder = str(scratch_folder() / digest)
+
+  def update(self) -> None:
+    """Copies what is in the folder to the object store, if it goes there."""
+    if is_remote(self._target):
+      copy_folder(self.folder, self._target)

@@ -114,3 +114,11 @@ def started():
     buckets._bucket.cache_clear()
     yield server
     buckets._bucket.cache_clear()
+
+
+def put(bucket, name, content):
+  """Writes an object as another process would."""
+  import obstore.store
+
+  store = obstore.store.from_url(bucket, client_options={"allow_http": True})
+  obstore.put(store, name, content)

@@ -117,6 +117,8 @@ def text_file(
 def _captions(path: str, id: str) -> str | list[str]:
   try:
     text = sources.read_small(path).decode("utf-8-sig")
+  except files.Unavailable:
+    raise
   except (OSError, ValueError) as error:  # ValueError: not UTF-8
     raise sources.BadRow(id, "broken_row", f"{path}: {error}") from error
   lines = io.StringIO(text, newline=None)

@@ -43,11 +43,12 @@ def cached(
 ) -> tuple[np.ndarray, list[str]]:
   """Returns `build(path)`: an index, and the damage found while building it.
 
-  The index of a large file is cached, see `cache_path`. The index of a damaged
-  file is not: each start must report the damage.
+  The index of a large file is cached, see `cache_path`, and so is that of a
+  file in an object store. The index of a damaged file is not: each start must
+  report the damage.
   """
   size = files.size(path)
-  if size < MIN_CACHED_BYTES:
+  if size < MIN_CACHED_BYTES and not files.is_remote(path):
     return build(path)
   target = cache_path(path, kind, ".npy")
   if (index := open_cache(target, _open_index)) is not None:
@@ -68,14 +69,13 @@ def cache_path(path: str, kind: str, suffix: str) -> pathlib.Path:
   changes is indexed again.
   """
   stat = files.stat(path)
-  file = pathlib.Path(files.real_path(path))
+  file = files.as_path(files.real_path(path))
   name = files.shortened(file.name)
   name = f"{name}.{kind}-{stat.size}-{stat.modified_ns}{suffix}"
   if files.is_writable(file.parent):
-    return file.parent / f".{name}"
-  root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(file.parent, f".{name}")
   path_digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
-  return pathlib.Path(root) / "blip_jax" / f"{path_digest}.{name}"
+  return files.cache_folder() / f"{path_digest}.{name}"
 
 
 def open_cache(
@@ -213,11 +213,13 @@ def open_text(
   """Maps a text file; also returns the offset of its first content, or None.
 
   Args:
+    path: of the file; of one in an object store, a copy is mapped.
     blank: bytes that are not content; None: all white space.
 
   Raises:
     ValueError: the file is compressed, or is UTF-16.
   """
+  path = files.local_copy(path)
   if files.size(path) == 0:  # nothing to map
     return np.zeros(0, np.uint8), None
   data = np.memmap(path, np.uint8, mode="r")

@@ -39,7 +39,7 @@ class BadSample(Exception):
     return f"{self.reason}: {self.detail}"
 
 
-# A full disk or quota, a disk that is read-only, too many open files.
+# Besides an object store that does not answer: a full disk or quota, a disk that is read-only, too many open files.
 _OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 
@@ -48,6 +48,8 @@ def hits_all(error: Exception) -> bool:
 
   Any other exception while one row, image or shard is read costs only that.
   """
+  if isinstance(error, files.Unavailable):
+    return True
   return isinstance(error, OSError) and error.errno in _OF_ALL
 
 

@@ -309,11 +309,14 @@ def warn_once(message: str) -> None:
 
 
 def annotation_file(path: str | os.PathLike) -> str:
-  """Returns the path of an annotation file, which must exist."""
+  """Returns the path of an annotation file, which must exist.
+
+  Of a file in an object store it is that of a copy: rows are read one by one.
+  """
   path = os.fspath(path)
   if not files.is_file(path):
     raise ValueError(f"{path}: no such annotation file.")
-  return path
+  return files.local_copy(path)
 
 
 def path_of_url(url: str) -> str:

@@ -159,6 +159,8 @@ def _content(path: str | os.PathLike) -> Iterator[bytes]:
       content = file.read(size)
     except FileNotFoundError as error:
       raise BadSample("missing", name) from error
+    except files.Unavailable:  # no image could be read
+      raise
     except (OSError, ValueError) as error:
       raise BadSample("unreadable", f"{name}: {error}") from error
     yield content

@@ -29,7 +29,7 @@ class Reader(io.RawIOBase):
     self._address = address
     part = buckets.get(address, 0, blocks.BLOCK_BYTES)
     head = part.head if part else buckets.head(address)  # it is empty
-    self.name = str(address)
+    self.name, self.mode = str(address), "rb"
     self._size, self._etag = head.stat.size, head.etag
     self._at, self._last = 0, -1
     first = concurrent.futures.Future()
@@ -100,6 +100,7 @@ class Appended(io.BufferedIOBase):
 
   def __init__(self, address: Address):
     self._address = address
+    self.name, self.mode = str(address), "ab"
     self._file = tempfile.TemporaryFile()  # noqa: SIM115
     self._lock = threading.Lock()
     self._is_dirty = False

@@ -331,6 +331,7 @@ SCHEMES = (
   "https://a.org/run",
   "s3+boto-1.0://bucket/run",
   "data/gs://bucket/run",
+  "/home/me/s3:/bucket/run",
 )
 
 

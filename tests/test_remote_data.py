@@ -54,7 +54,7 @@ def _write_coco(folder, pairs):
 
 def _write_parquet(folder, pairs):
   pyarrow = pytest.importorskip("pyarrow")
-  import pyarrow.parquet
+  parquet = pytest.importorskip("pyarrow.parquet")
 
   rows = [
     {
@@ -64,7 +64,7 @@ def _write_parquet(folder, pairs):
     for p in pairs
   ]
   table = pyarrow.Table.from_pylist(rows)
-  pyarrow.parquet.write_table(table, folder / "x.parquet", row_group_size=5)
+  parquet.write_table(table, folder / "x.parquet", row_group_size=5)
 
 
 def _write_shards(folder, pairs):

@@ -50,7 +50,7 @@ def bootstrap(config: Config, workdir: str) -> Results:
   """
   by_seed = {}
   for seed in config.seeds:
-    folder = pathlib.Path(workdir, f"seed_{seed}")
+    folder = files.as_path(workdir) / f"seed_{seed}"
     by_seed[seed] = _once(folder, lambda f, s=seed: _run_seed(config, s, f))
   names = next(iter(by_seed.values()))
   results = {
@@ -63,13 +63,13 @@ def bootstrap(config: Config, workdir: str) -> Results:
     for name in names
   }
   text = table(by_seed)
-  files.write_text(pathlib.Path(workdir, "table.md"), text)
+  files.write_text(files.as_path(workdir) / "table.md", text)
   files.write_json(os.path.join(workdir, "results.json"), results)
   print(text)
   return results
 
 
-def _run_seed(config: Config, seed: int, folder: pathlib.Path) -> Results:
+def _run_seed(config: Config, seed: int, folder: pathlib.PurePath) -> Results:
   """All stages of one seed."""
   web, clean = (spec.format(seed=seed) for spec in (config.web, config.clean))
   run = lambda stage, name, source: _once(
@@ -106,7 +106,8 @@ def _run_seed(config: Config, seed: int, folder: pathlib.Path) -> Results:
 
 
 def _once(
-  folder: pathlib.Path, stage: Callable[[pathlib.Path], Mapping[str, float]]
+  folder: pathlib.PurePath,
+  stage: Callable[[pathlib.PurePath], Mapping[str, float]],
 ) -> Results:
   """The results of a stage, which runs unless it was finished before."""
   path = folder / "results.json"
@@ -117,7 +118,7 @@ def _once(
 
 
 def _train(
-  config: Config, folder: pathlib.Path, seed: int, source: str
+  config: Config, folder: pathlib.PurePath, seed: int, source: str
 ) -> Results:
   config = config.copy_and_resolve_references()
   config.seed = seed

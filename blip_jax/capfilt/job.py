@@ -68,7 +68,7 @@ def run(config: Config, workdir: str) -> dict[str, int]:
       f"config.threshold: expected 0 to 1, found {config.threshold}"
     )
   work_units = find_work_units(config)
-  folder = pathlib.Path(config.out or workdir)
+  folder = files.as_path(config.out or workdir)
   files.make_folder(folder)
   # Of this process alone: hosts share work units, not batches.
   mesh = sharding.make_mesh(config.mesh, jax.local_devices())
@@ -394,7 +394,7 @@ class Progress:
     folder: of the job.
   """
 
-  def __init__(self, num_work_units: int, folder: pathlib.Path):
+  def __init__(self, num_work_units: int, folder: pathlib.PurePath):
     self._bar = progress_lib.bar(
       total=num_work_units,
       unit="work unit",

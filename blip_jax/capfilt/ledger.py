@@ -61,7 +61,7 @@ class Ledger:
   """
 
   def __init__(self, folder: str | os.PathLike, lease_seconds: float = 300.0):
-    self.folder = pathlib.Path(folder)
+    self.folder = files.as_path(folder)
     self.lease_seconds = lease_seconds
     self.damaged: dict[str, str] = {}
     # Work unit -> its lease, if this process has it, or watches it.
@@ -116,7 +116,7 @@ class Ledger:
     )
 
   def _replace_damaged(
-    self, job: pathlib.Path, settings: Mapping[str, Any]
+    self, job: pathlib.PurePath, settings: Mapping[str, Any]
   ) -> None:
     """Writes damaged settings again, if all that is done has those of now."""
     try:
@@ -131,11 +131,11 @@ class Ledger:
       log.warning("%s. It is written again", error)
       files.write_json(job, now)
 
-  def rows_path(self, work_unit: WorkUnit) -> pathlib.Path:
+  def rows_path(self, work_unit: WorkUnit) -> pathlib.PurePath:
     """The Parquet file of a work unit."""
     return self.folder / f"{work_unit.name}.parquet"
 
-  def done_path(self, work_unit: WorkUnit) -> pathlib.Path:
+  def done_path(self, work_unit: WorkUnit) -> pathlib.PurePath:
     """The file that says that a work unit is done."""
     return self.folder / f"{work_unit.name}{_DONE}"
 
@@ -273,7 +273,7 @@ class Ledger:
     }
 
 
-def _check_rows(path: pathlib.Path, written: Mapping[str, Any]) -> None:
+def _check_rows(path: pathlib.PurePath, written: Mapping[str, Any]) -> None:
   """Raises `files.DamagedFile` if these are not the rows that were written."""
   num_bytes = files.size(path) if files.is_file(path) else 0
   if num_bytes != written["bytes"]:
@@ -299,7 +299,7 @@ def digest(settings: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_done(path: pathlib.Path) -> dict[str, Any]:
+def _read_done(path: pathlib.PurePath) -> dict[str, Any]:
   """Reads a done-file; raises `files.DamagedFile` if it lacks something."""
   try:
     done = files.read_json(path)

@@ -53,13 +53,13 @@ def merge(config: Config, workdir: str) -> dict[str, int]:
       earlier merge.
   """
   folder = config.out or workdir
-  out = pathlib.Path(config.merge.out or os.path.join(folder, "clean.json"))
+  out = files.as_path(config.merge.out or os.path.join(folder, "clean.json"))
   with lock.hold(lock.path_for(out)) as held:
     return _merge(config, folder, out, held)
 
 
 def _merge(
-  config: Config, folder: str, out: pathlib.Path, held: lock.Lock
+  config: Config, folder: str, out: pathlib.PurePath, held: lock.Lock
 ) -> dict[str, int]:
   selection = rules.Selection(rules_of(config))
   done = []

@@ -42,7 +42,7 @@ class Writer(Protocol):
     ...
 
 
-def for_kind(path: pathlib.Path, kind: str) -> pathlib.Path:
+def for_kind(path: pathlib.PurePath, kind: str) -> pathlib.PurePath:
   """The output for one kind of texts: clean.web.json, or clean/web."""
   if path.suffix in (".json", ".jsonl"):
     return path.with_suffix(f".{kind}{path.suffix}")
@@ -50,7 +50,9 @@ def for_kind(path: pathlib.Path, kind: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def open_writer(path: pathlib.Path, replace: bool = False) -> Iterator[Writer]:
+def open_writer(
+  path: pathlib.PurePath, replace: bool = False
+) -> Iterator[Writer]:
   """Yields a writer whose output appears once it is complete, or never.
 
   Args:
@@ -80,6 +82,12 @@ def open_writer(path: pathlib.Path, replace: bool = False) -> Iterator[Writer]:
       f"config.merge.out: expected a .json, a .jsonl or a folder for tar "
       f"shards, found {path}"
     )
+  if files.is_remote(path):
+    with files.temporary_folder() as temporary:
+      with contextlib.closing(_ShardWriter(temporary)) as writer:
+        yield writer
+      _replace_remote(temporary, path)
+    return
   temporary, earlier = files.temporary_path(path), files.temporary_path(path)
   files.make_folder(temporary)
   try:
@@ -93,7 +101,14 @@ def open_writer(path: pathlib.Path, replace: bool = False) -> Iterator[Writer]:
     files.remove_folder(temporary)
 
 
-def _is_output(path: pathlib.Path) -> bool:
+def _replace_remote(folder: pathlib.Path, path: pathlib.PurePath) -> None:
+  """Copies a folder of shards; deletes those of an earlier one behind it."""
+  files.copy_folder(folder, path)
+  for name in {*files.list_folder(path)} - {*files.list_folder(folder)}:
+    files.remove(path / name)
+
+
+def _is_output(path: pathlib.PurePath) -> bool:
   """Whether it is a file, or a folder with nothing but shards."""
   return files.is_file(path) or all(
     _SHARD.fullmatch(name) for name in files.list_folder(path)
@@ -133,7 +148,7 @@ class _ListWriter:
 class _ShardWriter:
   """Webdataset shards of `PAIRS_PER_SHARD`; equal pairs give equal bytes."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.PurePath):
     self._folder = folder
     self._num_pairs = 0
     self._shard = contextlib.ExitStack()

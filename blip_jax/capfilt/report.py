@@ -107,7 +107,9 @@ def _report(
   return counts | ({"damaged": len(ledger.damaged)} if ledger.damaged else {})
 
 
-def _throughput(log_folder: pathlib.Path) -> dict[str, dict[str, float | int]]:
+def _throughput(
+  log_folder: pathlib.PurePath,
+) -> dict[str, dict[str, float | int]]:
   """Process -> the number of its images, its seconds, and their ratio."""
   throughput = {}
   try:

@@ -22,7 +22,7 @@ import tqdm
 
 from blip_jax.convert import registry
 from blip_jax.data import vocabulary
-from blip_jax.runtime import files
+from blip_jax.runtime import files, snapshot
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
 
   Args:
     name_or_path: the first of these that applies:
-      a file or folder, which is returned as it is;
+      a file or folder, which is returned as it is; one in an object store is
+      copied to this machine;
       a name in `registry.RELEASED` or an http(s) URL, which is downloaded to
       `cache_dir()` once;
       a repository on the Hugging Face hub ("Owner/name"): configs, vocabulary
@@ -74,6 +75,8 @@ def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
       SHA-256 is not the registry's; says what to do without a network.
   """
   name = os.fspath(name_or_path)
+  if files.is_remote(name):
+    return _from_store(name)
   if "://" not in name and files.exists(name):
     return pathlib.Path(name)
   released = registry.find(name)
@@ -88,6 +91,17 @@ def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
     "nor a repository on the Hugging Face hub (Owner/name)"
     + _suggestion(source)
   )
+
+
+def _from_store(name: str) -> pathlib.Path:
+  """The copy of a file, or of a folder that is a model or a run."""
+  if files.is_file(name):
+    return pathlib.Path(files.local_copy(name))
+  if snapshot.holds_one(name):
+    return pathlib.Path(snapshot.find(name))
+  if not files.is_folder(name):
+    raise ValueError(f"{name}: there is no such file or folder")
+  return files.local_folder(name)
 
 
 def cache_dir() -> pathlib.Path:

@@ -39,7 +39,8 @@ class BadSample(Exception):
     return f"{self.reason}: {self.detail}"
 
 
-# Besides an object store that does not answer: a full disk or quota, a disk that is read-only, too many open files.
+# Besides an object store that does not answer: a full disk or quota, a disk
+# that is read-only, too many open files.
 _OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 

@@ -76,9 +76,12 @@ def exists_in(directory: str | os.PathLike) -> bool:
 
 def _directory(name_or_dir: str | os.PathLike) -> pathlib.Path:
   """Returns a directory with a vocabulary, downloaded if necessary."""
-  directory = pathlib.Path(name_or_dir)
-  if not files.exists(directory):
-    directory = _from_hub(str(name_or_dir))
+  if files.is_remote(name_or_dir):
+    directory = files.local_folder(name_or_dir, FILES)
+  else:
+    directory = pathlib.Path(name_or_dir)
+    if not files.exists(directory):
+      directory = _from_hub(str(name_or_dir))
   # Otherwise transformers would return a tokenizer without words.
   if not exists_in(directory):
     raise ValueError(

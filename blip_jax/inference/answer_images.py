@@ -17,7 +17,7 @@ from blip_jax.data import (
 )
 from blip_jax.inference import answering, line_job, loading
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import devices, lock, sharding
+from blip_jax.runtime import devices, files, lock, sharding
 from blip_jax.runtime.config import Config
 
 # Of a config, what changes the lines.
@@ -58,12 +58,14 @@ def answer_images(config: Config, workdir: str) -> dict[str, int]:
   run_config.at_least(0, config, "batch_size", "num_frames")
   run_config.at_least(1, config, "num_threads", "num_answers", "k_test")
   source = _source(config)
-  out = pathlib.Path(config.out or os.path.join(workdir, "answers.jsonl"))
+  out = files.as_path(config.out or os.path.join(workdir, "answers.jsonl"))
   with lock.hold(lock.path_for(out)) as held:
     return _job(config, source, out).run(held)
 
 
-def _job(config: Config, source: Any, out: pathlib.Path) -> line_job.LineJob:
+def _job(
+  config: Config, source: Any, out: pathlib.PurePath
+) -> line_job.LineJob:
   mesh = sharding.make_mesh(config.mesh)
   dtype = config.dtype or loading.quick_dtype()
   model = loading.load(

@@ -51,13 +51,13 @@ def caption_images(config: Config, workdir: str) -> dict[str, int]:
   run_config.at_least(1, config, "num_threads")
   open_all = datasets.open_videos if config.num_frames else datasets.open_images
   source = open_all(_images(config), config.image_root)
-  out = pathlib.Path(config.out or os.path.join(workdir, "captions.jsonl"))
+  out = files.as_path(config.out or os.path.join(workdir, "captions.jsonl"))
   with lock.hold(lock.path_for(out)) as held:
     return _caption(config, source, out, held)
 
 
 def _caption(
-  config: Config, source: Any, out: pathlib.Path, held: lock.Lock
+  config: Config, source: Any, out: pathlib.PurePath, held: lock.Lock
 ) -> dict[str, int]:
   """Captions the images that have no line yet, and makes one file of all."""
   mesh = sharding.make_mesh(config.mesh)

@@ -82,7 +82,9 @@ class Index:
     unreadable: id -> reason, of the others.
   """
 
-  def __init__(self, folder: pathlib.Path, parts: Sequence[pathlib.Path]):
+  def __init__(
+    self, folder: pathlib.PurePath, parts: Sequence[pathlib.PurePath]
+  ):
     self._folder = folder
     self._parts = parts
     self.ids: dict[int, str] = {}
@@ -184,7 +186,7 @@ def build(
     ValueError: the folder has the index of another model or source, another
       process builds it, no image can be read, or two have the same id.
   """
-  folder = pathlib.Path(folder)
+  folder = files.as_path(folder)
   settings = _begin(folder, model, source, num_frames)
   parts = _planned(folder, source, settings)
   problem = lambda part: _problem(part, parts[part].origin)
@@ -217,8 +219,8 @@ def build(
 
 
 def _planned(
-  folder: pathlib.Path, source: Any, settings: Mapping[str, Any]
-) -> dict[pathlib.Path, _Part]:
+  folder: pathlib.PurePath, source: Any, settings: Mapping[str, Any]
+) -> dict[pathlib.PurePath, _Part]:
   """What the parts of a source's index are to have, by their paths."""
   starts = range(0, len(source), PART)
   parts = [np.arange(s, min(s + PART, len(source))) for s in starts]
@@ -233,7 +235,7 @@ def _planned(
 
 
 def _build(
-  missing: Mapping[pathlib.Path, _Part],
+  missing: Mapping[pathlib.PurePath, _Part],
   num_images: int,
   embed: Callable[..., None],
   held: lock.Lock,
@@ -256,7 +258,7 @@ def _build(
 
 
 def _begin(
-  folder: pathlib.Path, model: model_lib.Model, source: Any, num_frames: int
+  folder: pathlib.PurePath, model: model_lib.Model, source: Any, num_frames: int
 ) -> dict[str, Any]:
   """Starts an index, or refuses one that was made with other settings."""
   settings = {
@@ -276,7 +278,7 @@ def _begin(
 
 
 def _embed(
-  path: pathlib.Path,
+  path: pathlib.PurePath,
   part: _Part,
   model: model_lib.Model,
   source: Any,
@@ -311,7 +313,7 @@ def _embed(
   files.write_json(path, content | {"digest": _digest(content)})
 
 
-def _refuse_duplicates(folder: pathlib.Path, index: Index) -> None:
+def _refuse_duplicates(folder: pathlib.PurePath, index: Index) -> None:
   counts = collections.Counter(index.ids.values())
   duplicates = [id for id, count in counts.items() if count > 1]
   if duplicates:
@@ -321,7 +323,7 @@ def _refuse_duplicates(folder: pathlib.Path, index: Index) -> None:
     )
 
 
-def _problem(path: pathlib.Path, origin: str) -> str:
+def _problem(path: pathlib.PurePath, origin: str) -> str:
   """Why a part cannot be used; "" if it can.
 
   Args:
@@ -345,6 +347,6 @@ def _digest(content: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _vectors(part: pathlib.Path) -> Float[np.ndarray, "n C"]:
+def _vectors(part: pathlib.PurePath) -> Float[np.ndarray, "n C"]:
   with files.open_read(part.with_suffix(".npy")) as file:
     return np.load(file)

@@ -92,7 +92,7 @@ class LineJob:
 
   source: Any
   name: str
-  out: pathlib.Path
+  out: pathlib.PurePath
   settings: Mapping[str, Any]
   work: Callable[[sources.Rows], Work]
   respond: Callable[[examples.Arrays], Sequence[dict[str, Any]]]
@@ -216,7 +216,7 @@ def _sync(what: str) -> None:
 
 
 def _begin(
-  out: pathlib.Path,
+  out: pathlib.PurePath,
   settings: Mapping[str, Any],
   source: Any,
   known: stamps.Stamps,
@@ -253,7 +253,7 @@ def _begin(
   return rows
 
 
-def _finish(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def _finish(out: pathlib.PurePath, settings: Mapping[str, Any]) -> None:
   """Notes what the result is, beside what made it."""
   if files.exists(out):
     files.write_json(_job(out), {**settings, _RESULT: files.sha256(out)})
@@ -262,7 +262,7 @@ def _finish(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def _check_finished(
-  out: pathlib.Path, settings: Mapping[str, Any], source: Any
+  out: pathlib.PurePath, settings: Mapping[str, Any], source: Any
 ) -> None:
   """Checks that this job would write what is there.
 
@@ -344,5 +344,5 @@ def _numbered(
     yield range(start, start + len(ids)), ids, arrays
 
 
-def _job(out: pathlib.Path) -> pathlib.Path:
+def _job(out: pathlib.PurePath) -> pathlib.PurePath:
   return out.with_name(f"{out.name}.job.json")

@@ -28,12 +28,12 @@ _NUMBER = re.compile(r"0|[1-9][0-9]*")
 Line = dict[str, Any]
 
 
-def part(out: pathlib.Path, process: int) -> pathlib.Path:
+def part(out: pathlib.PurePath, process: int) -> pathlib.PurePath:
   """The file of a process's lines."""
   return out.with_name(f"{out.name}.part{process}")
 
 
-def parts(out: pathlib.Path) -> dict[int, pathlib.Path]:
+def parts(out: pathlib.PurePath) -> dict[int, pathlib.PurePath]:
   """Process -> the file of its lines, of all that are there.
 
   Raises:
@@ -51,7 +51,7 @@ def parts(out: pathlib.Path) -> dict[int, pathlib.Path]:
   return found
 
 
-def refuse_other(path: pathlib.Path, what: str) -> None:
+def refuse_other(path: pathlib.PurePath, what: str) -> None:
   """Raises `ValueError` if there is something, but no file."""
   if files.exists(path) and not files.is_file(path):
     raise ValueError(
@@ -61,7 +61,7 @@ def refuse_other(path: pathlib.Path, what: str) -> None:
 
 
 def unfinished(
-  paths: Mapping[int, pathlib.Path],
+  paths: Mapping[int, pathlib.PurePath],
   num_rows: int,
   is_current: Callable[[Line], bool],
 ) -> tuple[Int[np.ndarray, " n"], dict[int, set[int]]]:
@@ -87,7 +87,7 @@ def unfinished(
   return np.flatnonzero(left), wrong
 
 
-def clean(path: pathlib.Path, wrong: Collection[int]) -> None:
+def clean(path: pathlib.PurePath, wrong: Collection[int]) -> None:
   """Drops lines of a part, by where they start, and a last one that is cut."""
   if not wrong:
     files.drop_partial_line(path)
@@ -106,7 +106,7 @@ def clean(path: pathlib.Path, wrong: Collection[int]) -> None:
       start += len(raw)
 
 
-def join(out: pathlib.Path, num_rows: int) -> tuple[int, str]:
+def join(out: pathlib.PurePath, num_rows: int) -> tuple[int, str]:
   """Makes one file of all parts, in order of the rows, and removes these.
 
   If no image could be read, there is no file.
@@ -147,7 +147,7 @@ def join(out: pathlib.Path, num_rows: int) -> tuple[int, str]:
   return int(is_bad.sum()), problem
 
 
-def check_complete(out: pathlib.Path, source: Any) -> None:
+def check_complete(out: pathlib.PurePath, source: Any) -> None:
   """Checks that a result has the line of every image, in order.
 
   Raises:
@@ -165,7 +165,7 @@ def check_complete(out: pathlib.Path, source: Any) -> None:
     raise _incomplete(out, source, f"{count} complete lines")
 
 
-def _incomplete(out: pathlib.Path, source: Any, found: str) -> ValueError:
+def _incomplete(out: pathlib.PurePath, source: Any, found: str) -> ValueError:
   return ValueError(
     f"{out}: expected the lines of these images, a line for each of "
     f"{len(source)} rows, found: {found}. Delete it to do the work again, or "
@@ -174,7 +174,7 @@ def _incomplete(out: pathlib.Path, source: Any, found: str) -> ValueError:
 
 
 def _lines(
-  path: pathlib.Path, num_rows: int
+  path: pathlib.PurePath, num_rows: int
 ) -> Iterator[tuple[int, Line | None]]:
   """Where each complete line starts, and its content; None if it is damaged."""
   start = 0

@@ -60,7 +60,7 @@ def search(config: Config, workdir: str) -> dict[str, int]:
     datasets.open_videos if config.num_frames else datasets.open_images
   )
   source = open_gallery(config.images, config.image_root)
-  out = pathlib.Path(config.out or os.path.join(workdir, "search.json"))
+  out = files.as_path(config.out or os.path.join(workdir, "search.json"))
   files.make_folder(out.parent)
   model = loading.load(
     config.model,
@@ -244,7 +244,7 @@ def _path(source: Any, row: int) -> dict[str, str]:
 
 
 def _draw(
-  answers: Sequence[dict], source: Any, num_frames: int, path: pathlib.Path
+  answers: Sequence[dict], source: Any, num_frames: int, path: pathlib.PurePath
 ) -> None:
   """Draws a contact sheet, a row per query; of a video, its first frame."""
   cells = []

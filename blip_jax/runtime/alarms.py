@@ -3,7 +3,6 @@
 import collections
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +43,7 @@ def check_finite(
     return
   process = jax.process_index()
   suffix = f"_process{process}" if process else ""
-  path = pathlib.Path(workdir) / f"nonfinite_{step}{suffix}.json"
+  path = files.as_path(workdir) / f"nonfinite_{step}{suffix}.json"
   files.write_json(path, {"step": step, "metrics": values, "ids": list(ids)})
   raise FloatingPointError(
     f"step {step}: {', '.join(bad)} not finite; the update was not made. The "

@@ -11,7 +11,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import digests, files, snapshot
+from blip_jax.runtime import digests, files, remote_steps, snapshot
 
 FOLDER = "best"
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Best:
   ):
     self._metrics = metrics
     self._model = model
-    self._folder = epath.Path(workdir).absolute() / FOLDER
+    self._folder = epath.Path(files.absolute(workdir)) / FOLDER
 
   def update(
     self, step: int, params: Any, results: Mapping[str, float]
@@ -82,6 +82,8 @@ class Best:
 
   def _replace(self, step: int, items: Mapping[str, Any]) -> None:
     """Writes a checkpoint, which then takes the place of all others."""
+    if files.is_remote(self._folder):
+      return self._replace_remote(step, items)
     new = self._folder / f".{step}.tmp"
     if jax.process_index() == 0:
       self._tidy()
@@ -100,6 +102,15 @@ class Best:
         files.remove_folder(f"{folder}{snapshot.REPLACED}")
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"best parameters of step {step}")
+
+  def _replace_remote(self, step: int, items: Mapping[str, Any]) -> None:
+    new = remote_steps.new_folder()
+    ocp.save_checkpointables(new, dict(items))
+    digests.write(new)
+    digests.complete(new)
+    remote_steps.publish(new, self._folder / str(step))
+    remote_steps.remove_others(self._folder, lambda each: each == step)
+    files.remove_folder(new)
 
   def _tidy(self) -> None:
     """Removes what a killed process left, but for the best so far."""
@@ -120,7 +131,11 @@ class Best:
     if not files.list_folder(self._folder):
       return float("-inf")
     try:
-      meta = snapshot.find(self._folder) / "meta" / "meta.json"
+      if files.is_remote(self._folder):
+        newest = max(self._steps(), default=0)
+        meta = self._folder / str(newest) / "meta" / "meta.json"
+      else:
+        meta = snapshot.find(self._folder) / "meta" / "meta.json"
       return float(files.read_json(meta)["score"])
     except (OSError, ValueError, LookupError, TypeError) as error:
       log.warning("There is no best score so far: %s", error)

@@ -1,7 +1,8 @@
 """Saves runs.
 
 Orbax writes `WORKDIR/checkpoints/<step>/` in the background; what is in such a
-folder, and how to read it, is in `snapshot.py`.
+folder, and how to read it, is in `snapshot.py`. For a workdir in an object
+store, see `remote_steps.py`.
 """
 
 import logging
@@ -19,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from blip_jax.runtime import (
   digests,
   files,
+  remote_steps,
   snapshot,
   train_state,
 )
@@ -61,8 +63,15 @@ class Checkpoints:
         "config.checkpoint.every_steps and config.checkpoint.keep must be at "
         f"least 1, found {every_steps} and {keep}"
       )
+    remote_steps.refuse_peers(workdir)
     self._model = model
-    self._folder = epath.Path(workdir).absolute() / snapshot.FOLDER
+    self._folder = epath.Path(files.absolute(workdir)) / snapshot.FOLDER
+    self._published: remote_steps.Published | None = None
+    if files.is_remote(workdir):
+      root = self._folder
+      self._published = remote_steps.Published(root, keep, keep_every_steps)
+      self._folder = self._published.folder
+      keep, keep_every_steps = 1, 0  # on this disk
     self._saving = -1  # the step that is being written
     _set_aside(snapshot.damaged_in(self._folder))
     policies = ocp.training.preservation_policies
@@ -132,10 +141,17 @@ class Checkpoints:
     if state.momentum is not None:
       items["momentum"] = state.momentum
     self._checkpointer.save_checkpointables_async(step, items, force=force)
+    if self._published is not None:
+      self._published.start(step, self._complete)
     return True
 
   def wait(self) -> None:
     """Blocks until nothing is being written; raises what went wrong."""
+    if self._published is not None:
+      return self._published.wait()
+    self._complete()
+
+  def _complete(self) -> None:
     self._checkpointer.wait()
     if self._saving >= 0 and jax.process_index() == 0:
       digests.complete(self._folder / str(self._saving))
@@ -146,6 +162,8 @@ class Checkpoints:
       self.wait()
     finally:
       self._checkpointer.close()
+      if self._published is not None:
+        files.remove_folder(self._folder)
 
   def _write_digests(self) -> None:
     """Called in the background, when every process has written its part."""

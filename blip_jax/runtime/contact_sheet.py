@@ -4,7 +4,6 @@ import bisect
 import dataclasses
 import io
 import os
-import pathlib
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -109,7 +108,7 @@ def contact_sheet(
     top = bottom + GAP
   content = io.BytesIO()
   sheet.save(content, "PNG")
-  files.make_folder(pathlib.Path(path).parent)
+  files.make_folder(files.as_path(path).parent)
   files.write_bytes(path, content.getvalue())
 
 

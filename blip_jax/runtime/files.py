@@ -10,6 +10,7 @@ Libraries that open paths themselves (Orbax, PyAV, TFDS, FAISS) are the
 exception. They get a `local_copy`, or a `Mirror`.
 """
 
+import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -21,6 +22,8 @@ import logging
 import math
 import os
 import pathlib
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -233,8 +236,21 @@ def open_append_bytes(path: Path) -> io.BufferedIOBase:
 
 
 def append_line(path: Path, line: str) -> None:
+  if is_remote(path):  # a line is no reason to copy all of it
+    file = _appended(absolute(path))
+    file.write(line + "\n")
+    file.flush()
+    return
   with open_append(path) as file:
     file.write(line + "\n")
+
+
+@functools.cache
+def _appended(path: Path) -> io.TextIOWrapper:
+  """An object to which this process appends lines until its end."""
+  file = open_append(path)
+  atexit.register(file.close)
+  return file
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -401,6 +417,27 @@ def local_copy(path: Path) -> str:
   return str(target)
 
 
+def local_folder(path: Path, names: Sequence[str] = ()) -> pathlib.Path:
+  """The path of a folder on this machine: a copy, if it is in an object store.
+
+  Args:
+    path: of the folder.
+    names: of the files in it that are needed; all by default.
+  """
+  if not is_remote(path):
+    return pathlib.Path(path)
+  folder = (
+    scratch_folder() / uuid.uuid4().hex / os.path.basename(absolute(path))
+  )
+  if names:
+    for name in {*names} & {*list_folder(path)}:
+      make_folder(folder)
+      _copy(as_path(path) / name, folder / name)
+  else:
+    copy_folder(path, folder)
+  return folder
+
+
 @functools.cache
 def scratch_folder() -> pathlib.Path:
   """A folder in the cache for this process alone.
@@ -454,6 +491,7 @@ class Mirror:
   """A folder for a library that opens paths itself.
 
   Attributes:
+    target: the folder.
     folder: to write to: the one that is asked for, if it is on a disk, or else
       one on this machine, from which `update` copies.
 
@@ -462,13 +500,20 @@ class Mirror:
   """
 
   def __init__(self, target: Path):
-    self._target = target
+    self.target = target
+    self._updated = time.monotonic()
     self.folder = os.fspath(target)
     if is_remote(target):
       digest = hashlib.sha256(absolute(target).encode()).hexdigest()[:16]
       self.folder = str(scratch_folder() / digest)
 
-  def update(self) -> None:
-    """Copies what is in the folder to the object store, if it goes there."""
-    if is_remote(self._target):
-      copy_folder(self.folder, self._target)
+  def update(self, seconds: float = 0.0) -> None:
+    """Copies what is in the folder to the object store, if it goes there.
+
+    Args:
+      seconds: for so long after the last time, this does nothing.
+    """
+    now = time.monotonic()
+    if is_remote(self.target) and now >= self._updated + seconds:
+      self._updated = now
+      copy_folder(self.folder, self.target)

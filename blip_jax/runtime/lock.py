@@ -47,7 +47,7 @@ class Lock:
     patience: float = PATIENCE,
     stuck_after: float = math.inf,
   ):
-    self.path = pathlib.Path(path)
+    self.path = files.as_path(path)
     self._patience = patience
     self._stuck_after = stuck_after
     self._content = processes.this()._asdict() | {
@@ -203,9 +203,9 @@ def who(path: files.Path) -> str:
   return _who(content) + (" which has ended" if ended else "")
 
 
-def path_for(output: files.Path) -> pathlib.Path:
+def path_for(output: files.Path) -> pathlib.PurePath:
   """The path of the lock of an output that is a file."""
-  output = pathlib.Path(output)
+  output = files.as_path(output)
   return output.with_name(files.shortened(f".{output.name}.lock"))
 
 

@@ -15,6 +15,9 @@ from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
+# A workdir in an object store gets a copy of `tb/` as often.
+_TB_SECONDS = 60.0
+
 
 def log_parameters(params: Any) -> None:
   """Logs their number, by part and in bytes; at level DEBUG, each of them."""
@@ -60,7 +63,7 @@ class MetricWriter:
     self._file: IO[str] | None = None
     if jax.process_index() != 0:
       return
-    workdir = pathlib.Path(workdir)
+    workdir = files.as_path(workdir)
     files.make_folder(workdir)
     path = workdir / "metrics.jsonl"
     if files.exists(path):
@@ -69,8 +72,9 @@ class MetricWriter:
     # It imports PyTorch wherever that is installed, which takes seconds.
     import tensorboardX
 
+    self._tb = files.Mirror(workdir / "tb")
     self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir / "tb"),
+      self._tb.folder,
       purge_step=start_step + 1,
       # The default name has a resolution of a second; a quick restart must not
       # overwrite the file.
@@ -89,14 +93,16 @@ class MetricWriter:
     self._file.flush()
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
+    self._tb.update(_TB_SECONDS)
 
   def close(self) -> None:
     if self._file is not None:
       self._file.close()
       self._tensorboard.close()
+      self._tb.update()
 
 
-def _lines_up_to(path: pathlib.Path, step: int) -> Iterator[str]:
+def _lines_up_to(path: pathlib.PurePath, step: int) -> Iterator[str]:
   for row in files.json_lines(path):
     if type(row.get("step")) is int and row["step"] <= step:
       yield json.dumps(row) + "\n"
@@ -134,14 +140,14 @@ class Profile:
   """
 
   def __init__(self, workdir: str | os.PathLike, steps: Sequence[int]):
-    self._folder = os.path.join(workdir, "profile")
+    self._trace = files.Mirror(os.path.join(workdir, "profile"))
     self._first, self._last = steps or (0, 0)
     self._is_running = False
 
   def before(self, step: int) -> None:
     """Starts if a step is one of those."""
     if self._first <= step <= self._last and not self._is_running:
-      jax.profiler.start_trace(self._folder)
+      jax.profiler.start_trace(self._trace.folder)
       self._is_running = True
 
   def ends_after(self, step: int) -> bool:
@@ -152,7 +158,8 @@ class Profile:
     if self._is_running:
       self._is_running = False
       jax.profiler.stop_trace()
-      log.info("The trace of steps is in %s", self._folder)
+      self._trace.update()
+      log.info("The trace of steps is in %s", self._trace.target)
 
 
 class StepTimer:

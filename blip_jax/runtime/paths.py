@@ -24,8 +24,9 @@ _MAX_STEM_BYTES = 190
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
-# gs://bucket and the like; one slash is left after pathlib or abspath.
-_SCHEME = re.compile(r"(?is)\s*[a-z][a-z0-9+.-]*:/|.*://")
+# gs://bucket and the like; one slash is left after pathlib or abspath, which
+# may have put the working directory before it.
+_SCHEME = re.compile(r"(?is)\s*[a-z][a-z0-9+.-]*:/|.*(://|/(gs|s3|az):/)")
 _ADDRESS = re.compile(r"(gs|s3|az)://?([^/]+)(?:/+(.*))?", re.DOTALL)
 
 

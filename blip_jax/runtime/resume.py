@@ -8,11 +8,10 @@ belong to other steps.
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from blip_jax.runtime import files, overrides, snapshot
+from blip_jax.runtime import files, overrides, remote_steps, snapshot
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,8 @@ def check(
     lines = "\n".join(changed[key] for key in refused)
     unset = " --config.init.weights=" if now.get("init.weights") else ""
     raise ValueError(
-      f"{folder} was saved by a run with other settings:\n{lines}\n"
+      f"{remote_steps.source(folder)} was saved by a run with other settings:\n"
+      f"{lines}\n"
       "A run keeps them to its end. To resume it, use the earlier ones; to go "
       "on from this state with the new ones, use another --workdir and "
       f"--config.init.restore={_run_of(folder)}{unset}"
@@ -110,7 +110,7 @@ def check(
 
 def _run_of(folder: str | os.PathLike) -> str:
   """The workdir of a checkpoint."""
-  path = pathlib.Path(folder)
+  path = files.as_path(remote_steps.source(folder))
   return str(path.parents[1] if path.parent.name == snapshot.FOLDER else path)
 
 

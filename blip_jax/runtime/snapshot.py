@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import pathlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import digests, files, sharding
+from blip_jax.runtime import digests, files, remote_steps, sharding
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +49,16 @@ _told: set[str] = set()
 def find(path: str | os.PathLike) -> epath.Path:
   """Finds a checkpoint: the folder of a step, or the latest of a workdir.
 
-  A step of a workdir that is known to be damaged is passed over, loudly. Known
-  are sizes of all files, the content of small ones, and what `remember` was
-  told; see `find_sound` for the rest.
+  One in an object store is copied to this machine. A step of a workdir that is
+  known to be damaged is passed over, loudly. Known are sizes of all files, the
+  content of small ones, and what `remember` was told; see `find_sound` for the
+  rest.
 
   Raises:
     ValueError: there is none, or none that is sound; says what was expected.
   """
+  if files.is_remote(path):
+    return _find_remote(files.as_path(path))
   path = epath.Path(files.local(path)).absolute()
   if _is_step(path):
     if not _is_usable(path):
@@ -65,13 +69,40 @@ def find(path: str | os.PathLike) -> epath.Path:
   # What a process that was killed between two renames left.
   found = found or sorted(root.glob(f"*{REPLACED}")) if root.is_dir() else []
   if not found:
-    raise ValueError(
-      f"{path} holds no checkpoint: expected a run's workdir (with "
-      f"{FOLDER}/<step>/ in it) or the folder of one step (with params/ in it)"
-    )
-  for folder in found:
+    raise _no_checkpoint(path)
+  return _first_usable(root, found)
+
+
+def _find_remote(path: pathlib.PurePath) -> epath.Path:
+  if digests.exists(path):
+    folder = remote_steps.fetch(path)
+    if not _is_usable(folder):
+      raise _damage_of[str(folder)]
+    return folder
+  root = path / FOLDER if files.is_folder(path / FOLDER) else path
+  found = sorted(remote_steps.numbers(root), reverse=True)
+  if not found:
+    raise _no_checkpoint(path)
+  # Copied one by one, as they are asked for.
+  folders = (remote_steps.fetch(root / str(step)) for step in found)
+  return _first_usable(root, folders)
+
+
+def _no_checkpoint(path: files.Path) -> ValueError:
+  return ValueError(
+    f"{path} holds no checkpoint: expected a run's workdir (with "
+    f"{FOLDER}/<step>/ in it) or the folder of one step (with params/ in it)"
+  )
+
+
+def _first_usable(
+  root: files.Path, folders: Iterable[epath.Path]
+) -> epath.Path:
+  found = []
+  for folder in folders:
     if _is_usable(folder):
       return folder
+    found.append(folder)
   reasons = "\n".join(f"  {_damage_of[str(folder)]}" for folder in found)
   raise ValueError(
     f"{root} holds no sound checkpoint:\n{reasons}\n"
@@ -147,15 +178,22 @@ def _is_usable(folder: epath.Path) -> bool:
   return True
 
 
-def steps(root: epath.Path) -> list[int]:
+def steps(root: files.Path) -> list[int]:
   """The steps that a folder of checkpoints holds."""
-  if not root.is_dir():
+  if files.is_remote(root):
+    return remote_steps.numbers(root)
+  if not files.is_folder(root):
     return []
-  return [int(p.name) for p in root.iterdir() if p.name.isdecimal()]
+  return [int(name) for name in files.list_folder(root) if name.isdecimal()]
 
 
 def holds_one(path: str | os.PathLike) -> bool:
   """Whether there is a native checkpoint at a path, complete or not."""
+  if files.is_remote(path):
+    path = files.as_path(path)
+    return digests.exists(path) or bool(
+      remote_steps.numbers(path) or files.is_folder(path / FOLDER)
+    )
   path = epath.Path(path)
   if _is_step(path) or (path / FOLDER).exists():
     return True

@@ -18,6 +18,8 @@ from blip_jax.runtime import (
   best,
   checkpoint,
   digests,
+  files,
+  remote_steps,
   sharding,
   snapshot,
   train_state,
@@ -136,11 +138,11 @@ def origin(config: Any, workdir: str | os.PathLike) -> Origin:
     )
   asked = config.evals.checkpoint if config.job == "evaluate" else "latest"
   if asked == "best":
-    return Origin("best", _kept(pathlib.Path(workdir) / best.FOLDER, asked))
-  run = pathlib.Path(workdir) / snapshot.FOLDER
+    return Origin("best", _kept(files.as_path(workdir) / best.FOLDER, asked))
+  run = files.as_path(workdir) / snapshot.FOLDER
   if asked != "latest":
     return Origin("resumed", _kept(run / asked, asked))
-  if snapshot.steps(epath.Path(run)):
+  if snapshot.steps(run):
     return Origin("resumed", str(snapshot.find(workdir)))
   if config.init.restore:
     return Origin("restored", str(snapshot.find(config.init.restore)))
@@ -149,7 +151,7 @@ def origin(config: Any, workdir: str | os.PathLike) -> Origin:
   return Origin("scratch", "")
 
 
-def _kept(folder: pathlib.Path, asked: str) -> str:
+def _kept(folder: pathlib.PurePath, asked: str) -> str:
   try:
     return str(snapshot.find(folder))
   except ValueError as error:
@@ -189,7 +191,7 @@ def initialise(
       # Damage explains more than what it led to.
       digests.check(folder)
       raise
-    return state, f"{origin.kind} {origin.source}"
+    return state, f"{origin.kind} {remote_steps.source(origin.source)}"
   if origin.kind == "scratch":
     return make_state(None), "from scratch"
   try:

@@ -165,6 +165,18 @@ def test_ranges_in_any_order_are_single_requests(bucket, server, small_blocks):
   assert len(server.requests) == 20
 
 
+def test_the_text_behind_an_image_is_no_request(bucket, server, small_blocks):
+  """Samples of a shard in any order, as in training."""
+  content = random_bytes(500_000)
+  files.write_bytes(f"{bucket}/x", content)
+  server.requests.clear()
+  for start in np.random.default_rng(0).permutation(50)[:20] * 10_000:
+    for begin, size in ((start + 512, 3000), (start + 4000, 40)):
+      found = files.read_range(f"{bucket}/x", int(begin), size)
+      assert found == content[begin : begin + size]
+  assert len(server.requests) == 21  # the first learns the ETag
+
+
 def test_a_file_is_read_in_pieces(bucket, server, small_blocks):
   content = random_bytes(10_250)
   files.write_bytes(f"{bucket}/x", content)
@@ -340,7 +352,7 @@ def test_an_object_that_was_replaced_is_not_overwritten(bucket, monkeypatch):
 
 def test_lines_are_appended(bucket, monkeypatch):
   path = f"{bucket}/metrics.jsonl"
-  files.append_line(path, '{"step": 1}')
+  files.write_text(path, '{"step": 1}\n')
   monkeypatch.setattr(object_files, "APPEND_SECONDS", 0.0)
   with files.open_append(path) as file:
     file.write('{"step": 2}\n')
@@ -368,10 +380,26 @@ def test_appended_lines_are_uploaded_now_and_then(bucket, server, monkeypatch):
   assert sum(method == "PUT" for method, _ in server.requests) <= 3
 
 
+def test_single_lines_are_appended(bucket, server, monkeypatch):
+  monkeypatch.setattr(object_files, "APPEND_SECONDS", 0.0)
+  monkeypatch.setattr(object_files, "_APPEND_PATIENCE", 0.0)
+  files.write_text(f"{bucket}/x", "0\n")
+  server.requests.clear()
+  for number in range(1, 4):
+    files.append_line(f"{bucket}/x", str(number))
+  # What is there is read once.
+  assert [method for method, _ in server.requests] == ["GET", *["PUT"] * 3]
+  assert files.read_text(f"{bucket}/x") == "0\n1\n2\n3\n"
+
+
 def test_a_failure_to_append_is_raised(bucket, server, impatient):
   refused = server.fails("403 Forbidden", times=9, method="PUT")
-  with refused, pytest.raises(PermissionError, match="s3:PutObject"):
-    files.append_line(f"{bucket}/x", "line")
+  with (
+    refused,
+    pytest.raises(PermissionError, match="s3:PutObject"),
+    files.open_append(f"{bucket}/x") as file,
+  ):
+    file.write("line")
 
 
 def test_what_fails_is_not_written(bucket):

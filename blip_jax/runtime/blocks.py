@@ -14,6 +14,10 @@ _MAX_OBJECTS = 4096
 # so many of them: threads do not keep the order exactly.
 _NEAR_BYTES = BLOCK_BYTES
 _NEAR_READS = 4
+# A request for a range by itself also gets what follows: of a sample in a
+# shard, the text is behind the image.
+_TAIL_BYTES = 1 << 12
+_MAX_TAILS = 256
 
 
 @functools.cache
@@ -25,9 +29,10 @@ def threads() -> concurrent.futures.ThreadPoolExecutor:
 class ReadAhead:
   """Reads ranges of any number of objects; several threads may call it.
 
-  A range by itself is one request for just this range. Where ranges of an
-  object follow each other, as in a shard that is read from its beginning, a
-  request gets a block of many, and the next block comes meanwhile.
+  A range by itself is one request for this range and the little behind it.
+  Where ranges of an object follow each other, as in a shard that is read from
+  its beginning, a request gets a block of many, and the next block comes
+  meanwhile.
 
   Args:
     fetch: of an object, start and size in bytes -> content; less of it, or
@@ -41,6 +46,10 @@ class ReadAhead:
     self._blocks: collections.OrderedDict[
       tuple[Hashable, int], concurrent.futures.Future[memoryview]
     ] = collections.OrderedDict()
+    # (object, thread) -> where the last range ended, and what is behind it.
+    self._tails: collections.OrderedDict[
+      tuple[Hashable, int], tuple[int, memoryview]
+    ] = collections.OrderedDict()
     # Object -> where the last range began, and how many were near before it.
     self._runs: collections.OrderedDict[Hashable, tuple[int, int]] = (
       collections.OrderedDict()
@@ -52,7 +61,7 @@ class ReadAhead:
       return b""
     first, last = start // BLOCK_BYTES, (start + size - 1) // BLOCK_BYTES
     if last - first > 1 or not self._is_in_order(object, start):
-      return bytes(self._fetch(object, start, size))
+      return self._single(object, start, size)
     futures = [self._block(object, n) for n in range(first, last + 1)]
     pieces = []
     for number, future in enumerate(futures, first):
@@ -63,6 +72,21 @@ class ReadAhead:
     if not is_last:
       self._block(object, last + 1)
     return b"".join(pieces)
+
+  def _single(self, object: Hashable, start: int, size: int) -> bytes:
+    key = object, threading.get_ident()
+    with self._lock:
+      begin, tail = self._tails.get(key, (0, memoryview(b"")))
+    if begin <= start and start + size <= begin + len(tail):
+      return bytes(tail[start - begin : start - begin + size])
+    content = self._fetch(object, start, size + _TAIL_BYTES)
+    with self._lock:
+      # A copy, since the rest of the content is to be freed.
+      self._tails.pop(key, None)
+      self._tails[key] = start + size, memoryview(bytes(content[size:]))
+      if len(self._tails) > _MAX_TAILS:
+        self._tails.popitem(last=False)
+    return bytes(content[:size])
 
   def _is_in_order(self, object: Hashable, start: int) -> bool:
     with self._lock:

@@ -249,8 +249,15 @@ def append_line(path: Path, line: str) -> None:
 def _appended(path: Path) -> io.TextIOWrapper:
   """An object to which this process appends lines until its end."""
   file = open_append(path)
-  atexit.register(file.close)
+  atexit.register(_close, file)
   return file
+
+
+def _close(file: io.TextIOWrapper) -> None:
+  try:
+    file.close()
+  except OSError as error:  # the process ends: nobody could catch it
+    log.error("The last lines are lost: %s", error)
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

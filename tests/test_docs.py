@@ -494,4 +494,3 @@ def test_docstrings_of_recipes(name, configs):
       assert has_key(configs[name], key), command
   for key in keys_in(doc):
     assert any(has_key(config, key) for config in configs.values()), key
-  assert "gs://" not in doc, "object storage is not supported"

@@ -19,6 +19,7 @@ the loader counts and skips. Images are only read later, in `transforms.decode`.
 """
 
 import abc
+import concurrent.futures
 import functools
 import hashlib
 import os
@@ -346,7 +347,11 @@ def existing(paths: Sequence[str], what: str) -> tuple[str, ...]:
   Raises:
     ValueError: there are no paths, or files that do not exist.
   """
-  missing = [path for path in paths if not files.is_file(path)]
+  with concurrent.futures.ThreadPoolExecutor(INDEX_THREADS) as pool:
+    there = [*pool.map(files.is_file, paths)]
+  missing = [
+    path for path, is_there in zip(paths, there, strict=True) if not is_there
+  ]
   if missing or not paths:
     raise ValueError(
       f"{len(missing)} of {len(paths)} {what} do not exist: {missing[:3]}. "

@@ -1,6 +1,7 @@
 """A server that speaks S3, and makes mistakes when it is asked to."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import threading
@@ -41,20 +42,29 @@ class Server:
       "AWS_REGION": "us-east-1",
     }
 
-  def bucket(self):
-    """The address of a new bucket."""
+  @functools.cached_property
+  def client(self):
+    """Another client than ours."""
     import boto3
 
-    name = f"bucket-{next(_numbers)}"
-    client = boto3.client(
+    return boto3.client(
       "s3",
       endpoint_url=self.url,
       region_name="us-east-1",
       aws_access_key_id="SomeKey",
       aws_secret_access_key=SECRET,
     )
-    client.create_bucket(Bucket=name)
+
+  def bucket(self):
+    """The address of a new bucket."""
+    name = f"bucket-{next(_numbers)}"
+    self.client.create_bucket(Bucket=name)
     return f"s3://{name}"
+
+  def put(self, bucket, name, content):
+    """Writes an object as another process would."""
+    bucket = bucket.removeprefix("s3://")
+    self.client.put_object(Bucket=bucket, Key=name, Body=content)
 
   @contextlib.contextmanager
   def fails(
@@ -114,11 +124,3 @@ def started():
     buckets._bucket.cache_clear()
     yield server
     buckets._bucket.cache_clear()
-
-
-def put(bucket, name, content):
-  """Writes an object as another process would."""
-  import obstore.store
-
-  store = obstore.store.from_url(bucket, client_options={"allow_http": True})
-  obstore.put(store, name, content)

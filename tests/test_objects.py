@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from blip_jax.runtime import blocks, buckets, files, object_files
+from blip_jax.runtime import blocks, buckets, files, object_files, paths
 from tests import object_store
 
 
@@ -85,9 +85,11 @@ def write_tree(bucket):
     files.write_text(f"{bucket}/t/{name}", name)
 
 
-def test_folders(bucket):
+def test_folders(bucket, server):
   write_tree(bucket)
   # As the console of S3 writes a folder.
+  for name in ("t/", "t/f/"):
+    server.put(bucket, name, b"")
   assert files.entries(f"{bucket}/t") == [
     ("a.txt", False, False),
     ("d", True, False),
@@ -198,6 +200,28 @@ def test_a_file_is_read_in_pieces(bucket, server, small_blocks):
   assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+  "text, kind, problem",
+  [
+    (
+      "error sending request for url (http://169.254.169.254/latest/api/token)",
+      PermissionError,
+      "no credentials are found",
+    ),
+    (
+      "GET http://x/b/metadata.jsonl - status code: 503 Slow <Code>Slow</Code>",
+      files.Unavailable,
+      "status 503 Slow",
+    ),
+    ("operation timed out", files.Unavailable, "no answer"),
+  ],
+)
+def test_errors_in_words(text, kind, problem):
+  address = paths.address("s3://b/metadata.jsonl")
+  error = buckets._translated(Exception(text), address, "read")
+  assert type(error) is kind and problem in str(error)
+
+
 def test_an_object_that_changes_while_it_is_read(bucket, small_blocks):
   files.write_bytes(f"{bucket}/x", random_bytes(50_000))
   with files.open_read(f"{bucket}/x") as file:
@@ -212,7 +236,7 @@ def test_ranges_of_an_object_that_another_process_changes(bucket, server):
   files.write_bytes(f"{bucket}/x", random_bytes(50_000))
   files.read_range(f"{bucket}/x", 0, 10)
   other = random_bytes(50_000, 1)
-  object_store.put(bucket, "x", other)
+  server.put(bucket, "x", other)
   with pytest.raises(OSError, match="changed since reading it began"):
     files.read_range(f"{bucket}/x", 100, 10)
   # Who asks what it is now reads it as it is now.
@@ -335,13 +359,15 @@ def test_only_an_object_with_the_mark_is_overwritten(bucket):
     files.overwrite(f"{bucket}/none", "mine", "x")
 
 
-def test_an_object_that_was_replaced_is_not_overwritten(bucket, monkeypatch):
+def test_an_object_that_was_replaced_is_not_overwritten(
+  bucket, server, monkeypatch
+):
   path, get = f"{bucket}/.lock", buckets.get
   files.write_text(path, "mine 1")
 
   def slow(*args):
     part = get(*args)
-    object_store.put(bucket, ".lock", b"another owner")
+    server.put(bucket, ".lock", b"another owner")
     return part
 
   monkeypatch.setattr(buckets, "get", slow)

@@ -176,7 +176,7 @@ def test_a_shard_that_is_replaced_costs_its_rows(server, folder):
   source = datasets.open_source(f"{url}/x.tar")
   source[0]
   content = (folder / "00001.tar").read_bytes()
-  object_store.put(url, "x.tar", content)
+  server.put(url, "x.tar", content)
   with pytest.raises(sources.BadRow, match="changed since reading it began"):
     source[1]
 

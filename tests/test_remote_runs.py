@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from blip_jax import train
 from blip_jax.capfilt import job, ledger, merge
-from blip_jax.convert import opening
-from blip_jax.inference import caption_images, loading
+from blip_jax.convert import hub, opening
+from blip_jax.data import datasets, tokenizer
+from blip_jax.inference import caption_images, index, loading
 from blip_jax.runtime import best, checkpoint, files, lock, metrics, snapshot
 from tests import helpers, jobs, object_store, short_runs
 
@@ -265,7 +267,8 @@ def test_captions_are_the_lines_of_a_local_job(bucket, tmp_path, monkeypatch):
   config.update(model=str(tmp_path / "model"), images=str(tmp_path / "images"))
   config.batch_size = 2
   caption_images.caption_images(config, str(tmp_path / "run"))
-  config.images = f"{bucket}/images"
+  files.copy_folder(tmp_path / "model", f"{bucket}/model")
+  config.update(images=f"{bucket}/images", model=f"{bucket}/model")
   caption_images.caption_images(config, f"{bucket}/run")
   there, here = (
     files.read_text(f"{workdir}/captions.jsonl")
@@ -276,3 +279,36 @@ def test_captions_are_the_lines_of_a_local_job(bucket, tmp_path, monkeypatch):
     "captions.jsonl",
     "captions.jsonl.job.json",
   ]
+
+
+@pytest.mark.slow  # a model is compiled
+def test_an_index_is_built_and_used_again(bucket, tmp_path, server):
+  helpers.write_gallery(tmp_path / "images")
+  files.copy_folder(tmp_path / "images", f"{bucket}/images")
+  model = helpers.make_model("itm")
+  build = lambda folder, images: index.build(
+    folder, model, datasets.open_images(str(images)), 4
+  )
+  there = build(tmp_path / "index", tmp_path / "images")
+  here = build(f"{bucket}/index", f"{bucket}/images")
+  assert here.ids == there.ids and here.unreadable.keys() == {"broken.png"}
+  query = model.embed_texts(["a red circle"])
+  np.testing.assert_array_equal(
+    here.nearest(query, 5).rows, there.nearest(query, 5).rows
+  )
+  server.requests.clear()
+  build(f"{bucket}/index", f"{bucket}/images")
+  assert "PUT" not in {method for method, _ in server.requests}
+
+
+def test_a_vocabulary(bucket, tmp_path):
+  helpers.scenes_tokenizer().save(tmp_path / "words")
+  files.copy_folder(tmp_path / "words", f"{bucket}/words")
+  files.write_bytes(f"{bucket}/words/model.bin", bytes(100))
+  there = tokenizer.Tokenizer.load(str(tmp_path / "words"))
+  assert tokenizer.Tokenizer.load(f"{bucket}/words").digest() == there.digest()
+
+
+def test_weights_that_are_not_there(bucket):
+  with pytest.raises(ValueError, match=f"{bucket}/model: there is no such"):
+    hub.fetch(f"{bucket}/model")

@@ -60,6 +60,8 @@ _PERMISSIONS = {
   ("az", "delete"): "Storage Blob Data Contributor",
 }
 
+# Where machines are asked for their own credentials, if there are no others.
+_ROLES = r"://(169\.254\.(169\.254|170\.2)|metadata(\.google\.internal)?)[:/]"
 _CREDENTIALS = {
   "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, "
   "AWS_ENDPOINT_URL, or the role of the machine",
@@ -163,7 +165,7 @@ def _translated(error: Exception, address: Address, act: str) -> OSError:
       f"{_CREDENTIALS[address.scheme]}",
       url,
     )
-  if re.search(r"169\.254\.|metadata|credential", text, re.IGNORECASE):
+  if not status and re.search(_ROLES, text):
     return PermissionError(
       errno.EACCES,
       "no credentials are found. They are those of the environment: "

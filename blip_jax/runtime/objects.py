@@ -241,13 +241,14 @@ def remove_folder(path: Path) -> None:
 
 
 def _below(address: Address) -> list[Address]:
-  """All objects of a folder and its folders."""
+  """All objects of a folder and its folders, but those that stand for one."""
   obstore, bucket = buckets.client(address)
   with buckets.named(address, "list"):
     return [
       address._replace(name=each["path"])
       for some in obstore.list(bucket, f"{address.name}/")
       for each in some
+      if each["path"] != address.name
     ]
 
 

@@ -16,7 +16,13 @@ from blip_jax.convert import companions, model_configs, opening
 from blip_jax.data import vocabulary
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.runtime import overrides, resume, snapshot, start
+from blip_jax.runtime import (
+  overrides,
+  remote_steps,
+  resume,
+  snapshot,
+  start,
+)
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -131,7 +137,7 @@ def _of_run(
 def _log_taken(source: Any, taken: Mapping[str, Any]) -> None:
   if taken:
     values = ", ".join(f"{key}={value!r}" for key, value in taken.items())
-    log.info("Taken from %s: %s", source, values)
+    log.info("Taken from %s: %s", remote_steps.source(source), values)
 
 
 def _refuse_other_task(config: Config, workdir: str | os.PathLike) -> None:

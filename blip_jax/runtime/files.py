@@ -447,14 +447,15 @@ def local_folder(path: Path, names: Sequence[str] = ()) -> pathlib.Path:
 
 @functools.cache
 def scratch_folder() -> pathlib.Path:
-  """A folder in the cache for this process alone.
+  """A folder in the cache for this process alone, deleted when it ends.
 
-  The next process deletes it when this one has ended; see `temporary_path`.
+  If it is killed, the next one does so; see `temporary_path`.
   """
   parent = cache_folder() / "scratch"
   make_folder(parent)
   folder = temporary_path(parent / "scratch")
   make_folder(folder)
+  atexit.register(remove_folder, folder)
   return folder
 
 

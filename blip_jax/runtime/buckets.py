@@ -84,8 +84,8 @@ class Changed(OSError):
 
 def library(scheme: str) -> Any:
   try:
-    import obstore
-    import obstore.store
+    import obstore  # pyright: ignore[reportMissingImports]
+    import obstore.store  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ImportError(
       f"{scheme}:// is read and written by obstore, which is not installed: "

@@ -47,10 +47,7 @@ def _all(root: files.Path) -> list[int]:
 
 
 def fetch(folder: files.Path) -> epath.Path:
-  """The folder of a step on this machine, which is copied if it is not there.
-
-  The next process deletes it.
-  """
+  """The folder of a step on this machine: a copy, until this process ends."""
   url = files.absolute(folder)
   return _fetched(url, files.stat(files.as_path(url) / digests.NAME))
 

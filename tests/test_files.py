@@ -263,7 +263,6 @@ def test_a_temporary_folder_is_deleted():
 OTHER_WAYS = {
   "runtime/snapshot.py": {"exists", "is_dir", "iterdir", "read_text"}
   | {"write_text"},  # etils.epath, as Orbax needs it
-  "runtime/start.py": {"exists"},  # likewise
   "runtime/host.py": {"fsync"},  # a file that is synced in portions
   "runtime/processes.py": {"read_text"},  # of /proc, which files.py needs
   "runtime/objects.py": {"open", "tempfile", "glob"},  # what is uploaded

@@ -113,8 +113,6 @@ class Server:
 @contextlib.contextmanager
 def started():
   """A server, by which all s3:// addresses of this process are served."""
-  pytest.importorskip("obstore", reason="needs the extra [cloud]")
-  pytest.importorskip("moto", reason="needs the extra [test]")
   from blip_jax.runtime import buckets
 
   with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,8 @@ import io
 import tarfile
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from blip_jax.data import datasets, examples, loader, sources, transforms
@@ -53,9 +55,6 @@ def _write_coco(folder, pairs):
 
 
 def _write_parquet(folder, pairs):
-  pyarrow = pytest.importorskip("pyarrow")
-  parquet = pytest.importorskip("pyarrow.parquet")
-
   rows = [
     {
       "image": {"bytes": (folder / "images" / p["image"]).read_bytes()},
@@ -64,7 +63,7 @@ def _write_parquet(folder, pairs):
     for p in pairs
   ]
   table = pyarrow.Table.from_pylist(rows)
-  parquet.write_table(table, folder / "x.parquet", row_group_size=5)
+  pyarrow.parquet.write_table(table, folder / "x.parquet", row_group_size=5)
 
 
 def _write_shards(folder, pairs):

@@ -68,7 +68,7 @@ def test_tasks_that_work_apart_are_warned(
 
 def told(monkeypatch, *others):
   """As if other processes had been told something else."""
-  monkeypatch.setattr(joining.jax, "process_count", lambda: 1 + len(others))
+  monkeypatch.setattr(joining.processes, "has_peers", lambda: True)
   monkeypatch.setattr(
     joining, "_gather", lambda text: [text, *map(json.dumps, others)]
   )

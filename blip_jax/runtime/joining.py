@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from blip_jax.runtime import overrides
+from blip_jax.runtime import overrides, processes
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config
 
@@ -121,7 +121,7 @@ def check_same(config: Config, workdir: str) -> None:
   Raises:
     UsageError: in all of them, if not; says how one differs from the first.
   """
-  if jax.process_count() == 1:
+  if not processes.has_peers():
     return
   own = {"--workdir": workdir}
   own |= {f"--config.{key}": v for key, v in overrides.leaves(config).items()}

@@ -58,9 +58,9 @@ from blip_jax.inference import (
 from blip_jax.models import decoding, nlvr
 from blip_jax.runtime import (
   contact_sheet,
-  files,
   host,
   overrides,
+  paths,
   progress,
   snapshot,
 )
@@ -95,7 +95,7 @@ LIMITS = [
   (schema, "_SCHEMA_ROWS", 10_000),
   (schema, "_MAX_EXACT_FLOAT", 9_007_199_254_740_992),
   (order, "_MAX_TURNS", 10_000),
-  (files, "_MAX_STEM_BYTES", 190),
+  (paths, "_MAX_STEM_BYTES", 190),
   (label, "_MAX_BAD_TEXT", 200),
   (text_table, "MAX_ROWS", 1_000_000),
   (findings, "_MAX_COUNTED_TEXTS", 2_000_000),

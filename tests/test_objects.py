@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from blip_jax.runtime import blocks, buckets, files, object_files, paths
+from blip_jax.runtime import blocks, buckets, copies, files, object_files, paths
 from tests import object_store
 
 
@@ -456,16 +456,16 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_local_copy_is_made_once(bucket, server, cache):
   files.write_text(f"{bucket}/train.json", "[1]")
-  copy = files.local_copy(f"{bucket}/train.json")
+  copy = copies.local_copy(f"{bucket}/train.json")
   assert copy.startswith(f"{cache}/") and copy.endswith("/train.json")
   assert files.read_text(copy) == "[1]"
   server.requests.clear()
-  assert files.local_copy(f"{bucket}/train.json") == copy
+  assert copies.local_copy(f"{bucket}/train.json") == copy
   assert [method for method, _ in server.requests] == ["HEAD"]
   files.write_text(f"{bucket}/train.json", "[2]")
-  new = files.local_copy(f"{bucket}/train.json")
+  new = copies.local_copy(f"{bucket}/train.json")
   assert files.read_text(new) == "[2]" and not files.exists(copy)
-  assert files.local_copy("data/x.json") == "data/x.json"
+  assert copies.local_copy("data/x.json") == "data/x.json"
 
 
 def test_the_last_file_of_a_folder_is_copied_last(bucket, server, tmp_path):
@@ -473,18 +473,18 @@ def test_the_last_file_of_a_folder_is_copied_last(bucket, server, tmp_path):
   for name in names:
     files.write_json(tmp_path / "x" / name, name)
   server.requests.clear()
-  files.copy_folder(tmp_path / "x", f"{bucket}/y", last=["done.json"])
+  copies.copy_folder(tmp_path / "x", f"{bucket}/y", last=["done.json"])
   assert server.requests[-1][1].endswith("/y/done.json")
-  files.copy_folder(f"{bucket}/y", tmp_path / "z")
+  copies.copy_folder(f"{bucket}/y", tmp_path / "z")
   assert [files.read_json(tmp_path / "z" / name) for name in names] == names
 
 
 def test_a_mirror(bucket, tmp_path, cache):
-  mirror = files.Mirror(f"{bucket}/tb")
+  mirror = copies.Mirror(f"{bucket}/tb")
   files.write_json(f"{mirror.folder}/a/events", 1)
   mirror.update()
   assert files.read_json(f"{bucket}/tb/a/events") == 1
-  assert files.Mirror(tmp_path).folder == str(tmp_path)
+  assert copies.Mirror(tmp_path).folder == str(tmp_path)
 
 
 def test_without_the_library(monkeypatch):

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from blip_jax.data import datasets, examples, loader, sources, transforms
-from blip_jax.runtime import buckets, files
+from blip_jax.runtime import buckets, copies, files
 from tests import helpers, object_store
 
 
@@ -85,7 +85,7 @@ def _write_shards(folder, pairs):
 def remote(server, folder):
   """The same data in a bucket."""
   url = f"{server.bucket()}/data"
-  files.copy_folder(folder, url)
+  copies.copy_folder(folder, url)
   return url
 
 
@@ -171,7 +171,7 @@ def test_the_index_of_a_shard_is_cached(server, remote):
 
 def test_a_shard_that_is_replaced_costs_its_rows(server, folder):
   url = server.bucket()
-  files._copy(folder / "00000.tar", f"{url}/x.tar")
+  copies._copy(folder / "00000.tar", f"{url}/x.tar")
   source = datasets.open_source(f"{url}/x.tar")
   source[0]
   content = (folder / "00001.tar").read_bytes()
@@ -182,7 +182,7 @@ def test_a_shard_that_is_replaced_costs_its_rows(server, folder):
 
 def test_an_outage_ends_a_job_and_costs_no_rows(server, folder, monkeypatch):
   url = server.bucket()
-  files.copy_folder(folder, url)
+  copies.copy_folder(folder, url)
   source = datasets.open_source(f"{url}/00000.tar")
   retries = {
     "max_retries": 1,

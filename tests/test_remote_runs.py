@@ -1,6 +1,7 @@
 """Jobs whose data and output are in an object store."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from blip_jax.capfilt import job, ledger, merge
 from blip_jax.convert import hub, opening
 from blip_jax.data import datasets, tokenizer
 from blip_jax.inference import caption_images, index, loading
-from blip_jax.runtime import best, checkpoint, files, lock, metrics, snapshot
+from blip_jax.runtime import (
+  best,
+  checkpoint,
+  copies,
+  files,
+  lock,
+  metrics,
+  snapshot,
+)
 from tests import helpers, jobs, object_store, short_runs
 
 
@@ -23,9 +32,9 @@ def server():
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  files.scratch_folder.cache_clear()
+  copies.scratch_folder.cache_clear()
   yield tmp_path / "cache"
-  files.scratch_folder.cache_clear()
+  copies.scratch_folder.cache_clear()
 
 
 @pytest.fixture
@@ -48,7 +57,7 @@ def test_a_run_is_killed_and_resumed(bucket, tmp_path, monkeypatch):
   """It ends with the bits of a run on a disk that was never stopped."""
   short_runs.make_quick(monkeypatch)
   helpers.write_pairs(tmp_path)
-  files.copy_folder(tmp_path, f"{bucket}/data")
+  copies.copy_folder(tmp_path, f"{bucket}/data")
   train.train(_config(tmp_path), str(tmp_path / "run"))
   config, workdir = _config(f"{bucket}/data"), f"{bucket}/run"
 
@@ -70,7 +79,7 @@ def test_a_run_is_killed_and_resumed(bucket, tmp_path, monkeypatch):
   assert files.list_folder(f"{workdir}/checkpoints") == ["1", "2"]
   # What another machine finds: nothing but the bucket.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-  files.scratch_folder.cache_clear()
+  copies.scratch_folder.cache_clear()
   train.train(config, workdir)
   assert files.list_folder(f"{workdir}/checkpoints") == ["3", "4"]
   left, right = (
@@ -93,7 +102,7 @@ def run():
 
 def test_a_step_without_digests_is_not_there(bucket, run):
   run.save(bucket, 1)
-  files.copy_folder(f"{bucket}/checkpoints/1", f"{bucket}/checkpoints/2")
+  copies.copy_folder(f"{bucket}/checkpoints/1", f"{bucket}/checkpoints/2")
   assert snapshot.steps(f"{bucket}/checkpoints") == [1, 2]
   files.remove(f"{bucket}/checkpoints/2/digests.json")
   assert snapshot.steps(f"{bucket}/checkpoints") == [1]
@@ -198,10 +207,10 @@ def test_a_lock_keeps_others_out_and_is_taken_over(bucket):
   away = content | {"machine": "0" * 8, "host": "elsewhere"}
   files.write_text(path, json.dumps(away))
   other = lock.Lock(path, patience=0.6)
-  deadline = files.time.monotonic() + 10
+  deadline = time.monotonic() + 10
   while not (taken := other.take()):
-    assert taken is None and files.time.monotonic() < deadline
-    files.time.sleep(0.05)
+    assert taken is None and time.monotonic() < deadline
+    time.sleep(0.05)
   other.check()
   files.write_text(path, json.dumps(content))
   with pytest.raises(ValueError, match="has lost its lock"):
@@ -216,7 +225,7 @@ def tiny_models(monkeypatch):
 
 def test_capfilt_writes_the_bytes_of_a_local_job(bucket, tmp_path, tiny_models):
   shards = jobs.write_scene_shards(tmp_path / "shards")
-  files.copy_folder(shards, f"{bucket}/shards")
+  copies.copy_folder(shards, f"{bucket}/shards")
   outs = tmp_path / "out", f"{bucket}/out"
   for out, source in zip(outs, (shards, f"{bucket}/shards"), strict=True):
     config = jobs.capfilt_config(f"{source}/*.tar", out)
@@ -262,12 +271,12 @@ def test_a_work_unit_has_one_owner(bucket, tmp_path):
 def test_captions_are_the_lines_of_a_local_job(bucket, tmp_path, monkeypatch):
   helpers.write_captioner(tmp_path / "model")
   helpers.write_gallery(tmp_path / "images")
-  files.copy_folder(tmp_path / "images", f"{bucket}/images")
+  copies.copy_folder(tmp_path / "images", f"{bucket}/images")
   config = short_runs.load_config("caption_images")
   config.update(model=str(tmp_path / "model"), images=str(tmp_path / "images"))
   config.batch_size = 2
   caption_images.caption_images(config, str(tmp_path / "run"))
-  files.copy_folder(tmp_path / "model", f"{bucket}/model")
+  copies.copy_folder(tmp_path / "model", f"{bucket}/model")
   config.update(images=f"{bucket}/images", model=f"{bucket}/model")
   caption_images.caption_images(config, f"{bucket}/run")
   there, here = (
@@ -284,7 +293,7 @@ def test_captions_are_the_lines_of_a_local_job(bucket, tmp_path, monkeypatch):
 @pytest.mark.slow  # a model is compiled
 def test_an_index_is_built_and_used_again(bucket, tmp_path, server):
   helpers.write_gallery(tmp_path / "images")
-  files.copy_folder(tmp_path / "images", f"{bucket}/images")
+  copies.copy_folder(tmp_path / "images", f"{bucket}/images")
   model = helpers.make_model("itm")
   build = lambda folder, images: index.build(
     folder, model, datasets.open_images(str(images)), 4
@@ -303,7 +312,7 @@ def test_an_index_is_built_and_used_again(bucket, tmp_path, server):
 
 def test_a_vocabulary(bucket, tmp_path):
   helpers.scenes_tokenizer().save(tmp_path / "words")
-  files.copy_folder(tmp_path / "words", f"{bucket}/words")
+  copies.copy_folder(tmp_path / "words", f"{bucket}/words")
   files.write_bytes(f"{bucket}/words/model.bin", bytes(100))
   there = tokenizer.Tokenizer.load(str(tmp_path / "words"))
   assert tokenizer.Tokenizer.load(f"{bucket}/words").digest() == there.digest()

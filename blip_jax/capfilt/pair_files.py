@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from blip_jax.data import rejects, transforms
-from blip_jax.runtime import files
+from blip_jax.runtime import copies, files
 
 PAIRS_PER_SHARD = 10_000
 _SHARD = re.compile(r"\d{5}\.tar")
@@ -103,7 +103,7 @@ def open_writer(
 
 def _replace_remote(folder: pathlib.Path, path: pathlib.PurePath) -> None:
   """Copies a folder of shards; deletes those of an earlier one behind it."""
-  files.copy_folder(folder, path)
+  copies.copy_folder(folder, path)
   for name in {*files.list_folder(path)} - {*files.list_folder(folder)}:
     files.remove(path / name)
 

@@ -22,7 +22,7 @@ import tqdm
 
 from blip_jax.convert import registry
 from blip_jax.data import vocabulary
-from blip_jax.runtime import files, snapshot
+from blip_jax.runtime import copies, files, snapshot
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +96,12 @@ def fetch(name_or_path: str | os.PathLike) -> pathlib.Path:
 def _from_store(name: str) -> pathlib.Path:
   """The copy of a file, or of a folder that is a model or a run."""
   if files.is_file(name):
-    return pathlib.Path(files.local_copy(name))
+    return pathlib.Path(copies.local_copy(name))
   if snapshot.holds_one(name):
     return pathlib.Path(snapshot.find(name))
   if not files.is_folder(name):
     raise ValueError(f"{name}: there is no such file or folder")
-  return files.local_folder(name)
+  return copies.local_folder(name)
 
 
 def cache_dir() -> pathlib.Path:
@@ -111,8 +111,7 @@ def cache_dir() -> pathlib.Path:
   """
   if folder := os.environ.get("BLIP_JAX_CACHE"):
     return pathlib.Path(folder).expanduser()
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  return pathlib.Path(root) / "blip_jax"
+  return copies.cache_folder()
 
 
 def _suggestion(name: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from blip_jax.runtime import files
+from blip_jax.runtime import copies, files
 
 _CHUNK = 1 << 24
 # Below this, scanning is faster than looking for a cache, and the user's
@@ -75,7 +75,7 @@ def cache_path(path: str, kind: str, suffix: str) -> pathlib.Path:
   if files.is_writable(file.parent):
     return pathlib.Path(file.parent, f".{name}")
   path_digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
-  return files.cache_folder() / f"{path_digest}.{name}"
+  return copies.cache_folder() / f"{path_digest}.{name}"
 
 
 def open_cache(
@@ -219,7 +219,7 @@ def open_text(
   Raises:
     ValueError: the file is compressed, or is UTF-16.
   """
-  path = files.local_copy(path)
+  path = copies.local_copy(path)
   if files.size(path) == 0:  # nothing to map
     return np.zeros(0, np.uint8), None
   data = np.memmap(path, np.uint8, mode="r")

@@ -33,7 +33,7 @@ import numpy as np
 from absl import logging
 
 from blip_jax.data import rejects, transforms
-from blip_jax.runtime import files
+from blip_jax.runtime import copies, files
 
 Record = dict[str, Any]
 
@@ -317,7 +317,7 @@ def annotation_file(path: str | os.PathLike) -> str:
   path = os.fspath(path)
   if not files.is_file(path):
     raise ValueError(f"{path}: no such annotation file.")
-  return files.local_copy(path)
+  return copies.local_copy(path)
 
 
 def path_of_url(url: str) -> str:

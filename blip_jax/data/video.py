@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from blip_jax.data import transforms
-from blip_jax.runtime import files
+from blip_jax.runtime import copies, files
 
 try:
   import av
@@ -61,7 +61,7 @@ def _decoded(path: str) -> Iterator["av.VideoFrame"]:
   if not files.is_file(path):
     raise transforms.BadSample("missing", f"{path}: no such file")
   try:
-    with av.open(files.local_copy(path)) as container:
+    with av.open(copies.local_copy(path)) as container:
       if not container.streams.video:
         detail = f"{path}: has no video stream"
         raise transforms.BadSample("broken_video", detail)

@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 
-from blip_jax.runtime import files, json_files
+from blip_jax.runtime import copies, files, json_files
 
 # Either of the first two contains the words; transformers 5 writes the second.
 _WORDS_FILES = WORDS, _JSON = ("vocab.txt", "tokenizer.json")
@@ -77,7 +77,7 @@ def exists_in(directory: str | os.PathLike) -> bool:
 def _directory(name_or_dir: str | os.PathLike) -> pathlib.Path:
   """Returns a directory with a vocabulary, downloaded if necessary."""
   if files.is_remote(name_or_dir):
-    directory = files.local_folder(name_or_dir, FILES)
+    directory = copies.local_folder(name_or_dir, FILES)
   else:
     directory = pathlib.Path(name_or_dir)
     if not files.exists(directory):

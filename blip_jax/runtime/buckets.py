@@ -82,7 +82,7 @@ class Changed(OSError):
   """An object is not the one any more that reading began with."""
 
 
-def library(scheme: str) -> Any:
+def load_obstore(scheme: str) -> Any:
   try:
     import obstore  # pyright: ignore[reportMissingImports]
     import obstore.store  # pyright: ignore[reportMissingImports]
@@ -96,12 +96,12 @@ def library(scheme: str) -> Any:
 
 def client(address: Address) -> tuple[Any, Any]:
   """The library, and its client of the bucket."""
-  return library(address.scheme), _bucket(address.scheme, address.bucket)
+  return load_obstore(address.scheme), _bucket(address.scheme, address.bucket)
 
 
 @functools.cache
 def _bucket(scheme: str, bucket: str) -> Any:
-  obstore = library(scheme)
+  obstore = load_obstore(scheme)
   plain = any(os.environ.get(n, "").startswith("http://") for n in _ENDPOINTS)
   with named(Address(scheme, bucket, ""), "read"):
     return obstore.store.from_url(
@@ -124,7 +124,7 @@ def named(address: Address, act: str) -> Iterator[None]:
     address: of the object or folder.
     act: read, list, write or delete.
   """
-  obstore = library(address.scheme)
+  obstore = load_obstore(address.scheme)
   try:
     yield
   # Some of its types are those of Python.

@@ -7,12 +7,11 @@ may write to it.
 import hashlib
 import logging
 import os
-import pathlib
 import platform
 
 import jax
 
-from blip_jax.runtime import files
+from blip_jax.runtime import copies, files
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +27,7 @@ def enable() -> None:
   """
   if os.environ.get(VARIABLE):
     return
-  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  folder = pathlib.Path(base, "blip_jax", _processor()).expanduser()
+  folder = copies.cache_folder() / _processor()
   try:
     files.make_private_folder(folder)
   except OSError as error:

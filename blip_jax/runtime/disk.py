@@ -160,6 +160,11 @@ def open_append_bytes(path: Path) -> io.BufferedIOBase:
   return open(path, "ab")
 
 
+def append_line(path: Path, line: str) -> None:
+  with open_append_bytes(path) as file:
+    file.write(line.encode() + b"\n")
+
+
 def truncate(path: Path, size: int) -> None:
   os.truncate(path, size)
 

@@ -7,13 +7,10 @@ for everything written: a reader finds all of a file or none of it, even after
 the machine was switched off.
 
 Libraries that open paths themselves (Orbax, PyAV, TFDS, FAISS) are the
-exception. They get a `local_copy`, or a `Mirror`.
+exception; `copies.py` has what they get of an object store.
 """
 
-import atexit
-import concurrent.futures
 import contextlib
-import functools
 import glob as glob_lib
 import hashlib
 import io
@@ -22,9 +19,7 @@ import logging
 import math
 import os
 import pathlib
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from blip_jax.runtime import buckets, disk, objects, paths
@@ -47,8 +42,6 @@ is_temporary = disk.is_temporary
 log = logging.getLogger(__name__)
 
 _URL = ("http://", "https://")
-# Files of a folder that are copied at the same time.
-_THREADS = 8
 
 
 def check(path: Path) -> Path:
@@ -236,28 +229,8 @@ def open_append_bytes(path: Path) -> io.BufferedIOBase:
 
 
 def append_line(path: Path, line: str) -> None:
-  if is_remote(path):  # a line is no reason to copy all of it
-    file = _appended(absolute(path))
-    file.write(line + "\n")
-    file.flush()
-    return
-  with open_append(path) as file:
-    file.write(line + "\n")
-
-
-@functools.cache
-def _appended(path: Path) -> io.TextIOWrapper:
-  """An object to which this process appends lines until its end."""
-  file = open_append(path)
-  atexit.register(_close, file)
-  return file
-
-
-def _close(file: io.TextIOWrapper) -> None:
-  try:
-    file.close()
-  except OSError as error:  # the process ends: nobody could catch it
-    log.error("The last lines are lost: %s", error)
+  """Writes a line behind the end of a text file."""
+  _of(path).append_line(path, line)
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -388,140 +361,3 @@ def rename(source: Path, target: Path) -> None:
   """
   paths.check(target)
   _of(source).rename(source, target)
-
-
-def cache_folder() -> pathlib.Path:
-  """`$XDG_CACHE_HOME/blip_jax`, or ~/.cache/blip_jax; on this machine."""
-  root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return pathlib.Path(root) / "blip_jax"
-
-
-def local_copy(path: Path) -> str:
-  """The path of a file on this machine: a copy, if it is in an object store.
-
-  The copy is in the cache, and stays until the object is another one. For
-  files that are read again and again, in any order.
-
-  Raises:
-    FileNotFoundError: there is no such object.
-  """
-  if not is_remote(path):
-    return os.fspath(path)
-  found, url = stat(path), absolute(path)
-  digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-  version = f"{found.size}-{found.changed_ns:x}"
-  folder = cache_folder() / "objects" / digest
-  target = folder / version / os.path.basename(url)
-  if not is_file(target):
-    log.info("Copying %s (%.1f MB) to %s", url, found.size / 1e6, target)
-    earlier = list_folder(folder)
-    make_folder(target.parent)
-    with open_read(path) as source, open_atomic(target) as file:
-      while piece := source.read(1 << 22):
-        file.write(piece)
-    for name in earlier:
-      remove_folder(folder / name)
-  return str(target)
-
-
-def local_folder(path: Path, names: Sequence[str] = ()) -> pathlib.Path:
-  """The path of a folder on this machine: a copy, if it is in an object store.
-
-  Args:
-    path: of the folder.
-    names: of the files in it that are needed; all by default.
-  """
-  if not is_remote(path):
-    return pathlib.Path(path)
-  folder = (
-    scratch_folder() / uuid.uuid4().hex / os.path.basename(absolute(path))
-  )
-  if names:
-    for name in {*names} & {*list_folder(path)}:
-      make_folder(folder)
-      _copy(as_path(path) / name, folder / name)
-  else:
-    copy_folder(path, folder)
-  return folder
-
-
-@functools.cache
-def scratch_folder() -> pathlib.Path:
-  """A folder in the cache for this process alone, deleted when it ends.
-
-  If it is killed, the next one does so; see `temporary_path`.
-  """
-  parent = cache_folder() / "scratch"
-  make_folder(parent)
-  folder = temporary_path(parent / "scratch")
-  make_folder(folder)
-  atexit.register(remove_folder, folder)
-  return folder
-
-
-def copy_folder(source: Path, target: Path, last: Sequence[str] = ()) -> None:
-  """Copies all files of a folder, from or to an object store.
-
-  Args:
-    source: the folder.
-    target: the new folder; files that are there are replaced.
-    last: names of files, relative to the folder, that are copied when all
-      others are there: where they are, the folder is complete.
-  """
-  start = f"{absolute(source)}/"
-  names = [
-    os.path.join(folder, name).removeprefix(start)
-    for folder, _, found in walk(absolute(source))
-    for name in found
-  ]
-
-  def copy(name: str) -> None:
-    to = as_path(target) / name
-    make_folder(to.parent)
-    _copy(as_path(source) / name, to)
-
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    list(pool.map(copy, [name for name in names if name not in last]))
-  for name in last:
-    if name in names:
-      copy(name)
-
-
-def _copy(source: Path, target: Path) -> None:
-  if is_remote(target) and not is_remote(source):
-    return objects.upload(source, target)
-  with open_read(source) as old, open_atomic(target) as new:
-    while piece := old.read(1 << 22):
-      new.write(piece)
-
-
-class Mirror:
-  """A folder for a library that opens paths itself.
-
-  Attributes:
-    target: the folder.
-    folder: to write to: the one that is asked for, if it is on a disk, or else
-      one on this machine, from which `update` copies.
-
-  Args:
-    target: the folder.
-  """
-
-  def __init__(self, target: Path):
-    self.target = target
-    self._updated = time.monotonic()
-    self.folder = os.fspath(target)
-    if is_remote(target):
-      digest = hashlib.sha256(absolute(target).encode()).hexdigest()[:16]
-      self.folder = str(scratch_folder() / digest)
-
-  def update(self, seconds: float = 0.0) -> None:
-    """Copies what is in the folder to the object store, if it goes there.
-
-    Args:
-      seconds: for so long after the last time, this does nothing.
-    """
-    now = time.monotonic()
-    if is_remote(self.target) and now >= self._updated + seconds:
-      self._updated = now
-      copy_folder(self.folder, self.target)

@@ -11,7 +11,7 @@ from typing import IO, Any
 import jax
 from clu import parameter_overview
 
-from blip_jax.runtime import files
+from blip_jax.runtime import copies, files
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class MetricWriter:
     # It imports PyTorch wherever that is installed, which takes seconds.
     import tensorboardX
 
-    self._tb = files.Mirror(workdir / "tb")
+    self._tb = copies.Mirror(workdir / "tb")
     self._tensorboard = tensorboardX.SummaryWriter(
       self._tb.folder,
       purge_step=start_step + 1,
@@ -140,7 +140,7 @@ class Profile:
   """
 
   def __init__(self, workdir: str | os.PathLike, steps: Sequence[int]):
-    self._trace = files.Mirror(os.path.join(workdir, "profile"))
+    self._trace = copies.Mirror(os.path.join(workdir, "profile"))
     self._first, self._last = steps or (0, 0)
     self._is_running = False
 

@@ -6,12 +6,15 @@ An object appears whole or not at all. There is no rename: what is to appear at
 once is one object, and of several the last one says that they are complete.
 """
 
+import atexit
 import concurrent.futures
 import contextlib
 import errno
 import fnmatch
+import functools
 import glob as glob_lib
 import io
+import logging
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -19,13 +22,15 @@ from typing import Any, BinaryIO
 from blip_jax.runtime import blocks, buckets, object_files, paths
 from blip_jax.runtime.paths import Address, Path, Stat
 
+log = logging.getLogger(__name__)
+
 # Threads that copy the objects of a folder.
 _THREADS = 8
 
 
 def require(path: Path) -> None:
   """Raises `ImportError` if the library for a path is not installed."""
-  buckets.library(paths.address(path).scheme)
+  buckets.load_obstore(paths.address(path).scheme)
 
 
 def exists(path: Path) -> bool:
@@ -184,6 +189,27 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 def open_append_bytes(path: Path) -> io.BufferedIOBase:
   """An object to write behind its end; created if there is none."""
   return object_files.Appended(paths.address(path))
+
+
+def append_line(path: Path, line: str) -> None:
+  file = _appended(str(paths.address(path)))  # a line alone copies all of it
+  file.write(line.encode() + b"\n")
+  file.flush()
+
+
+@functools.cache
+def _appended(url: str) -> io.BufferedIOBase:
+  """An object to which this process appends lines until its end."""
+  file = open_append_bytes(url)
+  atexit.register(_close, file)
+  return file
+
+
+def _close(file: io.BufferedIOBase) -> None:
+  try:
+    file.close()
+  except OSError as error:  # the process ends: nobody could catch it
+    log.error("The last lines are lost: %s", error)
 
 
 def truncate(path: Path, size: int) -> None:

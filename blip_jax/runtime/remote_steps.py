@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
-from blip_jax.runtime import digests, files
+from blip_jax.runtime import copies, digests, files
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ def _fetched(url: str, version: files.Stat) -> epath.Path:
   digest = hashlib.sha256(f"{url} {version}".encode()).hexdigest()[:16]
   # Deep enough that messages show the end of its address.
   tail = url.split("/")[-2:]
-  target = epath.Path(files.scratch_folder()) / digest
+  target = epath.Path(copies.scratch_folder()) / digest
   target = target.joinpath(*tail)
   log.info("Copying %s to %s", url, target)
-  files.copy_folder(url, target, last=[digests.NAME])
+  copies.copy_folder(url, target, last=[digests.NAME])
   _sources[str(target)] = url
   return target
 
@@ -72,7 +72,7 @@ def source(folder: files.Path) -> str:
 
 def new_folder() -> epath.Path:
   """An empty folder on this machine, for a step that is to be published."""
-  return epath.Path(files.scratch_folder()) / uuid.uuid4().hex
+  return epath.Path(copies.scratch_folder()) / uuid.uuid4().hex
 
 
 def publish(folder: files.Path, target: files.Path) -> None:
@@ -80,7 +80,7 @@ def publish(folder: files.Path, target: files.Path) -> None:
   target = files.as_path(target)
   files.remove(target / digests.NAME)  # not complete from now on
   files.remove_folder(target)
-  files.copy_folder(folder, target, last=[digests.NAME])
+  copies.copy_folder(folder, target, last=[digests.NAME])
 
 
 def remove_others(root: files.Path, kept: Callable[[int], object]) -> None:

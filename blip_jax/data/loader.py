@@ -123,17 +123,15 @@ class TrainLoader(grain.DatasetIterator):
     stream: grain.MapDataset,
     open_rows: Callable[[grain.MapDataset], grain.DatasetIterator],
     collate: Callable[[Sequence[Any]], examples.Arrays],
-    batch_size: int,
-    shard: tuple[int, int],
+    share: position.Share,
     epoch_lengths: Sequence[int],
     bad_samples: rejects.BadSamples,
   ):
     super().__init__()
-    self._share = position.Share(*shard, batch_size)
+    self._share = share
     self._stream = stream
     self._open_rows = open_rows
     self._collate = collate
-    self._batch_size = batch_size
     self.rows_per_epoch = sum(epoch_lengths) / len(epoch_lengths)
     self.num_rows = sum(epoch_lengths)
     self._bad_samples = bad_samples
@@ -145,7 +143,7 @@ class TrainLoader(grain.DatasetIterator):
     self._assert_not_closed()
     rows = self._started_rows()
     good = []
-    while len(good) < self._batch_size:
+    while len(good) < self._share.batch_size:
       row = next(rows)
       self._next_index += 1
       if not self._bad_samples.count(row):
@@ -168,7 +166,7 @@ class TrainLoader(grain.DatasetIterator):
     return {
       "next_index": self._next_index,
       "process_count": self._share.process_count,
-      "batch_size": self._batch_size,
+      "batch_size": self._share.batch_size,
       "num_rows": self.num_rows,
       "left": dataclasses.asdict(self._left),
     }
@@ -268,8 +266,7 @@ def train_loader(
     stream,
     open_rows,
     example.collate,
-    batch_size,
-    (process_index, process_count),
+    position.Share(process_index, process_count, batch_size),
     epoch_lengths=epoch_lengths,
     bad_samples=bad_samples or rejects.BadSamples(),
   )
@@ -282,38 +279,35 @@ class EvalLoader:
     self,
     source: Any,
     example: examples.Example,
-    batch_size: int,
-    shard: tuple[int, int],
+    share: position.Share,
     num_threads: int,
     bad_samples: rejects.BadSamples,
   ):
-    self._index, process_count = shard
-    self._global_batch = batch_size * process_count
+    self._share = share
     self._num_rows = len(source)
     self._example = example
     self._prepare = _Prepare((source,), example)
-    self._batch_size = batch_size
     self._num_threads = num_threads
     self._bad_samples = bad_samples
 
   def __len__(self) -> int:
-    return -(-self._num_rows // self._global_batch)
+    global_batch = self._share.batch_size * self._share.process_count
+    return -(-self._num_rows // global_batch)
 
   def __iter__(self) -> Iterator[Batch]:
-    positions = grain.MapDataset.range(len(self) * self._batch_size)
+    positions = grain.MapDataset.range(len(self) * self._share.batch_size)
     stream = positions.map(self._at)
-    rows = _read_ahead(stream, self._batch_size, 0, self._num_threads)
+    rows = _read_ahead(stream, self._share.batch_size, 0, self._num_threads)
     try:
       for _ in range(len(self)):
-        yield self._batch(list(itertools.islice(rows, self._batch_size)))
+        yield self._batch(list(itertools.islice(rows, self._share.batch_size)))
     finally:
       rows.close()
     self._bad_samples.check()
 
-  def _at(self, position: int) -> Any:
-    """Returns the row at a position in the batches of this process."""
-    batch, slot = divmod(position, self._batch_size)
-    row = batch * self._global_batch + self._index * self._batch_size + slot
+  def _at(self, number: int) -> Any:
+    """Returns a row of the batches of this process."""
+    row = self._share.index(number)
     return self._row(row) if row < self._num_rows else _PADDING
 
   def _row(self, row: int) -> Any:
@@ -371,8 +365,7 @@ def eval_loader(
   return EvalLoader(
     source,
     example,
-    batch_size,
-    (process_index, process_count),
+    position.Share(process_index, process_count, batch_size),
     num_threads,
     bad_samples or rejects.BadSamples(),
   )

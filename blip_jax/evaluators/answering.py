@@ -177,18 +177,15 @@ class Answers:
       if self._list
       else self._tokenizer.decode(best.answer)
     )
-    answered, probs = {}, []
-    for row in np.flatnonzero(valid).tolist():
-      record = self._split.source[row]
-      if record["question_id"] not in answered:
-        answered[record["question_id"]] = record, answers[row]
-        probs.append(float(best.prob[row]))
-    if repeated := int(valid.sum()) - len(answered):
-      log.warning("%d rows repeat the id of a question", repeated)
+    rows = self._split.distinct(valid, "question_id")
+    answered = {
+      id: (record, answers[row]) for id, (row, record) in rows.items()
+    }
+    probs = np.array([float(best.prob[row]) for row, _ in rows.values()])
     if jax.process_index() == 0:
       content = vqa_files.formatted([*answered.values()], self._format)
       files.write_json(self._results, content)
-    yield from self._scores(answered, np.array(probs))
+    yield from self._scores(answered, probs)
 
   def _scores(
     self, answered: dict[Any, tuple[sources.Record, str]], probs: np.ndarray

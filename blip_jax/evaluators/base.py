@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
-from blip_jax.data import examples, loader, rejects, transforms
+from blip_jax.data import examples, loader, rejects, sources, transforms
 from blip_jax.evaluators import by_image
 from blip_jax.runtime import sharding, train_state
 from blip_jax.runtime.config import Config
@@ -113,6 +113,27 @@ class Split:
     num_rows = len(self.source if source is None else source)
     join = lambda *parts: np.concatenate(parts)[:num_rows]
     return jax.tree.map(join, *chunks)
+
+  def distinct(
+    self, valid: Bool[np.ndarray, " n"], key: str
+  ) -> dict[Any, tuple[int, sources.Record]]:
+    """Returns rows that are valid, with their records, by ids.
+
+    Of rows with one id the first counts; the log says how many others there
+    are.
+
+    Args:
+      valid: which rows are.
+      key: of records, for their ids, such as "question_id".
+    """
+    found = {}
+    for row in np.flatnonzero(valid).tolist():
+      record = self.source[row]
+      found.setdefault(record[key], (row, record))
+    if repeated := int(valid.sum()) - len(found):
+      what = key.removesuffix("_id")
+      log.warning("%d rows repeat the id of a %s", repeated, what)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,13 +69,11 @@ class Choices:
     scores, valid = self._split.map(
       lambda batch: self._program(state.params, batch)
     )
-    scored: dict[Any, list[_Scored]] = {}
-    for row in np.flatnonzero(valid).tolist():
-      record = self._split.source[row]
-      if record["dialog_id"] not in scored:
-        scored[record["dialog_id"]] = _rounds(record["dialog"], scores[row])
-    if repeated := int(valid.sum()) - len(scored):
-      log.warning("%d rows repeat the id of a dialog", repeated)
+    rows = self._split.distinct(valid, "dialog_id")
+    scored = {
+      id: _rounds(record["dialog"], scores[row])
+      for id, (row, record) in rows.items()
+    }
     if jax.process_index() == 0:
       files.write_json(self._results, _formatted(scored))
     yield from _metrics([x for each in scored.values() for x in each])

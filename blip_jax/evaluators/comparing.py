@@ -64,17 +64,11 @@ class Comparisons:
     logits, valid = self._split.map(
       lambda batch: self._program(state.params, batch)
     )
-    rows, ids = [], {}
-    for row in np.flatnonzero(valid).tolist():
-      record = self._split.source[row]
-      if ids.setdefault(record["statement_id"], row) == row:
-        rows.append((record, logits[row]))
-    if repeated := int(valid.sum()) - len(rows):
-      log.warning("%d rows repeat the id of a statement", repeated)
+    rows = self._split.distinct(valid, "statement_id")
     if jax.process_index() == 0:
-      lines = [(id, bool(np.argmax(logits[row]))) for id, row in ids.items()]
+      lines = [(id, bool(np.argmax(logits[n]))) for id, (n, _) in rows.items()]
       files.write_text(self._results, _csv(lines))
-    scored = [(record, x) for record, x in rows if "label" in record]
+    scored = [(r, logits[n]) for n, r in rows.values() if "label" in r]
     if scored:
       scores = truth.score(
         np.stack([x for _, x in scored]),

@@ -13,7 +13,7 @@ import numpy as np
 from flax.linen import spmd
 from jaxtyping import Int32, UInt8
 
-from blip_jax.data import question_examples, questions, transforms
+from blip_jax.data import question_examples, questions
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import matching
 from blip_jax.inference import texts as texts_lib
@@ -28,7 +28,6 @@ MAX_WORDS = 50
 MAX_TOKENS = 35
 LABEL_SMOOTHING = 0.1
 NAMES = texts_lib.Names("answer", "image", "question")
-FILLING = "what"  # in place of a question, in a batch that is not full
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -110,11 +109,7 @@ class Answerer:
     legacy_mask: bool = False,
     **options: Any,
   ):
-    if tokenizer is None:
-      raise ValueError(
-        "this model has no vocabulary, so it cannot read questions; load it "
-        "with tokenizer=, a folder with its vocab.txt"
-      )
+    tokenizer = texts_lib.vocabulary(tokenizer, "read questions")
     if rank_score not in answers_lib.SCORES:
       raise ValueError(
         f"rank_score: expected one of {answers_lib.SCORES}, found "
@@ -132,7 +127,7 @@ class Answerer:
     self._abstain_below = abstain_below
     self._legacy_cls, self._legacy_mask = legacy_cls, legacy_mask
     positions = card.config.med.max_positions
-    self._max_tokens = min(MAX_TOKENS, positions)
+    self.max_words, self.max_tokens = MAX_WORDS, min(MAX_TOKENS, positions)
     self._answers: list[str] = []
     if answers is not None:
       if options:
@@ -173,13 +168,12 @@ class Answerer:
       ValueError: one has no words, or is not UTF-8.
     """
     cleaned = [clean(text) for text in texts]
-    ids, mask = self._tokenizer.encode(cleaned, self._max_tokens + 1)
-    is_cut = mask[:, -1] == 1
-    if is_cut.any():
-      ids, mask = self._tokenizer.encode(cleaned, self._max_tokens)
+    ids, mask, is_cut = texts_lib.encode(
+      self._tokenizer, cleaned, self.max_tokens
+    )
     longest = int(mask.sum(axis=1).max())
     if not self._legacy_mask:  # which sees the padding, so none is added
-      longest = texts_lib.padded_length(longest, self._max_tokens)
+      longest = texts_lib.padded_length(longest, self.max_tokens)
     cut = [text for text, long in zip(texts, is_cut, strict=True) if long]
     return ids[:, :longest], mask[:, :longest], cut
 
@@ -267,10 +261,4 @@ def _generate(module, params, states, mask, settings, how) -> _Found:
 
 def clean(question: str) -> str:
   """Returns a question as models read it; `ValueError` if it is none."""
-  try:
-    return questions.cleaned(question, MAX_WORDS)
-  except transforms.BadSample as error:
-    what = f"question {question[:200]!r}: {error.reason}"
-    raise ValueError(
-      f"{what.replace('_caption', '')}: expected words"
-    ) from error
+  return texts_lib.cleaned(questions.cleaned, question, MAX_WORDS, NAMES)

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import matching
+from blip_jax.inference import texts as texts_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import decoding, generation, med
 from blip_jax.runtime import sharding
@@ -61,11 +62,7 @@ class Captioner:
     prompt: str | None = None,
     **options: Any,
   ):
-    if tokenizer is None:
-      raise ValueError(
-        "this model has no vocabulary, so it cannot generate text; load it "
-        "with tokenizer=, a folder with its vocab.txt"
-      )
+    tokenizer = texts_lib.vocabulary(tokenizer, "generate text")
     config = card.config
     self._module, self._params, self._mesh = module, params, mesh
     self._tokenizer = tokenizer

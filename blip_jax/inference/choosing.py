@@ -139,11 +139,7 @@ class Chooser:
     tokenizer: tokenizer_lib.Tokenizer | None,
     mesh: jax.sharding.Mesh,
   ):
-    if tokenizer is None:
-      raise ValueError(
-        "this model has no vocabulary, so it cannot read dialogs; load it with "
-        "tokenizer=, a folder with its vocab.txt"
-      )
+    tokenizer = texts_lib.vocabulary(tokenizer, "read dialogs")
     dialog_task.check_widths(module.config)
     self._module, self._params, self._mesh = module, params, mesh
     positions = module.config.med.max_positions

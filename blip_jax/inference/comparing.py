@@ -86,13 +86,9 @@ class Comparer:
     tokenizer: tokenizer_lib.Tokenizer | None,
     mesh: jax.sharding.Mesh,
   ):
-    if tokenizer is None:
-      raise ValueError(
-        "this model has no vocabulary, so it cannot read statements; load it "
-        "with tokenizer=, a folder with its vocab.txt"
-      )
     self._module, self._params, self._mesh = module, params, mesh
-    self._tokenizer = tokenizer
+    self._tokenizer = texts.vocabulary(tokenizer, "read statements")
+    self.max_words = MAX_WORDS
     self.max_tokens = module.config.med.max_positions
 
   def tokens(
@@ -105,10 +101,7 @@ class Comparer:
     """
     every_word = [_cleaned(text, len(text)) for text in given]
     cleaned = [_cleaned(text, MAX_WORDS) for text in given]
-    ids, mask = self._tokenizer.encode(cleaned, self.max_tokens + 1)
-    is_cut = mask[:, -1] == 1
-    if is_cut.any():
-      ids, mask = self._tokenizer.encode(cleaned, self.max_tokens)
+    ids, mask, is_cut = texts.encode(self._tokenizer, cleaned, self.max_tokens)
     length = texts.padded_length(int(mask.sum(axis=1).max()), self.max_tokens)
     cut = [
       text
@@ -150,10 +143,4 @@ def _logits(module: nlvr.Nlvr, params: med.Params, batch: Any):
 
 
 def _cleaned(statement: str, max_words: int) -> str:
-  try:
-    return statements.cleaned(statement, max_words)
-  except rejects.BadSample as error:
-    what = f"statement {statement[:200]!r}: {error.reason}"
-    raise ValueError(
-      f"{what.replace('_caption', '')}: expected words"
-    ) from error
+  return texts.cleaned(statements.cleaned, statement, max_words, NAMES)

@@ -18,6 +18,7 @@ from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.data import transforms
 from blip_jax.inference import images as images_lib
 from blip_jax.inference import scoring
+from blip_jax.inference import texts as texts_lib
 from blip_jax.models import blip, med
 from blip_jax.runtime import sharding
 from blip_jax.tasks import align, base
@@ -298,11 +299,7 @@ class Matcher:
       ValueError: the model has no vocabulary, there are no texts, or one has
         no words.
     """
-    if self._tokenizer is None:
-      raise ValueError(
-        "this model has no vocabulary, so it cannot read text; load it with "
-        "tokenizer=, a folder with its vocab.txt"
-      )
+    tokenizer = texts_lib.vocabulary(self._tokenizer, "read text")
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
       raise ValueError("texts: expected at least one, found none")
@@ -318,7 +315,7 @@ class Matcher:
       )
     max_length = min(MAX_TOKENS, self._module.config.med.max_positions)
     return scoring.trimmed(
-      scoring.Texts(*self._tokenizer.encode(cleaned, max_length))
+      scoring.Texts(*tokenizer.encode(cleaned, max_length))
     )
 
 

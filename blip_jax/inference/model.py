@@ -46,6 +46,10 @@ _ABILITIES = {
   "retrieval": "match and embed images and texts",
   "vqa": "answer questions about images",
 }
+_LOAD_A_MATCHER = (
+  "Load one that can, such as 'model_base_retrieval_coco' or "
+  "'Salesforce/blip-itm-base-coco'"
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -264,12 +268,10 @@ class Model:
         or out of range.
     """
     if self.card.family not in ("caption", "pretrain"):
-      raise ValueError(
-        f"{self.card.source or 'this model'} is of the family "
-        f"{self.card.family!r}, which has no decoder that generates captions; "
-        f"it can {_ABILITIES[self.card.family]}. Load a captioner, such as "
-        "'model_base_caption_capfilt_large' or "
-        "'Salesforce/blip-image-captioning-base'"
+      raise self._lacks(
+        "has no decoder that generates captions",
+        "Load a captioner, such as 'model_base_caption_capfilt_large' or "
+        "'Salesforce/blip-image-captioning-base'",
       )
     return captioning.Captioner(
       self.card,
@@ -412,23 +414,7 @@ class Model:
       asked.images, read, asked.batch_size, self.mesh, on_error, progress
     )
 
-    def found() -> Iterator[answering.Answer | None]:
-      cut: list[str] = []
-      each = asked.texts_per_image
-      with contextlib.closing(batches):
-        for pixels, errors in batches:
-          texts = asked.following(len(errors))
-          filling = [answering.FILLING] * (len(pixels) * each - len(texts))
-          ids, mask, long = answerer.tokens([*texts, *filling])
-          cut += long
-          answered = answerer(pixels, ids, mask)
-          for number, one in enumerate(answered[: len(texts)]):
-            yield one if errors[number // each] is None else None
-      texts_lib.warn_of_cut(
-        cut, answering.NAMES, answering.MAX_WORDS, answering.MAX_TOKENS
-      )
-
-    return found()
+    return texts_lib.results(batches, asked, answerer)
 
   def answerer(
     self,
@@ -449,11 +435,10 @@ class Model:
         or out of range.
     """
     if self.card.family != "vqa":
-      raise ValueError(
-        f"{self.card.source or 'this model'} is of the family "
-        f"{self.card.family!r}, which has no decoder that answers questions; "
-        f"it can {_ABILITIES[self.card.family]}. Load a model for VQA, such as "
-        "'model_base_vqa_capfilt_large' or 'Salesforce/blip-vqa-base'"
+      raise self._lacks(
+        "has no decoder that answers questions",
+        "Load a model for VQA, such as 'model_base_vqa_capfilt_large' or "
+        "'Salesforce/blip-vqa-base'",
       )
     return answering.Answerer(
       self.card,
@@ -544,31 +529,18 @@ class Model:
         about an image or a statement.
     """
     comparer = self.comparer()
-    pairs, texts = texts_lib.paired(
-      comparing.as_pairs(image_pairs), statements, comparing.NAMES
+    size = batch_size or max(self._batch_size(None) // 2, 1)
+    pairs = comparing.as_pairs(image_pairs)
+    asked = texts_lib.Asked(
+      *texts_lib.paired(pairs, statements, comparing.NAMES),
+      comparing.NAMES,
+      size,
     )
     read = comparing.PairReader(self.image, urls, allow_private=allow_private)
-    size = batch_size or max(self._batch_size(None) // 2, 1)
     batches = images_lib.batches(
-      pairs, read, size, self.mesh, on_error, progress
+      asked.images, read, size, self.mesh, on_error, progress
     )
-
-    def found() -> Iterator[comparing.Comparison | None]:
-      cut: list[str] = []
-      with contextlib.closing(batches):
-        for pixels, errors in batches:
-          stated = texts_lib.following(texts, len(errors), comparing.NAMES)
-          filling = stated[-1:] * (len(pixels) - len(stated))
-          ids, mask, long = comparer.tokens([*stated, *filling])
-          cut += long[: len(stated)]
-          compared = comparer(pixels, ids, mask)
-          for error, one in zip(errors, compared, strict=False):
-            yield one if error is None else None
-      texts_lib.warn_of_cut(
-        cut, comparing.NAMES, comparing.MAX_WORDS, comparer.max_tokens
-      )
-
-    return found()
+    return texts_lib.results(batches, asked, comparer)
 
   def comparer(self) -> comparing.Comparer:
     """Returns an object that compares batches of pixels and tokens.
@@ -580,11 +552,9 @@ class Model:
       ValueError: the model does not compare images.
     """
     if not isinstance(self.module, nlvr.Nlvr):
-      raise ValueError(
-        f"{self.card.source or 'this model'} is of the family "
-        f"{self.card.family!r}, which cannot compare two images; it can "
-        f"{_ABILITIES[self.card.family]}. Load a model for NLVR2, such as "
-        "'model_base_nlvr'"
+      raise self._lacks(
+        "cannot compare two images",
+        "Load a model for NLVR2, such as 'model_base_nlvr'",
       )
     return comparing.Comparer(
       self.module, self.params, self.tokenizer, self.mesh
@@ -692,11 +662,10 @@ class Model:
       ValueError: the model does not choose answers.
     """
     if self.card.family != "dialog" or not isinstance(self.module, blip.Blip):
-      raise ValueError(
-        f"{self.card.source or 'this model'} is of the family "
-        f"{self.card.family!r}, which cannot choose answers in dialogs; it can "
-        f"{_ABILITIES[self.card.family]}. None was released: train one with "
-        "--config dialog_custom or visdial, and load its workdir"
+      raise self._lacks(
+        "cannot choose answers in dialogs",
+        "None was released: train one with --config dialog_custom or visdial, "
+        "and load its workdir",
       )
     return choosing.Chooser(self.module, self.params, self.tokenizer, self.mesh)
 
@@ -933,7 +902,7 @@ class Model:
       ValueError: the family has no separate encoders (`nlvr`).
     """
     if not isinstance(self.module, blip.Blip):
-      raise self._lacks("encode images and texts")
+      raise self._lacks("cannot encode images and texts", _LOAD_A_MATCHER)
     return matching.Matcher(self.module, self.params, self.tokenizer, self.mesh)
 
   @functools.cached_property
@@ -953,12 +922,11 @@ class Model:
 
   def _require(self, part: str, ability: str) -> None:
     if part not in self.params:
-      raise self._lacks(ability)
+      raise self._lacks(f"cannot {ability}", _LOAD_A_MATCHER)
 
-  def _lacks(self, ability: str) -> ValueError:
+  def _lacks(self, what: str, advice: str) -> ValueError:
     return ValueError(
       f"{self.card.source or 'this model'} is of the family "
-      f"{self.card.family!r}, which cannot {ability}; it can "
-      f"{_ABILITIES[self.card.family]}. Load one that can, such as "
-      "'model_base_retrieval_coco' or 'Salesforce/blip-itm-base-coco'"
+      f"{self.card.family!r}, which {what}; it can "
+      f"{_ABILITIES[self.card.family]}. {advice}"
     )

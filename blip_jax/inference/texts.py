@@ -1,16 +1,32 @@
 """Texts that come with images: one for each, or one for all of them."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import Any, NamedTuple
+from collections.abc import (
+  Callable,
+  Generator,
+  Iterable,
+  Iterator,
+  Sequence,
+  Sized,
+)
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from blip_jax.data import rejects
+from blip_jax.data import tokenizer as tokenizer_lib
 
 log = logging.getLogger(__name__)
 
 # Texts are padded to a multiple of this, so that few programs serve all.
 TOKENS = 8
 _MAX_NAMED = 3
+# In place of a text, in a batch that is not full.
+_FILLING = "what"
 
 
 class Names(NamedTuple):
@@ -126,18 +142,94 @@ def following(
   return found
 
 
-def warn_of_cut(
-  cut: Sequence[str], names: Names, max_words: int, max_tokens: int
-) -> None:
+@runtime_checkable
+class Runner(Protocol):
+  """What answers texts about images.
+
+  Attributes:
+    max_words, max_tokens: of a text; longer ones are cut.
+  """
+
+  max_words: int
+  max_tokens: int
+
+  def tokens(self, texts: Sequence[str], /) -> tuple[Any, Any, list[str]]:
+    """Ids and mask of texts, and those that were cut."""
+    ...
+
+  def __call__(self, pixels: Any, ids: Any, mask: Any, /) -> list[Any]:
+    """A result for each text, those about one image together."""
+    ...
+
+
+def results(
+  batches: Generator[tuple[Any, Sequence[Any]], None, None],
+  asked: Asked,
+  run: Runner,
+) -> Iterator[Any]:
+  """Yields a result for each text, None if its image was skipped.
+
+  Args:
+    batches: pixels, and an error or None for each image; the last ones may be
+      there only to fill the batch.
+    asked: the texts about them.
+    run: called once a batch. Texts that it cuts are reported at the end.
+  """
+  cut: list[str] = []
+  each = asked.texts_per_image
+  with contextlib.closing(batches):
+    for pixels, errors in batches:
+      texts = asked.following(len(errors))
+      filling = [_FILLING] * (len(pixels) * each - len(texts))
+      ids, mask, long = run.tokens([*texts, *filling])
+      cut += long
+      found = run(pixels, ids, mask)
+      for number, one in enumerate(found[: len(texts)]):
+        yield one if errors[number // each] is None else None
   if cut:
     log.warning(
       "%d %ss have more than %d words or %d tokens, and were cut: %s",
-      len(cut),
-      names.text,
-      max_words,
-      max_tokens,
+      *(len(cut), asked.names.text, run.max_words, run.max_tokens),
       "; ".join(repr(text)[:200] for text in cut[:_MAX_NAMED]),
     )
+
+
+def vocabulary(
+  tokenizer: tokenizer_lib.Tokenizer | None, act: str
+) -> tokenizer_lib.Tokenizer:
+  """The tokenizer of a model; `ValueError` if it has none, and cannot `act`."""
+  if tokenizer is None:
+    raise ValueError(
+      f"this model has no vocabulary, so it cannot {act}; load it with "
+      "tokenizer=, a folder with its vocab.txt"
+    )
+  return tokenizer
+
+
+def cleaned(
+  clean: Callable[[str, int], str], text: str, max_words: int, names: Names
+) -> str:
+  """A text as models read it; `ValueError` if it has no words."""
+  try:
+    return clean(text, max_words)
+  except rejects.BadSample as error:
+    reason = error.reason.replace("_caption", "")
+    raise ValueError(
+      f"{names.text} {text[:200]!r}: {reason}: expected words"
+    ) from error
+
+
+def encode(
+  tokenizer: tokenizer_lib.Tokenizer, texts: Sequence[str], max_tokens: int
+) -> tuple[
+  Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"], Bool[np.ndarray, " B"]
+]:
+  """Returns ids and mask of texts, and which of them are cut."""
+  ids, mask = tokenizer.encode(texts, max_tokens + 1)
+  is_cut = mask[:, -1] == 1
+  if is_cut.any():
+    ids, mask = tokenizer.encode(texts, max_tokens)
+  return ids[:, :max_tokens], mask[:, :max_tokens], is_cut
 
 
 def padded_length(longest: int, max_tokens: int) -> int:

@@ -1,5 +1,6 @@
 """Images are read in other processes as in this one, whatever happens there."""
 
+import concurrent.futures
 import errno
 import io
 import os
@@ -7,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -141,6 +143,27 @@ def test_processes_share_the_memory_of_large_images(monkeypatch):
     assert amounts == [17 * 1024 * 13]
   finally:
     readers.close()
+
+
+def test_a_process_that_starts_while_readers_are_closed_ends(monkeypatch):
+  starting, started = threading.Event(), []
+  start = image_readers._Process._start
+
+  def start_slowly(process):
+    starting.set()
+    time.sleep(0.2)
+    started.append(start(process))
+    return started[0]
+
+  monkeypatch.setattr(image_readers._Process, "_start", start_slowly)
+  readers = image_readers.ImageReaders(SIZES, False, 1)
+  with concurrent.futures.ThreadPoolExecutor(1) as threads:
+    found = threads.submit(read, readers, encoded())
+    assert starting.wait(10)
+    readers.close()
+    # It was in time, or is one image that cannot be read.
+    assert isinstance(found.exception(), transforms.BadSample | None)
+  assert started[0].poll() is not None
 
 
 def test_no_process_outlives_its_parent_or_close(there):

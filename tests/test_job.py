@@ -289,6 +289,8 @@ def test_another_generation_default_or_vocabulary_of_a_model_is_refused(
 
 
 def test_what_does_not_change_the_rows_is_accepted(shards, tmp_path, caplog):
+  # Other tests may have started servers that stay, such as `multiprocessing`'s.
+  children = psutil.Process().children()
   config = capfilt_config(shards / "00000.tar", tmp_path / "out")
   run(config)
   before = content(config.out)
@@ -308,7 +310,7 @@ def test_what_does_not_change_the_rows_is_accepted(shards, tmp_path, caplog):
   done.unlink()
   run(config)
   assert content(config.out) == before
-  assert not psutil.Process().children()
+  assert set(psutil.Process().children()) <= set(children)
 
 
 def test_a_new_shard_joins_and_a_changed_one_is_done_again(shards, tmp_path):

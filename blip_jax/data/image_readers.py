@@ -117,21 +117,29 @@ class _Process:
     )
     self._child: subprocess.Popen[bytes] | None = None
     self._closed = False
+    # Whoever closes it may come while it starts, or while it reads.
+    self._starting, self._reading = threading.Lock(), threading.Lock()
 
   def read(self, image: bytes | str, out: Sequence[np.ndarray]) -> float:
     """Returns the seconds of processor time that it took."""
     status = None
-    for _ in range(_TRIES):
-      if self._closed:
-        break
-      child = self._child = self._child or self._start()
-      try:
-        return _ask(child, image, out)
-      except (EOFError, BrokenPipeError):
-        _close(child)
-        self._child, status = None, child.wait()
+    with self._reading:
+      for _ in range(_TRIES):
+        if (child := self._started()) is None:
+          break
+        try:
+          return _ask(child, image, out)
+        except (EOFError, BrokenPipeError):
+          _close(child)
+          self._child, status = None, child.wait()
     detail = f"the process that read it ended with the status {status}"
     raise transforms.BadSample("crashed", detail)
+
+  def _started(self) -> "subprocess.Popen[bytes] | None":
+    with self._starting:
+      if self._child is None and not self._closed:
+        self._child = self._start()
+      return self._child
 
   def _start(self) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
@@ -141,18 +149,16 @@ class _Process:
       env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
-  def stop(self) -> None:
-    """Ends the process; whoever reads an image gets a `BadSample`."""
-    self._closed = True
-    if (child := self._child) is not None:
-      child.kill()
-      child.wait()
-
   def close(self) -> None:
-    """Ends the process, which nobody may use any more."""
-    self.stop()
-    if (child := self._child) is not None:
-      _close(child)
+    """Ends the process; whoever reads an image gets a `BadSample`."""
+    with self._starting:
+      self._closed = True
+      if (child := self._child) is not None:
+        child.kill()
+    with self._reading:
+      if (child := self._child) is not None:
+        _close(child)
+        child.wait()
 
 
 def _close(child: "subprocess.Popen[bytes]") -> None:

@@ -208,6 +208,14 @@ def test_reference_count(size, pretraining, image, caption, filtering):
   assert giga(flops.filtering(c, 35, 2)) == pytest.approx(filtering, abs=0.5)
 
 
+def test_reference_count_of_an_answer():
+  """Of three beams of nine tokens after [DEC]; a question of ten tokens."""
+  c = config.variant(
+    "base", image_size=480, vocab_size=30524, tokens=helpers.TOKENS
+  )
+  assert flops.answering(c, 10, 10, 3) / 1e9 == pytest.approx(218.81, abs=0.06)
+
+
 def test_data_sheets():
   h100 = measure.datasheet("NVIDIA H100 80GB HBM3", "bfloat16")
   assert h100 == {"tflops": 989.5, "gigabytes_per_second": 3350}

@@ -7,7 +7,8 @@
   python tools/bench.py --out bench.json --table --plot roofline.png
 
 An installed package has it as `python -m blip_jax.tools.bench`. Kinds are
-pretrain, encode, caption, samples, filter, rerank, loader, capfilt, and all.
+pretrain, encode, caption, samples, filter, rerank, answer, rank, loader,
+capfilt, and all.
 Weights and images are random, and no vocabulary is needed.
 
 `--compare hf` compares with transformers, as it is and with PyTorch's fused

@@ -25,21 +25,22 @@ def image_kv(c: model_config.BlipConfig) -> int:
 
 
 def text(
-  c: model_config.BlipConfig, length: int, crossed: bool = False, seen: int = 0
+  c: model_config.BlipConfig, length: int, crossed: int = 0, seen: int = 0
 ) -> int:
   """Of a text tower's layers.
 
   Args:
     c: sizes.
     length: tokens that are processed.
-    crossed: whether they attend to an image, whose projection is not counted.
+    crossed: tokens of the image or the question that they attend to, whose
+      projection is not counted.
     seen: tokens that each attends to; by default those of the text.
   """
   w, tokens = c.med.width, seen or length
   layer = 8 * length * w * w + 4 * length * tokens * w
   layer += 4 * length * w * c.med.mlp_dim
   if crossed:
-    layer += 4 * length * w * w + 4 * length * c.vit.num_tokens * w
+    layer += 4 * length * w * w + 4 * length * crossed * w
   return c.med.depth * layer
 
 
@@ -57,7 +58,7 @@ def pretraining(
   the momentum encoders.
   """
   vit, unimodal = image(c.vit), text(c, length)
-  pair = text(c, length, crossed=True) + image_kv(c)
+  pair = text(c, length, crossed=c.vit.num_tokens) + image_kv(c)
   projections = 2 * (c.vit.width + c.med.width) * c.embed_dim
   # One for the ITM positives, two for its negatives, one for LM.
   trained = vit + unimodal + 4 * pair + head(c, length) + projections
@@ -70,11 +71,26 @@ def pretraining(
 def captioning(c: model_config.BlipConfig, length: int, num_texts: int) -> int:
   """Of an image's captions of `length` tokens, the prompt included, in beams or
   samples that are decoded token by token."""
-  decoded = sum(
-    text(c, 1, crossed=True, seen=seen) + head(c, 1)
-    for seen in range(1, length)
-  )
+  decoded = decoding(c, length, c.vit.num_tokens)
   return image(c.vit) + image_kv(c) + num_texts * decoded
+
+
+def answering(
+  c: model_config.BlipConfig, question: int, length: int, num_texts: int
+) -> int:
+  """Of a question of some tokens about an image, and of answers of `length`
+  tokens, the first one included, that are decoded token by token."""
+  read = text(c, question, crossed=c.vit.num_tokens)
+  question_kv = c.med.depth * 4 * question * c.med.width * c.med.width
+  decoded = decoding(c, length, question)
+  return image(c.vit) + image_kv(c) + read + question_kv + num_texts * decoded
+
+
+def decoding(c: model_config.BlipConfig, length: int, crossed: int) -> int:
+  """Of a text of `length` tokens; `crossed` as for `text`."""
+  return sum(
+    text(c, 1, crossed, seen) + head(c, 1) for seen in range(1, length)
+  )
 
 
 def filtering(c: model_config.BlipConfig, length: int, num_texts: int) -> int:
@@ -84,4 +100,4 @@ def filtering(c: model_config.BlipConfig, length: int, num_texts: int) -> int:
 
 def ranking(c: model_config.BlipConfig, length: int, num_texts: int) -> int:
   """Of one of the texts that are matched with an encoded image."""
-  return text(c, length, crossed=True) + image_kv(c) // num_texts
+  return text(c, length, crossed=c.vit.num_tokens) + image_kv(c) // num_texts

@@ -51,6 +51,31 @@ def caption(setup: Setup, batch_size: int, fused: bool) -> measure.Program:
   return program(batch_size, run)
 
 
+def answer(setup: Setup, batch_size: int, fused: bool) -> measure.Program:
+  import torch
+
+  answerer = model("vqa", setup, fused)
+  pixels = images(setup, batch_size)
+  ids = torch.tensor(
+    programs.token_ids(batch_size, programs.QUESTION_LENGTH), device=device()
+  )
+  # Ours puts it there by itself.
+  ids[:, 0] = programs.BERT.enc
+
+  def run() -> Any:
+    generated = answerer.generate(
+      input_ids=ids,
+      pixel_values=pixels,
+      num_beams=programs.NUM_BEAMS,
+      max_length=programs.ANSWER_LENGTH,
+      min_length=programs.ANSWER_LENGTH,
+      do_sample=False,
+    )
+    return generated[:, None]
+
+  return program(batch_size, run)
+
+
 def filter(setup: Setup, batch_size: int, fused: bool) -> measure.Program:
   """A call for each of an image's texts, as its interface wants it."""
   import torch
@@ -101,6 +126,7 @@ def images(setup: Setup, number: int) -> Any:
 CLASSES = {
   "caption": "BlipForConditionalGeneration",
   "itm": "BlipForImageTextRetrieval",
+  "vqa": "BlipForQuestionAnswering",
 }
 
 

@@ -250,6 +250,35 @@ KINDS = {
     on_cpu=(1,),
     on_accelerator=(8,),
   ),
+  "answer": Kind(
+    f"answering, beam {programs.NUM_BEAMS}, {programs.ANSWER_LENGTH} tokens",
+    _models(
+      "answer",
+      lambda s: flops.answering(
+        s.config,
+        programs.QUESTION_LENGTH,
+        programs.ANSWER_LENGTH,
+        programs.NUM_BEAMS,
+      ),
+      ["hf"],
+    ),
+    image_size=480,
+  ),
+  "rank": Kind(
+    f"answering from a list of {programs.NUM_ANSWERS:,}",
+    _models(
+      "rank",
+      # The mean length of answers, to the nearest number.
+      lambda s: flops.answering(
+        s.config,
+        programs.QUESTION_LENGTH,
+        round(programs.answer_list()[1].mean()),
+        programs.SHORT_LIST,
+      ),
+      ["plain"],
+    ),
+    image_size=480,
+  ),
   "loader": Kind(
     "reading: decoding and resizing",
     functools.partial(_job, "loader"),

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from blip_jax.inference import scoring
 from blip_jax.models import blip, families, med
@@ -74,6 +75,32 @@ def rerank(setup: Setup, batch_size: int) -> measure.Program:
     return np.concatenate(logits).reshape(batch_size, number, 2)
 
   return measure.Program(batch_size * number, run)
+
+
+def rank(setup: Setup, batch_size: int) -> measure.Program:
+  """Reads the whole of each answer on the short list, in a batch of their own
+  with a copy of the question's states for each."""
+  every, _ = map(jnp.asarray, programs.answer_list())
+
+  def score(model, weights, states, mask):
+    apply = functools.partial(model.apply, {"params": weights})
+
+    def logits(ids, is_token, copies):
+      copied = [jnp.repeat(x, copies, axis=0) for x in (states, mask)]
+      kv = apply(copied[0], method="decoder_kv")
+      read = apply(ids, is_token, kv, encoder_mask=copied[1], method="decode")
+      return read.logits()
+
+    dec = jnp.full((len(states), 1), programs.BERT.dec)
+    first = jax.nn.softmax(logits(dec, jnp.ones_like(dec), 1)[:, 0])
+    _, index = jax.lax.top_k(first[:, every[:, 1]], programs.SHORT_LIST)
+    ids = every[index.reshape(-1)]
+    is_token = (ids != programs.BERT.pad).astype(jnp.int32)
+    predicted = logits(ids, is_token, programs.SHORT_LIST)[:, :-1]
+    nll = optax.softmax_cross_entropy_with_integer_labels(predicted, ids[:, 1:])
+    return (nll * is_token[:, 1:]).sum(axis=1).reshape(index.shape)
+
+  return programs.answering(setup, batch_size, score)
 
 
 def matcher(setup: Setup) -> Any:

@@ -9,6 +9,7 @@ scoring, so that a bare machine is enough.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from blip_jax.models import (
   med,
 )
 from blip_jax.runtime import files, sharding
+from blip_jax.tasks import answers
 
 from . import measure
 
@@ -37,6 +39,11 @@ NUM_SAMPLES = 10
 TEXT_LENGTH = 35
 TEXTS_PER_IMAGE = 2
 CANDIDATES = 128
+# "[ENC]" and a question; answers are as short as those of VQA v2: a word or two
+# of a token each, [CLS] and [SEP] not counted.
+QUESTION_LENGTH = 10
+ANSWER_LENGTH = 10
+NUM_ANSWERS, SHORT_LIST = 3000, 128
 # Captions of pre-training.
 CAPTION_LENGTH = 30
 QUEUE_SIZE = 57600
@@ -88,7 +95,7 @@ def params(family: str, setup: Setup) -> med.Params:
 def _params(family: str, setup: Setup) -> med.Params:
   init = lambda key: families.init(family, setup.config, key)
   weights = jax.jit(init)(jax.random.key(0))
-  if family == "caption":
+  if "text_decoder" in weights and family != "pretrain":
     # Larger, so that no two tokens have almost the same probability.
     weights["text_decoder"] = jax.tree.map_with_path(
       lambda path, x: 3 * x if path[-1].key in _MATRICES else x,
@@ -133,9 +140,9 @@ def caption(setup: Setup, batch_size: int) -> measure.Program:
   return captioning(model, setup, batch_size, beam_search())
 
 
-def beam_search() -> decoding.Decoding:
+def beam_search(length: int = LENGTH) -> decoding.Decoding:
   return decoding.Decoding(
-    LENGTH, LENGTH, num_beams=NUM_BEAMS, length_norm="generated"
+    length, length, num_beams=NUM_BEAMS, length_norm="generated"
   )
 
 
@@ -188,6 +195,70 @@ def _decoding_params(setup: Setup) -> med.Params:
   decoder = {"text_decoder": weights["text_decoder"]}
   prepare = jax.jit(functools.partial(generation.prepare, model))
   return {**weights, **prepare(decoder)}
+
+
+def answer(setup: Setup, batch_size: int) -> measure.Program:
+  """The token ids of answers by beam search, all of the maximal length."""
+
+  def generate(model, weights, states, mask):
+    positions = setup.config.med.max_positions
+    number = decoding.num_positions_for(ANSWER_LENGTH, positions)
+    settings = beam_search(ANSWER_LENGTH)
+    generated = answers.generate(model, weights, states, mask, settings, number)
+    return generated.ids[:, :1, :ANSWER_LENGTH]
+
+  return answering(setup, batch_size, generate)
+
+
+def rank(setup: Setup, batch_size: int) -> measure.Program:
+  """Negative log-probabilities of the answers on the short lists."""
+
+  def score(model, weights, states, mask):
+    ids, lengths = map(jnp.asarray, answer_list())
+    ranked = answers.rank(
+      model, weights, states, mask, ids, lengths, SHORT_LIST
+    )
+    return ranked.nll
+
+  return answering(setup, batch_size, score)
+
+
+def answering(
+  setup: Setup, batch_size: int, find: Callable[..., jax.Array]
+) -> measure.Program:
+  """Questions, one about each image.
+
+  Args:
+    find: (model, weights, states of the questions, mask) -> outputs.
+  """
+  model = families.build("vqa", setup.config)
+  ids = token_ids(batch_size, QUESTION_LENGTH)
+
+  def run(weights, pixels, ids):
+    apply = functools.partial(model.apply, {"params": weights})
+    image_kv = apply(apply(pixels, method="encode_image"), method="image_kv")
+    mask = jnp.ones_like(ids)
+    states = apply(ids, mask, image_kv, method="fuse")
+    return find(model, weights, states, mask)
+
+  return measure.of_function(
+    batch_size,
+    run,
+    params("vqa", setup),
+    jnp.asarray(images(setup, batch_size)),
+    jnp.asarray(ids),
+  )
+
+
+def answer_list() -> tuple[np.ndarray, np.ndarray]:
+  """Ids and lengths: [CLS], random tokens, [SEP] and padding."""
+  rng = np.random.default_rng(2)
+  lengths = np.minimum(2 + rng.geometric(0.7, NUM_ANSWERS), 8).astype(np.int32)
+  ids = rng.integers(1000, 30000, (NUM_ANSWERS, lengths.max())).astype(np.int32)
+  place, last = np.arange(ids.shape[1]), lengths[:, None] - 1
+  ids = np.where(place == last, BERT.sep, np.where(place > last, BERT.pad, ids))
+  ids[:, 0] = BERT.cls
+  return ids, lengths
 
 
 def scorer(setup: Setup) -> scoring.Scorer:

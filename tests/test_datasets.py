@@ -12,6 +12,7 @@ from pyarrow import parquet
 from blip_jax.data import (
   datasets,
   scenes,
+  specs,
   tfds,
 )
 
@@ -204,22 +205,22 @@ def test_an_unknown_spec_is_answered_with_those_supported(spec):
 def test_patterns_expand_in_order(tmp_path):
   for name in ("b-10.tar", "b-9.tar", "a-1.tar", "c.txt"):
     (tmp_path / name).touch()
-  names = [path.rpartition("/")[2] for path in datasets.expand(f"{tmp_path}/*")]
+  names = [path.rpartition("/")[2] for path in specs.expand(f"{tmp_path}/*")]
   assert names == ["a-1.tar", "b-10.tar", "b-9.tar", "c.txt"]
-  assert datasets.expand("s/{0008..0011}.tar") == [
+  assert specs.expand("s/{0008..0011}.tar") == [
     f"s/{n}.tar" for n in ("0008", "0009", "0010", "0011")
   ]
-  assert datasets.expand("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
-  assert datasets.expand("plain.tar") == ["plain.tar"]
-  assert datasets.expand("{a,b,a}") == ["a", "b"]
+  assert specs.expand("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
+  assert specs.expand("plain.tar") == ["plain.tar"]
+  assert specs.expand("{a,b,a}") == ["a", "b"]
   (tmp_path / "sub").mkdir()
   (tmp_path / "sub" / "b-9.tar").touch()
-  assert datasets.expand(f"{tmp_path}/**/b-9.tar") == [
+  assert specs.expand(f"{tmp_path}/**/b-9.tar") == [
     f"{tmp_path}/b-9.tar",
     f"{tmp_path}/sub/b-9.tar",
   ]
   with pytest.raises(ValueError, match="no such files"):
-    datasets.expand(f"{tmp_path}/*.json")
+    specs.expand(f"{tmp_path}/*.json")
 
 
 def test_rotating_splits_are_sorted(tmp_path):

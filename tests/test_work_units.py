@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from blip_jax.capfilt import work_units
-from blip_jax.data import datasets
+from blip_jax.data import datasets, specs
 from tests import jobs
 
 
@@ -56,9 +56,9 @@ def test_a_list_is_cut_into_ranges_of_rows(tmp_path):
 
 
 def test_specs_of_shards():
-  assert datasets.shard_specs("a/{0..1}.tar") == ["a/0.tar", "a/1.tar"]
-  assert datasets.shard_specs("a.parquet?caption=b") == ["a.parquet?caption=b"]
-  assert datasets.shard_specs("a.json") == []
+  assert specs.shard_specs("a/{0..1}.tar") == ["a/0.tar", "a/1.tar"]
+  assert specs.shard_specs("a.parquet?caption=b") == ["a.parquet?caption=b"]
+  assert specs.shard_specs("a.json") == []
 
 
 def test_shards_of_the_same_name_are_refused(shards, tmp_path):

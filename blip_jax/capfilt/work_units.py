@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from blip_jax.data import datasets, folders, rejects, sources
+from blip_jax.data import specs as specs_lib
 from blip_jax.runtime import files
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class WorkUnit:
 
   @property
   def _path(self) -> str:
-    return datasets.path_of(_rows_of(self.spec, "")[0])
+    return specs_lib.path_of(_rows_of(self.spec, "")[0])
 
   def _stat(self) -> files.Stat | None:
     return files.stat(self._path) if files.is_file(self._path) else None
@@ -206,16 +207,16 @@ def find(
     )
   work_units = []
   for spec in filter(None, specs):
-    shards = datasets.shard_specs(spec)
+    shards = specs_lib.shard_specs(spec)
     for shard in shards:
-      stem = os.path.splitext(os.path.basename(datasets.path_of(shard)))[0]
+      stem = os.path.splitext(os.path.basename(specs_lib.path_of(shard)))[0]
       name = files.shortened(files.printable(stem))
       work_units.append(WorkUnit(name, shard, image_root, with_texts))
     if not shards:
       images = _ImagesWithTexts(spec, image_root, with_texts)
       images.warn_of_unlisted()
       num_rows = len(images)
-      stem = os.path.basename(os.path.normpath(datasets.path_of(spec)))
+      stem = os.path.basename(os.path.normpath(specs_lib.path_of(spec)))
       stem = files.shortened(re.sub(r"[^\w.-]+", "-", stem))
       for start in range(0, num_rows, work_unit_rows):
         name = f"{stem}-{start // work_unit_rows:05d}"
@@ -247,7 +248,7 @@ def _rows_of(spec: str, image_root: str) -> tuple[str, str]:
 
   If a folder has a table, these are the rows of the table, and not the files.
   """
-  folder = datasets.path_of(spec)
+  folder = specs_lib.path_of(spec)
   table = folders.metadata(folder) if files.is_folder(folder) else None
   if table is None:
     return spec, image_root
@@ -258,9 +259,9 @@ class _ImagesWithTexts:
   """All images of a source, each with a list of its texts, maybe empty."""
 
   def __init__(self, spec: str, image_root: str, with_texts: bool):
-    self._folder = datasets.path_of(spec)
+    self._folder = specs_lib.path_of(spec)
     spec, image_root = _rows_of(spec, image_root)
-    self._table = datasets.path_of(spec)
+    self._table = specs_lib.path_of(spec)
     self._captioned = None
     if with_texts:
       self._captioned = datasets.open_source(spec, image_root)

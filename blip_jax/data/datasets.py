@@ -1,11 +1,6 @@
 """From a source's spec, a line in a config, to the source."""
 
-import ast
-import inspect
-import itertools
 import os
-import re
-import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,11 +15,12 @@ from blip_jax.data import (
   schema,
   shards,
   sources,
+  specs,
   tables,
   tfds,
   token_file,
 )
-from blip_jax.runtime import files, trees
+from blip_jax.runtime import files
 
 UNDERSTOOD = """
   path/annotations.json    a list of {image | url, caption, image_id?}
@@ -108,8 +104,8 @@ def open_questions(spec: str, image_root: str = "") -> Any:
   """
   kind, _, rest = spec.partition(":")
   if kind == "scenes":
-    split, query = _split_query(rest)
-    options = _options(query, scenes.Scenes)
+    split, query = specs.split_query(rest)
+    options = specs.options(query, scenes.Scenes)
     return scenes.Scenes(
       split, with_captions=False, with_questions=True, **options
     )
@@ -131,8 +127,8 @@ def open_statements(spec: str, image_root: str = "") -> Any:
   """
   kind, _, rest = spec.partition(":")
   if kind == "scenes":
-    split, query = _split_query(rest)
-    return scenes.Statements(split, **_options(query, scenes.Statements))
+    split, query = specs.split_query(rest)
+    return scenes.Statements(split, **specs.options(query, scenes.Statements))
   return _open_texts(spec, image_root, "statements", _table_rows)
 
 
@@ -152,8 +148,8 @@ def open_dialogs(spec: str, image_root: str = "") -> Any:
   """
   kind, _, rest = spec.partition(":")
   if kind == "scenes":
-    split, query = _split_query(rest)
-    return scenes.Dialogs(split, **_options(query, scenes.Dialogs))
+    split, query = specs.split_query(rest)
+    return scenes.Dialogs(split, **specs.options(query, scenes.Dialogs))
   return _open_texts(spec, image_root, "dialogs", _dialog_rows)
 
 
@@ -168,7 +164,7 @@ def _open_texts(
   Args:
     rows_of: path -> the class that reads such a file; None if there is none.
   """
-  path, query = _split_query(spec)
+  path, query = specs.split_query(spec)
   if files.is_folder(path) and (table := folders.metadata(path)):
     path, image_root = table, path
   rows = rows_of(path)
@@ -184,7 +180,7 @@ def _open_texts(
     image_root=image_root,
     with_captions=False,
     **{f"with_{what}": True},
-    **_options(query, rows),
+    **specs.options(query, rows),
   )
 
 
@@ -242,16 +238,16 @@ def open_images(
   Raises:
     ValueError: as for `open_source`, or there are no images.
   """
-  path, query = _split_query(spec)
+  path, query = specs.split_query(spec)
   if files.is_folder(path):
-    if _all_kept(query, keep):
+    if specs.all_kept(query, keep):
       return _open_folder(path, query, keep, with_captions=False)
-    options = _options(query, folders.Images)
+    options = specs.options(query, folders.Images)
     return folders.Images(path, folders.listing(path), **options)
   source = _open(spec, image_root, keep, with_captions=False)
   if source is not None:
     return source
-  expanded = expand(spec)
+  expanded = specs.expand(spec)
   paths = sorted(path for path in expanded if folders.is_image(path))
   if not paths:
     there = any(map(files.exists, expanded))
@@ -267,7 +263,9 @@ def open_images(
 
 def _advice(spec: str) -> str:
   """Returns what helps where a spec describes no source, or ""."""
-  if path_of(spec).lower().endswith((".gz", ".bz2", ".xz", ".zst", ".zip")):
+  if (
+    specs.path_of(spec).lower().endswith((".gz", ".bz2", ".xz", ".zst", ".zip"))
+  ):
     return " Decompress it first: rows are read one by one, in any order."
   return ""
 
@@ -296,13 +294,13 @@ def _open(
   if kind == "scenes":
     return _open_scenes(rest, keep, with_captions)
   if kind == "tfds":
-    address, query = _split_query(rest)
+    address, query = specs.split_query(rest)
     name, _, split = address.rpartition(":")
     if not name:
       raise ValueError(f"{spec!r}: expected tfds:NAME:SPLIT.")
-    options = _options(query, tfds.Tfds, keep)
+    options = specs.options(query, tfds.Tfds, keep)
     return tfds.Tfds(name, split, with_captions=with_captions, **options)
-  path, query = _split_query(spec)
+  path, query = specs.split_query(spec)
   if files.is_folder(path):
     return _open_folder(path, query, keep, with_captions)
   return _open_rows(path, query, image_root, keep, with_captions, needs_image)
@@ -322,38 +320,40 @@ def _open_rows(
     "with_captions": with_captions,
   }
   if path.lower().endswith((".token", ".token.txt")):
-    given |= _options(query, token_file.TokenFile, keep)
+    given |= specs.options(query, token_file.TokenFile, keep)
     return token_file.TokenFile(path, **given)
   match os.path.splitext(path)[1].lower():
     case ".json" if files.is_file(path) and json_index.is_object(path):
-      given |= _options(query, json_datasets.JsonDataset, keep)
+      given |= specs.options(query, json_datasets.JsonDataset, keep)
       given |= {"needs_image": needs_image}
       return json_datasets.JsonDataset(path, **given)
     case ".json" | ".jsonl":
-      given |= _options(query, annotations.Annotations, keep)
+      given |= specs.options(query, annotations.Annotations, keep)
       given |= {"needs_image": needs_image}
       return annotations.Annotations(path, **given)
     case ".csv" | ".tsv":
-      given |= _options(query, tables.Csv, keep)
+      given |= specs.options(query, tables.Csv, keep)
       return tables.Csv(path, **given, needs_image=needs_image)
     case ".parquet":
       # Needs an extra of the package.
       from blip_jax.data import parquet
 
-      given |= _options(query, parquet.Parquet, keep)
-      return parquet.Parquet(expand(path), **given, needs_image=needs_image)
+      given |= specs.options(query, parquet.Parquet, keep)
+      return parquet.Parquet(
+        specs.expand(path), **given, needs_image=needs_image
+      )
     case ".tar":
-      options = _options(query, shards.TarShards, keep)
-      return shards.TarShards(expand(path), with_captions, **options)
+      options = specs.options(query, shards.TarShards, keep)
+      return shards.TarShards(specs.expand(path), with_captions, **options)
   return None
 
 
 def _open_scenes(
   address: str, keep: Sequence[str], with_captions: bool
 ) -> scenes.Scenes:
-  split, query = _split_query(address)
-  kept = schema.kept_names(_all_kept(query, keep))
-  options = _options(_without_keep(query), scenes.Scenes)
+  split, query = specs.split_query(address)
+  kept = schema.kept_names(specs.all_kept(query, keep))
+  options = specs.options(specs.without_keep(query), scenes.Scenes)
   source = scenes.Scenes(split, with_captions=with_captions, **options)
   if kept:  # records have these keys with and without `keep`
     schema.check_kept(kept, source[0].keys(), f"scenes:{split}")
@@ -368,8 +368,8 @@ def _open_folder(
     images = _open_rows(table, query, folder, keep, with_captions=False)
     folders.warn_of_unlisted(folder, table, images)
     return _open_rows(table, query, folder, keep, with_captions)
-  _refuse_kept(folder, _all_kept(query, keep))
-  options = _options(query, folders.CaptionedImages)
+  _refuse_kept(folder, specs.all_kept(query, keep))
+  options = specs.options(query, folders.CaptionedImages)
   return folders.CaptionedImages(folder, **options)
 
 
@@ -390,119 +390,6 @@ def open_rotation(
   The paper splits LAION this way. The order is that of the sorted names, the
   same on every host: BLIP lists the folder unsorted, so hosts may disagree.
   """
-  path, query = _split_query(pattern)
+  path, query = specs.split_query(pattern)
   suffix = f"?{query}" if query else ""
-  return [open_source(p + suffix, image_root, keep) for p in expand(path)]
-
-
-def shard_specs(spec: str) -> list[str]:
-  """Returns the specs of the files that `spec` stands for, each a source.
-
-  Only tar shards and Parquet files are split; for others the list is empty.
-  """
-  path, query = _split_query(spec)
-  if os.path.splitext(path)[1].lower() not in (".tar", ".parquet"):
-    return []
-  suffix = f"?{query}" if query else ""
-  return [shard + suffix for shard in expand(path)]
-
-
-def path_of(spec: str) -> str:
-  """Returns a spec without its options: for a single file, its path."""
-  return _split_query(spec)[0]
-
-
-def expand(pattern: str) -> list[str]:
-  """Returns the paths that match a pattern with {a,b}, {00..99}, * or **.
-
-  A path that matches several alternatives is returned once.
-
-  Raises:
-    ValueError: a pattern with `*`, `?` or `[` matches no file.
-  """
-  paths = []
-  for path in _braces(pattern):
-    matches = trees.glob(path) if files.has_magic(path) else [path]
-    if not matches:
-      raise ValueError(f"{path}: no such files.")
-    paths.extend(matches)
-  return list(dict.fromkeys(paths))
-
-
-def _braces(pattern: str) -> list[str]:
-  pieces = re.split(r"\{([^{}]*)\}", pattern)
-  # Text and contents of braces alternate.
-  choices = [_choices(p) if i % 2 else [p] for i, p in enumerate(pieces)]
-  return ["".join(path) for path in itertools.product(*choices)]
-
-
-def _choices(braces: str) -> list[str]:
-  numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces)
-  if not numbers:
-    return braces.split(",")
-  first, last = numbers.groups()
-  return [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-
-
-def _split_query(spec: str) -> tuple[str, str]:
-  """Splits "address?key=value&..."; in a pattern "?" matches a letter."""
-  address, _, query = spec.rpartition("?")
-  return (address, query) if "=" in query else (spec, "")
-
-
-# Arguments of sources that a spec cannot set.
-_INTERNAL = (
-  *("image_root", "with_captions", "needs_image"),
-  *("with_questions", "with_statements", "with_dialogs"),
-)
-
-
-def _options(
-  query: str, target: Callable, keep: Sequence[str] = ()
-) -> dict[str, Any]:
-  """Parses "key=value&..."; keys must be options of `target`.
-
-  Args:
-    keep: columns to keep in addition to those of the query.
-  """
-  parameters = {
-    name: parameter
-    for name, parameter in inspect.signature(target).parameters.items()
-    if parameter.default is not parameter.empty and name not in _INTERNAL
-  }
-  options = {}
-  for key, value in _pairs(query):
-    if key not in parameters:
-      raise ValueError(
-        f"?{query}: no option {key!r}; there are {list(parameters)}."
-      )
-    is_text = parameters[key].annotation in (str, str | None)
-    options[key] = value if is_text else _literal(value)
-  kept = _all_kept(query, keep)
-  return options | {"keep": kept} if kept else options
-
-
-def _pairs(query: str) -> list[tuple[str, str]]:
-  # A plus is a plus, as in ?delimiter=+; only forms on the web mean a space.
-  query = query.replace("+", "%2B")
-  return urllib.parse.parse_qsl(query, strict_parsing=bool(query))
-
-
-def _all_kept(query: str, keep: Sequence[str]) -> tuple[str, ...]:
-  """Returns the columns to keep: the argument's, then the query's."""
-  named = [value for key, value in _pairs(query) if key == "keep"]
-  # Refuses a text, whose letters would become columns.
-  given = schema.kept_names(keep)
-  return (*given, *(name for value in named for name in value.split(",")))
-
-
-def _without_keep(query: str) -> str:
-  pairs = [pair for pair in _pairs(query) if pair[0] != "keep"]
-  return urllib.parse.urlencode(pairs)
-
-
-def _literal(text: str) -> Any:
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):  # a word: the value is the text itself
-    return text
+  return [open_source(p + suffix, image_root, keep) for p in specs.expand(path)]

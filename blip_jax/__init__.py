@@ -24,6 +24,7 @@ if TYPE_CHECKING:
   from blip_jax.inference.loading import load
   from blip_jax.inference.matching import HiddenStates, Match
   from blip_jax.inference.model import Model
+  from blip_jax.inference.pipelines import pipeline
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
   "Model",
   "__version__",
   "load",
+  "pipeline",
 ]
 
 # Name -> module, imported when first used: processes that only load data import
@@ -55,6 +57,7 @@ _MODULES = {
   "Match": "blip_jax.inference.matching",
   "Model": "blip_jax.inference.model",
   "load": "blip_jax.inference.loading",
+  "pipeline": "blip_jax.inference.pipelines",
 }
 
 

@@ -117,6 +117,7 @@ PRINTED = {
   "abstain_below=0.5": {r"^other: ": 4},
   "videos/0.mp4": {r"\(\d\.\d\d\)$": 2, r"^video: ": 2},
   "model.choose(": {r"^0\.\d\d\d (left|right|top|bottom)$": 4},
+  "generated_text": {r"^\[\{'generated_text': ": 1, r"^\[\[\{'generated": 1},
   "found.prob": {r"^(True|False) 0\.\d\d$": 2},
   "score_vqa": {r"^overall +\d+\.\d\d +\d+\.\d\d$": 1},
   "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},
@@ -220,6 +221,7 @@ def test_commands_and_programs(text, user_dir):
 def program_words(text):
   for name, stand_in in STAND_INS.items():
     text = text.replace(f'load("{name}")', f'load("{stand_in}")')
+    text = text.replace(f'model="{name}"', f'model="{stand_in}"')
   return [sys.executable, "-c", text]
 
 

@@ -17,6 +17,7 @@ from blip_jax.inference import (
   images,
   loading,
   matching,
+  pipelines,
 )
 from blip_jax.inference import model as model_lib
 
@@ -32,6 +33,7 @@ PUBLIC = {
   "Match": matching.Match,
   "Model": model_lib.Model,
   "load": loading.load,
+  "pipeline": pipelines.pipeline,
 }
 
 
@@ -80,7 +82,7 @@ def test_help_of_the_package_lists_what_it_offers():
 
 
 def test_public_classes_and_methods_are_documented():
-  for name in sorted(PUBLIC.keys() - {"Image", "load"}):
+  for name in sorted(PUBLIC.keys() - {"Image", "load", "pipeline"}):
     public = getattr(blip_jax, name)
     assert "Attributes:" in inspect.getdoc(public)
     # Of a dataclass, the generated one is its signature.
@@ -91,6 +93,7 @@ def test_public_classes_and_methods_are_documented():
         assert text, method
   for function in (
     loading.load,
+    pipelines.pipeline,
     model_lib.Model.caption,
     model_lib.Model.captioner,
     model_lib.Model.match,

@@ -9,6 +9,8 @@ frames, N image tokens, L text length, D width, C joint embedding, V vocabulary,
 P positions of the cache.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -48,7 +50,7 @@ class Blip(nn.Module):
     """
     frames = image.reshape(-1, *image.shape[-3:])
     tokens = self.visual_encoder(frames, deterministic)
-    return tokens.reshape(len(image), -1, tokens.shape[-1])
+    return tokens.reshape(image.shape[0], -1, tokens.shape[-1])
 
   def encode_text(
     self,
@@ -177,7 +179,7 @@ class Blip(nn.Module):
     return self.text_decoder.predict(hidden)
 
   def init_cache(
-    self, num_images: int, max_length: int, num_texts: int = 1
+    self, num_images: Any, max_length: int, num_texts: int = 1
   ) -> med.Cache:
     """An empty cache of `max_length` positions; see `med.Med.init_cache`."""
     return self.text_decoder.init_cache(num_images, max_length, num_texts)

@@ -192,7 +192,7 @@ def process(
 
 
 def _penalise_repetition(scores, ids, position, penalty):
-  rows = jnp.arange(len(ids))[:, None]
+  rows = jnp.arange(ids.shape[0])[:, None]
   penalised = jnp.take_along_axis(scores, ids, axis=-1)
   penalised = jnp.where(penalised < 0, penalised * penalty, penalised / penalty)
   # Positions after the text point at a column that does not exist, which
@@ -215,7 +215,7 @@ def _ban_repeated_ngrams(scores, ids, position, n):
   # position 0, and JAX moves it to position 0.
   same &= ((starts + n - 1)[None] < position) & (position >= n - 1)
   column = jnp.where(same, ids[:, n - 1 :], scores.shape[-1])
-  rows = jnp.arange(len(ids))[:, None]
+  rows = jnp.arange(ids.shape[0])[:, None]
   return scores.at[rows, column].set(-jnp.inf, mode="drop")
 
 

@@ -96,7 +96,7 @@ def _working(kind: str, device: Any, dtype: str) -> str:
 
 
 def _cudnn(query: Heads, key: Heads, value: Heads, length: int) -> Heads:
-  lengths = jnp.full(len(key), length, jnp.int32)
+  lengths = jnp.full(key.shape[0], length, jnp.int32)
   return jax.nn.dot_product_attention(
     query, key, value, key_value_seq_lengths=lengths, implementation="cudnn"
   )

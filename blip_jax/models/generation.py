@@ -97,7 +97,7 @@ def generate(
       f"vocabulary, found {settings.num_beams}"
     )
   decoder = stepwise(model, params, states, encoder_mask)
-  num_images, tokens = len(states), model.config.med.tokens
+  num_images, tokens = states.shape[0], model.config.med.tokens
   texts_per_image = max(settings.num_beams, settings.num_return_sequences)
   cache = decoder.init_cache(num_positions, texts_per_image)
   # The texts of an image share the prompt, which is decoded once.
@@ -161,7 +161,7 @@ def stepwise(
     return apply(ids, cache, encoder_kv, encoder_mask, matrix, method="extend")
 
   def init_cache(num_positions: int, texts_per_image: int) -> Any:
-    shape = len(states), num_positions, texts_per_image
+    shape = states.shape[0], num_positions, texts_per_image
     return apply(*shape, method="init_cache")
 
   return Stepwise(extend, init_cache)
@@ -179,7 +179,7 @@ def _cast_dense(params: Any, dtype: str) -> Any:
 
 
 def _pad_mask(
-  mask: Int[Array, "I N"] | None, shape: tuple[int, ...], stored: Any
+  mask: Int[Array, "I N"] | None, shape: tuple[Any, ...], stored: Any
 ) -> Int[Array, "I P"] | None:
   """Extends the mask of states to the padded length of keys and values.
 
@@ -219,8 +219,8 @@ class _Generator(NamedTuple):
     ids, logits = _repeat((ids, logits), num_texts)
     position = jnp.int32(self.prompt_length)
     log_probs = jnp.zeros(ids.shape, jnp.float32)
-    done = jnp.zeros(len(ids), bool)
-    length = jnp.full(len(ids), self.prompt_length)
+    done = jnp.zeros(ids.shape[0], bool)
+    length = jnp.full(ids.shape[0], self.prompt_length)
 
     def append_token(texts, logits):
       ids, log_probs, done, length, position = texts
@@ -403,7 +403,7 @@ def _best(scores, number):
     number: how many for each image.
   """
   beam_scores, tokens = jax.lax.top_k(scores, number)
-  flat = lambda x: x.reshape(len(x), -1)
+  flat = lambda x: x.reshape(x.shape[0], -1)
   total, index = jax.lax.top_k(flat(beam_scores), number)
   return total, index // number, _select(flat(tokens), index)
 

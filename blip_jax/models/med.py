@@ -194,7 +194,7 @@ class Med(nn.Module):
     """
     length = input_ids.shape[1]
     positions = cache.length + jnp.arange(length)
-    texts_per_image = len(input_ids) // len(cache.ancestors)
+    texts_per_image = input_ids.shape[0] // cache.ancestors.shape[0]
     cache = _add_positions(cache, texts_per_image, length)
     bias = _cache_bias(cache, texts_per_image, positions)
     x = self._embed(input_ids, positions, deterministic=True)
@@ -215,12 +215,12 @@ class Med(nn.Module):
     return x, Cache(tuple(kv), cache.ancestors, cache.length + length)
 
   def init_cache(
-    self, num_images: int, max_length: int, num_texts: int = 1
+    self, num_images: Any, max_length: int, num_texts: int = 1
   ) -> Cache:
     """An empty cache for `num_texts` texts of each image.
 
     Args:
-      num_images: I.
+      num_images: I; a symbol in an exported program.
       max_length: P, the most tokens that it can hold.
       num_texts: m.
     """
@@ -322,7 +322,7 @@ class Layer(nn.Module):
   def start(self, states):
     """Uses all parameters, so that `init` creates them."""
     kv = self.encoder_kv(states)
-    batch = len(jax.tree.leaves(kv)[0])
+    batch = jax.tree.leaves(kv)[0].shape[0]
     x = jnp.zeros((batch, 1, self.config.width))
     return self(x, None, kv, None, None, None, True)
 
@@ -436,9 +436,8 @@ def _cache_bias(
 ) -> Float[Array, "I 1 Q N"]:
   """Masks the tokens of other texts, and tokens after `positions`."""
   num_images, num_texts, num_positions = cache.ancestors.shape
-  is_ancestor = jax.nn.one_hot(
-    cache.ancestors[:, :texts_per_image], num_texts, dtype=bool
-  )
+  ancestors = cache.ancestors[:, :texts_per_image, :, None]
+  is_ancestor = ancestors == jnp.arange(num_texts)[None, None, None]
   causal = jnp.arange(num_positions)[None] <= positions[:, None]
   visible = is_ancestor[:, :, None] & causal[None, None, :, :, None]
   bias = jnp.where(visible, 0.0, -10000.0)
@@ -447,7 +446,7 @@ def _cache_bias(
 
 def _append(cache, new, position):
   """Stores new keys or values, [B, L, H, d], from `position` on."""
-  new = new.reshape(len(cache), -1, *new.shape[1:]).transpose(0, 3, 2, 1, 4)
+  new = new.reshape(cache.shape[0], -1, *new.shape[1:]).transpose(0, 3, 2, 1, 4)
   return jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis=2)
 
 

@@ -69,7 +69,7 @@ class ViT(nn.Module):
     drops = None
     if not deterministic and c.drop_path > 0:
       rates = jnp.linspace(0, c.drop_path, c.depth)
-      shape = c.depth, 2, len(x)
+      shape = c.depth, 2, x.shape[0]
       keep = jax.random.bernoulli(
         self.make_rng("dropout"), 1 - rates[:, None, None], shape
       )

@@ -90,7 +90,7 @@ def rank(
     answer_lengths: tokens of each answer without padding, at least 3.
     k: answers on the short list, at most M.
   """
-  num_questions, length = len(states), answer_ids.shape[1]
+  num_questions, length = states.shape[0], answer_ids.shape[1]
   at_once = min(k, AT_ONCE)
   decoder = generation.stepwise(model, params, states, question_mask)
   cache = decoder.init_cache(length, at_once)

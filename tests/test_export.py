@@ -1,0 +1,147 @@
+"""Exported programs: the same outputs from the file alone."""
+
+import json
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from blip_jax.tools import export
+
+import blip_jax
+from blip_jax.export import artifacts, outside, programs
+from tests import helpers
+
+NAMES = ("blip_decoder", "blip_vqa", "blip_retrieval", "blip_nlvr")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("models")
+  return {name: helpers.write_golden(name, folder / name) for name in NAMES}
+
+
+def pixels_of(image, side):
+  """As the sidecar says: resized, and nothing more."""
+  return np.asarray(
+    image.resize((side, side), PIL.Image.Resampling.BICUBIC), np.uint8
+  )
+
+
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_captions_of_an_exported_model(models, tmp_path, capsys, format):
+  """Beam search included, from an image to the words of the vocabulary."""
+  out = tmp_path / "out"
+  words = [models["blip_decoder"], str(out), "--format", format]
+  words += ["--programs", "caption", "--num-beams", "2", "--max-length", "9"]
+  assert export.main(words) == 0
+  printed = capsys.readouterr().out
+  assert "caption: largest differences" in printed and str(out) in printed
+  said = json.loads((out / "caption.json").read_text())
+  assert said["differences"]["ids"] == 0
+  assert said["differences"]["scores"] < 1e-5
+  assert said["generation"]["num_beams"] == 2
+  (shape,) = (each["shape"] for each in said["inputs"].values())
+  assert shape == ["batch" if format == "stablehlo" else 1, 32, 32, 3]
+
+  image = PIL.Image.fromarray(
+    np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+  )
+  np.savez(tmp_path / "inputs.npz", pixels_of(image, shape[1])[None])
+  outside.main(format, str(out / f"caption.{format}"), str(tmp_path))
+  with np.load(tmp_path / "outputs.npz") as found:
+    ids = found["arr_0"][0, 0].tolist()
+  vocabulary = (out / "vocab.txt").read_text().splitlines()
+  model = blip_jax.load(models["blip_decoder"])
+  (caption,) = model.caption(image, num_beams=2, max_length=9)
+  tokens = [vocabulary[id] for id in ids if id < len(vocabulary)]
+  assert all(token in tokens for token in caption.tokens)
+
+
+@pytest.mark.parametrize(
+  "format, name, expected",
+  [
+    ("stablehlo", "blip_vqa", {"encode", "answer"}),
+    ("stablehlo", "blip_retrieval", {"encode", "match"}),
+    pytest.param(
+      *("onnx", "blip_vqa", {"encode", "answer"}), marks=pytest.mark.slow
+    ),
+    pytest.param(
+      *("onnx", "blip_retrieval", {"encode", "match"}), marks=pytest.mark.slow
+    ),
+  ],
+)
+def test_programs_of_the_other_families(
+  models, tmp_path, format, name, expected
+):
+  out = tmp_path / "out"
+  assert export.main([models[name], str(out), "--format", format]) == 0
+  assert {path.stem for path in out.glob(f"*.{format}")} == expected
+  for name in expected:
+    said = json.loads((out / f"{name}.json").read_text())
+    assert max(said["differences"].values()) < 1e-4
+    assert said["preprocessing"] and said["versions"]["jax"]
+
+
+def test_matches_are_those_of_the_model(models, tmp_path):
+  """The programs compare themselves with functions of their own."""
+  model = blip_jax.load(models["blip_retrieval"])
+  (program,) = programs.programs_of(model, ["match"])
+  image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+  text = "two red circles"
+  tokens = model.matcher.tokens(text)
+  length = program.inputs["input_ids"][0][0]
+  pad = lambda x: np.pad(x, ((0, 0), (0, length - x.shape[1])))
+  prob, cosine, *_ = jax.jit(program.function)(
+    image[None], pad(tokens.input_ids), pad(tokens.attention_mask)
+  )
+  match = model.match(image, text)
+  assert float(prob[0]) == pytest.approx(float(match.itm_prob[0, 0]), abs=1e-5)
+  assert float(cosine[0]) == pytest.approx(
+    float(match.itc_cosine[0, 0]), abs=1e-5
+  )
+
+
+def test_what_differs_is_not_written(models, tmp_path, monkeypatch):
+  model = blip_jax.load(models["blip_decoder"])
+  chosen = programs.programs_of(model, ["encode"])
+
+  def wrong(path, format, inputs):
+    return [np.asarray(x) + 1 for x in jax.jit(chosen[0].function)(*inputs)]
+
+  monkeypatch.setattr(artifacts, "_run_elsewhere", wrong)
+  with pytest.raises(ValueError, match=r"encode: outputs differ.*image_tokens"):
+    artifacts.write(model, chosen, tmp_path / "out", "stablehlo", 1)
+  assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+  "words, expected",
+  [
+    (["blip_nlvr", "--format", "stablehlo"], "no such program"),
+    (
+      ["blip_decoder", "--format", "stablehlo", "--programs", "match"],
+      "'match'",
+    ),
+    (["blip_decoder", "--format", "onnx", "--batch-size", "0"], "found 0"),
+    (["blip_decoder", "--format", "stablehlo", "--num-beams", "0"], "num_beam"),
+  ],
+)
+def test_mistakes(models, tmp_path, capsys, words, expected):
+  name, *flags = words
+  assert export.main([models[name], str(tmp_path / "out"), *flags]) == 1
+  assert expected in capsys.readouterr().err
+  assert not [*tmp_path.iterdir()]
+
+
+def test_an_existing_folder_is_left_as_it_is(models, tmp_path, capsys):
+  words = [models["blip_decoder"], str(tmp_path), "--format", "stablehlo"]
+  assert export.main([*words, "--programs", "encode"]) == 1
+  assert "exists already" in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_named(models, tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, "jax2onnx", None)
+  words = [models["blip_decoder"], str(tmp_path / "out"), "--format", "onnx"]
+  assert export.main(words) == 1
+  assert "pip install -e '.[onnx]'" in capsys.readouterr().err

@@ -24,7 +24,8 @@ PAIR = ("image_0", "image_1")
 IDENTIFIER = "identifier"
 _DIRECTORY = "directory"
 _LABEL = "label"
-_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_TRUTH = dict.fromkeys(("true", "1", "1.0"), True)
+_TRUTH |= dict.fromkeys(("false", "0", "0.0"), False)
 _NLVR2 = re.compile(r"(([a-z]+\d?-\d+)-\d+)-(\d+)")
 
 
@@ -54,11 +55,10 @@ def record(row: Mapping[str, Any], id: str, where: str) -> sources.Record:
   if not isinstance(statement, str) or not statement.strip():
     detail = f"{where}: expected a statement, found {statement!r:.200}"
     raise sources.BadRow(id, "missing_statement", detail)
-  identifier = row.get(IDENTIFIER)
-  identified = isinstance(identifier, (int, str)) and identifier != ""
+  identifier = sources.first_id(row, [IDENTIFIER])
   values: sources.Record = {
     "statement": statement,
-    "statement_id": str(identifier) if identified else id,
+    "statement_id": id if identifier is None else str(identifier),
     "group": _group(identifier, statement),
   }
   label = row.get(_LABEL)

@@ -193,7 +193,7 @@ class Answers:
     truth = {
       id: vqa_accuracy.Question(
         record["answers"],
-        str(record.get("answer_type", "")),
+        record.get("answer_type", ""),
         questions.question_type(record),
       )
       for id, (record, _) in answered.items()

@@ -24,8 +24,7 @@ PAIR = ("image_0", "image_1")
 IDENTIFIER = "identifier"
 _DIRECTORY = "directory"
 _LABEL = "label"
-_TRUTH = dict.fromkeys(("true", "1", "1.0"), True)
-_TRUTH |= dict.fromkeys(("false", "0", "0.0"), False)
+_TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 _NLVR2 = re.compile(r"(([a-z]+\d?-\d+)-\d+)-(\d+)")
 
 
@@ -117,10 +116,10 @@ def _group(identifier: Any, statement: str) -> str:
 
 def _truth(label: Any, id: str, where: str) -> bool:
   """Whether a label, such as "True", "false", 1 or False, says true."""
-  truth = _TRUTH.get(str(label).strip().lower())
-  if truth is None:
+  said = str(label).strip().lower()
+  if said not in (*_TRUE, *_FALSE):
     detail = (
       f"{where}: {_LABEL!r}: expected true or false, found {label!r:.200}"
     )
     raise sources.BadRow(id, "broken_row", detail)
-  return truth
+  return said in _TRUE

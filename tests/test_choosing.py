@@ -132,10 +132,13 @@ def test_a_dialog_without_its_image_is_skipped(model, caplog):
   [
     (dict(candidates=[]), r"dialog 1: candidates: expected a list of texts"),
     (dict(candidates="yes"), "candidates: expected a list of texts, .*'yes'"),
+    (dict(candidates=None), "candidates: expected a list of texts, .*None"),
     (dict(candidates=["yes", 3]), "dialog 1: expected texts, found 3"),
     (dict(question=" "), "dialog 1: expected a question"),
     (dict(question=3), "dialog 1: expected texts, found 3"),
     (dict(history=["is it?"]), "history: expected pairs of a question and"),
+    (dict(history=None), "history: expected pairs of .*, found None"),
+    (dict(history=[None]), "history: expected pairs of a question and"),
     (dict(caption="..."), "question .*: empty_caption"),
     (dict(candidates=["yes " * 300]), "a candidate has .*expected at most"),
   ],

@@ -61,6 +61,7 @@ def test_types_are_single_lines_of_utf_8():
   [
     (dict(question=" "), "x: row 0: expected a question"),
     (dict(question=None), "expected a question, found None"),
+    (dict(question="\ud800?"), r"expected a question, found '\\ud800\?'"),
     (dict(answer=[["red"]]), r"'answer': expected texts, found \['red'\]"),
     (dict(answer="red", weight="much"), "'weight': expected 0 to 1000000"),
     (dict(answer="red", weight=-1), "'weight': expected 0 to 1000000"),

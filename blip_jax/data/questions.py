@@ -52,10 +52,11 @@ def record(row: Mapping[str, Any], id: str, where: str) -> sources.Record:
   """Returns what a record has of the row's question.
 
   Raises:
-    BadRow: there is no question, or an answer or a weight of another type.
+    BadRow: there is no question in UTF-8, or an answer or a weight of another
+      type.
   """
   question = row.get(QUESTION)
-  if not isinstance(question, str) or not question.strip():
+  if not sources.is_text(question) or not question.strip():
     detail = f"{where}: expected a question, found {question!r:.200}"
     raise sources.BadRow(id, "missing_question", detail)
   found = sources.first_id(row, IDS)

@@ -8,7 +8,6 @@ The record of a row has, besides the image,
   weights      a number for each of the answers; absent if they are equal
   row_weight   a number, by which all weights are multiplied
   answer_type, question_type    as `types` returns them; absent if not known
-  choices      what the file has under this name
 """
 
 import collections
@@ -30,7 +29,6 @@ QUESTION = "question"
 IDS = ("question_id", "questionId")
 ANSWERS = ("answers", "answer", "direct_answers")
 WEIGHT = "weight"
-_CHOICES = "choices"
 # Accuracies on questions that have no type are published by their first word.
 _WORDS = ("what", "who", "how", "when", "where", "which", "why")
 # As in the original, whose files name the data set of a row: an answer of
@@ -78,8 +76,6 @@ def record(row: Mapping[str, Any], id: str, where: str) -> sources.Record:
     values["weights"] = weight
   else:
     values["row_weight"] = weight
-  if row.get(_CHOICES):
-    values[_CHOICES] = row[_CHOICES]
   return values | {name: type for name, type in types(row).items() if type}
 
 

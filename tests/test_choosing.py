@@ -127,6 +127,17 @@ def test_a_dialog_without_its_image_is_skipped(model, caplog):
     model.choose(dialogs)
 
 
+def test_a_video_in_place_of_an_image_gets_no_advice_that_does_not_help(
+  model, tmp_path
+):
+  """`choose` takes no videos."""
+  path = tmp_path / "a.mp4"
+  path.write_bytes(b"video")
+  with pytest.raises(ValueError, match="not_an_image") as caught:
+    model.choose(choosing.Dialog(str(path), "why?", ["a"]))
+  assert "num_frames" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
   "change, message",
   [

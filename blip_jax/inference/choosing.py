@@ -76,6 +76,7 @@ class DialogReader(images_lib.ImageReader):
   """Reads the image of a dialog; see `images.ImageReader`."""
 
   what: ClassVar[str] = "dialog"
+  takes_videos: ClassVar[bool] = False
 
   def __call__(self, image: object) -> UInt8[np.ndarray, "..."]:
     assert isinstance(image, Dialog)

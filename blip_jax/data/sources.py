@@ -27,7 +27,7 @@ import re
 import urllib.parse
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from absl import logging
@@ -321,7 +321,7 @@ def first_id(row: Mapping[str, Any], names: Iterable[str]) -> int | str | None:
   return None
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
   """Whether this is a text in UTF-8; JSON can have halves of characters."""
   if not isinstance(value, str):
     return False

@@ -104,6 +104,7 @@ def test_a_question_about_all_images_and_an_image_with_many(model):
   same(every, model.answer(images, [ASKED[0]] * 3, LIST))
   one = model.answer(images[0], ASKED, LIST)
   same(one, model.answer([images[0]] * 3, ASKED, LIST))
+  same(one, model.answer(images[0], iter(ASKED), LIST, batch_size=2))
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
@@ -207,6 +208,24 @@ def test_long_questions_are_cut_and_reported(model, caplog):
   assert "1 questions have more than 50 words or 35 tokens" in caplog.text
 
 
+def test_questions_without_an_image_are_reported(model, caplog):
+  (found,) = model.answer(iter(make_images(1)), iter(ASKED), LIST)
+  same([found], model.answer(make_images(1), ASKED[0], LIST))
+  assert "there are more questions than images" in caplog.text
+  caplog.clear()
+  model.answer(make_images(1), ASKED[0], LIST)
+  assert not caplog.text
+
+
+def test_answers_that_a_model_cannot_tell_apart_count_once(model, caplog):
+  """Else they would share their probability."""
+  images = make_images(3)
+  found = model.answer(images, ASKED, [*LIST, "Yes", " no "])
+  same(found, model.answer(images, ASKED, LIST))
+  assert "2 of 6 answers have the tokens of an earlier one" in caplog.text
+  assert "'Yes' has those of 'yes'" in caplog.text
+
+
 def test_a_list_in_a_file(model, tmp_path):
   path = tmp_path / "answers.txt"
   path.write_text("\n".join(LIST))
@@ -223,6 +242,10 @@ def test_a_list_in_a_file(model, tmp_path):
     (dict(answers=LIST, num_beams=2), r"\['num_beams'\]: options of gen"),
     (dict(abstain_below=2.0), "abstain_below: expected a probability"),
     (dict(k_test=0), "k_test: expected 1 or more"),
+    (dict(sample=True, num_beams=1), "sample: answers are found by beam"),
+    (dict(num_frames=-1), "num_frames: expected 0 or more, found -1"),
+    (dict(batch_size=-1), "batch_size: expected 0 or more, found -1"),
+    (dict(questions="a " * 60_000), "question 'a a .*: too_long: 120000 bytes"),
     (dict(beams=2), "beams: no such decoding option"),
     (dict(questions=["a?", "b?"]), "found 3 images and 2 questions"),
     (dict(questions=iter(["a?"])), "fewer questions than images"),

@@ -127,15 +127,29 @@ def test_a_dialog_without_its_image_is_skipped(model, caplog):
     model.choose(dialogs)
 
 
+def test_a_video_in_place_of_an_image_gets_no_advice_that_does_not_help(
+  model, tmp_path
+):
+  """`choose` takes no videos."""
+  path = tmp_path / "a.mp4"
+  path.write_bytes(b"video")
+  with pytest.raises(ValueError, match="not_an_image") as caught:
+    model.choose(choosing.Dialog(str(path), "why?", ["a"]))
+  assert "num_frames" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
   "change, message",
   [
     (dict(candidates=[]), r"dialog 1: candidates: expected a list of texts"),
     (dict(candidates="yes"), "candidates: expected a list of texts, .*'yes'"),
+    (dict(candidates=None), "candidates: expected a list of texts, .*None"),
     (dict(candidates=["yes", 3]), "dialog 1: expected texts, found 3"),
     (dict(question=" "), "dialog 1: expected a question"),
     (dict(question=3), "dialog 1: expected texts, found 3"),
     (dict(history=["is it?"]), "history: expected pairs of a question and"),
+    (dict(history=None), "history: expected pairs of .*, found None"),
+    (dict(history=[None]), "history: expected pairs of a question and"),
     (dict(caption="..."), "question .*: empty_caption"),
     (dict(candidates=["yes " * 300]), "a candidate has .*expected at most"),
   ],

@@ -87,6 +87,7 @@ def test_a_statement_about_all_pairs_and_a_pair_with_many(model):
   pairs = make_pairs()
   same(model.compare(pairs, STATED[0]), model.compare(pairs, [STATED[0]] * 3))
   same(model.compare(pairs[0], STATED), model.compare([pairs[0]] * 3, STATED))
+  same(model.compare(pairs[0], iter(STATED)), model.compare(pairs[0], STATED))
 
 
 def test_two_pairs_are_not_one(model):

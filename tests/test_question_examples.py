@@ -109,7 +109,7 @@ def test_a_batch_has_the_same_shapes_whatever_is_in_it():
 
 
 def test_tokens_of_a_list():
-  ids, lengths = question_examples.answer_tokens(
+  _, ids, lengths = question_examples.answer_tokens(
     helpers.scenes_tokenizer(), scenes.ANSWERS, 10
   )
   assert lengths.tolist() == [3] * len(scenes.ANSWERS)

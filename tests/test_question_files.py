@@ -102,8 +102,8 @@ def test_other_objects_are_refused(vqa, tmp_path):
   questions_file, annotations = vqa()
   with pytest.raises(ValueError, match="a list 'annotations'"):
     datasets.open_questions(f"{questions_file}?annotations={questions_file}")
-  with pytest.raises(ValueError, match="name of an image under 'image_id'"):
-    datasets.open_questions(f"{annotations}?image_file={{image_id}}.jpg")
+  with pytest.raises(ValueError, match="annotations; name the file of the q"):
+    datasets.open_questions(str(annotations))
   bare = tmp_path / "bare.json"
   bare.write_text(json.dumps({"questions": QUESTIONS}))
   with pytest.raises(ValueError, match=r"'data_subtype'.*\?image_file="):

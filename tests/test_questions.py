@@ -43,7 +43,17 @@ def test_ids_types_and_rows_without_answers():
   assert row["question_id"] == 7 and row["answer_type"] == "number"
   assert "answers" not in row and questions.weighted(row) == {}
   assert record()["question_id"] == "x:0"
+  assert record(question_id="")["question_id"] == "x:0"
+  assert record(question_id="", questionId="7")["question_id"] == "7"
   assert record(answer=3)["answers"] == ["3"]
+
+
+def test_types_are_single_lines_of_utf_8():
+  """They are the names of metrics."""
+  row = record(answer_type="a\nb", question_type="\ud800")
+  assert row["answer_type"] == r"a\x0ab"
+  assert row["question_type"] == r"\xed\xa0\x80"
+  assert "answer_type" not in record(answer_type=["number"])
 
 
 @pytest.mark.parametrize(
@@ -51,10 +61,14 @@ def test_ids_types_and_rows_without_answers():
   [
     (dict(question=" "), "x: row 0: expected a question"),
     (dict(question=None), "expected a question, found None"),
+    (dict(question="\ud800?"), r"expected a question, found '\\ud800\?'"),
     (dict(answer=[["red"]]), r"'answer': expected texts, found \['red'\]"),
-    (dict(answer="red", weight="much"), "'weight': expected 0 or more"),
-    (dict(answer="red", weight=-1), "'weight': expected 0 or more"),
+    (dict(answer="red", weight="much"), "'weight': expected 0 to 1000000"),
+    (dict(answer="red", weight=-1), "'weight': expected 0 to 1000000"),
+    (dict(answer="red", weight=1e300), "'weight': expected 0 to 1000000"),
+    (dict(answer="red", weight=10**400), "'weight': expected 0 to 1000000"),
     (dict(answer="red", weight=[1, 2]), "a weight for each of 1 answers"),
+    (dict(answers=["red", "\ud800"]), r"'answers': .* found '\\ud800'"),
   ],
 )
 def test_a_row_with_a_mistake_costs_itself(row, message):
@@ -68,7 +82,9 @@ def test_a_repeated_answer_counts_once_and_is_reported(caplog):
   assert "1 of 3 answers are repeated, such as 'yes'" in caplog.text
 
 
-@pytest.mark.parametrize("listed", [[], ["yes", " "], ["yes", 3], "yes"])
+@pytest.mark.parametrize(
+  "listed", [[], ["yes", " "], ["yes", 3], ["\ud800"], "yes"]
+)
 def test_what_is_no_list_of_answers(listed):
   with pytest.raises(ValueError, match=r"answers: .*expected a"):
     questions.answer_list(listed, "answers")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from blip_jax.evaluators.scores import vqa_files
+from blip_jax.evaluators.scores import vqa_accuracy, vqa_files
 from tools import score_vqa
 
 
@@ -100,6 +100,18 @@ def test_annotations_of_other_data_sets(write):
   aokvqa = [{"question_id": "x", "direct_answers": ["a", "b"]}]
   found, *_ = vqa_files.read_annotations(write("a.json", aokvqa))
   assert found["x"].answers == ["a", "b"]
+
+
+def test_a_mistake_in_an_annotation_costs_itself(write):
+  answers = {"answers": ["a"]}
+  rows = [
+    {"question_id": 1, "question_type": "\ud800", "answer_type": 3, **answers},
+    {"question_id": 2, "answers": ["\ud800"]},
+    {"question_id": "", **answers},
+  ]
+  found, _, bad = vqa_files.read_annotations(write("a.json", rows))
+  assert found == {1: vqa_accuracy.Question(["a"], "", r"\xed\xa0\x80")}
+  assert bad == 2
 
 
 @pytest.mark.parametrize(

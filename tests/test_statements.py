@@ -62,6 +62,19 @@ def test_two_statements_about_one_set_are_two_groups():
   assert record()["statement_id"] == "x:0"
 
 
+def test_ids_are_single_lines_of_utf_8():
+  """As a CSV file of predictions can have them."""
+  assert record(identifier="\ud800")["statement_id"] == r"\xed\xa0\x80"
+  assert record(identifier="")["statement_id"] == "x:0"
+  assert record(identifier=7.0)["statement_id"] == "7"
+
+
+def test_labels_of_pandas():
+  """Which makes floats of a column in which some are missing."""
+  assert record(label=1.0)["label"] is True
+  assert record(label="0.0")["label"] is False
+
+
 ROWS = [
   {"images": ["dev/a-0.png", "dev/a-1.png"], "sentence": "a", "label": "True"},
   {"images": ["dev/b-0.png", "dev/b-1.png"], "sentence": "b", "label": "False"},

@@ -7,7 +7,6 @@ The record of a row has, besides the image,
   dialog_id  how the file identifies it; the record's id if it does not
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,16 +71,12 @@ def record(row: Mapping[str, Any], id: str, where: str) -> sources.Record:
   if not any(each.candidates for each in rounds):
     detail = f"{where}: expected {CANDIDATES!r} in a round, found none"
     raise sources.BadRow(id, "no_candidates", detail)
-  values: sources.Record = {
+  found = sources.first_id(row, IDS)
+  return {
     "context": context or "",
     "dialog": rounds,
-    "dialog_id": id,
+    "dialog_id": id if found is None else found,
   }
-  for name in IDS:
-    if isinstance(row.get(name), (int, str)) and row[name] != "":
-      values["dialog_id"] = row[name]
-      break
-  return values
 
 
 def _round(value: Any, id: str, where: str) -> Round:
@@ -94,7 +89,7 @@ def _round(value: Any, id: str, where: str) -> Round:
   if answer is not None and not isinstance(answer, str):
     raise _mistake(id, f"{where}: {ANSWER!r}", "text", answer)
   candidates = _texts(value, CANDIDATES, id, where)
-  relevance = _numbers(value, RELEVANCE, len(candidates), id, where)
+  relevance = _shares(value, RELEVANCE, len(candidates), id, where)
   right = _right(value, candidates, id, where)
   if not answer and right is not None:
     answer = candidates[right]
@@ -134,22 +129,22 @@ def _texts(
   return tuple(found)
 
 
-def _numbers(
+def _shares(
   value: Mapping[str, Any], name: str, size: int, id: str, where: str
 ) -> tuple[float, ...]:
   found = value.get(name)
   if found is None:
     return ()
   is_list = isinstance(found, list) and len(found) == size
-  if not is_list or not all(_is_finite(x) for x in found):
-    expected = f"a number for each of {size} candidates"
+  if not is_list or not all(_is_share(x) for x in found):
+    expected = f"a number from 0 to 1 for each of {size} candidates"
     raise _mistake(id, f"{where}: {name!r}", expected, found)
   return tuple(float(x) for x in found)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_share(value: Any) -> bool:
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return is_number and math.isfinite(value)
+  return is_number and 0 <= value <= 1
 
 
 def _mistake(id: str, where: str, expected: str, found: Any) -> sources.BadRow:

@@ -6,6 +6,7 @@ are int32.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from blip_jax.data import (
   tokenizer,
   transforms,
 )
+
+log = logging.getLogger(__name__)
 
 _TOKENS = ("question_ids", "question_mask")
 
@@ -171,8 +174,11 @@ class AnsweredExample(examples.Stacked):
 
 def answer_tokens(
   text_tokenizer: tokenizer.Tokenizer, answers: Sequence[str], max_length: int
-) -> tuple[Int32[np.ndarray, "M L"], Int32[np.ndarray, " M"]]:
-  """Returns the ids of a list of answers, and their numbers of tokens.
+) -> tuple[list[str], Int32[np.ndarray, "M L"], Int32[np.ndarray, " M"]]:
+  """Returns a list of answers, their ids, and their numbers of tokens.
+
+  Answers that are the same to a model ("yes" and "Yes") would share their
+  probability. The first of them counts, and the others are reported.
 
   Args:
     answers: as wide as the longest one, L, special tokens included.
@@ -188,4 +194,15 @@ def answer_tokens(
       f"answer {answers[row]!r:.200}: expected 1 to {max_length - 2} tokens, "
       f"found {lengths[row] - 2} or more"
     )
-  return ids[:, : lengths.max()], lengths
+  ids = ids[:, : lengths.max()]
+  numbers: dict[bytes, int] = {}
+  first = [numbers.setdefault(row.tobytes(), n) for n, row in enumerate(ids)]
+  if again := [n for n, earlier in enumerate(first) if n != earlier]:
+    log.warning(
+      "%d of %d answers have the tokens of an earlier one, and count with it: "
+      "%.60r has those of %.60r",
+      *(len(again), len(answers)),
+      *(answers[again[0]], answers[first[again[0]]]),
+    )
+  kept = [*numbers.values()]
+  return [answers[n] for n in kept], ids[kept], lengths[kept]

@@ -55,6 +55,11 @@ class QuestionFiles(sources.Source):
     if annotations:
       self._annotations_path = sources.annotation_file(annotations)
     lists = json_index.lists(self.path)
+    if "annotations" in lists:
+      raise ValueError(
+        f"{self.path}: these are annotations; name the file of the questions, "
+        "FILE?annotations=THIS"
+      )
     self._keyed = "questions" not in lists
     bounds = json_index.object_rows(self.path) if self._keyed else None
     self._questions = _spans(lists["questions"] if bounds is None else bounds)

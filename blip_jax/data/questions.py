@@ -7,7 +7,7 @@ The record of a row has, besides the image,
   answers      of the annotators, or of the row; absent if there are none
   weights      a number for each of the answers; absent if they are equal
   row_weight   a number, by which all weights are multiplied
-  answer_type, question_type, choices    what the file has under these names
+  answer_type, question_type    as `types` returns them; absent if not known
 """
 
 import collections
@@ -29,12 +29,13 @@ QUESTION = "question"
 IDS = ("question_id", "questionId")
 ANSWERS = ("answers", "answer", "direct_answers")
 WEIGHT = "weight"
-_KEPT = ("answer_type", "question_type", "choices")
 # Accuracies on questions that have no type are published by their first word.
 _WORDS = ("what", "who", "how", "when", "where", "which", "why")
 # As in the original, whose files name the data set of a row: an answer of
 # Visual Genome has a fifth of the weight of a question's answers in VQA.
 DATASET_WEIGHTS = {"vg": 0.2}
+# A far larger one makes the loss of a whole batch infinite.
+_MAX_WEIGHT = 1_000_000
 
 
 def check(columns: Collection[str], where: str) -> None:
@@ -49,17 +50,18 @@ def record(row: Mapping[str, Any], id: str, where: str) -> sources.Record:
   """Returns what a record has of the row's question.
 
   Raises:
-    BadRow: there is no question, or an answer or a weight of another type.
+    BadRow: there is no question in UTF-8, or an answer or a weight of another
+      type.
   """
   question = row.get(QUESTION)
-  if not isinstance(question, str) or not question.strip():
+  if not sources.is_text(question) or not question.strip():
     detail = f"{where}: expected a question, found {question!r:.200}"
     raise sources.BadRow(id, "missing_question", detail)
-  values: sources.Record = {"question": question, "question_id": id}
-  for name in IDS:
-    if isinstance(row.get(name), (int, str)):
-      values["question_id"] = row[name]
-      break
+  found = sources.first_id(row, IDS)
+  values: sources.Record = {
+    "question": question,
+    "question_id": id if found is None else found,
+  }
   texts = answers(row, id, where)
   if texts:
     values["answers"] = texts
@@ -74,20 +76,30 @@ def record(row: Mapping[str, Any], id: str, where: str) -> sources.Record:
     values["weights"] = weight
   else:
     values["row_weight"] = weight
-  return values | {name: row[name] for name in _KEPT if row.get(name)}
+  return values | {name: type for name, type in types(row).items() if type}
+
+
+def types(row: Mapping[str, Any]) -> dict[str, str]:
+  """Returns `answer_type` and `question_type` of a row, each as one line, since
+  accuracies are published under these names; "" where there is none."""
+  found = {name: row.get(name) for name in ("answer_type", "question_type")}
+  return {
+    name: files.printable(type) if isinstance(type, str) else ""
+    for name, type in found.items()
+  }
 
 
 def answers(row: Mapping[str, Any], id: str, where: str) -> list[str]:
   """Returns the answers of a row: a text, or a list of texts or of objects.
 
   Raises:
-    BadRow: one is no text.
+    BadRow: one is no text, or not UTF-8.
   """
   name = next((name for name in ANSWERS if row.get(name) is not None), None)
   found = [] if name is None else row[name]
   found = found if isinstance(found, (list, tuple)) else [found]
   texts = [_text(each) for each in found]
-  wrong = [text for text in texts if not isinstance(text, str)]
+  wrong = [text for text in texts if not sources.is_text(text)]
   if wrong:
     detail = f"{where}: {name!r}: expected texts, found {wrong[0]!r:.200}"
     raise sources.BadRow(id, "broken_row", detail)
@@ -110,10 +122,12 @@ def _weight(row: Mapping[str, Any], id: str, where: str) -> float | list[float]:
     weights = [
       float(x) for x in (value if isinstance(value, list) else [value])
     ]
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     weights = [math.nan]
-  if not all(0 <= weight < math.inf for weight in weights):
-    detail = f"{where}: {WEIGHT!r}: expected 0 or more, found {value!r:.200}"
+  if not all(0 <= weight <= _MAX_WEIGHT for weight in weights):
+    detail = (
+      f"{where}: {WEIGHT!r}: expected 0 to {_MAX_WEIGHT}, found {value!r:.200}"
+    )
     raise sources.BadRow(id, "broken_row", detail)
   return weights if isinstance(value, list) else weights[0]
 
@@ -136,7 +150,7 @@ def question_type(record: sources.Record) -> str:
   """Returns the type of a question, else its first word if that asks for
   something, such as "who"; "" if it does not."""
   word = record["question"].split()[0].lower()
-  return str(record.get("question_type", word if word in _WORDS else ""))
+  return record.get("question_type", word if word in _WORDS else "")
 
 
 def cleaned(question: str, max_words: int) -> str:
@@ -152,7 +166,7 @@ def answer_list(listed: Any, where: str) -> list[str]:
   """Returns the answers of a list, each once; reports those that are repeated.
 
   Raises:
-    ValueError: there are none, or one is no text, or is empty.
+    ValueError: there are none, or one is no text, is empty, or is not UTF-8.
   """
   if isinstance(listed, str) or not isinstance(listed, (list, tuple)):
     raise ValueError(
@@ -161,7 +175,7 @@ def answer_list(listed: Any, where: str) -> list[str]:
   if not listed:
     raise ValueError(f"{where}: expected at least one answer, found none")
   for number, answer in enumerate(listed):
-    if not isinstance(answer, str) or not answer.strip():
+    if not sources.is_text(answer) or not answer.strip():
       raise ValueError(
         f"{where}: answer {number}: expected a text, found {answer!r:.200}"
       )

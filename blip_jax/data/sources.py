@@ -26,8 +26,8 @@ import os
 import re
 import urllib.parse
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 from absl import logging
@@ -302,6 +302,34 @@ def image_number(record: Record) -> int:
     key = f"{record.get('source_number', 0)}:{key}"
   # Names of files and broken JSON may have halves of characters in them.
   return zlib.crc32(key.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF
+
+
+def first_id(row: Mapping[str, Any], names: Iterable[str]) -> int | str | None:
+  """Returns what identifies a row, under the first of these names that does.
+
+  A whole float is an int: pandas makes floats of numbers of which one is
+  missing. Text is as `files.printable` writes it.
+  """
+  for name in names:
+    value = row.get(name)
+    if isinstance(value, float) and value.is_integer():
+      return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+      return value
+    if isinstance(value, str) and value:
+      return files.printable(value)
+  return None
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+  """Whether this is a text in UTF-8; JSON can have halves of characters."""
+  if not isinstance(value, str):
+    return False
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 @functools.cache  # a file is opened several times in a job

@@ -24,7 +24,7 @@ PAIR = ("image_0", "image_1")
 IDENTIFIER = "identifier"
 _DIRECTORY = "directory"
 _LABEL = "label"
-_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 _NLVR2 = re.compile(r"(([a-z]+\d?-\d+)-\d+)-(\d+)")
 
 
@@ -54,11 +54,10 @@ def record(row: Mapping[str, Any], id: str, where: str) -> sources.Record:
   if not isinstance(statement, str) or not statement.strip():
     detail = f"{where}: expected a statement, found {statement!r:.200}"
     raise sources.BadRow(id, "missing_statement", detail)
-  identifier = row.get(IDENTIFIER)
-  identified = isinstance(identifier, (int, str)) and identifier != ""
+  identifier = sources.first_id(row, [IDENTIFIER])
   values: sources.Record = {
     "statement": statement,
-    "statement_id": str(identifier) if identified else id,
+    "statement_id": id if identifier is None else str(identifier),
     "group": _group(identifier, statement),
   }
   label = row.get(_LABEL)
@@ -117,10 +116,10 @@ def _group(identifier: Any, statement: str) -> str:
 
 def _truth(label: Any, id: str, where: str) -> bool:
   """Whether a label, such as "True", "false", 1 or False, says true."""
-  truth = _TRUTH.get(str(label).strip().lower())
-  if truth is None:
+  said = str(label).strip().lower()
+  if said not in (*_TRUE, *_FALSE):
     detail = (
       f"{where}: {_LABEL!r}: expected true or false, found {label!r:.200}"
     )
     raise sources.BadRow(id, "broken_row", detail)
-  return truth
+  return said in _TRUE

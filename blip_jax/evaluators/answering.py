@@ -23,6 +23,7 @@ from blip_jax.models import decoding
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import files, sharding, train_state
 from blip_jax.runtime.config import Config
+from blip_jax.tasks import answers
 from blip_jax.tasks import base as tasks
 
 log = logging.getLogger(__name__)
@@ -128,9 +129,10 @@ class Answers:
     self._list: list[str] = []
     answer = _generator(task, config)
     if config.vqa.inference == "rank":
-      self._list = questions.read_answer_list(config.vqa.answer_list)
-      ids, lengths = question_examples.answer_tokens(
-        example.tokenizer, self._list, task.model.config.med.max_positions
+      self._list, ids, lengths = question_examples.answer_tokens(
+        example.tokenizer,
+        questions.read_answer_list(config.vqa.answer_list),
+        task.model.config.med.max_positions,
       )
       answer = _ranker(task, config, ids, lengths)
 
@@ -193,7 +195,7 @@ class Answers:
     truth = {
       id: vqa_accuracy.Question(
         record["answers"],
-        str(record.get("answer_type", "")),
+        record.get("answer_type", ""),
         questions.question_type(record),
       )
       for id, (record, _) in answered.items()
@@ -236,7 +238,7 @@ def _ranker(task: tasks.Task, config: Config, ids, lengths):
 def _generator(task: tasks.Task, config: Config):
   """Returns (params, states, mask) -> generated answers."""
   max_positions = task.model.config.med.max_positions
-  settings = decoding.make(config.generation.to_dict(), 1, max_positions)
+  settings = answers.settings(config.generation.to_dict(), max_positions)
   num_positions = decoding.num_positions_for(settings.max_length, max_positions)
 
   def answer(params, states, mask) -> _Best:

@@ -120,8 +120,8 @@ class Answerer:
         f"abstain_below: expected a probability, found {abstain_below}"
       )
     for name, value in (("k_test", k_test), ("num_answers", num_answers)):
-      if value is not None and value < 1:
-        raise ValueError(f"{name}: expected 1 or more, found {value}")
+      if value is not None:
+        decoding.at_least(name, value, 1)
     self._module, self._params, self._mesh = module, params, mesh
     self._tokenizer = tokenizer
     self._abstain_below = abstain_below
@@ -135,20 +135,21 @@ class Answerer:
           f"{sorted(options)}: options of generation; answers of a list are "
           "ranked. Leave them out, or answers="
         )
-      self._answers = (
+      listed = (
         questions.read_answer_list(answers)
         if isinstance(answers, str | os.PathLike)
         else questions.answer_list(answers, "answers")
       )
-      self._inputs: Any = question_examples.answer_tokens(
-        tokenizer, self._answers, positions
+      self._answers, *tokens = question_examples.answer_tokens(
+        tokenizer, listed, positions
       )
+      self._inputs: Any = tokens
       k = min(k_test, len(self._answers))
       self._how: Any = _Listed(k, rank_score, min(num_answers or 5, k))
     else:
       if num_answers is not None:
         options["num_return_sequences"] = num_answers
-      settings = decoding.make(card.generation, 1, positions, **options)
+      settings = answers_lib.settings(card.generation, positions, **options)
       if "num_return_sequences" not in options:
         settings = dataclasses.replace(
           settings, num_return_sequences=settings.num_beams

@@ -76,6 +76,7 @@ class DialogReader(images_lib.ImageReader):
   """Reads the image of a dialog; see `images.ImageReader`."""
 
   what: ClassVar[str] = "dialog"
+  takes_videos: ClassVar[bool] = False
 
   def __call__(self, image: object) -> UInt8[np.ndarray, "..."]:
     assert isinstance(image, Dialog)
@@ -103,13 +104,13 @@ def checked(given: Dialog | Iterable[Dialog]) -> Iterable[Dialog]:
         f"{where}: expected a blip_jax.Dialog, found {dialog!r:.200}"
       )
     candidates, history = dialog.candidates, dialog.history
-    if isinstance(candidates, str) or not len(candidates):
+    if not _is_list(candidates) or not len(candidates):
       raise ValueError(
         f"{where}: candidates: expected a list of texts, found "
         f"{candidates!r:.200}"
       )
-    if isinstance(history, str) or any(
-      isinstance(pair, str) or len(pair) != 2 for pair in history
+    if not _is_list(history) or not all(
+      _is_list(pair) and len(pair) == 2 for pair in history
     ):
       raise ValueError(
         f"{where}: history: expected pairs of a question and an answer, found "
@@ -122,6 +123,11 @@ def checked(given: Dialog | Iterable[Dialog]) -> Iterable[Dialog]:
     if not dialog.question.strip():
       raise ValueError(f"{where}: expected a question, found none")
     yield dialog
+
+
+def _is_list(value: object) -> bool:
+  is_sequence = isinstance(value, Sequence | np.ndarray)
+  return is_sequence and not isinstance(value, str | bytes)
 
 
 class Chooser:

@@ -43,6 +43,7 @@ class PairReader(images_lib.ImageReader):
   """Reads two images as pixels [2, H, W, 3]; see `images.ImageReader`."""
 
   what: ClassVar[str] = "pair"
+  takes_videos: ClassVar[bool] = False
 
   def __call__(self, image: object) -> UInt8[np.ndarray, "..."]:
     if not isinstance(image, (tuple, list, np.ndarray)) or len(image) != 2:

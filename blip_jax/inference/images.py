@@ -45,9 +45,11 @@ class ImageReader:
     num_frames: frames sampled from each video; 0: the inputs are images.
     allow_private: whether a URL may lead to addresses that are not public.
     what: errors call it this.
+    takes_videos: whether the caller can set `num_frames`.
   """
 
   what: ClassVar[str] = "image"
+  takes_videos: ClassVar[bool] = True
 
   size: transforms.EvalImage
   urls: bool = False
@@ -83,7 +85,8 @@ class ImageReader:
     try:
       return transforms.resized(found, [self.size], transforms.MAX_PIXELS)[0]
     except transforms.BadSample as error:
-      if self.num_frames or not _is_video(image):
+      can_ask = self.takes_videos and not self.num_frames
+      if not can_ask or not _is_video(image):
         raise
       detail = f"{error.detail}. Of a video, num_frames=8 takes 8 frames"
       raise transforms.BadSample(error.reason, detail) from error

@@ -25,7 +25,7 @@ from blip_jax.inference import (
 )
 from blip_jax.inference import images as images_lib
 from blip_jax.inference import texts as texts_lib
-from blip_jax.models import blip, generation, med, nlvr
+from blip_jax.models import blip, decoding, generation, med, nlvr
 from blip_jax.models import card as card_lib
 from blip_jax.runtime import devices, sharding
 
@@ -529,7 +529,7 @@ class Model:
         about an image or a statement.
     """
     comparer = self.comparer()
-    size = batch_size or max(self._batch_size(None) // 2, 1)
+    size = self._batch_size(batch_size, of_image=2)
     pairs = comparing.as_pairs(image_pairs)
     asked = texts_lib.Asked(
       *texts_lib.paired(pairs, statements, comparing.NAMES),
@@ -636,7 +636,7 @@ class Model:
     chooser = self.chooser()
     read_ahead, following = itertools.tee(choosing.checked(dialogs))
     read = choosing.DialogReader(self.image, urls, allow_private=allow_private)
-    size = batch_size or max(self._batch_size(None) // 8, 1)
+    size = self._batch_size(batch_size, of_image=8)
     batches = images_lib.batches(
       read_ahead, read, size, self.mesh, on_error, progress
     )
@@ -917,8 +917,15 @@ class Model:
     """Resizes a decoded image to the model's image size."""
     return transforms.EvalImage(self.card.config.vit.image_size)
 
-  def _batch_size(self, batch_size: int | None, num_frames: int = 0) -> int:
-    return batch_size or devices.images_per_batch(self.mesh.devices, num_frames)
+  def _batch_size(
+    self, batch_size: int | None, num_frames: int = 0, of_image: int = 1
+  ) -> int:
+    """The number of images, or of what takes the memory of `of_image`, that
+    suits the devices, or the number that is wanted."""
+    decoding.at_least("batch_size", batch_size or 0, 0)
+    decoding.at_least("num_frames", num_frames, 0)
+    size = devices.images_per_batch(self.mesh.devices, num_frames)
+    return batch_size or max(size // of_image, 1)
 
   def _require(self, part: str, ability: str) -> None:
     if part not in self.params:

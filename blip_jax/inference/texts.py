@@ -38,25 +38,30 @@ class Names(NamedTuple):
 
 
 def paired(
-  images: Iterable[Any], texts: str | Iterable[str], names: Names
+  images: Iterable[Any],
+  texts: str | Iterable[str],
+  names: Names,
+  each: int = 1,
 ) -> tuple[Iterable[Any], Iterator[str]]:
   """Returns images, or pairs of them, and their texts.
 
   Args:
     images: any number.
-    texts: one about all images, or one about each; or several about a single
+    texts: one about all images, or one about each; or any number about a single
       image.
     names: for errors.
+    each: a single image is returned once for so many texts.
 
   Raises:
     ValueError: their numbers are known and differ.
   """
   if isinstance(texts, str):
     return images, itertools.repeat(texts)
+  if _are_about_one(images, texts):
+    texts, again = itertools.tee(texts)
+    return _repeated(images, again, each), texts
   if isinstance(images, Sized) and isinstance(texts, Sized):
     num_images, num_texts = len(images), len(texts)
-    if num_images == 1 and num_texts > 1:
-      return [*images] * num_texts, iter(texts)
     if num_images != num_texts:
       method, image, text = names
       raise ValueError(
@@ -64,6 +69,23 @@ def paired(
         f"or one {image}, found {num_images} {image}s and {num_texts} {text}s"
       )
   return images, iter(texts)
+
+
+def _are_about_one(images: Iterable[Any], texts: str | Iterable[str]) -> bool:
+  """Whether these are, or may be, several texts about a single image."""
+  is_single = isinstance(images, Sized) and len(images) == 1
+  if not is_single or isinstance(texts, str):
+    return False
+  return not isinstance(texts, Sized) or len(texts) > 1
+
+
+def _repeated(
+  images: Iterable[Any], texts: Iterator[str], each: int
+) -> Iterator[Any]:
+  """Yields a single image once for so many texts, as long as there are any."""
+  (image,) = images
+  while [*itertools.islice(texts, each)]:
+    yield image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +110,11 @@ class Asked:
     """Returns the texts about the next images; raises as `following`."""
     return following(self.texts, num_images, self.names, self.texts_per_image)
 
+  def has_more(self) -> bool:
+    """Whether texts are left, other than one that is about all images."""
+    is_for_all = isinstance(self.texts, itertools.repeat)
+    return not is_for_all and next(self.texts, None) is not None
+
 
 def asked(
   images: Iterable[Any],
@@ -108,17 +135,14 @@ def asked(
     num_texts: of a batch about a single image.
     num_shards: over which devices split a batch.
   """
-  total = 1
-  if isinstance(texts, Sized) and not isinstance(texts, str):
-    total = len(texts)
-  is_single = isinstance(images, Sized) and len(images) == 1
-  if not is_single or total < 2:
+  if not _are_about_one(images, texts):
     return Asked(*paired(images, texts, names), names, batch_size)
-  share = -(-total // num_shards)
-  # The next power of two, so that few programs serve all numbers.
-  each = min(1 << (share - 1).bit_length(), max(num_texts // num_shards, 1))
-  copies = [*images] * -(-total // each)
-  return Asked(copies, iter(texts), names, num_shards, each)
+  each = max(num_texts // num_shards, 1)
+  if isinstance(texts, Sized):
+    share = -(-len(texts) // num_shards)
+    # The next power of two, so that few programs serve all numbers.
+    each = min(1 << (share - 1).bit_length(), each)
+  return Asked(*paired(images, texts, names, each), names, num_shards, each)
 
 
 def following(
@@ -173,7 +197,8 @@ def results(
     batches: pixels, and an error or None for each image; the last ones may be
       there only to fill the batch.
     asked: the texts about them.
-    run: called once a batch. Texts that it cuts are reported at the end.
+    run: called once a batch. Texts that it cuts, and those without an image,
+      are reported at the end.
   """
   cut: list[str] = []
   each = asked.texts_per_image
@@ -186,6 +211,12 @@ def results(
       found = run(pixels, ids, mask)
       for number, one in enumerate(found[: len(texts)]):
         yield one if errors[number // each] is None else None
+  if asked.has_more():
+    method, image, text = asked.names
+    log.warning(
+      "%s: there are more %ss than %ss; the others were left out",
+      *(method, text, image),
+    )
   if cut:
     log.warning(
       "%d %ss have more than %d words or %d tokens, and were cut: %s",
@@ -209,14 +240,13 @@ def vocabulary(
 def cleaned(
   clean: Callable[[str, int], str], text: str, max_words: int, names: Names
 ) -> str:
-  """A text as models read it; `ValueError` if it has no words."""
+  """A text as models read it; `ValueError` if it is none."""
   try:
     return clean(text, max_words)
   except rejects.BadSample as error:
-    reason = error.reason.replace("_caption", "")
-    raise ValueError(
-      f"{names.text} {text[:200]!r}: {reason}: expected words"
-    ) from error
+    is_empty = error.reason == "empty_caption"
+    why = "empty: expected words" if is_empty else error
+    raise ValueError(f"{names.text} {text[:200]!r}: {why}") from error
 
 
 def encode(

@@ -95,7 +95,7 @@ def make(
   if max_new_tokens is not None:
     if "max_length" in options:
       raise ValueError("max_new_tokens and max_length: give only one of them")
-    _at_least("max_new_tokens", max_new_tokens, 1)
+    at_least("max_new_tokens", max_new_tokens, 1)
     options["max_length"] = prompt_length + max_new_tokens
   settings = Decoding(**{**defaults, **options})
   if "min_length" not in options:
@@ -107,11 +107,11 @@ def make(
 
 
 def _check(d: Decoding, prompt_length: int, max_positions: int) -> None:
-  _at_least("num_beams", d.num_beams, 1)
-  _at_least("num_return_sequences", d.num_return_sequences, 1)
-  _at_least("min_length", d.min_length, 0)
-  _at_least("top_k", d.top_k, 0)
-  _at_least("no_repeat_ngram_size", d.no_repeat_ngram_size, 0)
+  at_least("num_beams", d.num_beams, 1)
+  at_least("num_return_sequences", d.num_return_sequences, 1)
+  at_least("min_length", d.min_length, 0)
+  at_least("top_k", d.top_k, 0)
+  at_least("no_repeat_ngram_size", d.no_repeat_ngram_size, 0)
   for name in ("repetition_penalty", "temperature", "top_p"):
     value = getattr(d, name)
     if not 0 < value < float("inf"):
@@ -150,7 +150,8 @@ def _check(d: Decoding, prompt_length: int, max_positions: int) -> None:
     )
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: int, least: int) -> None:
+  """Raises `ValueError` unless an option is a whole number from `least` on."""
   if value != int(value) or value < least:
     raise ValueError(f"{name}: expected {least} or more, found {value}")
 

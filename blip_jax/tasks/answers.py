@@ -8,6 +8,7 @@ L length of an answer, k answers on the short list, m scored together, V
 vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -142,6 +143,18 @@ def rank(
     for x in jax.lax.map(score, blocks)
   )
   return Ranked(index, first_prob, nll, uniform)
+
+
+def settings(
+  defaults: Mapping[str, Any], max_positions: int, **options: Any
+) -> decoding.Decoding:
+  """Returns how answers are generated; as `decoding.make`, but not sampled."""
+  made = decoding.make(defaults, 1, max_positions, **options)
+  if made.sample:
+    raise ValueError(
+      "sample: answers are found by beam search; leave out sample=True"
+    )
+  return made
 
 
 def generate(

@@ -71,8 +71,9 @@ def read_results(path: str | os.PathLike) -> dict[Any, str]:
   for row, entry in enumerate(_rows(content, path)):
     if "error" in entry:
       continue
-    id, answer = _first(entry, _IDS), _first(entry, _ANSWERS)
-    if not isinstance(id, (int, str)) or not isinstance(answer, str):
+    id = sources.first_id(entry, _IDS)
+    answer = next((entry[name] for name in _ANSWERS if name in entry), None)
+    if id is None or not isinstance(answer, str):
       raise ValueError(
         f"{path}: row {row}: expected a 'question_id' and an 'answer', found "
         f"{entry!r:.200}"
@@ -116,30 +117,22 @@ def read_annotations(
   num_bad = 0
   for row, entry in enumerate(_rows(content, path)):
     where = f"{path}: row {row}"
-    id = _first(entry, _IDS)
+    id = sources.first_id(entry, _IDS)
     try:
       answers = questions.answers(entry, "", where)
     except sources.BadRow:
       answers = []
-    if not isinstance(id, (int, str)) or not answers:
+    if id is None or not answers:
       num_bad += 1
       continue
-    types = (str(entry.get(f"{kind}_type") or "") for kind in _TYPES)
-    found[id] = vqa_accuracy.Question(answers, *types)
+    found[id] = vqa_accuracy.Question(answers, **questions.types(entry))
   if not found:
     raise ValueError(f"{path}: expected answers of questions, found none")
   return found, split, num_bad
 
 
-_TYPES = ("answer", "question")
-
-
 def _direct(value: Any) -> Any:
   return value.get("direct_answer") if isinstance(value, Mapping) else value
-
-
-def _first(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
-  return next((entry[name] for name in names if name in entry), None)
 
 
 def _read(path: str | os.PathLike) -> Any:

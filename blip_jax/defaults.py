@@ -238,7 +238,16 @@ def training(task: str) -> Config:
         betas=(0.9, 0.999),
         clip=0.0,  # of the global gradient norm; 0: off, as in the original
       ),
-      checkpoint=dict(every_steps=1000, keep=2, keep_every_steps=0),
+      checkpoint=dict(
+        every_steps=1000,
+        # Also when so much time has passed, which a kill would cost; 0: never.
+        every_seconds=45.0,
+        keep=2,  # latest checkpoints
+        keep_every_steps=0,  # multiples of this are kept for ever; 0: none
+        # Steps for which a run goes on when nothing can be written; every_steps
+        # if that is more.
+        max_unsaved_steps=2000,
+      ),
       init=dict(
         restore="",  # a workdir; the run starts from its full state
         weights="",  # parameters to start from; what blip_jax.load takes

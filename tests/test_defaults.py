@@ -69,6 +69,8 @@ TRAINING = {
   "optim.betas": (0.9, 0.999),
   "optim.clip": 0.0,
   "checkpoint.every_steps": 1000,
+  "checkpoint.every_seconds": 45.0,
+  "checkpoint.max_unsaved_steps": 2000,
   "checkpoint.keep": 2,
   "checkpoint.keep_every_steps": 0,
   "init.restore": "",

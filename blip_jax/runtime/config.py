@@ -68,6 +68,9 @@ def validate(config: Config) -> None:
     "evals.batch_size",
     "data.max_words",
   )
+  at_least(
+    0, config, "checkpoint.every_seconds", "checkpoint.max_unsaved_steps"
+  )
   if config.profile and not (
     len(config.profile) == 2 and 1 <= config.profile[0] <= config.profile[1]
   ):

@@ -207,7 +207,7 @@ def training(task: str) -> Config:
         patch_size=config_dict.placeholder(int),
         drop_path=config_dict.placeholder(float),  # unset: the variant's
         dropout=0.1,  # of the text towers
-        dtype="bfloat16",  # of activations; all state is float32
+        dtype="bfloat16",  # of activations; parameters are float32
         # Of the image tower: xla | cudnn | splash; empty: the fastest.
         attention="",
         vit_remat="dots",  # none | dots | full
@@ -236,6 +236,7 @@ def training(task: str) -> Config:
         steps_per_epoch=0,  # 0: given by the data
         weight_decay=0.05,  # of every parameter
         betas=(0.9, 0.999),
+        moment_dtype="float32",  # | bfloat16; of the mean of gradients
         clip=0.0,  # of the global gradient norm; 0: off, as in the original
       ),
       checkpoint=dict(

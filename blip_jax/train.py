@@ -163,7 +163,7 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
 
       last = step == config.num_steps
       is_asked = stop.requested(step)
-      is_due = interval.due(step, lambda: checkpoints.is_busy)
+      is_due = interval.due(step, checkpoints.is_busy, monitor.flush)
       is_due |= checkpoints.is_overdue(step)
       if last or is_asked or is_due:
         # Only a state that is known to be finite is saved.

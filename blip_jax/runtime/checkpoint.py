@@ -188,7 +188,6 @@ class Checkpoints:
     """Whether the run must not go on without a newer checkpoint."""
     return step - self._newest >= self._max_unsaved_steps
 
-  @property
   def is_busy(self) -> bool:
     """Whether a step is being written."""
     if self._published is not None:

@@ -68,9 +68,7 @@ class Best:
     items = {
       "params": params,
       "model": snapshot.FilesItem(self._model),
-      "meta": snapshot.JsonItem(
-        "meta.json", {"step": step, "score": score, "results": dict(results)}
-      ),
+      "meta": snapshot.meta(step, score=score, results=dict(results)),
     }
     problem = ""
     try:

@@ -222,7 +222,7 @@ class Checkpoints:
       "params": state.params,
       "opt_state": state.opt_state,
       "data": snapshot.JsonItem(snapshot.process_file(), loader.get_state()),
-      "meta": snapshot.JsonItem("meta.json", {"step": step}),
+      "meta": snapshot.meta(step),
       "config": snapshot.JsonItem("config.json", dict(config)),
       "model": snapshot.FilesItem(self._model),
     }

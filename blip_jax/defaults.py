@@ -187,6 +187,7 @@ def training(task: str) -> Config:
       num_steps=0,  # 0: given by num_epochs
       num_epochs=0.0,
       log_every_steps=50,
+      tracker="",  # wandb | trackio; beside metrics.jsonl and TensorBoard
       profile=(),  # the first and last step of a trace for XProf; empty: none
       # Which examples are ITC candidates and, in pre-training, ITM negatives,
       # and share the mean of LM: those of the global batch, or those of the

@@ -68,6 +68,7 @@ TRAINING = {
   "optim.weight_decay": 0.05,
   "optim.betas": (0.9, 0.999),
   "optim.clip": 0.0,
+  "tracker": "",
   "optim.moment_dtype": "float32",
   "checkpoint.every_steps": 1000,
   "checkpoint.every_seconds": 45.0,

@@ -14,14 +14,14 @@ from tests import object_store
 from tests.test_distributed import start, start_together
 from tests.test_train import digest
 
-KILLS, STEPS = 10, 80
+KILLS, STEPS = 10, 30
 FLAGS = (
   f"--config.num_steps={STEPS}",
   "--config.batch_size=8",
   "--config.model.image_size=16",
   "--config.optim.warmup_steps=2",
   "--config.log_every_steps=1",
-  "--config.checkpoint.every_steps=4",
+  "--config.checkpoint.every_steps=2",
   "--config.pretrain.queue_size=20",
   "--config.data.augment=True",
   "--config.model.dropout=0.1",
@@ -99,8 +99,7 @@ def disturbed(start, workdir):
 def test_two_processes(tmp_path):
   def begin(name):
     workdir = tmp_path / name
-    mesh = "--config.mesh.data=1", "--config.mesh.fsdp=2"
-    return start_together("quickstart", workdir, 2, 1, *FLAGS, *mesh)
+    return start_together("quickstart", workdir, 2, 1, *FLAGS)
 
   finish(begin("whole"))
   run = disturbed(lambda: begin("killed"), tmp_path / "killed")

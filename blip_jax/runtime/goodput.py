@@ -5,7 +5,6 @@ A run is the work of several processes if it was stopped or killed. Each row of
 the steps after the last checkpoint, which it has to do again, had taken.
 """
 
-import collections
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -43,9 +42,9 @@ class Goodput:
 
   def __init__(self, workdir: str | os.PathLike, start_step: int, began: float):
     before, age = _read(workdir, start_step)
-    self._seconds = collections.Counter(
-      {part: before.get(f"goodput/{part}_seconds", 0.0) for part in PARTS}
-    )
+    self._seconds: dict[str, float] = {
+      part: before.get(f"goodput/{part}_seconds", 0.0) for part in PARTS
+    }
     self.add("lost", age - before.get(_TOTAL, 0.0))
     self.is_continued = age > 0
     # When the run would have begun, had one process done all of it.
@@ -62,7 +61,7 @@ class Goodput:
   def metrics(self, now: float) -> dict[str, float]:
     """The seconds of all parts, and of steps that count, and their share."""
     total = now - self._began
-    useful = max(total - self._seconds.total(), 0.0)
+    useful = max(total - sum(self._seconds.values()), 0.0)
     return {
       "goodput/fraction": useful / total if total > 0 else 0.0,
       "goodput/useful_seconds": useful,

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from blip_jax.runtime import copies, files
+from blip_jax.runtime import copies, files, trackers
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,20 @@ class MetricWriter:
   Only the first process writes. A run that resumes at `start_step` removes what
   the previous process wrote after it, so that no step appears twice. Where
   nothing can be written, such as on a full disk, metrics wait in memory.
+
+  Args:
+    workdir: the run's folder.
+    start_step: from which the run goes on.
+    open_tracker: what gets them, too.
   """
 
-  def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    start_step: int = 0,
+    open_tracker: Callable[[], trackers.Tracker] | None = None,
+  ):
+    self._tracker: trackers.Tracker | None = None
     self._file: io.IOBase | None = None
     if jax.process_index() != 0:
       return
@@ -76,6 +87,7 @@ class MetricWriter:
     self._unwritten = b""
     self._waiting: list[tuple[int, dict[str, float]]] = []
     self._is_failing = False
+    self._tracker = open_tracker() if open_tracker else None
     self._tb = copies.Mirror(files.as_path(workdir) / "tb")
     self._tensorboard = self._open_tensorboard(start_step)
 
@@ -107,6 +119,8 @@ class MetricWriter:
     for step, values in self._waiting:
       for name, value in values.items():
         self._tensorboard.add_scalar(name, value, step)
+      if self._tracker is not None:
+        self._tracker.write(step, values)
     self._waiting = []
     self._tb.update(_TB_SECONDS)
 
@@ -127,6 +141,8 @@ class MetricWriter:
   def close(self) -> None:
     if self._file is None:
       return
+    if self._tracker is not None:
+      self._tracker.close()
     try:
       self._buffer.close()
       self._tensorboard.close()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from blip_jax.runtime import alarms, goodput, metrics, progress
+from blip_jax.runtime import alarms, goodput, metrics, progress, trackers
 from blip_jax.runtime.config import Config
 
 
@@ -63,7 +63,12 @@ class Monitor:
     self._clock = clock
     self._began = clock() if began is None else began
     self._goodput = goodput.Goodput(workdir, first_step, self._began)
-    self._writer = metrics.MetricWriter(workdir, first_step)
+    open_tracker = lambda: trackers.Tracker(
+      config.tracker, workdir, config.to_dict()
+    )
+    self._writer = metrics.MetricWriter(
+      workdir, first_step, open_tracker if config.tracker else None
+    )
     if self._goodput.is_continued:
       # Also for the next process, if this one comes to no other row.
       self._writer.write(first_step, self._goodput.metrics(self._began))

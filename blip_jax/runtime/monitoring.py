@@ -81,6 +81,8 @@ class Monitor:
     # Seconds for which steps have waited for their batches, and when the last
     # one was there.
     self._wait, self._waits, self._ready = 0.0, [], 0.0
+    # Seconds for which the devices had nothing to do meanwhile.
+    self._idles: list[float] = []
     self._profile = metrics.Profile(workdir, config.profile)
     self._pending: _Running | None = None
     self._done: float | None = None  # when the last step was
@@ -131,9 +133,10 @@ class Monitor:
     step, ids, reading, wait, ready = self._pending
     self._pending = None
     values, done = reading.result()
-    if self._done is not None:
-      # Waiting while the step before was running has cost nothing.
-      self._goodput.add("input", min(ready - self._done, wait))
+    # Waiting while the step before was running has cost nothing.
+    before = ready if self._done is None else self._done
+    self._idles.append(max(0.0, min(ready - before, wait)))
+    self._goodput.add("input", self._idles[-1])
     self._done = done
     alarms.check_finite(self._workdir, step, values, ids)
     if "loss_itm" in values:
@@ -148,8 +151,10 @@ class Monitor:
     # The first step has been compiled, and is left out.
     self._timer.restart(step, done)
     waits, self._waits = self._waits, []
+    idles, self._idles = self._idles, []
     if "step_time" in values:
       values["input_seconds"] = sum(waits) / len(waits)
+      values["idle_seconds"] = sum(idles) / len(idles)
       self._starved.update(step, values["step_time"], values["input_seconds"])
     values |= metrics.device_memory()
     values["lr"] = float(np.asarray(self._learning_rate(step - 1)))

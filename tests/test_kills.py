@@ -57,9 +57,9 @@ class Disturbed:
     before = self.steps()
     processes = self.start()
     # Some of the kills hit it while it starts, and some while it saves.
-    wanted = before + self.rng.randint(0, STEPS // KILLS)
+    wanted = min(before + self.rng.randint(0, STEPS // KILLS), STEPS - 2)
     deadline = time.monotonic() + 300
-    while self.steps() < min(wanted, STEPS - 2):
+    while self.steps() < wanted:
       assert time.monotonic() < deadline
       if any(process.poll() is not None for process in processes):
         raise AssertionError(processes[0].communicate()[1][-3000:])

@@ -187,6 +187,7 @@ def training(task: str) -> Config:
       num_steps=0,  # 0: given by num_epochs
       num_epochs=0.0,
       log_every_steps=50,
+      tracker="",  # wandb | trackio; beside metrics.jsonl and TensorBoard
       profile=(),  # the first and last step of a trace for XProf; empty: none
       # Which examples are ITC candidates and, in pre-training, ITM negatives,
       # and share the mean of LM: those of the global batch, or those of the
@@ -207,7 +208,7 @@ def training(task: str) -> Config:
         patch_size=config_dict.placeholder(int),
         drop_path=config_dict.placeholder(float),  # unset: the variant's
         dropout=0.1,  # of the text towers
-        dtype="bfloat16",  # of activations; all state is float32
+        dtype="bfloat16",  # of activations; parameters are float32
         # Of the image tower: xla | cudnn | splash; empty: the fastest.
         attention="",
         vit_remat="dots",  # none | dots | full
@@ -236,9 +237,19 @@ def training(task: str) -> Config:
         steps_per_epoch=0,  # 0: given by the data
         weight_decay=0.05,  # of every parameter
         betas=(0.9, 0.999),
+        moment_dtype="float32",  # | bfloat16; of the mean of gradients
         clip=0.0,  # of the global gradient norm; 0: off, as in the original
       ),
-      checkpoint=dict(every_steps=1000, keep=2, keep_every_steps=0),
+      checkpoint=dict(
+        every_steps=1000,
+        # Also when so much time has passed, which a kill would cost; 0: never.
+        every_seconds=45.0,
+        keep=2,  # latest checkpoints
+        keep_every_steps=0,  # multiples of this are kept for ever; 0: none
+        # Steps for which a run goes on when nothing can be written; every_steps
+        # if that is more.
+        max_unsaved_steps=2000,
+      ),
       init=dict(
         restore="",  # a workdir; the run starts from its full state
         weights="",  # parameters to start from; what blip_jax.load takes

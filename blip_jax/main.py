@@ -134,8 +134,24 @@ def prepare_process() -> None:
   absl_logging.use_absl_handler()
   # Only our own: at INFO, Orbax reports every file that it renames.
   absl_logging.set_verbosity(absl_logging.WARNING)
+  absl_logging.get_absl_logger().addFilter(_is_news)
+  sys.unraisablehook = _tell_unraisable
   logging.getLogger("blip_jax").setLevel(logging.INFO)
   host.keep_freed_memory()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a message is not one of Orbax's about errors that it also raises.
+
+  For a disk that is full it logs a hundred of them, with all their tracebacks.
+  """
+  return record.exc_info is None or "orbax" not in record.pathname
+
+
+def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+  """Leaves out what TensorStore reports to a save that has failed already."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def _stoppable(job: str) -> contextlib.AbstractContextManager[None]:

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import jax
@@ -25,6 +26,7 @@ from blip_jax.runtime import (
   best,
   checkpoint,
   files,
+  intervals,
   lock,
   metrics,
   monitoring,
@@ -63,6 +65,7 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
   A workdir that holds a run is resumed from its last sound checkpoint, and ends
   with the same bits as if it had never stopped.
   """
+  began = time.monotonic()
   files.make_folder(workdir)
   config = context.resolve(config, workdir)
   build.validate(config)
@@ -105,10 +108,18 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
     run.create_state,
     loader,
   )
-  checkpoints = checkpoint.Checkpoints(
-    workdir, **config.checkpoint, model=run.model_files
-  )
   first_step = int(state.step)
+  c = config.checkpoint
+  checkpoints = checkpoint.Checkpoints(
+    workdir,
+    c.every_steps,
+    c.keep,
+    c.keep_every_steps,
+    c.max_unsaved_steps,
+    first_step=first_step,
+    model=run.model_files,
+  )
+  interval = intervals.Interval(c.every_steps, c.every_seconds, first_step)
   log.info("Starting at step %d: %s", first_step, said)
   metrics.log_parameters(state.params)
   log.info("State: %s", sharding.describe(state, mesh))
@@ -116,7 +127,9 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
   # 5. The program of a step, and what monitors it.
   train_step = make_train_step(run.task, tx, config.seed)
   evaluators = evaluate_lib.build_evaluators(run, workdir)
-  monitor = monitoring.Monitor(config, workdir, first_step, learning_rate)
+  monitor = monitoring.Monitor(
+    config, workdir, first_step, learning_rate, began=began
+  )
   kept_best = best.Best(
     workdir, _best_metrics(config.evals.best, evaluators), run.model_files
   )
@@ -132,10 +145,13 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
     StopSignal() as stop,
   ):
 
-    def save(step: int, force: bool) -> None:
+    def save(step: int, now: bool) -> None:
       held.check()
       with monitor.paused(step, "saving", "save_seconds"):
-        checkpoints.save(step, state, loader, config.to_dict(), force=force)
+        if now:
+          checkpoints.save_now(step, state, loader, config.to_dict())
+        else:
+          checkpoints.save(step, state, loader, config.to_dict(), force=True)
 
     for step in range(first_step + 1, config.num_steps + 1):
       batch, ids = monitor.next_batch(loader)
@@ -147,10 +163,11 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
 
       last = step == config.num_steps
       is_asked = stop.requested(step)
-      is_due = _due(step, config.checkpoint.every_steps)
+      is_due = interval.due(step, checkpoints.is_busy, monitor.flush)
+      is_due |= checkpoints.is_overdue(step)
       if last or is_asked or is_due:
         # Only a state that is known to be finite is saved.
-        save(step, force=last or is_asked)
+        save(step, now=last or is_asked)
       if is_asked:
         raise stopping.Stopped(f"step {step} is done and saved")
       if not last and _due(step, config.evals.every_steps):
@@ -158,14 +175,14 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
           with stop.at_once():
             measure(step, state)
         except stopping.Stopped:
-          if not is_due:
-            save(step, force=True)
+          save(step, now=True)
           raise
 
     # 7. The results.
     verification.wait()
     with stop.at_once():
       results = measure(config.num_steps, state)
+    monitor.finish(config.num_steps)
   if results and jax.process_index() == 0:
     files.write_json(os.path.join(workdir, "results.json"), results)
   return results
@@ -210,7 +227,8 @@ def make_train_step(
 class StopSignal:
   """A request to stop, which a step heeds at its end, and others at once.
 
-  Such as SIGTERM, which a scheduler sends before it takes the machine away.
+  Such as SIGTERM, which a scheduler sends before it takes the machine away;
+  see `stopping`.
   """
 
   def __init__(self):
@@ -229,9 +247,8 @@ class StopSignal:
   def _signals(self) -> tuple[signal.Signals, ...]:
     # With several processes, JAX's own service listens to SIGTERM and lets
     # them agree.
-    if jax.process_count() == 1:
-      return signal.SIGTERM, signal.SIGINT
-    return (signal.SIGINT,)
+    signals = (signal.SIGUSR1, signal.SIGINT)
+    return signals if jax.process_count() > 1 else (signal.SIGTERM, *signals)
 
   def _receive(self, number: int) -> None:
     self._received = number

@@ -44,9 +44,11 @@ def test_an_example_has_a_negative_if_its_row_has_a_weight():
 
 
 def test_a_pair_is_its_own_positive_in_every_group():
+  own = make_align(groups=2).own_pairs(4)
+  ids = own.ids.reshape(2, 2)
   np.testing.assert_array_equal(
-    make_align(groups=2).diagonal(4),
-    [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]] * 2,
+    align.hard_targets(ids, ids, own.queue_ids),
+    [[[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]] * 2,
   )
 
 
@@ -103,7 +105,7 @@ def test_itc_by_hand(groups):
       target = alpha * np.exp(sim_m) / np.exp(sim_m).sum()
       target[i % size] += 1 - alpha
       losses.append(-(target * (sim - np.log(np.exp(sim).sum()))).sum())
-      rows.append(sim)
+      rows.append(sim[:size])
     expected_sims.append(rows)
   features = align.Features(
     image_embeds=jnp.zeros((4, 2, 3)),
@@ -120,11 +122,71 @@ def test_itc_by_hand(groups):
   )
   task = make_align(groups=groups)
   loss, sims = task.itc(
-    features, jnp.float32(temp), jnp.float32(alpha), task.diagonal(4)
+    features, jnp.float32(temp), jnp.float32(alpha), task.own_pairs(4)
   )
   np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
   for found, expected in zip(sims, expected_sims, strict=True):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def random_features(batch_size, queue_size, width=5):
+  rng = np.random.default_rng(1)
+  draw = lambda n: unit(*rng.normal(size=(n, width)).astype(np.float32))
+  queues = draw(queue_size), draw(queue_size)
+  return align.Features(
+    jnp.zeros((batch_size, 2, 3)),
+    *(draw(batch_size) for _ in range(4)),
+    momentum_lib.Momentum({}, *queues, jnp.int32(0)),
+  )
+
+
+@pytest.mark.parametrize("groups, shards", [(1, 1), (1, 2), (2, 2), (1, 5)])
+def test_itc_in_blocks_is_the_same(groups, shards, monkeypatch):
+  """Loss, similarities and gradients; five shards do not split the batch."""
+  features = random_features(12, 3)
+  # Of captions of the same images, in the batch and in the queue.
+  positives = align.Positives(jnp.arange(12) // 3, jnp.array([-100, 2, 0]))
+  task = make_align(groups=groups, num_shards=shards)
+
+  def compute(rows):
+    monkeypatch.setattr(align, "BLOCK_ROWS", rows)
+
+    def loss(image, text, temp):
+      found = features._replace(image_feat=image, text_feat=text)
+      return task.itc(found, temp, jnp.float32(0.4), positives)
+
+    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
+      features.image_feat, features.text_feat, jnp.float32(0.3)
+    )
+
+  whole = compute(12)
+  for rows in (1, 2, 5):
+    found = compute(rows)
+    assert task._blocks(12)[1] > 1
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      found,
+      whole,
+    )
+
+
+def test_itc_of_a_large_batch_needs_less_memory_in_blocks(monkeypatch):
+  """What the compiler says about 1,024 examples and a queue of 8,192."""
+  features = jax.eval_shape(lambda: random_features(1024, 8192, 16))
+  task = make_align(queue_size=8192)
+
+  def loss(features, image):
+    found = features._replace(image_feat=image)
+    own = task.own_pairs(1024)
+    return task.itc(found, jnp.float32(0.1), jnp.float32(0.4), own)[0]
+
+  def needs(rows):
+    monkeypatch.setattr(align, "BLOCK_ROWS", rows)
+    step = jax.jit(jax.grad(loss, 1))
+    compiled = step.lower(features, features.image_feat).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert needs(128) < 0.4 * needs(1024)
 
 
 def test_itm_classifies_own_pairs_and_two_kinds_of_negatives():

@@ -561,6 +561,20 @@ def test_damage_explains_why_a_step_cannot_be_loaded(tmp_path):
     run.start(tmp_path)
 
 
+def test_a_step_of_a_newer_version_is_refused(tmp_path):
+  """An older step is not used in its place."""
+  run = helpers.ToyRun((1, 1, 1))
+  for step in (1, 2):
+    run.save(tmp_path, step)
+  newest = tmp_path / "checkpoints" / "2"
+  path = newest / "meta" / "meta.json"
+  assert json.loads(path.read_text()) == {"format": 1, "step": 2}
+  path.write_text('{"format": 2, "step": 2}')
+  (newest / "digests.json").unlink()
+  with pytest.raises(ValueError, match=r"checkpoints/2 was saved by a newer"):
+    run.start(tmp_path)
+
+
 def test_checkpoints_of_earlier_versions_load_and_say_so(tmp_path, caplog):
   run = helpers.ToyRun()
   saved = run.save(tmp_path, 1)

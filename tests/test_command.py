@@ -172,6 +172,20 @@ def test_the_end_of_another_process_is_one_message(monkeypatch, capsys):
   main(ValueError("gloo is no name"), fail)
   assert capsys.readouterr().err == "error: gloo is no name\n"
   assert statuses == [75, 1, 1]
+  # A checkpoint, which others never finish, is closed on the way out.
+  orbax = {"__name__": "orbax.checkpoint.somewhere"}
+  exec(source, orbax)
+
+  def close_after(error):
+    try:
+      library["fail"](ValueError(lost))
+    finally:
+      fail(error)
+
+  main(OSError("step 7 cannot be saved"), close_after)
+  main(TimeoutError("6/9 futures"), orbax["fail"])
+  main(TimeoutError("no server"), fail)
+  assert statuses[3:] == [75, 75, 1]
 
 
 def test_a_worker_ends_with_its_parent_and_not_before():
@@ -182,7 +196,7 @@ from blip_jax.runtime import processes
 
 def work(pipe):
   processes.begin_worker()
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
     os.kill(os.getpid(), number)
   pipe.send(os.getpid())
   time.sleep(60)

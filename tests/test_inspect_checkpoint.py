@@ -40,6 +40,41 @@ def test_table_counts_numbers_and_bytes(tool, capsys, tmp_path):
   ]
 
 
+def test_steps_have_sizes_and_arrays_have_shardings(tool, capsys, tmp_path):
+  run = helpers.ToyRun((2, 2, 2))
+  for step in (1, 2):
+    run.save(tmp_path, step)
+  best.Best(tmp_path, ("val/x",)).update(2, {"a": np.ones(4)}, {"val/x": 1.0})
+  assert tool.main([str(tmp_path), "--steps"]) == 0
+  head, *lines = capsys.readouterr().out.splitlines()
+  assert head.split() == ["bytes", "processes", "saved", "checkpoint"]
+  found = [line.split() for line in lines]
+  folders = [f"{tmp_path}/{x}" for x in ("checkpoints/1", "checkpoints/2")]
+  assert [row[-1] for row in found] == [*folders, f"{tmp_path}/best/2"]
+  on_disk = sum(
+    path.stat().st_size
+    for path in (tmp_path / "checkpoints" / "1").rglob("*")
+    if path.is_file()
+  )
+  assert found[0][:2] == [f"{on_disk:,}", "1"] and found[2][1] == "-"
+  assert tool.main([str(tmp_path), "--arrays", "--step", "1"]) == 0
+  rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+  by_name = {row[-1]: row[:-1] for row in rows}
+  assert by_name["params/text_proj/kernel"] == [
+    "128",
+    "float32[8,4]",
+    "fsdp=2",
+    "-",
+  ]
+  assert by_name["params/temp"] == ["4", "float32[]"]
+  assert by_name["momentum/queue_ptr"] == ["4", "int32[]"]
+  assert len(rows) == len(
+    jax.tree.leaves(
+      (run.abstract.params, run.abstract.opt_state, run.abstract.momentum)
+    )
+  )
+
+
 def test_equal_runs_have_equal_digests_on_any_mesh(tool, capsys, tmp_path):
   for name, sizes in {"a": (2, 2, 2), "b": (1, 1, 1)}.items():
     helpers.ToyRun(sizes).save(tmp_path / name, 3, position=8)

@@ -170,6 +170,8 @@ def test_a_run_that_waits_for_data_is_as_slow_as_its_data(
   expected = {step: 2.0 + STEP * (step in alone) for step in range(2, 37)}
   assert of(tmp_path, "step_time") == expected
   assert of(tmp_path, "input_seconds") == dict.fromkeys(range(2, 37), 2.0)
+  idle = {step: 2.0 - STEP * (step not in alone) for step in range(2, 37)}
+  assert of(tmp_path, "idle_seconds") == idle
 
 
 @pytest.mark.parametrize("loading, warnings", [(0.6, 0), (0.8, 1)])

@@ -1,5 +1,6 @@
 """Schedules against the original's numbers; AdamW against PyTorch's."""
 
+import functools
 import types
 
 import jax
@@ -23,6 +24,7 @@ def config(**changes):
     betas=(0.9, 0.999),
     weight_decay=0.05,
     clip=0.0,
+    moment_dtype="float32",
   )
   return types.SimpleNamespace(**{**values, **changes})
 
@@ -137,6 +139,43 @@ def test_clipping_bounds_the_global_norm_and_keeps_the_structure():
   mu = optax.tree_utils.tree_get(state, "mu")
   norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in mu.values()))
   np.testing.assert_allclose(norm, 0.1, rtol=1e-6)
+
+
+def test_the_first_moment_in_bfloat16_is_the_plain_one_rounded():
+  """A thousand steps of noisy gradients end near the same parameters."""
+  params = {"a": jnp.zeros(50)}
+  goal = jax.random.normal(jax.random.key(0), (50,))
+
+  @functools.partial(jax.jit, static_argnames="dtype")
+  def train(dtype):
+    tx, _ = optim.make(
+      config(lr=1e-2, warmup_steps=0, moment_dtype=dtype), 1000
+    )
+
+    def step(carry, key):
+      params, state = carry
+      noise = 0.3 * jax.random.normal(key, (50,))
+      grads = {"a": params["a"] - goal + noise}
+      updates, state = tx.update(grads, state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    keys = jax.random.split(jax.random.key(1), 1000)
+    return jax.lax.scan(step, (params, tx.init(params)), keys)[0]
+
+  (plain, state), (rounded, rounded_state) = train("float32"), train("bfloat16")
+  get = optax.tree_utils.tree_get
+  assert get(rounded_state, "mu")["a"].dtype == jnp.bfloat16
+  assert get(rounded_state, "nu")["a"].dtype == jnp.float32
+  np.testing.assert_allclose(
+    get(rounded_state, "nu")["a"], get(state, "nu")["a"], rtol=2e-2
+  )
+  assert np.abs(plain["a"] - goal).max() < 0.2
+  np.testing.assert_allclose(rounded["a"], plain["a"], atol=5e-3)
+
+
+def test_other_dtypes_of_moments_are_refused():
+  with pytest.raises(ValueError, match=r"moment_dtype .* found 'float16'"):
+    optim.make(config(moment_dtype="float16"), 10_000)
 
 
 @pytest.mark.parity

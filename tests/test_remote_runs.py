@@ -154,6 +154,28 @@ def test_a_step_that_cannot_be_uploaded(bucket, run, server):
   assert snapshot.steps(f"{bucket}/checkpoints") == []
 
 
+def test_the_next_step_replaces_one_that_could_not_be_uploaded(
+  bucket, run, server, caplog
+):
+  """And the last one is tried again by itself."""
+  store = checkpoint.Checkpoints(bucket, every_steps=1, max_unsaved_steps=4)
+  rest = run.make(), helpers.StubLoader(), helpers.TOY_CONFIG
+  store.save_now(1, *rest)
+  with server.fails("403 Forbidden", times=999, method="PUT"):
+    for step in (2, 3):
+      store.save(step, *rest)
+      store._settle()
+  assert "step 3 could not be saved" in caplog.text
+  assert "s3:PutObject" in caplog.text
+  assert "The last checkpoint is of step 1" in caplog.text
+  assert snapshot.steps(f"{bucket}/checkpoints") == [1]
+  store.save_now(4, *rest)
+  with server.fails("403 Forbidden", times=1, method="PUT"):
+    store.save_now(5, *rest)
+  store.close()
+  assert snapshot.steps(f"{bucket}/checkpoints") == [4, 5]
+
+
 def test_a_workdir_without_checkpoints(bucket):
   with pytest.raises(ValueError, match=f"{bucket}/run holds no checkpoint"):
     snapshot.find(f"{bucket}/run")

@@ -742,8 +742,9 @@ def test_the_best_is_not_selected_by_a_split_that_is_absent():
 
 
 def test_a_run_stops_after_the_signal_of_a_scheduler():
-  before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
-  for number in (signal.SIGTERM, signal.SIGINT):
+  signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+  before = [signal.getsignal(one) for one in signals]
+  for number in signals:
     with train.StopSignal() as stop:
       assert not stop.requested(1)
       os.kill(os.getpid(), number)
@@ -751,7 +752,7 @@ def test_a_run_stops_after_the_signal_of_a_scheduler():
       # Once the step is saved, an evaluation does not begin.
       with pytest.raises(stopping.Stopped), stop.at_once():
         raise AssertionError
-  after = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+  after = [signal.getsignal(one) for one in signals]
   assert after == before
 
 

@@ -1,6 +1,12 @@
 """Shows what a checkpoint holds, finds damage, and tells equal runs apart.
 
-  python tools/inspect_checkpoint.py WORKDIR [--step N] [--digest | --verify]
+  python tools/inspect_checkpoint.py WORKDIR [--step N] \\
+    [--steps | --arrays | --digest | --verify]
+
+--steps prints a line for each step, and for the best parameters: its bytes on
+disk, how many processes saved it, and when. --arrays prints a line for each
+array: its type and shape, its bytes, and the axes of the mesh that split its
+dimensions when it was saved.
 
 Two runs that should be equal have equal lines under --digest: a sha256 over the
 values of each item, independent of the mesh they were trained on.
@@ -15,6 +21,7 @@ Its exit status is
 import argparse
 import hashlib
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -40,18 +47,51 @@ def table(folder: epath.Path) -> Iterator[str]:
   yield f"{'data':<12}{len(positions):>8}{'':>16}{size:>16,}"
 
 
-def verify(path: epath.Path) -> int:
-  """Prints a line for each checkpoint; returns the exit status.
+def steps(path: epath.Path) -> Iterator[str]:
+  """Yields a line per checkpoint; `path` is as of `_all`."""
+  yield f"{'bytes':>16}{'processes':>12}  {'saved':<21}checkpoint"
+  for folder in _all(path):
+    sizes = [
+      files.size(f"{root}/{name}")
+      for root, _, names in files.walk(folder)
+      for name in names
+    ]
+    # Written last, by the clock of the host that saved it.
+    saved = files.stat(folder / "meta" / "meta.json").modified
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(saved))
+    processes = len(_data_files(folder)) or "-"
+    yield f"{sum(sizes):>16,}{processes:>12}  {when:<21}{folder}"
 
-  Args:
-    path: a run's folder, a folder of steps, or one step's.
-  """
+
+def arrays(folder: epath.Path) -> Iterator[str]:
+  """Yields a line per array of a checkpoint."""
+  for name in snapshot.ARRAYS:
+    if not (folder / name).exists():
+      continue
+    found = snapshot.by_path(snapshot.stored(folder, name))
+    split = snapshot.shardings(folder, name)
+    for path, leaf in sorted(found.items()):
+      size = leaf.size * leaf.dtype.itemsize
+      shape = f"{leaf.dtype.name}{list(leaf.shape)}".replace(" ", "")
+      yield f"{size:>16,}  {shape:<28} {split[path]:<24} {name}/{path}"
+
+
+def _all(path: epath.Path) -> list[epath.Path]:
+  """The checkpoints of a run's folder, of a folder of steps, or of one step."""
   roots = [path, path / snapshot.FOLDER, path / best.FOLDER]
   folders = [
     root / str(step) for root in roots for step in sorted(snapshot.steps(root))
   ]
-  if not folders and snapshot.holds_one(path):
-    folders = [path]
+  return [path] if not folders and snapshot.holds_one(path) else folders
+
+
+def verify(path: epath.Path) -> int:
+  """Prints a line for each checkpoint; returns the exit status.
+
+  Args:
+    path: as of `_all`.
+  """
+  folders = _all(path)
   if not folders:
     print(f"{path} holds no checkpoint")
   statuses = [_verify_one(folder) for folder in folders]
@@ -107,6 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     "damaged, 3 if one has no digests",
   )
   output.add_argument(
+    "--steps", action="store_true", help="a line per step, with its size"
+  )
+  output.add_argument(
+    "--arrays",
+    action="store_true",
+    help="a line per array, with its type, shape, size and sharding",
+  )
+  output.add_argument(
     "--digest", action="store_true", help="one line per item, with a sha256"
   )
   args = parser.parse_args(argv)
@@ -116,7 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   if args.verify:
     return verify(path.absolute())
   folder = snapshot.find(path)
-  if args.digest:
+  if args.steps:
+    print("\n".join(steps(path.absolute())))
+  elif args.arrays:
+    print("\n".join(arrays(folder)))
+  elif args.digest:
     print("\n".join(value_digests(folder)))
   else:
     print(folder)

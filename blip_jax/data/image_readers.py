@@ -233,7 +233,7 @@ class _Memory:
 
 def main(settings: str) -> None:
   """What a process does."""
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)  # the parent decides
   host.keep_freed_memory()
   requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")

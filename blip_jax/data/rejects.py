@@ -131,7 +131,10 @@ class BadSamples:
       bad.detail,
     )
     if self.path is not None:
-      files.append_line(self.path, json.dumps(dataclasses.asdict(bad)))
+      try:
+        files.append_line(self.path, json.dumps(dataclasses.asdict(bad)))
+      except OSError as error:  # no reason to end a training
+        logging.log_first_n(logging.WARNING, "%s: %s", 1, self.path, error)
 
   def check(self) -> None:
     """Raises `ValueError` if too many rows are bad."""

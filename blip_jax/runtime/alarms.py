@@ -1,9 +1,10 @@
-"""Alarms: a loss that is not finite, and matching that does not learn."""
+"""Alarms: of losses, and of runs that wait or stand still."""
 
 import collections
 import math
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,6 +74,65 @@ class StarvedAlarm:
       step_seconds,
     )
     return True
+
+
+class StallAlarm:
+  """Warns when a run stands still, from a thread of its own.
+
+  Once for each thing that does not end.
+
+  Args:
+    clock: in seconds.
+    patience: seconds after which something stands still; or ten times what the
+      longest so far took, if that is more.
+  """
+
+  def __init__(self, clock: Callable[[], float], patience: float = 300.0):
+    self._clock = clock
+    self._patience = patience
+    self._longest = 0.0
+    self._watched: tuple[str, float] | None = None
+    self._closed = threading.Event()
+    self._thread = threading.Thread(
+      target=self._run, args=(patience / 10,), daemon=True
+    )
+    self._thread.start()
+
+  def watch(self, what: str) -> None:
+    """Something begins, such as "step 7 is running"; what was before ended."""
+    self.rest()
+    self._watched = what, self._clock()
+
+  def rest(self) -> None:
+    """What was watched has ended."""
+    watched, self._watched = self._watched, None
+    if watched is not None:
+      self._longest = max(self._longest, self._clock() - watched[1])
+
+  def check(self) -> bool:
+    """Warns if something stands still; returns whether it did."""
+    watched = self._watched
+    if watched is None:
+      return False
+    seconds = self._clock() - watched[1]
+    if seconds < max(self._patience, 10 * self._longest):
+      return False
+    self._watched = None
+    logging.warning(
+      "nothing has happened for %.0f seconds, since %s. `py-spy dump --pid %d` "
+      "shows where; other processes of the job, or storage, may not answer",
+      seconds,
+      watched[0],
+      os.getpid(),
+    )
+    return True
+
+  def close(self) -> None:
+    self._closed.set()
+
+  def _run(self, seconds: float) -> None:
+    while not self._closed.wait(seconds):
+      self.check()
 
 
 class CollapseAlarm:

@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import digests, files, remote_steps, snapshot
+from blip_jax.runtime import digests, files, processes, remote_steps, snapshot
 
 FOLDER = "best"
 log = logging.getLogger(__name__)
@@ -66,16 +65,20 @@ class Best:
     score = sum(results[name] for name in self._metrics)
     if not score > self._score():
       return False
-    self._replace(
-      step,
-      {
-        "params": params,
-        "model": snapshot.FilesItem(self._model),
-        "meta": snapshot.JsonItem(
-          "meta.json", {"step": step, "score": score, "results": dict(results)}
-        ),
-      },
-    )
+    items = {
+      "params": params,
+      "model": snapshot.FilesItem(self._model),
+      "meta": snapshot.meta(step, score=score, results=dict(results)),
+    }
+    problem = ""
+    try:
+      self._replace(step, items)
+    # Of Orbax and TensorStore, many types of errors; the run goes on.
+    except Exception as error:
+      problem = files.one_line(str(error))[:300] or type(error).__name__
+    if processes.any_says(bool(problem)):
+      log.warning("The best so far, step %d, is not kept: %s", step, problem)
+      return False
     names = " + ".join(self._metrics)
     log.info("Best so far: %s = %.4g, at step %d", names, score, step)
     return True
@@ -100,8 +103,6 @@ class Best:
       snapshot.forget(self._folder / str(step))
       for folder in old:
         files.remove_folder(f"{folder}{snapshot.REPLACED}")
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f"best parameters of step {step}")
 
   def _replace_remote(self, step: int, items: Mapping[str, Any]) -> None:
     new = remote_steps.new_folder()

@@ -94,18 +94,27 @@ def is_mistake(error: Exception) -> bool:
   return not _is_of_arrays(error)
 
 
-def _is_of_arrays(error: Exception) -> bool:
-  *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-  library = frame.f_globals.get("__name__", "").partition(".")[0]
-  return library in _ARRAY_LIBRARIES
+def _is_of_arrays(error: BaseException) -> bool:
+  return _library(error) in _ARRAY_LIBRARIES
 
 
-def _is_lost_peer(error: Exception) -> bool:
-  return (
-    processes.has_peers()
-    and _is_of_arrays(error)
-    and _LOST_PEER.search(str(error)) is not None
-  )
+def _library(error: BaseException) -> str:
+  """The package that has raised an error."""
+  frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+  name = frames[-1].f_globals.get("__name__", "") if frames else ""
+  return name.partition(".")[0]
+
+
+def _is_lost_peer(error: BaseException | None) -> bool:
+  """Whether it, or an error during which it was raised, is about a peer."""
+  if error is None or not processes.has_peers():
+    return False
+  if _is_of_arrays(error) and _LOST_PEER.search(str(error)):
+    return True
+  # Of Orbax, which waits for all processes to write their parts.
+  if isinstance(error, TimeoutError) and _library(error) == "orbax":
+    return True
+  return _is_lost_peer(error.__context__)
 
 
 def _lost(error: Exception) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from blip_jax.runtime import trackers
+
 if TYPE_CHECKING:
 
   class Config(ConfigDict):
@@ -57,6 +59,7 @@ def validate(config: Config) -> None:
     ValueError: names the key, what it may be, and what was found.
   """
   one_of("config.job", config.job, ("train", "evaluate"))
+  one_of("config.tracker", config.tracker, ("", *trackers.NAMES))
   one_of("config.scope", config.scope, SCOPES)
   one_of("config.model.dtype", config.model.dtype, ("float32", "bfloat16"))
   at_least(
@@ -67,6 +70,9 @@ def validate(config: Config) -> None:
     "checkpoint.every_steps",
     "evals.batch_size",
     "data.max_words",
+  )
+  at_least(
+    0, config, "checkpoint.every_seconds", "checkpoint.max_unsaved_steps"
   )
   if config.profile and not (
     len(config.profile) == 2 and 1 <= config.profile[0] <= config.profile[1]

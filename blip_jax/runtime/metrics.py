@@ -1,17 +1,18 @@
 """Metrics of a run: files for programs and TensorBoard; time of a step."""
 
+import io
 import json
 import logging
 import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import jax
 from clu import parameter_overview
 
-from blip_jax.runtime import copies, files
+from blip_jax.runtime import copies, files, trackers
 
 log = logging.getLogger(__name__)
 
@@ -56,50 +57,98 @@ class MetricWriter:
   """Writes metrics to `WORKDIR/metrics.jsonl` and, for TensorBoard, `tb/`.
 
   Only the first process writes. A run that resumes at `start_step` removes what
-  the previous process wrote after it, so that no step appears twice.
+  the previous process wrote after it, so that no step appears twice. Where
+  nothing can be written, such as on a full disk, metrics wait in memory.
+
+  Args:
+    workdir: the run's folder.
+    start_step: from which the run goes on.
+    open_tracker: what gets them, too.
   """
 
-  def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
-    self._file: IO[str] | None = None
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    start_step: int = 0,
+    open_tracker: Callable[[], trackers.Tracker] | None = None,
+  ):
+    self._tracker: trackers.Tracker | None = None
+    self._file: io.IOBase | None = None
     if jax.process_index() != 0:
       return
-    workdir = files.as_path(workdir)
+    self._path = files.as_path(workdir) / "metrics.jsonl"
     files.make_folder(workdir)
-    path = workdir / "metrics.jsonl"
-    if files.exists(path):
-      files.write_text(path, "".join(_lines_up_to(path, start_step)))
-    self._file = files.open_append(path)
-    # It imports PyTorch wherever that is installed, which takes seconds.
-    import tensorboardX
-
-    self._tb = copies.Mirror(workdir / "tb")
-    self._tensorboard = tensorboardX.SummaryWriter(
-      self._tb.folder,
-      purge_step=start_step + 1,
-      # The default name has a resolution of a second; a quick restart must not
-      # overwrite the file.
-      filename_suffix=f".{os.getpid()}.{start_step}",
-    )
+    if files.exists(self._path):
+      lines = "".join(_lines_up_to(self._path, start_step))
+      files.write_text(self._path, lines)
+    file = files.open_append_bytes(self._path)
+    # What a buffer takes may be lost: a file on a disk is written without one.
+    self._buffer, self._file = file, getattr(file, "raw", file)
+    self._unwritten = b""
+    self._waiting: list[tuple[int, dict[str, float]]] = []
+    self._is_failing = False
+    self._tracker = open_tracker() if open_tracker else None
+    self._tb = copies.Mirror(files.as_path(workdir) / "tb")
+    self._tensorboard = self._open_tensorboard(start_step)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Appends one line, `{"step": 50, "train/loss_itc": 3.1, ...}`."""
     if self._file is None:
       return
-    metrics = {name: float(value) for name, value in metrics.items()}
-    self._file.write(
-      json.dumps(files.jsonable({"step": step, **metrics})) + "\n"
-    )
+    values = {name: float(value) for name, value in metrics.items()}
+    line = json.dumps(files.jsonable({"step": step, **values})) + "\n"
+    self._unwritten += line.encode()
+    self._waiting.append((step, values))
+    try:
+      self._write(self._file)
+    except OSError as error:
+      if not self._is_failing:
+        log.warning("%s: %s; metrics wait in memory", self._path, error)
+      self._is_failing = True
+
+  def _write(self, file: Any) -> None:
+    while self._unwritten:
+      self._unwritten = self._unwritten[file.write(self._unwritten) :]
     # A process that is killed loses no complete line.
-    self._file.flush()
-    for name, value in metrics.items():
-      self._tensorboard.add_scalar(name, value, step)
+    file.flush()
+    if self._is_failing:
+      self._is_failing = False
+      log.warning("%s can be written again", self._path)
+      # The thread of the old one has ended.
+      self._tensorboard = self._open_tensorboard(self._waiting[0][0] - 1)
+    for step, values in self._waiting:
+      for name, value in values.items():
+        self._tensorboard.add_scalar(name, value, step)
+      if self._tracker is not None:
+        self._tracker.write(step, values)
+    self._waiting = []
     self._tb.update(_TB_SECONDS)
 
+  def _open_tensorboard(self, start_step: int) -> Any:
+    # It imports PyTorch wherever that is installed, which takes seconds.
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(
+      self._tb.folder,
+      purge_step=start_step + 1,
+      # If its thread has met a full disk, a full queue would wait for ever.
+      max_queue=0,
+      # The default name has a resolution of a second; a quick restart must not
+      # overwrite the file.
+      filename_suffix=f".{os.getpid()}.{start_step}",
+    )
+
   def close(self) -> None:
-    if self._file is not None:
-      self._file.close()
+    if self._file is None:
+      return
+    if self._tracker is not None:
+      self._tracker.close()
+    try:
+      self._buffer.close()
       self._tensorboard.close()
       self._tb.update()
+    except OSError as error:
+      log.warning("%s: %s; the last metrics are lost", self._path, error)
 
 
 def _lines_up_to(path: pathlib.PurePath, step: int) -> Iterator[str]:

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 SCHEDULES = ("step", "cosine_epoch", "cosine")
+MOMENT_DTYPES = ("float32", "bfloat16")
 
 
 def warmup_lr(
@@ -122,13 +123,30 @@ def make(
   `config.clip` bounds the global norm of the gradient; 0, as in the paper, does
   not. Either way the state has the same structure, so that a run can be resumed
   with clipping turned on.
+
+  `config.moment_dtype` is that of the first moment, the mean of gradients. The
+  second one stays in float32: with a beta of 0.999 it changes by a thousandth
+  a step, which bfloat16, with its eight bits, would round away.
+
+  Raises:
+    ValueError: there is no such schedule or dtype.
   """
+  if config.moment_dtype not in MOMENT_DTYPES:
+    raise ValueError(
+      f"config.optim.moment_dtype must be one of {MOMENT_DTYPES}, found "
+      f"{config.moment_dtype!r}"
+    )
   rate = schedule(config, num_steps)
   b1, b2 = config.betas
   clip = (
     optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
   )
   adamw = optax.adamw(
-    rate, b1=b1, b2=b2, eps=1e-8, weight_decay=config.weight_decay
+    rate,
+    b1=b1,
+    b2=b2,
+    eps=1e-8,
+    weight_decay=config.weight_decay,
+    mu_dtype=config.moment_dtype,
   )
   return optax.chain(clip, adamw), rate

@@ -140,7 +140,8 @@ def begin_worker() -> None:
       os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  for number in (signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, _end_soon)
 
 

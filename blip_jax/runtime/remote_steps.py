@@ -125,6 +125,11 @@ class Published:
     """
     self._running = self._threads.submit(self._publish, step, complete)
 
+  @property
+  def is_busy(self) -> bool:
+    """Whether a step is being published."""
+    return self._running is not None and not self._running.done()
+
   def wait(self) -> None:
     """Waits until nothing is being published; raises what went wrong."""
     running, self._running = self._running, None

@@ -22,6 +22,7 @@ MAY_CHANGE = (
   "compilation_cache",
   "log_every_steps",
   "profile",
+  "tracker",
   "mesh",
   "checkpoint",
   "evals",

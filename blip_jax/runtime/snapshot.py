@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 ARRAYS = ("params", "momentum", "opt_state")
+# What `meta.json` says of the form of a step; one without it is of form 1.
+FORMAT = 1
 # Arrays that are needed one by one are read in parts of this size: Orbax takes
 # 30 ms for each read, however small.
 PART_BYTES = 2**27
@@ -172,10 +174,31 @@ def _is_usable(folder: epath.Path) -> bool:
   if lines:
     remember(digests.Damaged(folder, lines))
     return False
+  _check_format(folder)
   if not digests.exists(folder) and str(folder) not in _told:
     _told.add(str(folder))
     log.info("%s has no %s, so it cannot be verified", folder, digests.NAME)
   return True
+
+
+def meta(step: int, **more: Any) -> "JsonItem":
+  """What a checkpoint says about itself."""
+  return JsonItem("meta.json", {"format": FORMAT, "step": step, **more})
+
+
+def _check_format(folder: epath.Path) -> None:
+  """Refuses a step whose form this version cannot know.
+
+  An older step of the run is not used instead: that would undo its work.
+  """
+  path = folder / "meta" / "meta.json"
+  found = files.read_json(path) if files.exists(path) else {}
+  if found.get("format", 1) > FORMAT:
+    raise ValueError(
+      f"{folder} was saved by a newer version of blip_jax, in format "
+      f"{found['format']}; this version reads formats up to {FORMAT}. Go on "
+      "with the newer version"
+    )
 
 
 def steps(root: files.Path) -> list[int]:
@@ -223,6 +246,40 @@ def stored(folder: epath.Path, name: str) -> Any:
   Raises:
     ValueError: the item is missing or broken.
   """
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+    _metadata(folder, name),
+  )
+
+
+def shardings(folder: epath.Path, name: str) -> dict[str, str]:
+  """How the arrays of one item were split when they were saved, by path.
+
+  Such as `fsdp=2 - tensor=2`, the axes of a mesh that split each dimension;
+  dimensions that are not split are `-`, and scalars have none.
+
+  Raises:
+    ValueError: the item is missing or broken.
+  """
+  return {
+    path: _sharding_text(leaf.sharding_metadata)
+    for path, leaf in by_path(_metadata(folder, name)).items()
+  }
+
+
+def _sharding_text(sharding: Any) -> str:
+  spec = getattr(sharding, "partition_spec", None)
+  if spec is None:  # of arrays that were on one device, or on the host
+    return "whole"
+  sizes = dict(zip(sharding.axis_names, sharding.shape, strict=True))
+  axes = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
+  return " ".join(
+    ",".join(f"{axis}={sizes[axis]}" for axis in names) or "-" for names in axes
+  )
+
+
+def _metadata(folder: epath.Path, name: str) -> Any:
+  """What Orbax has written about the arrays of one item."""
   cause = None
   try:
     metadata = ocp.metadata(folder, checkpointable_name=name).metadata
@@ -232,9 +289,7 @@ def stored(folder: epath.Path, name: str) -> Any:
     metadata, cause = None, error
   if metadata is None:
     raise _damaged(folder, name) from cause
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata
-  )
+  return metadata
 
 
 def load(folder: epath.Path, name: str, abstract: Any) -> Any:

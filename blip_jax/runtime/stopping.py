@@ -1,4 +1,7 @@
-"""Requests to stop: SIGTERM, as schedulers send it, and Ctrl-C.
+"""Requests to stop: SIGTERM and SIGUSR1, as schedulers send them, and Ctrl-C.
+
+Slurm sends SIGTERM when it takes a job's place away, and before the time of a
+job is over the signal that `--signal` names, by custom SIGUSR1.
 
 A command that is asked to stop leaves its files in order, and ends with a
 status of its own.  A second Ctrl-C ends it at once; a second SIGTERM does not,
@@ -10,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(BaseException):
@@ -37,7 +40,7 @@ def handled_by(
 
   Args:
     handle: called with the number of the signal.
-    *signals: SIGTERM and SIGINT if none is given.
+    *signals: SIGTERM, SIGUSR1 and SIGINT if none is given.
   """
   signals = signals or _SIGNALS
   if threading.current_thread() is not threading.main_thread():
@@ -46,7 +49,7 @@ def handled_by(
 
   def receive(number: int, _: object) -> None:
     for one in signals:
-      again = signal.SIG_IGN if one == signal.SIGTERM else signal.SIG_DFL
+      again = signal.SIG_DFL if one == signal.SIGINT else signal.SIG_IGN
       signal.signal(one, again)
     handle(number)
 

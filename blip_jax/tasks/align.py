@@ -21,6 +21,9 @@ from blip_jax.runtime.config import Config
 from blip_jax.tasks import base, losses
 from blip_jax.tasks import momentum as momentum_lib
 
+# Rows of a shard whose similarities ITC has in memory at a time.
+BLOCK_ROWS = 128
+
 
 def defaults() -> dict[str, Any]:
   """Default config keys that pre-training and retrieval share."""
@@ -54,6 +57,43 @@ class Features(NamedTuple):
   image_feat_m: Float[Array, "B C"]
   text_feat_m: Float[Array, "B C"]
   momentum: momentum_lib.Momentum
+
+
+class Positives(NamedTuple):
+  """Equal ids make an example and a candidate of ITC a positive pair.
+
+  Attributes:
+    ids: of the batch, not negative.
+    queue_ids: of the entries of the queues.
+  """
+
+  ids: Int[Array, " B"]
+  queue_ids: Int[Array, " Q"]
+
+
+def hard_targets(
+  ids: Int[Array, "G n"], group: Int[Array, "G b"], queue: Int[Array, " Q"]
+) -> Float[Array, "G n K"]:
+  """Equal probabilities for all positives of each of some examples.
+
+  Args:
+    ids: of the examples, which are in the batch.
+    group: ids of the batch.
+    queue: ids of the queues.
+  """
+  in_group = ids[:, :, None] == group[:, None]
+  in_queue = ids[:, :, None] == queue[None, None]
+  positive = jnp.concatenate([in_group, in_queue], -1).astype(jnp.float32)
+  return positive / positive.sum(-1, keepdims=True)
+
+
+def _compare(
+  rows: Float[Array, "G n C"],
+  group: Float[Array, "G b C"],
+  queue: Float[Array, "Q C"],
+) -> Float[Array, "G n K"]:
+  in_group = jnp.einsum("gic,gjc->gij", rows, group)
+  return jnp.concatenate([in_group, rows @ queue.T], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,49 +168,77 @@ class Align:
     features: Features,
     temp: Float[Array, ""],
     alpha: Float[Array, ""],
-    hard: Float[Array, "B K"],
-  ) -> tuple[Float[Array, ""], tuple[Float[Array, "B K"], ...]]:
+    positives: Positives,
+  ) -> tuple[Float[Array, ""], tuple[Float[Array, "B b"], ...]]:
     """Steps 5-6: ITC against [momentum features of the group; queue].
+
+    Similarities of all rows with the queue would be the largest arrays of a
+    step with a large batch. Those of a block of rows exist at a time, and
+    again in the backward pass.
 
     Args:
       features: of the batch.
       temp: temperature.
       alpha: weight of the soft targets.
-      hard: hard targets, whose rows sum to 1.
+      positives: which candidates belong to which examples.
 
     Returns:
-      The mean loss of both directions, and the online similarities
-      (image-to-text, text-to-image), divided by `temp`.
+      The mean loss of both directions, and the online similarities with the
+      group (image-to-text, text-to-image), divided by `temp`.
     """
+    queues = features.momentum
+    in_group = lambda x: losses.grouped(x, self.groups)
+    texts = in_group(features.text_feat_m), queues.text_queue
+    images = in_group(features.image_feat_m), queues.image_queue
+    candidate_ids = in_group(positives.ids), positives.queue_ids
 
-    def compare(feat, feat_m, queue):
-      in_group = jnp.einsum(
-        "gic,gjc->gij",
-        losses.grouped(feat, self.groups),
-        losses.grouped(feat_m, self.groups),
-      ).reshape(len(feat), -1)
-      return jnp.concatenate([in_group, feat @ queue.T], axis=1)
+    def block(rows):
+      image, text, image_m, text_m, ids = rows
+      hard = hard_targets(ids, *candidate_ids)
+      total, sims = jnp.float32(0), []
+      for mine, mine_m, (group, queue) in (
+        (image, image_m, texts),
+        (text, text_m, images),
+      ):
+        sim = _compare(mine, group, queue) / temp
+        sim_m = _compare(mine_m, group, queue) / jax.lax.stop_gradient(temp)
+        targets = momentum_lib.soft_targets(sim_m, hard, alpha)
+        total += 0.5 * losses.itc_loss(sim, targets) * (sim[..., 0].size)
+        sims.append(sim[..., : group.shape[1]])
+      return total, tuple(sims)
 
-    def similarities(image_feat, text_feat, temp):
-      queues = features.momentum
-      sim_i2t = compare(image_feat, features.text_feat_m, queues.text_queue)
-      sim_t2i = compare(text_feat, features.image_feat_m, queues.image_queue)
-      return sim_i2t / temp, sim_t2i / temp
-
-    sims = similarities(features.image_feat, features.text_feat, temp)
-    sims_m = similarities(
-      features.image_feat_m, features.text_feat_m, jax.lax.stop_gradient(temp)
+    batch_size = len(positives.ids)
+    shape = self._blocks(batch_size)
+    rows = (
+      features.image_feat,
+      features.text_feat,
+      features.image_feat_m,
+      features.text_feat_m,
+      positives.ids,
     )
-    loss_i2t, loss_t2i = (
-      losses.itc_loss(sim, momentum_lib.soft_targets(sim_m, hard, alpha))
-      for sim, sim_m in zip(sims, sims_m, strict=True)
-    )
-    return 0.5 * (loss_i2t + loss_t2i), sims
+    # [shards, blocks, rows of each] -> [blocks, groups, rows of each]
+    split = lambda x: jnp.swapaxes(
+      x.reshape(*shape, *x.shape[1:]), 0, 1
+    ).reshape(shape[1], self.groups, -1, *x.shape[1:])
+    join = lambda x: jnp.swapaxes(
+      x.reshape(shape[1], shape[0], shape[2], -1), 0, 1
+    ).reshape(batch_size, -1)
+    block = jax.checkpoint(block) if shape[1] > 1 else block
+    totals, sims = jax.lax.map(block, jax.tree.map(split, rows))
+    return jnp.sum(totals) / batch_size, jax.tree.map(join, sims)
 
-  def diagonal(self, batch_size: int) -> Float[Array, "B K"]:
-    """Hard targets if the only positive of an example is its own pair."""
-    size = batch_size // self.groups
-    return jnp.tile(jnp.eye(size, size + self.queue_size), (self.groups, 1))
+  def _blocks(self, batch_size: int) -> tuple[int, int, int]:
+    """Numbers of shards, of blocks, and of rows that a shard has of each."""
+    shards = max(self.groups, self.num_shards)
+    shards = shards if batch_size % shards == 0 else self.groups
+    size = batch_size // shards
+    rows = max(n for n in range(1, BLOCK_ROWS + 1) if size % n == 0)
+    return shards, size // rows, rows
+
+  def own_pairs(self, batch_size: int) -> Positives:
+    """If the only positive of an example is its own pair."""
+    nobody = jnp.full(self.queue_size, momentum_lib.NO_IMAGE)
+    return Positives(jnp.arange(batch_size), nobody)
 
   def negatives(
     self,

@@ -28,7 +28,7 @@ def grouped(x: Shaped[Array, "B ..."], groups: int) -> Shaped[Array, "G b ..."]:
 
 
 def itc_loss(
-  sim: Float[Array, "B K"], targets: Float[Array, "B K"]
+  sim: Float[Array, "*B K"], targets: Float[Array, "*B K"]
 ) -> Float[Array, ""]:
   """Mean cross-entropy with soft targets, of similarities divided by `temp`."""
   return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(sim, axis=-1), axis=-1))

@@ -118,10 +118,10 @@ def enqueue(
 
 
 def soft_targets(
-  sim_m: Float[Array, "B K"],
-  hard: Float[Array, "B K"],
+  sim_m: Float[Array, "*B K"],
+  hard: Float[Array, "*B K"],
   alpha: Float[Array, ""],
-) -> Float[Array, "B K"]:
+) -> Float[Array, "*B K"]:
   """Mixes the momentum encoders' predictions into the hard targets.
 
   Args:

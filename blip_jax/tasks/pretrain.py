@@ -109,8 +109,8 @@ class Pretrain(align.Align):
 
     # 5-7. ITC, then momentum features are added to the queue.
     alpha = momentum_lib.ramp(self.alpha, step, self.alpha_ramp_steps)
-    hard = self.diagonal(len(ids))
-    loss_itc, sims = self.itc(features, params["temp"], alpha, hard)
+    own = self.own_pairs(len(ids))
+    loss_itc, sims = self.itc(features, params["temp"], alpha, own)
     momentum = momentum_lib.enqueue(
       features.momentum, features.image_feat_m, features.text_feat_m
     )
@@ -169,10 +169,7 @@ class Pretrain(align.Align):
 
   def _sample_negatives(self, key, sims):
     """Hard negatives within a group, weighted by the similarities of ITC."""
-    sim_i2t, sim_t2i = (
-      losses.grouped(sim[:, : len(sim) // self.groups], self.groups)
-      for sim in sims
-    )
+    sim_i2t, sim_t2i = (losses.grouped(sim, self.groups) for sim in sims)
     same = jnp.eye(sim_i2t.shape[-1], dtype=bool)[None]
     # The small constant makes every other example possible.
     weights = functools.partial(

@@ -131,10 +131,10 @@ class Retrieval(align.Align):
     # 5-7. ITC, then momentum features are added to the queue.
     alpha = momentum_lib.ramp(self.alpha, step, self.alpha_ramp_steps)
     if self.itc_targets == "idx":
-      hard = self._hard_targets(image_id, momentum.idx_queue)
+      positives = align.Positives(image_id, momentum.idx_queue)
     else:
-      hard = self.diagonal(len(ids))
-    loss_itc, _ = self.itc(features, params["temp"], alpha, hard)
+      positives = self.own_pairs(len(ids))
+    loss_itc, _ = self.itc(features, params["temp"], alpha, positives)
     momentum = momentum_lib.enqueue(
       features.momentum,
       features.image_feat_m,
@@ -162,15 +162,6 @@ class Retrieval(align.Align):
       "temp": params["temp"],
     }
     return loss, (momentum, metrics)
-
-  def _hard_targets(
-    self, image_id: Int[Array, " B"], idx_queue: Int[Array, " Q"]
-  ) -> Float[Array, "B K"]:
-    """Equal probabilities for all candidates of the same image."""
-    in_group = _same_image(image_id, self.groups).reshape(len(image_id), -1)
-    in_queue = image_id[:, None] == idx_queue[None]
-    positive = jnp.concatenate([in_group, in_queue], axis=1).astype(jnp.float32)
-    return positive / positive.sum(axis=1, keepdims=True)
 
   def _sample_negatives(self, key, features: align.Features, temp, image_id):
     """Hard negatives of other images, weighted by online similarities."""

@@ -195,8 +195,15 @@ def test_what_cannot_be_read_comes_again_after_all_others(tmp_path):
   "changes, message",
   [
     (dict(engine="slurm"), "config.engine: expected one of .*, found 'slurm'"),
-    (dict(array=dict(index=1)), r"array\.index=1: only config\.engine=array"),
-    (dict(array=dict(count=2)), r"array\.count=2: only config\.engine=array"),
+    (
+      dict(array=dict(index=1)),
+      r"array\.index=1: of config\.engine=array",
+    ),
+    (
+      dict(array=dict(count=2)),
+      r"array\.count=2: of config\.engine=array",
+    ),
+    (dict(ray=dict(actors=2)), r"ray\.actors=2: of config\.engine=ray, found"),
   ],
 )
 def test_engines_that_cannot_be(shards, tmp_path, changes, message):

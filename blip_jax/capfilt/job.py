@@ -4,10 +4,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from blip_jax import defaults
 from blip_jax.capfilt import label, rows
 from blip_jax.capfilt import ledger as ledger_lib
 from blip_jax.capfilt import work_units as work_units_lib
-from blip_jax.capfilt.engines import array, local
+from blip_jax.capfilt.engines import array, local, ray
 from blip_jax.runtime import files, json_files, processes
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 # Who hands out work units. Each does, or has others do, what it has to do, and
 # returns which work units these were.
-ENGINES = {"local": local.run, "array": array.run}
+ENGINES = {"local": local.run, "ray": ray.run, "array": array.run}
 # What `find_work_units` reads of the settings, as `json_files` writes types.
 _SETTINGS = {
   "source": [str],
@@ -74,12 +75,14 @@ def _engine(config: Config) -> Any:
     raise UsageError(
       f"config.engine: expected one of {[*ENGINES]}, found {name!r}"
     )
-  for key, unset in (("index", -1), ("count", 0)):
-    value = config.array[key]
-    if name != "array" and value != unset:
-      raise UsageError(
-        f"config.array.{key}={value}: only config.engine=array has tasks"
-      )
+  own = defaults.capfilt()
+  for engine in ("array", "ray"):
+    for key, value in config[engine].items():
+      if name != engine and value != own[engine][key]:
+        raise UsageError(
+          f"config.{engine}.{key}={value}: of config.engine={engine}, found "
+          f"config.engine={name}"
+        )
   if name != "local" and processes.has_peers():
     raise UsageError(
       f"config.engine={name} hands work units to processes that do not join; "

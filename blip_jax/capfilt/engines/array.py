@@ -121,12 +121,10 @@ def this_task(index: int, count: int, environ: Mapping[str, str]) -> Task:
 
 
 def _of_slurm(environ: Mapping[str, str]) -> Task:
-  names = ("ID", "MIN", "MAX", "COUNT")
-  id, first, last, count = (_number(f"{_SLURM}{n}", environ) for n in names)
-  # Slurm has no step for lists.
-  step = 1
-  if f"{_SLURM}STEP" in environ:
-    step = max(1, _number(f"{_SLURM}STEP", environ))
+  names = ("ID", "MIN", "MAX", "COUNT", "STEP")
+  values = [_number(f"{_SLURM}{name}", environ) for name in names]
+  id, first, last, count, step = values
+  step = max(step, 1)  # of a list, Slurm says 1
   if (last - first) // step + 1 != count or (id - first) % step:
     raise UsageError(
       f"{_SLURM}COUNT={count}: expected a range such as sbatch --array=0-7, "

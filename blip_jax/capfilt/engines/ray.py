@@ -33,8 +33,8 @@ _AT_ONCE = 2
 # The address of a cluster, and seconds that it has to answer.
 _HOST_PORT = re.compile(r"([^:/]+):(\d+)")
 _CONNECT = 10.0
-# Seconds between two messages that no actor is there.
-_PATIENCE = 60.0
+# Seconds between two messages that no actor is there, and two looks at signals.
+_PATIENCE, _LOOK = 60.0, 1.0
 # Seconds that actors have to write their logs at the end.
 _GRACE = 20.0
 
@@ -219,12 +219,18 @@ class Pool:
     self._waiting: collections.deque[WorkUnit] = collections.deque()
     self._lost = collections.Counter()
     self._num_images, self._start = 0, time.monotonic()
+    self._next_warning = self._start + _PATIENCE
+    # Received; what a handler raises within Ray does not get out of it.
+    self._signals: list[int] = []
 
   def label_all(self, work_units: Sequence[WorkUnit]) -> None:
     """Has all work units done; see `run`."""
     for index in range(len(self._actors)):
       self._begin(index)
-    with progress_lib.bar(len(work_units)) as bar:
+    with (
+      progress_lib.bar(len(work_units)) as bar,
+      stopping.handled_by(self._signals.append),
+    ):
       while not self._loads:
         self._step(bar)
       # An actor has started the job by now, or joined it.
@@ -250,8 +256,11 @@ class Pool:
 
   def _step(self, bar: tqdm.tqdm) -> None:
     """Waits for the next calls that end."""
-    ended, _ = self._ray.wait([*self._calls], timeout=_PATIENCE)
-    if not ended and not self._loads:
+    ended, _ = self._ray.wait([*self._calls], timeout=_LOOK)
+    if self._signals:
+      stopping.at_once(self._signals[0])
+    if not self._loads and time.monotonic() > self._next_warning:
+      self._next_warning = time.monotonic() + _PATIENCE
       log.warning("No actor is there; waiting for machines, or for models")
     for call in ended:
       index, unit = self._calls.pop(call)

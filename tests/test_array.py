@@ -123,6 +123,17 @@ def test_two_tasks_write_the_bytes_of_local(shards, tmp_path, caplog):
   assert not [*out.glob(".*")]
 
 
+def test_a_job_goes_on_with_another_engine(shards, tmp_path):
+  whole = jobs.capfilt_config(shards / "*.tar", tmp_path / "local")
+  job.run(whole, whole.out)
+  run_task(shards, tmp_path / "out", 1, 2)
+  before = (tmp_path / "out" / "00001.parquet").stat()
+  rest = jobs.capfilt_config(shards / "*.tar", tmp_path / "out")
+  assert job.run(rest, rest.out)["work_units_done"] == 3
+  assert content(tmp_path / "out") == content(tmp_path / "local")
+  assert (tmp_path / "out" / "00001.parquet").stat() == before
+
+
 def test_status_sees_all_tasks(shards, tmp_path, caplog):
   out = tmp_path / "out"
   run_task(shards, out, 0, 2)

@@ -285,6 +285,30 @@ def test_an_error_is_not_repeated(cluster, tmp_path):
   text = lambda: (tmp_path / "run.txt").read_text()
   wait(cluster, run, has_ended, text)
   assert cluster.state(run) == "FAILED"
-  assert text().count("no_such_key") and "Restarts=0" in cluster.run(
-    "scontrol", "show", "job", run
+  assert "no_such_key" in text()
+  assert "Restarts=0" in cluster.run("scontrol", "show", "job", run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "statuses, restarts",
+  [((75, 75), 1), ((134, 75), 1), ((1, 75), 0), ((137, 134), 0)],
+)
+def test_an_error_of_one_process_wins(cluster, tmp_path, statuses, restarts):
+  """A stand-in for Python, which succeeds when it is started again."""
+  stand_in = tmp_path / "python"
+  stand_in.write_text(
+    "#!/bin/bash\n((SLURM_RESTART_COUNT)) && exit 0\n"
+    f"statuses=({statuses[0]} {statuses[1]})\n"
+    "sleep $SLURM_PROCID; exit ${statuses[$SLURM_PROCID]}\n"
   )
+  stand_in.chmod(0o755)
+  run = cluster.run(
+    *("sbatch", "--parsable", "--ntasks-per-node=2"),
+    *(f"--output={tmp_path}/run.txt", FOLDER / "slurm.sbatch"),
+    PYTHON=str(stand_in),
+  ).strip()
+  wait(cluster, run, has_ended, (tmp_path / "run.txt").read_text)
+  shown = cluster.run("scontrol", "show", "job", run)
+  assert f"Restarts={restarts}" in shown
+  assert cluster.state(run) == ("COMPLETED" if restarts else "FAILED")

@@ -94,6 +94,7 @@ _NOT_QUICK = (
   "test_itm_accuracy.py",
   "test_java.py",
   "test_job.py",
+  "test_launchers.py",
   "test_label.py",
   "test_layers.py",
   "test_loader.py",

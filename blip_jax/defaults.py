@@ -144,7 +144,19 @@ def capfilt() -> Config:
       num_workers=-1,  # processes that read images; -1: one per core, 0 on CPU
       scaled_jpeg=False,  # decode large JPEGs at a fraction of their size
       work_unit_rows=1024,  # for sources without shards
-      lease_seconds=300.0,  # age at which a lease may be taken over
+      engine="local",  # local | ray | array: who hands out work units
+      lease_seconds=300.0,  # local: age at which a lease may be taken over
+      array=dict(
+        index=-1,  # of this task, from 0 on; -1: the scheduler says it
+        count=0,  # of tasks; 0: the scheduler says it
+      ),
+      ray=dict(
+        # Of the cluster, or "local"; unset: RAY_ADDRESS, else the one of this
+        # machine, else a new one.
+        address="",
+        accelerator="",  # gpu | tpu | cpu; unset: GPUs, else TPUs
+        actors=0,  # 0: one per GPU, TPU host, or, on CPUs, node
+      ),
       force=False,  # whether to replace the results of other settings
       merge=dict(
         out="",  # a .json or .jsonl, or a folder of tar shards

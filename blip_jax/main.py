@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 from absl import logging as absl_logging
 
@@ -87,7 +86,7 @@ def _run(config: Config, line: command_line.Command) -> None:
       config, line.workdir, line.given, line.own.model.variant
     )
   results = JOBS[config.job](config, line.workdir)
-  if jax.process_index() == 0:
+  if processes.is_first():
     for metric, value in results.items():
       print(f"{metric:32} {value:.4g}")
     print(f"Results are in {_results(config, line.workdir)}")

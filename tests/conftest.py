@@ -50,9 +50,11 @@ _LONG = (
 # train, start processes, or read much data.  Single tests in these files can be
 # marked quick too.
 _NOT_QUICK = (
+  "test_actors.py",
   "test_adapt.py",
   "test_align.py",
   "test_annotations.py",
+  "test_array.py",
   "test_bad_input.py",
   "test_bench.py",
   "test_best.py",
@@ -74,6 +76,7 @@ _NOT_QUICK = (
   "test_distributed.py",
   "test_docs.py",
   "test_docstrings.py",
+  "test_engines.py",
   "test_evaluators_base.py",
   "test_generation.py",
   "test_held_out_loss.py",
@@ -91,6 +94,7 @@ _NOT_QUICK = (
   "test_itm_accuracy.py",
   "test_java.py",
   "test_job.py",
+  "test_launchers.py",
   "test_label.py",
   "test_layers.py",
   "test_loader.py",
@@ -114,6 +118,7 @@ _NOT_QUICK = (
   "test_public_face.py",
   "test_quickstart.py",
   "test_ranking.py",
+  "test_ray.py",
   "test_reader.py",
   "test_remote_data.py",
   "test_remote_runs.py",

@@ -8,6 +8,7 @@ import pytest
 
 from blip_jax import defaults
 from blip_jax.capfilt import audit, job, ledger, merge, report, rows
+from blip_jax.capfilt.engines import handout
 from tests import jobs
 
 
@@ -78,10 +79,11 @@ def redo(config, error):
   book.begin(book.settings, force=False)
   work_units = job.find_work_units(book.settings)
   done = []
-  for work_unit, _ in book.claims(work_units):
+  for work_unit, _ in (share := handout.Share(work_units, book)).claims():
     counts = rows.Counts([])
     report = {"work_unit": work_unit.name, "input": work_unit.fingerprint()}
     book.finish(work_unit, rows.to_parquet([]), report | counts.as_json())
+    share.end(work_unit)
     done.append(work_unit.name)
   return done
 

@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 
-from blip_jax.capfilt import label, ledger, pair_files, rules, work_units
+from blip_jax.capfilt import label, pair_files, rules, work_units
+from blip_jax.capfilt.engines import local
 from blip_jax.convert import adapt, opening, weights
 from blip_jax.data import (
   annotations,
@@ -193,7 +194,7 @@ DEFAULTS = [
       "scaled_jpeg": False,
     },
   ),
-  (ledger.Ledger, {"lease_seconds": 300.0}),
+  (local.Leased, {"lease_seconds": 300.0}),
   (pair_files.open_writer, {"replace": False}),
   (work_units.WorkUnit, {"with_texts": True, "rows": None}),
   (

@@ -28,11 +28,14 @@ from blip_jax.capfilt import (
   job,
   label,
   ledger,
+  loop,
   merge,
+  progress,
   report,
   rows,
   work_units,
 )
+from blip_jax.capfilt.engines import local
 from blip_jax.data import datasets, tokenizer
 from blip_jax.inference import loading
 from blip_jax.inference import model as model_lib
@@ -356,7 +359,7 @@ def test_a_damaged_shard_does_not_affect_others(shards, tmp_path):
 
 def change_while_labelling(monkeypatch, name, changes):
   """Calls each of `changes` once while a work unit is labelled."""
-  to_parquet, finish = rows.to_parquet, job.finish
+  to_parquet, finish = rows.to_parquet, loop.finish
   current, left = [], list(changes)
 
   def finished(unit, *args):
@@ -368,7 +371,7 @@ def change_while_labelling(monkeypatch, name, changes):
       left.pop(0)()
     return to_parquet(table)
 
-  monkeypatch.setattr(job, "finish", finished)
+  monkeypatch.setattr(loop, "finish", finished)
   monkeypatch.setattr(rows, "to_parquet", changed)
 
 
@@ -654,11 +657,10 @@ def test_killed_processes_do_not_change_the_result(tmp_path, monkeypatch):
   single = start("single", seconds=0.0)
   single.join()
   processes = [start("out") for _ in range(3)]
-  state = ledger.Ledger(tmp_path / "out")
   rng, num_kills = random.Random(0), 0
   while any(process.is_alive() for process in processes):
     time.sleep(rng.uniform(0.0, 0.2))
-    owners = " ".join(state.leased().values())
+    owners = " ".join(local.owners(tmp_path / "out").values())
     working = [
       p for p in processes if f"process {p.pid} " in owners and p.is_alive()
     ]
@@ -677,7 +679,7 @@ def test_killed_processes_do_not_change_the_result(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
   """Over 10,000 images, after the first work units have compiled everything."""
-  sizes, finish = [], job.finish
+  sizes, finish = [], loop.finish
   this_process = psutil.Process()
 
   def measured(*args):
@@ -685,7 +687,7 @@ def test_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
     gc.collect()
     sizes.append(this_process.memory_info().rss)
 
-  monkeypatch.setattr(job, "finish", measured)
+  monkeypatch.setattr(loop, "finish", measured)
   source = "scenes:train?num=10000&size=16&noise=0.4"
   config = capfilt_config(source, tmp_path / "out", work_unit_rows=500)
   config.per_device_batch_size = 8
@@ -703,25 +705,25 @@ def counts_of(kept, texts, images):
 
 def test_progress_by_the_clock(tmp_path, monkeypatch):
   now = [100.0]
-  monkeypatch.setattr(job.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
   unit = work_units.WorkUnit("a", "scenes:train?num=8")
-  opened = job.Opened(unit, 1, unit.input(), 8, rows.Counts([]))
-  with job.Progress(2, tmp_path) as progress:
+  opened = progress.Opened(unit, 1, unit.input(), 8, rows.Counts([]))
+  with progress.Progress(2, tmp_path) as shown:
     said = []
     monkeypatch.setattr(
-      progress._bar, "set_postfix_str", lambda text, refresh: said.append(text)
+      shown._bar, "set_postfix_str", lambda text, refresh: said.append(text)
     )
     now[0] = 103.0
-    progress.show(opened)
+    shown.show(opened)
     now[0] = 104.0
-    progress.show(opened)
-    progress.add(6, counts_of(3, 4, 6))
-    assert progress._bar.n == pytest.approx(1.75)
+    shown.show(opened)
+    shown.add(6, counts_of(3, 4, 6))
+    assert shown._bar.n == pytest.approx(1.75)
     # More images than the work unit has do not overfill the bar.
-    progress.add(6, counts_of(0, 0, 12))
-    assert progress._bar.n == pytest.approx(2)
+    shown.add(6, counts_of(0, 0, 12))
+    assert shown._bar.n == pytest.approx(2)
     now[0] = 104.5678
-    progress.end(counts_of(3, 4, 12), 123.45678)
+    shown.end(counts_of(3, 4, 12), 123.45678)
   assert said == [
     "1.5 images/s, 75% of texts kept",
     "3.0 images/s, 0% of texts kept",

@@ -1,16 +1,12 @@
-"""The ledger: each work unit is done once, by whichever process."""
+"""The ledger: what is done, and with which settings."""
 
 import hashlib
 import json
 import os
-import socket
-import subprocess
-import time
 
 import pytest
 
 from blip_jax.capfilt import ledger, work_units
-from blip_jax.runtime import lock
 from tests import jobs
 
 
@@ -19,8 +15,8 @@ def unit():
   return work_units.WorkUnit("a", "scenes:train?num=1")
 
 
-def begin(folder, **kwargs):
-  started = ledger.Ledger(folder, **kwargs)
+def begin(folder):
+  started = ledger.Ledger(folder)
   started.begin({"a": 1}, force=False)
   return started
 
@@ -82,138 +78,12 @@ def test_a_done_file_says_what_was_written(tmp_path, unit):
   assert started.done(unit) is None
 
 
-def test_a_work_unit_is_leased_to_one_process(tmp_path):
-  units = [
-    work_units.WorkUnit(str(n), f"scenes:train?num={n}") for n in range(1, 4)
-  ]
-  first, second = begin(tmp_path), begin(tmp_path)
-  claims, other_claims = first.claims(units), second.claims(units)
-  (a, _), (b, _) = next(claims), next(other_claims)
-  assert (a.name, b.name) == ("1", "2")
-  assert first.leased().keys() == {"1", "2"}
-  assert f"process {os.getpid()} on" in first.leased()["1"]
-  finish(first, a)
-  (c, num_done), _ = next(claims), finish(second, b)
-  assert (c.name, num_done) == ("3", 1)
-  finish(first, c)
-  assert list(claims) == []
-  assert list(other_claims) == []
-  assert second.leased() == {}
-
-
-def test_several_work_units_may_be_held_at_once(tmp_path):
-  a, b = [
-    work_units.WorkUnit(n, "scenes:train?num=1", rows=(0, 1)) for n in "ab"
-  ]
-  started = begin(tmp_path)
-  claims = started.claims([a, b])
-  assert [next(claims), next(claims)] == [(a, 0), (b, 1)]
-  assert started.leased().keys() == {"a", "b"}
-  # Nothing is left before one of these is finished or given back.
-  assert next(claims) is None
-  finish(started, a)
-  assert started.leased().keys() == {"b"}
-  started.give_back(b)
-  assert started.leased() == {}
-  assert next(claims) == (b, 1)
-  assert next(claims) is None
-  finish(started, b)
-  assert list(claims) == []
-
-
 def test_a_process_with_old_settings_stops(tmp_path, unit):
   old, new = begin(tmp_path), ledger.Ledger(tmp_path)
-  next(old.claims([unit]))
   new.begin({"a": 2}, force=True)
   with pytest.raises(ValueError, match="has restarted this job with other"):
     finish(old, unit)
   assert new.done(unit) is None
-
-
-@pytest.mark.parametrize("gone", ["silent", "dead"])
-def test_a_lease_of_a_process_that_is_gone_is_taken_over(tmp_path, gone, unit):
-  started = begin(tmp_path, lease_seconds=0.5)
-  lease = tmp_path / ".a.lease"
-  owner = {"host": "elsewhere", "pid": 1, "id": "x"}
-  if gone == "dead":
-    with subprocess.Popen(["true"]) as process:
-      process.wait()
-    owner = {"host": socket.gethostname(), "pid": process.pid, "id": "x"}
-  lease.write_text(json.dumps(owner))
-  # Written in the future, by the clock of its host.
-  os.utime(lease, (4e9, 4e9))
-  start = time.monotonic()
-  assert next(started.claims([unit]))[0] == unit
-  waited = time.monotonic() - start
-  assert waited < 0.3 if gone == "dead" else 0.5 < waited < 1.5
-
-
-def test_a_lease_is_renewed_while_its_owner_works(tmp_path, unit):
-  started, other = begin(tmp_path, lease_seconds=0.5), begin(tmp_path)
-  next(claims := started.claims([unit]))
-  before = lock.owner(tmp_path / ".a.lease")["beat"]
-  time.sleep(0.6)
-  assert lock.owner(tmp_path / ".a.lease")["beat"] > before
-  finish(started, unit)
-  assert list(other.claims([unit])) == []
-  assert list(claims) == []
-
-
-def test_a_stuck_process_does_not_keep_its_lease(tmp_path, unit):
-  """Its thread would renew it for ever; both write the same bytes."""
-  stuck = begin(tmp_path, lease_seconds=0.2)
-  next(claims := stuck.claims([unit]))
-  for _ in range(3):
-    time.sleep(0.8)
-    stuck.progress()
-  beat = lock.owner(tmp_path / ".a.lease")["beat"]
-  assert beat > 30  # thirty beats a second, for 2.4 seconds
-  other = begin(tmp_path, lease_seconds=0.2)
-  start = time.monotonic()
-  assert next(other_claims := other.claims([unit]))[0] == unit
-  assert 1.0 < time.monotonic() - start < 3.0
-  finish(stuck, unit)
-  assert list(claims) == []
-  assert (tmp_path / ".a.lease").exists()  # of the other
-  assert list(other_claims) == []
-  assert not (tmp_path / ".a.lease").exists()
-
-
-def test_a_work_unit_is_released_when_its_process_stops(tmp_path, unit):
-  started = begin(tmp_path)
-  next(claims := started.claims([unit]))
-  claims.close()
-  assert not (tmp_path / ".a.lease").exists()
-
-
-def test_a_lease_that_was_deleted_is_not_created_again(tmp_path, unit):
-  started = begin(tmp_path, lease_seconds=0.5)
-  next(claims := started.claims([unit]))
-  (tmp_path / ".a.lease").unlink()
-  time.sleep(0.3)  # at least two renewals
-  assert not (tmp_path / ".a.lease").exists()
-  finish(started, unit)
-  assert list(claims) == []
-
-
-@pytest.mark.parametrize("lease_seconds, wait", [(2.0, 0.4), (300.0, 1.0)])
-def test_other_processes_are_asked_every_second_or_more_often(
-  tmp_path, monkeypatch, unit, lease_seconds, wait
-):
-  """A fifth of the time of a lease, and a second at most."""
-  started = begin(tmp_path, lease_seconds=lease_seconds)
-  owner = {"host": "elsewhere", "pid": 1, "id": "x"}
-  lease, waited = tmp_path / ".a.lease", []
-  lease.write_text(json.dumps(owner))
-
-  def sleep(seconds):
-    waited.append(seconds)
-    if len(waited) == 3:
-      lease.unlink()
-
-  monkeypatch.setattr(ledger.time, "sleep", sleep)
-  assert next(started.claims([unit]))[0] == unit
-  assert waited == [wait] * 3
 
 
 DAMAGED = [
@@ -237,9 +107,8 @@ def test_a_damaged_done_file_is_listed_and_its_work_unit_done_again(
   started = begin(tmp_path)
   assert started.done(unit) is None
   assert "a.done.json: damaged" in started.damaged["a"]
-  assert next(claims := started.claims([unit]))[0] == unit
   finish(started, unit)
-  assert not started.damaged and list(claims) == []
+  assert not started.damaged
   assert started.done(unit) is not None
 
 
@@ -293,9 +162,8 @@ def test_rows_with_a_flipped_bit_are_damaged_and_done_again(tmp_path, unit):
     problem = other.damaged["a"]
     assert "a.parquet: damaged" in problem and "SHA-256" in problem
     assert "does this work unit again" in problem
-  assert next(claims := started.claims([unit]))[0] == unit
   finish(started, unit)
-  assert list(claims) == [] and started.done(unit) is not None
+  assert started.done(unit) is not None
 
 
 def test_a_digest_of_settings_has_sixteen_digits():

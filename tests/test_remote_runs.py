@@ -8,6 +8,7 @@ import pytest
 
 from blip_jax import train
 from blip_jax.capfilt import job, ledger, merge
+from blip_jax.capfilt.engines import local
 from blip_jax.convert import hub, opening
 from blip_jax.data import datasets, tokenizer
 from blip_jax.inference import caption_images, index, loading
@@ -280,14 +281,16 @@ def test_a_work_unit_has_one_owner(bucket, tmp_path):
   shards = jobs.write_scene_shards(tmp_path / "shards")
   config = jobs.capfilt_config(f"{shards}/00000.tar", bucket)
   (unit,) = job.find_work_units(config)
-  books = [ledger.Ledger(f"{bucket}/out", 5.0) for _ in range(2)]
+  books = [ledger.Ledger(f"{bucket}/out") for _ in range(2)]
   for book in books:
     book.begin({"x": 1}, force=False)
-  assert books[0]._take(unit) and not books[1]._take(unit)
+  first, second = (local.Leased([unit], book, 5.0) for book in books)
+  assert first._take(unit) and not second._take(unit)
   books[0].finish(unit, b"rows", {"input": unit.input().as_json()})
+  first.end(unit)
   assert files.read_bytes(f"{bucket}/out/00000.parquet") == b"rows"
-  assert books[1]._take(unit)
-  books[1].give_back(unit)
+  assert second._take(unit)
+  second.end(unit)
 
 
 def test_captions_are_the_lines_of_a_local_job(bucket, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blip_jax.capfilt import job, rows
+from blip_jax.capfilt import progress as progress_lib
+from blip_jax.capfilt.engines import local
 from blip_jax.capfilt.ledger import Ledger
 from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.runtime import command, files, progress
@@ -19,7 +21,7 @@ _MAX_LISTED = 50
 
 
 def status(config: Config, workdir: str) -> dict[str, int]:
-  """Logs which process works on which work unit, and counts what is done.
+  """Logs which process works on what, or did, and counts what is done.
 
   Args:
     config: from `defaults.capfilt`.
@@ -34,8 +36,17 @@ def status(config: Config, workdir: str) -> dict[str, int]:
   """
   ledger = Ledger(config.out or workdir)
   work_units = job.work_units_of(ledger)
-  for name, owner in ledger.leased().items():
+  for name, owner in local.owners(ledger.folder).items():
     log.info("%s: leased to %s", name, owner)
+  logged = progress_lib.logged(ledger.folder)
+  for process, (units, images, seconds) in [*logged.items()][:_MAX_LISTED]:
+    log.info(
+      "%s: %d work units, %d images, %.1f images/s",
+      process,
+      units,
+      images,
+      images / max(seconds, 1e-3),
+    )
   return job.summary(ledger, work_units) | {"damaged": len(ledger.damaged)}
 
 

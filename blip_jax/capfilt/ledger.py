@@ -1,10 +1,6 @@
-"""The state of a job: done work units and leases, as files in one folder.
+"""The state of a job: its settings and done work units, as files in one folder.
 
-Any number of processes, on hosts that share the folder, work on one job without
-a server. A finished work unit has `NAME.parquet` and, written after it,
-`NAME.done.json`. A work unit in progress has `.NAME.lease`, a lock; that of a
-process that is gone, or stuck, is taken over. Should two processes ever label
-the same work unit, they write equal bytes to equal names.
+A finished work unit has `NAME.parquet` and, written after it, `NAME.done.json`.
 """
 
 import contextlib
@@ -13,22 +9,18 @@ import json
 import logging
 import os
 import pathlib
-import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from blip_jax.capfilt import work_units
 from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.data import rejects
-from blip_jax.runtime import files, json_files, lock, resumable
+from blip_jax.runtime import files, json_files, resumable
 
 log = logging.getLogger(__name__)
 
 _JOB = "job.json"
 _DONE = ".done.json"
-_LEASE = ".lease"
-# A lease is renewed until nothing was labelled for so many times its length.
-_STUCK = 6
 # What a done-file must have at least, as `json_files` writes types.
 NUMBER = range(2**53)
 _COUNTS = dict.fromkeys(("in", "kept", "dropped", "bad"), NUMBER)
@@ -56,17 +48,12 @@ class Ledger:
 
   Attributes:
     folder: its path.
-    lease_seconds: a lease that is not renewed for so long is taken over.
     damaged: work unit -> what is damaged in its files, as far as was read.
   """
 
-  def __init__(self, folder: str | os.PathLike, lease_seconds: float = 300.0):
+  def __init__(self, folder: str | os.PathLike):
     self.folder = files.as_path(folder)
-    self.lease_seconds = lease_seconds
     self.damaged: dict[str, str] = {}
-    # Work unit -> its lease, if this process has it, or watches it.
-    self._held: dict[str, lock.Lock] = {}
-    self._watched: dict[str, lock.Lock] = {}
     self._settings_at_start: dict[str, Any] | None = None
 
   @property
@@ -177,7 +164,7 @@ class Ledger:
   def finish(
     self, work_unit: WorkUnit, rows: bytes, report: Mapping[str, Any]
   ) -> None:
-    """Writes the rows of a work unit, its done-file, and ends its lease.
+    """Writes the rows of a work unit, and then its done-file.
 
     Args:
       work_unit: which.
@@ -199,78 +186,6 @@ class Ledger:
       {"settings": digest(self.settings), **report, "output": output},
     )
     self.damaged.pop(work_unit.name, None)
-    self.give_back(work_unit)
-
-  def claims(
-    self, work_units: Sequence[WorkUnit]
-  ) -> Generator[tuple[WorkUnit, int] | None, None, None]:
-    """Yields work units to do, each with the number that are done before it.
-
-    That number counts the work of all processes, as far as it is known. Each
-    work unit is leased to this process until it is finished or given back, or
-    the generator is closed. Yields None where all that is left is leased:
-    finish or give back everything before you ask for more. Waits for other
-    processes, and ends when all work units are done.
-    """
-    left, has_logged = list(work_units), False
-    try:
-      while True:
-        left = [unit for unit in left if self.done(unit) is None]
-        if not left:
-          return
-        if self._held:
-          yield None
-          continue
-        num_done, has_claimed = len(work_units) - len(left), False
-        for work_unit in left:
-          if not self._take(work_unit):
-            continue
-          if self.done(work_unit) is None:
-            has_claimed = True
-            yield work_unit, num_done
-          else:  # by another process
-            self.give_back(work_unit)
-          num_done += 1
-        if not has_claimed:
-          if not has_logged:
-            log.info("Waiting for %d work units of other processes", len(left))
-          has_logged = True
-          time.sleep(min(1.0, self.lease_seconds / 5))
-    finally:
-      for lease in self._held.values():
-        lease.release()
-      self._held.clear()
-
-  def _take(self, work_unit: WorkUnit) -> bool:
-    name = work_unit.name
-    if name not in self._watched:
-      self._watched[name] = lock.Lock(
-        self.folder / f".{name}{_LEASE}",
-        self.lease_seconds,
-        _STUCK * self.lease_seconds,
-      )
-    if not self._watched[name].take():
-      return False
-    self._held[name] = self._watched.pop(name)
-    return True
-
-  def give_back(self, work_unit: WorkUnit) -> None:
-    """Ends the lease of a work unit, if this process has it."""
-    if lease := self._held.pop(work_unit.name, None):
-      lease.release()
-
-  def progress(self) -> None:
-    """Says that this process is not stuck in what it has claimed."""
-    for lease in [*self._held.values()]:
-      lease.progress()
-
-  def leased(self) -> dict[str, str]:
-    """Work unit -> who works on it, in words."""
-    return {
-      name.removeprefix(".").removesuffix(_LEASE): lock.who(self.folder / name)
-      for name in files.list_folder(self.folder)
-      if name.startswith(".") and name.endswith(_LEASE)
-    }
 
 
 def _check_rows(path: pathlib.PurePath, written: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from blip_jax.capfilt import job, label, ledger, work_units
+from blip_jax.capfilt import label, ledger, loop, progress, work_units
+from blip_jax.capfilt.engines import handout
 from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import loader as loader_lib
 from blip_jax.data import tokenizer as tokenizer_lib
@@ -174,8 +175,9 @@ def _job(
     files.make_folder(own.folder)
     own.begin({}, force=False)
     constants = {"captioner": "random", "filter": "random", "seed": 0}
-    with job.Progress(len(shards), own.folder) as progress:
-      job.label_all(shards, labeller, own, 0.5, constants, progress)
+    share = handout.Share(shards, own)
+    with progress.Progress(len(shards), own.folder) as shown:
+      loop.label_all(share, labeller, own, 0.5, constants, shown)
 
   return run
 

@@ -7,7 +7,7 @@ Training, evaluation, planning and benchmarks all use it.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -163,13 +163,19 @@ def load_tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
   return tokenizer_lib.Tokenizer.load(path)
 
 
-def make_mesh(config: Config) -> jax.sharding.Mesh:
-  """Arranges all devices as `config.mesh` says.
+def make_mesh(
+  config: Config, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+  """Arranges devices as `config.mesh` says.
+
+  Args:
+    config: of a task.
+    devices: all by default.
 
   Raises:
     ValueError: the mesh does not fit the devices, or the batch the mesh.
   """
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh, devices)
   num_shards = sharding.num_data_shards(mesh)
   size = config.batch_size
   if config.job == "train" and size % num_shards:

@@ -13,7 +13,6 @@ from blip_jax.tools.bench import (
 )
 from blip_jax.tools.bench import (
   contest,
-  flops,
   kinds,
   measure,
   programs,
@@ -21,7 +20,7 @@ from blip_jax.tools.bench import (
   roofline,
 )
 
-from blip_jax.models import config
+from blip_jax.models import config, flops
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

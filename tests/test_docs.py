@@ -124,6 +124,7 @@ PRINTED = {
   "pairwise=True": {r"pairs \[": 1, r"hidden states \(2, \d+, \d+\) \(2,": 1},
   'method="match"': {r"cosine \[\[.*\]\] no match, match": 1},
   "--digest": {r"^params [0-9a-f]{64}$": 1},
+  "tools.plan": {r"^  memory +fits: ": 1, r"^run: .* device-hours": 1},
   "tests.parity": {r"^\d+ ok, 0 FAIL, 0 missing$": 1},
 }
 
@@ -409,7 +410,7 @@ def test_extras_that_are_named_exist():
   named = ",".join(re.findall(r"-e '\.\[([\w,]+)\]'", text)).split(",")
   assert set(named) <= extras
   section = PAGES["README.md"].split("## Installation")[1].split("\n## ")[0]
-  assert extras <= set(re.findall(r"`(\w+)`", section))
+  assert extras <= set(re.findall(r"`([\w-]+)`", section))
 
 
 def has_key(config, key):

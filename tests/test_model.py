@@ -78,9 +78,9 @@ def test_a_caption_does_not_depend_on_the_batch(model, images):
 
 def test_the_last_batch_is_not_compiled_separately(model, images):
   model.caption(images[:4], batch_size=4)
-  compiled = captioning._generate._cache_size()
+  compiled = captioning.generate_captions._cache_size()
   model.caption(images, batch_size=4, max_length=11)
-  assert captioning._generate._cache_size() == compiled
+  assert captioning.generate_captions._cache_size() == compiled
 
 
 def test_the_fields_of_a_caption_are_consistent(model, images):

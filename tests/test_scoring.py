@@ -90,7 +90,7 @@ def test_few_programs_serve_all_blocks(params, texts, image_embeds):
     ]
     scorer.itm_logits(params, image_embeds, texts, candidates)
   assert scorer._match._cache_size() <= 5
-  assert scorer._image_kv._cache_size() == 1
+  assert scorer.image_kv._cache_size() == 1
 
 
 def test_texts_are_trimmed_to_the_longest(texts):

@@ -1,6 +1,7 @@
 """Every parameter has its place, and constraints are not silently dropped."""
 
 import dataclasses
+import itertools
 import re
 
 import flax
@@ -397,3 +398,24 @@ def test_bytes_of_a_state_are_those_of_all_its_arrays():
   assert text.startswith(
     "2.0 MiB in total, 0.3 MiB per device on data=1, fsdp=4"
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+  """What JAX says of a TPU that is in a torus."""
+
+  id: int
+  coords: tuple[int, int, int]
+  process_index: int = 0
+  core_on_chip: int = 0
+  platform: str = "tpu"
+  device_kind: str = "TPU v5"
+
+
+def test_an_axis_may_be_a_part_of_a_side_of_a_torus():
+  corners = itertools.product(range(4), repeat=3)
+  devices = [Tpu(i, coords) for i, coords in enumerate(corners)]
+  sizes = {"data": -1, "fsdp": 8, "tensor": 1}
+  mesh = sharding.make_mesh(sizes, devices)
+  assert dict(mesh.shape) == {"data": 8, "fsdp": 8, "tensor": 1}
+  assert set(mesh.devices.flat) == set(devices)

@@ -83,8 +83,8 @@ def started(
   )
   filter_model = load(config.filter, "itm")
   captioner = load(config.captioner, "caption") if config.captioner else None
-  batch_size = config.per_device_batch_size or (
-    _BATCH_SIZE_CPU if jax.default_backend() == "cpu" else _BATCH_SIZE
+  batch_size = config.per_device_batch_size or default_batch_size(
+    jax.default_backend() == "cpu"
   )
   generation = {k: v for k, v in config.generation.items() if v is not None}
   settings = _settings(config, captioner, filter_model, generation, batch_size)
@@ -105,6 +105,11 @@ def started(
   constants = {key: settings[key] for key in ("captioner", "filter", "seed")}
   with contextlib.closing(labeller):
     yield Worker(ledger, labeller, config.threshold, constants)
+
+
+def default_batch_size(is_cpu: bool) -> int:
+  """Images per device, unless the config says how many."""
+  return _BATCH_SIZE_CPU if is_cpu else _BATCH_SIZE
 
 
 def _settings(

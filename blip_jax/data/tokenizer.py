@@ -8,7 +8,9 @@ further added tokens, which are found in a text before it is split into words.
 Dimensions: B texts, L text length.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -21,6 +23,9 @@ from jaxtyping import Int, Int32
 
 from blip_jax.data import vocabulary
 from blip_jax.runtime import files as files_lib
+
+# Of bert-base-uncased, without [DEC] and [ENC].
+_BERT_TOKENS = 30522
 
 
 class Tokenizer:
@@ -191,6 +196,19 @@ class Tokenizer:
       vocabulary.WORDS: "".join(f"{token}\n" for token in tokens),
       vocabulary.CONFIG: json.dumps(config, indent=2) + "\n",
     }
+
+
+@functools.cache
+def stand_in() -> Tokenizer:
+  """A vocabulary with as many tokens as BERT's, for programs that read no
+  text."""
+  special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+  words = map("".join, itertools.product("abcdefghijklmnopqrst", repeat=4))
+  words = itertools.islice(words, _BERT_TOKENS - len(special))
+  with files_lib.temporary_folder() as folder:
+    text = "\n".join([*special, *words, ""])
+    files_lib.write_text(folder / vocabulary.WORDS, text)
+    return Tokenizer.load(folder)
 
 
 def _write(directory: str | os.PathLike, texts: dict[str, str]) -> None:

@@ -103,7 +103,7 @@ class Captioner:
       "image_seeds": np.array(image_seeds, np.uint32),
     }
     with sharding.activate(self._mesh):
-      generated = _generate(
+      generated = generate_captions(
         (self._module, self._num_positions),
         self._params,
         sharding.put_batch(batch, self._mesh),
@@ -165,7 +165,9 @@ def _one_caption(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _generate(module_and_positions, params, batch, prompt, settings, seed):
+def generate_captions(
+  module_and_positions, params, batch, prompt, settings, seed
+):
   """Generates captions; an image's samples depend on its own seed only."""
   module, num_positions = module_and_positions
   fold = jax.vmap(jax.random.fold_in, (None, 0))

@@ -57,6 +57,8 @@ class Scorer:
     image_features: (params, pixels) -> image embeddings [I, N, D] and unit
       vectors [I, C]; see `tasks.align.predict_fns`.
     text_feat: (params, ids, mask) -> unit vectors [M, C].
+    image_kv: (params, image embeddings) -> keys and values of all layers.
+    match: (params, ids, mask, image_kv, legacy_cls) -> logits [M, 2].
   """
 
   def __init__(
@@ -65,7 +67,7 @@ class Scorer:
     self._mesh = mesh
     self.image_features = jax.jit(predict_fns["image_features"])
     self.text_feat = jax.jit(predict_fns["text_feat"])
-    self._image_kv = jax.jit(predict_fns["image_kv"])
+    self.image_kv = jax.jit(predict_fns["image_kv"])
 
     def match(params, ids, mask, image_kv, legacy_cls):
       logits = predict_fns["match"](
@@ -73,7 +75,7 @@ class Scorer:
       )
       return spmd.with_logical_constraint(logits, ("batch", None))
 
-    self._match = jax.jit(match, static_argnames="legacy_cls")
+    self.match = jax.jit(match, static_argnames="legacy_cls")
 
   def itm_logits(self, *args, **kwargs) -> list[Float[np.ndarray, "_ 2"]]:
     """Like `start_itm_logits`, but waits for the logits and returns them."""
@@ -103,7 +105,7 @@ class Scorer:
     index, order = _in_rounds(candidates, texts.lengths, self._mesh)
     ends = _max_of_processes(texts.lengths[index].max(axis=(0, 2)), self._mesh)
     with sharding.activate(self._mesh):
-      image_kv = self._image_kv(params, image_embeds)
+      image_kv = self.image_kv(params, image_embeds)
       rounds = []
       for number, end in enumerate(ends):
         length = min(_round_up(int(end), TOKENS), texts.input_ids.shape[1])
@@ -111,7 +113,7 @@ class Scorer:
         batch = sharding.put_batch(batch, self._mesh)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         rounds.append(
-          self._match(params, ids, mask, image_kv, legacy_cls=legacy_cls)
+          self.match(params, ids, mask, image_kv, legacy_cls=legacy_cls)
         )
     rows = sharding.rows_later(rounds)
     return lambda: _in_order(rows(), order)

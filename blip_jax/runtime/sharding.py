@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from blip_jax.runtime import devices as devices_lib
@@ -96,10 +97,12 @@ def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
       f"found {_mesh_text([int(config[axis]) for axis in AXES])}. "
       f"Nearest that fit: {'; '.join(_nearest(sizes, len(devices)))}"
     )
-  # Axis types are Explicit unless asked otherwise; Linen modules need Auto.
-  mesh = jax.make_mesh(
-    tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  # An axis of the mesh may be a part of a side of a TPU's torus.
+  grid = mesh_utils.create_device_mesh(
+    tuple(sizes), devices, allow_split_physical_axes=True
   )
+  # Linen modules need Auto.
+  mesh = Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
   _check_tensor(mesh)
   devices_lib.report(devices)
   return mesh

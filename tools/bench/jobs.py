@@ -25,11 +25,11 @@ from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import loader as loader_lib
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import model as model_lib
-from blip_jax.models import card, families
+from blip_jax.models import card, families, flops
 from blip_jax.models import config as model_config
 from blip_jax.runtime import files, host, sharding
 
-from . import contest, flops, measure, programs
+from . import contest, measure, programs
 from .programs import Setup
 
 # With random weights every caption gets to the maximal length.

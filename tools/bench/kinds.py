@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 
-from . import contest, flops, measure, plain, programs
+from blip_jax.models import flops
+
+from . import contest, measure, plain, programs
 from .programs import Setup
 
 COMPARISONS = ("hf", "plain")

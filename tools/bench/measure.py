@@ -15,27 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from blip_jax.plan import chips
 from blip_jax.runtime import files
 
 # Repetitions end after this many seconds, but not before there are three.
 SECONDS = 90
 MIN_REPEATS = 3
-
-# Dense bfloat16 TFLOP/s and GB/s of the data sheets, by `device_kind`. Variants
-# with other numbers, such as an H100 PCIe, are not among them.
-DATASHEETS = {
-  "NVIDIA A100-SXM4-80GB": (312.0, 2039),
-  "NVIDIA A100-SXM4-40GB": (312.0, 1555),
-  "NVIDIA H100 80GB HBM3": (989.5, 3350),
-  "NVIDIA H200": (989.5, 4800),
-  "TPU v4": (275.0, 1228),
-  "TPU v5 lite": (197.0, 819),
-  "TPU v5e": (197.0, 819),
-  "TPU v5": (459.0, 2765),
-  "TPU v5p": (459.0, 2765),
-  "TPU v6 lite": (918.0, 1640),
-  "TPU v6e": (918.0, 1640),
-}
 
 # Events of JAX, and what they are a part of.
 _STAGES = {
@@ -206,11 +191,17 @@ def _shortest(run: Callable[[], jax.Array], calls: int = 3) -> float:
 
 
 def datasheet(device_kind: str, dtype: str) -> dict[str, float] | None:
-  """As `peaks`, by the data sheet; None if there is none for it."""
-  if dtype != "bfloat16" or device_kind not in DATASHEETS:
+  """As `peaks`, by the data sheet; None if there is none for it.
+
+  Variants with other numbers, such as an H100 PCIe, are not in the table.
+  """
+  chip = chips.of_kind(device_kind)
+  if dtype != "bfloat16" or chip is None:
     return None
-  tflops, gigabytes = DATASHEETS[device_kind]
-  return {"tflops": tflops, "gigabytes_per_second": gigabytes}
+  return {
+    "tflops": chip.tflops,
+    "gigabytes_per_second": chip.bandwidth / 1e9,
+  }
 
 
 def device_kind() -> str:

@@ -25,7 +25,7 @@ from blip_jax.models import (
   generation,
   med,
 )
-from blip_jax.runtime import files, sharding
+from blip_jax.runtime import sharding
 from blip_jax.tasks import answers
 
 from . import measure
@@ -320,6 +320,7 @@ class Pretraining:
   def __init__(self, setup: Setup, batch_size: int, kind: Any = None):
     # Imported here because it needs ml_collections.
     from blip_jax import build
+    from blip_jax.data import tokenizer
     from blip_jax.tasks import pretrain
 
     config = pretrain.defaults()
@@ -330,7 +331,7 @@ class Pretraining:
     config.batch_size = batch_size
     config.optim.steps_per_epoch = config.num_steps = 1000
     self.mesh = sharding.one_device()
-    self.run = build.build(config, self.mesh, synthetic_tokenizer())
+    self.run = build.build(config, self.mesh, tokenizer.stand_in())
     self.task = self.run.task
     if kind is not None:
       self.task = kind(**vars(self.task))
@@ -391,16 +392,3 @@ def pretrain(setup: Setup, batch_size: int) -> measure.Program:
 def pretrain_losses(setup: Setup, batch_size: int) -> measure.Program:
   """What is compared of pre-training, in place of the outputs of a step."""
   return measure.Program(batch_size, Pretraining(setup, batch_size).losses)
-
-
-@functools.cache
-def synthetic_tokenizer() -> Any:
-  """A vocabulary of as many tokens as BERT's; no text is ever tokenised."""
-  from blip_jax.data import tokenizer
-
-  special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-  words = map("".join, itertools.product("abcdefghijklmnopqrst", repeat=4))
-  words = itertools.islice(words, VOCAB_SIZE - 2 - len(special))
-  with files.temporary_folder() as folder:
-    files.write_text(folder / "vocab.txt", "\n".join([*special, *words, ""]))
-    return tokenizer.Tokenizer.load(folder)

@@ -1,0 +1,433 @@
+"""Plans: what a compiled program does, and what the tool says of it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from blip_jax.tools import plan
+from jax.sharding import NamedSharding, PartitionSpec
+
+from blip_jax.plan import (
+  chips,
+  hlo,
+  operations,
+  processor,
+  report,
+  roofline,
+  search,
+  topology,
+)
+from blip_jax.runtime import command
+from tests import helpers
+
+# As a processor would be measured, so that tests need not.
+CPU = chips.Chip(
+  ("cpu",), "cpu", 0.2, 8 * 2**30, 1.0, 2e10, 4e10, 0.0, 1e-6, "a test"
+)
+PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%fused (p.0: f32[12,64,64], p.1: s32[]) -> f32[1,64,64] {
+  %p.0 = f32[12,64,64]{2,1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,64,64]{2,1,0} dynamic-slice(%p.0, %p.1, %zero, %zero), \
+dynamic_slice_sizes={1,64,64}
+}
+
+%body (state: (s32[], f32[12,64,64])) -> (s32[], f32[12,64,64]) {
+  %state = (s32[], f32[12,64,64]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %w = f32[12,64,64]{2,1,0} get-tuple-element(%state), index=1
+  %layer = f32[1,64,64]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%fused
+  %flat = f32[64,64]{1,0} bitcast(%layer)
+  %dot = f32[64,64]{1,0} dot(%flat, %flat), lhs_contracting_dims={1}, \
+rhs_contracting_dims={0}
+  %sum = f32[64,64]{1,0} all-reduce(%dot), channel_id=1, \
+replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %next = (s32[], f32[12,64,64]{2,1,0}) tuple(%i, %w)
+}
+
+%condition (state: (s32[], f32[12,64,64])) -> pred[] {
+  %state = (s32[], f32[12,64,64]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %limit = s32[] constant(12)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (w: f32[12,64,64], x: bf16[8,16]) -> bf16[32,16] {
+  %w = f32[12,64,64]{2,1,0} parameter(0)
+  %x = bf16[8,16]{1,0} parameter(1)
+  %begin = s32[] constant(0)
+  %start = (s32[], f32[12,64,64]{2,1,0}) tuple(%begin, %w)
+  %loop = (s32[], f32[12,64,64]{2,1,0}) while(%start), condition=%condition, \
+body=%body
+  ROOT %all = bf16[32,16]{1,0} all-gather(%x), channel_id=2, \
+replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  counts = hlo.count(PROGRAM, "cpu")
+  layer = 64 * 64 * 4
+  assert set(counts.collectives) == {
+    hlo.Collective("all-reduce", layer, (0, 1, 2, 3), 12),
+    hlo.Collective("all-gather", 32 * 16 * 2, (0, 2, 4, 6), 1),
+  }
+  assert counts.matrix_bytes == 12 * 3 * layer
+  # A fusion that slices reads its slice, not all layers; and an index.
+  assert counts.other_bytes == 12 * (2 * layer + 4)
+  assert counts.unknown_loops == 0
+
+
+def test_a_loop_of_unknown_length_is_said_and_counted_as_told():
+  text = PROGRAM.replace("compare(%i, %limit)", "compare(%i, %i)")
+  text = text.replace("%limit = s32[] constant(12)\n", "\n")
+  counts = hlo.count(text, "cpu", loop_length=5)
+  assert counts.unknown_loops == 1
+  assert {each.times for each in counts.collectives} == {1, 5}
+
+
+@pytest.mark.parametrize(
+  "groups, expected",
+  [
+    ("{{0,1},{2,3}}", (0, 1)),
+    ("[4,2]<=[8]", (0, 1)),
+    ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+    ("mesh['data'=2,'tensor'=2] {'data'}", (0, 2)),
+    ("mesh['data'=2,'tensor'=2] {'data','tensor'}", (0, 1, 2, 3)),
+  ],
+)
+def test_groups_of_devices(groups, expected):
+  assert hlo._group(f"(%x), replica_groups={groups}, dims") == expected
+
+
+@pytest.mark.parametrize(
+  "shape, opcode, expected",
+  [
+    ("(bf16[8,16]{1,0}, bf16[32,16]{1,0})", "all-gather-start", 1024),
+    ("(f32[32]{0}, f32[8]{0})", "reduce-scatter-start", 128),
+    ("f32[8]{0}", "reduce-scatter", 128),
+    ("(f32[8]{0}, f32[4]{0})", "all-reduce-start", 48),
+    ("(f32[8]{0}, f32[8]{0})", "collective-permute-start", 32),
+  ],
+)
+def test_bytes_of_collectives(shape, opcode, expected):
+  text = f"""
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %y = {shape} {opcode}(%x), replica_groups={{{{0,1,2,3}}}}
+}}
+"""
+  (found,) = hlo.count(text, "gpu").collectives
+  assert found.nbytes == expected
+
+
+def test_what_is_next_to_the_units_of_a_tpu_is_not_memory():
+  text = """
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0:T(128)} parameter(0)
+  ROOT %y = f32[8]{0:T(128)S(1)} negate(%x)
+}
+"""
+  assert hlo.count(text, "tpu").other_bytes == 32
+  assert hlo.count(text, "gpu").other_bytes == 64
+
+
+def test_counts_of_a_compiled_program_are_those_of_its_layers():
+  """Weights that are split over devices are gathered once for each layer."""
+  mesh = jax.make_mesh((8,), ("fsdp",))
+  depth, side = 6, 64
+  place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
+
+  def apply(weights, x):
+    layer = lambda x, w: (jnp.tanh(x @ w), None)
+    return jax.lax.scan(layer, x, weights)[0]
+
+  weights = jax.ShapeDtypeStruct(
+    (depth, side, side), jnp.float32, sharding=place(None, "fsdp")
+  )
+  x = jax.ShapeDtypeStruct((128, side), jnp.float32, sharding=place("fsdp"))
+  traced = jax.jit(apply, out_shardings=place("fsdp")).trace(weights, x)
+  assert operations.flops(traced.jaxpr.jaxpr) == 2 * depth * 128 * side**2
+  counts = hlo.count(traced.lower().compile().as_text(), "cpu")
+  gathered = roofline.by_kind(counts.collectives)["all-gather"]
+  assert gathered[1] == depth * side * side * 4
+  assert counts.unknown_loops == 0
+
+
+def test_flops_of_what_is_computed_again_count():
+  x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+  layer = lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w).sum()
+  of = lambda f: operations.flops(jax.make_jaxpr(jax.grad(f))(x, x).jaxpr)
+  product = 2 * 8**3
+  assert of(layer) == 4 * product
+  assert of(jax.checkpoint(layer)) > 4 * product
+
+
+def test_flops_of_loops_of_unknown_length():
+  def decode(x):
+    return jax.lax.while_loop(lambda x: x.sum() < 0, lambda x: x @ x, x)
+
+  jaxpr = jax.make_jaxpr(decode)(jnp.ones((4, 4))).jaxpr
+  assert operations.flops(jaxpr, loop_length=7) == 7 * 2 * 4**3
+
+
+def test_time_of_collectives():
+  h100 = chips.CHIPS["h100"]
+  seconds = lambda kind, group: roofline.collective_seconds(
+    h100, 8, hlo.Collective(kind, 8 * 10**9, group, 1)
+  )
+  host = tuple(range(8))
+  assert seconds("all-gather", host) == pytest.approx(7 / 450)
+  assert seconds("all-reduce", host) == pytest.approx(2 * 7 / 450)
+  # One GPU of each host, through one adapter each.
+  assert seconds("all-gather", (0, 8)) == pytest.approx(0.5 * 8 / 50)
+  # Eight adapters of a host share the work.
+  both = tuple(range(16))
+  assert seconds("all-gather", both) == pytest.approx(7 / 450 + 0.5 / 50)
+
+
+def test_times_are_those_of_a_roofline():
+  counts = hlo.Counts((), 10**9, 2 * 10**9, 1000, 0)
+  times = roofline.times(chips.CHIPS["v5e"], 256, 1.97e12, counts)
+  assert times.products == pytest.approx(0.01 / 0.7)
+  assert times.memory == pytest.approx(2 / 819 / 0.8)
+  assert times.operations == pytest.approx(1e-3)
+  assert times.best == pytest.approx(0.01)
+  assert times.best < times.expected
+
+
+def test_every_chip_of_the_table_can_be_found():
+  for chip in chips.CHIPS.values():
+    assert all(chips.of_kind(kind) is chip for kind in chip.kinds)
+    assert chip.source.startswith("https://")
+  assert chips.of_kind("NVIDIA H100 PCIe") is None
+
+
+@pytest.mark.parametrize(
+  "name, expected",
+  [
+    ("v5litepod-8", "v5e:16x16"),
+    ("v9:2x2", "v5e:16x16"),
+    ("v5e", "v5e:16x16"),
+    ("h100:0x8", "h100:1x8"),
+    ("cpu:2x2", "expected a number of devices"),
+  ],
+)
+def test_unknown_topologies_are_refused(name, expected):
+  with pytest.raises(command.UsageError, match=expected):
+    topology.parse(name)
+
+
+@pytest.mark.parametrize(
+  "name, extra", [("v5e:2x2", "tpu-aot"), ("h100:1x8", "gpu-aot")]
+)
+def test_a_missing_extra_is_named(name, extra, monkeypatch):
+  monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
+  with pytest.raises(ImportError, match=rf"pip install 'blip_jax\[{extra}\]'"):
+    topology.parse(name)
+
+
+@pytest.mark.parametrize(
+  "words, expected",
+  [
+    (["--mesh", "data=3"], "must be the number of devices, 2"),
+    (["--mesh", "model=2"], "expected sizes of data, fsdp, tensor"),
+    (["--mesh", "data=0"], "'data=0'"),
+    (["--batch", "7"], "do not split over 2 data shards"),
+    (["--batch", "-1"], "--batch: expected more than 0"),
+    (["--price", "nan"], "--price: expected more than 0"),
+    (["--config.model.varaint=tiny"], "model.variant"),
+  ],
+)
+def test_wrong_words_are_one_line(words, expected, monkeypatch, capsys):
+  monkeypatch.setattr(processor, "measure", lambda number: CPU)
+  known = ["--config", "quickstart", "--topology", "cpu:2"]
+  assert plan.main([*known, *words]) in (1, 2)
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and expected in error
+  assert len(error.splitlines()) == 1
+
+
+def test_other_jobs_are_refused(capsys):
+  words = ["--config", "search", "--topology", "cpu:1"]
+  assert plan.main(words) == 2
+  assert "only train and capfilt" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+  """Words for a plan that takes seconds."""
+  monkeypatch.setattr(processor, "measure", lambda number: CPU)
+  shrink = ["model.image_size=16", "pretrain.queue_size=16"]
+  words = [f"--config.{word}" for word in shrink]
+  return ["--config", "quickstart", "--batch", "8", *words]
+
+
+def test_plan_of_a_training(tiny, capsys):
+  words = [*tiny, "--topology", "cpu:2", "--mesh", "data=1,fsdp=2"]
+  assert plan.main([*words, "--price", "2"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  said = {line.split()[0]: line for line in lines if line.startswith("  ")}
+  assert "fits" in said["memory"] and "of 8.00 GiB" in said["memory"]
+  assert "all-gather" in said["collectives"]
+  assert "expected" in said["time"] and "reference" in said["MFU"]
+  assert "at 2 an hour" in lines[-1]
+
+
+def row(memory, seconds, batch_size=8):
+  times = roofline.Times(seconds, 0.0, 0.0, 0.0, seconds)
+  program = plan.programs.Program(
+    "step", batch_size, 0, memory, 1.0, 1.0, None, times, 1.0
+  )
+  return search.Row(batch_size, "none", {"data": 1}, program)
+
+
+def test_pareto_is_what_nothing_else_beats():
+  target = topology.Topology("cpu:1", CPU, [], 1)
+  small, fast = row(2**20, 2.0), row(2**30, 1.0)
+  worse, large = row(2**30, 3.0), row(9 * 2**30, 0.1)
+  left_out = search.Row(8, "none", {"data": 1}, None, "too large")
+  rows = [small, fast, worse, large, left_out]
+  assert search.pareto(rows, target) == [small, fast]
+
+
+def test_what_does_not_fit_is_said():
+  target = topology.Topology("cpu:1", CPU, [], 1)
+  small, large = row(2**20, 1.0).program, row(9 * 2**30, 1.0).program
+  unknown = plan.programs.Program(
+    "step", 8, 2**30, None, 1.0, 1.0, None, None, 1.0, "Used 24.24G"
+  )
+  assert report.fits(small, target)
+  assert not report.fits(large, target)
+  assert not report.fits(unknown, target)
+  said = "\n".join(report.of_program(unknown, target))
+  assert "does not fit" in said and "Used 24.24G" in said
+  assert "1.00 GiB of 8.00" in said
+
+
+@pytest.mark.parametrize(
+  "message, expected",
+  [
+    (
+      "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory "
+      "in memory space hbm. Used 24.24G of 15.75G hbm.",
+      "Used 24.24G",
+    ),
+    ("RESOURCE_EXHAUSTED: no room", "RESOURCE_EXHAUSTED: no room"),
+  ],
+)
+def test_what_the_compiler_says_of_a_large_program(message, expected):
+  assert plan.programs._too_large(message) == expected
+
+
+@pytest.mark.slow
+def test_search(tiny, capsys):
+  words = [*tiny, "--topology", "cpu:1", "--search"]
+  assert plan.main(words) == 0
+  table, best = capsys.readouterr().out.split("Pareto:")
+  assert table.count("\n| 4 | ") == len(search.POLICIES)
+  assert best.count("| yes |") >= 1
+
+
+@pytest.mark.slow
+def test_plan_of_capfilt(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(processor, "measure", lambda number: CPU)
+  captioner = helpers.write_captioner(tmp_path / "captioner")
+  filters = helpers.write_golden("blip_itm", tmp_path / "filter")
+  words = [f"--config.captioner={captioner}", f"--config.filter={filters}"]
+  known = ["--config", "capfilt", "--topology", "cpu:1", "--batch", "2"]
+  assert plan.main([*known, *words, "--images", "2e9"]) == 0
+  out = capsys.readouterr().out
+  assert out.count("fits: ") == 5
+  assert "2 billion images take" in out
+
+
+# A process of its own, in which nothing else has used memory or threads.
+_PROOF = """
+import json, sys, time
+from blip_jax.plan import programs, topology
+target = topology.parse("cpu:1")
+import jax
+import numpy as np
+from blip_jax import build
+from blip_jax.cli import command_line
+from blip_jax.runtime import sharding
+
+def resident(key):
+  lines = open("/proc/self/status").read().splitlines()
+  return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(key))
+
+config = command_line.parse(sys.argv[1:]).config
+program, config = programs.training(config, target)
+mesh = build.make_mesh(config, target.devices)
+run = build.build(config, mesh)
+rng = np.random.default_rng(0)
+batch = {
+  name: rng.integers(1, 60, x.shape).astype(x.dtype)
+  for name, x in run.abstract_batch().items()
+}
+batch["attention_mask"] = np.ones_like(batch["attention_mask"])
+state = run.create_state()
+with sharding.activate(mesh):
+  batch = sharding.put_batch(batch, mesh)
+jax.block_until_ready((state, batch))
+arguments = sum(x.nbytes for x in jax.tree.leaves((state, batch)))
+begin = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+state, metrics = program.compiled(state, batch, 0)
+jax.block_until_ready(metrics)
+memory = arguments + resident("VmHWM") - begin
+times = []
+for i in range(1, 6):
+  start = time.process_time()
+  state, metrics = program.compiled(state, batch, i)
+  jax.block_until_ready(metrics)
+  times.append(time.process_time() - start)
+print(json.dumps({
+  "memory": [program.memory, memory],
+  "seconds": [program.times.expected, sorted(times)[2]],
+}))
+"""
+
+
+def proof(*words):
+  """Predicted and measured memory, and predicted and measured seconds."""
+  words = [f"--config.{word}" for word in ("tokenizer=scenes", *words)]
+  done = subprocess.run(
+    [sys.executable, "-c", _PROOF, "--config=quickstart", *words],
+    # Compiled as a job compiles.
+    env={**os.environ, "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_memory_is_what_was_predicted(remat):
+  words = ["batch_size=128", "model.image_size=96", f"model.vit_remat={remat}"]
+  predicted, measured = proof(*words)["memory"]
+  assert predicted == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "words",
+  [
+    ["batch_size=32", "model.image_size=64"],
+    ["batch_size=16", "model.image_size=96"],
+    ["batch_size=16", "model.image_size=128", "model.vit_remat=full"],
+  ],
+)
+def test_time_is_what_was_predicted(words):
+  predicted, measured = proof(*words)["seconds"]
+  assert predicted == pytest.approx(measured, rel=0.25)

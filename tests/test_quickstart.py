@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+import blip_jax
+from tests import pointing
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -31,3 +34,7 @@ def test_quickstart(seed, tmp_path):
   assert results["scenes_val/img_r1"] >= 80
   assert results["scenes_val/itm_acc"] >= 95
   assert results["scenes_val/caption_exact"] >= 60
+  # Is the peak of a map on the object that it is of?
+  found = pointing.play(blip_jax.load(tmp_path))
+  assert found["match"] >= 0.8 and found["caption"] >= 0.8
+  assert found["chance"] < 0.25

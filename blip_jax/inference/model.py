@@ -1002,6 +1002,25 @@ class Model:
     """Resizes a decoded image to the model's image size."""
     return transforms.EvalImage(self.card.config.vit.image_size)
 
+  def lacks(self, ability: str) -> str | None:
+    """Says why the model cannot do something; None if it can.
+
+    Args:
+      ability: "caption", "answer", "compare", "match" or "embed".
+    """
+    checks = {
+      "caption": self.captioner,
+      "answer": self.answerer,
+      "compare": self.comparer,
+      "match": functools.partial(self._require, "itm_head", "match texts"),
+      "embed": functools.partial(self._require, "vision_proj", "search images"),
+    }
+    try:
+      checks[ability]()
+    except ValueError as error:
+      return str(error)
+    return None
+
   def _batch_size(self, batch_size: int | None, num_frames: int = 0) -> int:
     return batch_size or devices.images_per_batch(self.mesh.devices, num_frames)
 

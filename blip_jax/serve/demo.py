@@ -65,8 +65,6 @@ def demo(config: Config, workdir: str) -> dict[str, float]:
     prevent_thread_lock=True,
   )
   print(f"The demo is at {url} ; Ctrl-C ends it", flush=True)
-  if config.mcp:
-    print(f"Tools by MCP are at {url}gradio_api/mcp/", flush=True)
   try:
     page.block_thread()
   except stopping.Stopped:
@@ -97,8 +95,9 @@ def check_port(host: str, port: int) -> None:
     with socket.create_server((host, port)):
       pass
   except OSError as error:
+    why = os.strerror(error.errno) if error.errno else str(error)
     raise ValueError(
-      f"config.port: cannot listen on {host}:{port}: {error.strerror}; choose "
+      f"config.port: cannot listen on {host}:{port}: {why}; choose "
       "another, such as --config.port=7861, or 0 for any that is free"
     ) from error
 

@@ -16,8 +16,10 @@ from typing import Any
 # Gradio reports each start to its makers otherwise.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-import gradio as gr
-from gradio.themes import Default
+import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio.themes import (  # pyright: ignore[reportMissingImports]
+  Default,
+)
 
 from blip_jax.inference.explanation import Explanation
 from blip_jax.runtime import command
@@ -31,7 +33,7 @@ WHOLE = "the whole text"
 # Requests that use the device at the same time.
 AT_ONCE: dict[str, Any] = dict(concurrency_id="device", concurrency_limit=1)
 # Of images that are shown: not the one that uploads them to be shared.
-BUTTONS = ["download", "fullscreen"]
+BUTTONS: Any = ["download", "fullscreen"]
 # Without fonts from the web.
 THEME = Default(
   font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

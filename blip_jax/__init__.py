@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from blip_jax.inference.captioning import Caption
   from blip_jax.inference.choosing import Choice, Dialog
   from blip_jax.inference.comparing import Comparison
+  from blip_jax.inference.explanation import Explanation
   from blip_jax.inference.images import Image, ImageReader
   from blip_jax.inference.loading import load
   from blip_jax.inference.matching import HiddenStates, Match
@@ -33,6 +34,7 @@ __all__ = [
   "Choice",
   "Comparison",
   "Dialog",
+  "Explanation",
   "HiddenStates",
   "Image",
   "ImageReader",
@@ -51,6 +53,7 @@ _MODULES = {
   "Choice": "blip_jax.inference.choosing",
   "Comparison": "blip_jax.inference.comparing",
   "Dialog": "blip_jax.inference.choosing",
+  "Explanation": "blip_jax.inference.explanation",
   "HiddenStates": "blip_jax.inference.matching",
   "Image": "blip_jax.inference.images",
   "ImageReader": "blip_jax.inference.images",

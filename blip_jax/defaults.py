@@ -117,6 +117,28 @@ def search() -> Config:
   )
 
 
+def demo() -> Config:
+  """Defaults of the demo page."""
+  return Config(
+    dict(
+      job="demo",
+      compilation_cache=True,  # keep compiled programs; docs/scale.md
+      # What blip_jax.load takes; several, so that every tab finds one that can.
+      # Unset: the quick start's, which is trained if it is not there.
+      model=("",),
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      images="scenes:val?num=100",  # what one can search; docs/data.md
+      image_root="",
+      index="",  # folder of their embeddings; unset: in the workdir
+      host="127.0.0.1",  # 0.0.0.0: whoever reaches this machine
+      port=7860,  # 0: any that is free
+      max_mb=16,  # of an uploaded image
+      queue=32,  # requests that wait; further ones are refused
+      mcp=False,  # whether to serve the tabs as tools by MCP, too
+    )
+  )
+
+
 def capfilt() -> Config:
   """Defaults of labelling and cleaning a collection (section 3.3)."""
   sampling = caption_images().generation

@@ -26,6 +26,7 @@ from blip_jax.runtime import (
 )
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config
+from blip_jax.serve import demo
 
 JOBS = {
   "train": train.train,
@@ -37,12 +38,13 @@ JOBS = {
   "merge": merge.merge,
   "report": report.report,
   "bootstrap": bootstrap.bootstrap,
+  "demo": demo.demo,
   "status": audit.status,
   "verify": audit.verify,
 }
 
 # Jobs that several processes would do several times.
-ALONE = ("search", "merge", "report", "status", "verify")
+ALONE = ("search", "merge", "report", "status", "verify", "demo")
 
 # Jobs whose configs have the same keys.
 SAME_KEYS = (
@@ -89,7 +91,8 @@ def _run(config: Config, line: command_line.Command) -> None:
   if processes.is_first():
     for metric, value in results.items():
       print(f"{metric:32} {value:.4g}")
-    print(f"Results are in {_results(config, line.workdir)}")
+    if config.job != "demo":  # which leaves none
+      print(f"Results are in {_results(config, line.workdir)}")
 
 
 def _results(config: Config, workdir: str) -> str | os.PathLike:

@@ -254,7 +254,7 @@ def make_model(family="caption", mesh=None, **fields):
     vocab_size=scenes_tokenizer().vocab_size,
     tokens=config.SpecialTokens(**scenes_tokenizer().special_ids),
     vit=dict(depth=1),
-    med=dict(depth=1),
+    med=dict(depth=fields.get("text_depth", 1)),
     dtype=fields.get("dtype", "float32"),
   )
   params = families.init(family, sizes, jax.random.key(0))

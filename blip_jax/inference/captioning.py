@@ -10,15 +10,23 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.linen import spmd
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import matching
 from blip_jax.inference import texts as texts_lib
+from blip_jax.inference.explanation import Explanation
 from blip_jax.models import card as card_lib
 from blip_jax.models import decoding, generation, med
 from blip_jax.runtime import sharding
 from blip_jax.tasks import caption as caption_lib
+
+# (pixels, tokens of a caption of each image, length of the prompt) -> what the
+# words of the captions rest on.
+Explain = Callable[
+  [UInt8[np.ndarray, "I H W 3"], Int[np.ndarray, "I L"], int],
+  list[Explanation],
+]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -35,6 +43,7 @@ class Caption:
       length-normalised log-probability with beam search.
     others: further captions of the same image, best first; empty unless
       `num_return_sequences` is above 1.
+    explanation: which patches of the image each word rests on, if asked for.
   """
 
   text: str
@@ -43,6 +52,10 @@ class Caption:
   tokens: tuple[str, ...]
   score: float
   others: tuple["Caption", ...] = ()
+  # Arrays have no single answer to whether they are equal.
+  explanation: Explanation | None = dataclasses.field(
+    default=None, compare=False
+  )
 
   def __repr__(self) -> str:
     others = f", {len(self.others)} others" if self.others else ""
@@ -60,12 +73,13 @@ class Captioner:
     tokenizer: tokenizer_lib.Tokenizer | None,
     mesh: jax.sharding.Mesh,
     prompt: str | None = None,
+    explain: Explain | None = None,
     **options: Any,
   ):
     tokenizer = texts_lib.vocabulary(tokenizer, "generate text")
     config = card.config
     self._module, self._params, self._mesh = module, params, mesh
-    self._tokenizer = tokenizer
+    self._tokenizer, self._explain = tokenizer, explain
     self._prompt = card.prompt if prompt is None else prompt
     self._prompt_ids = tokenizer.prompt_ids(self._prompt)
     self._settings = decoding.make(
@@ -112,15 +126,30 @@ class Captioner:
         seed,
       )
     rows = sharding.rows_later(generated)
-    return lambda: self._captions(rows())
+    return lambda: self._captions(rows(), pixels)
 
-  def _captions(self, generated: Any) -> list[Caption]:
+  def _captions(
+    self, generated: Any, pixels: UInt8[np.ndarray, "I *F H W 3"]
+  ) -> list[Caption]:
     matching.refuse_nan(generated.token_log_probs)
     # The positions of the words after the prompt.
     span = slice(len(self._prompt_ids), int(self._settings.max_length))
-    return [
+    captions = [
       _caption(self._tokenizer, generation.Generated(*row), self._prompt, span)
       for row in zip(*generated, strict=True)
+    ]
+    if self._explain is None:
+      return captions
+    # Those of each rank together: one text for each image.
+    ranks = [
+      self._explain(pixels, generated.ids[:, rank], span.start)
+      for rank in range(generated.ids.shape[1])
+    ]
+    return [
+      _explained(caption, explanations)
+      for caption, explanations in zip(
+        captions, zip(*ranks, strict=True), strict=True
+      )
     ]
 
 
@@ -142,6 +171,19 @@ def _caption(
       float(score),
     )
     for text, ids, log_probs, score in zip(texts, *generated, strict=True)
+  ]
+  return dataclasses.replace(best, others=tuple(others))
+
+
+def _explained(
+  caption: Caption, explanations: Sequence[Explanation]
+) -> Caption:
+  """A caption and its others, each with its explanation."""
+  best, *others = [
+    dataclasses.replace(one, explanation=explanation)
+    for one, explanation in zip(
+      (caption, *caption.others), explanations, strict=True
+    )
   ]
   return dataclasses.replace(best, others=tuple(others))
 

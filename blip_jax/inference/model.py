@@ -21,7 +21,9 @@ from blip_jax.inference import (
   captioning,
   choosing,
   comparing,
+  explanation,
   matching,
+  saliency,
 )
 from blip_jax.inference import images as images_lib
 from blip_jax.inference import texts as texts_lib
@@ -60,7 +62,8 @@ class Model:
 
     caption         `caption`: generates captions of images
     itm, retrieval  `match`: scores image-text pairs; `embed_images` and
-                    `embed_texts`: unit vectors in a space shared by both
+                    `embed_texts`: unit vectors in a space shared by both;
+                    `explain`: which patches a match rests on
     pretrain        all of these
     vqa             `answer`: answers questions about images
     nlvr            `compare`: whether statements about two images are true
@@ -135,6 +138,9 @@ class Model:
     allow_private: bool = False,
     num_frames: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
+    explain: bool = False,
+    layer: int | None = None,
+    heads: Sequence[int] | None = None,
     progress: bool = False,
     **options: Any,
   ) -> list[captioning.Caption | None]:
@@ -162,6 +168,11 @@ class Model:
         images.
       on_error: what to do about an image that cannot be read: "raise", or
         "skip", which warns, naming these images, and gives None in their place.
+      explain: whether captions come with an `explanation`: which patches of the
+        image each word rests on. Of images only.
+      layer: of the decoder, whose attention explains; by default the middle
+        one.
+      heads: of that layer, whose maps are averaged; all by default.
       progress: whether to show a progress bar.
       options: num_beams, max_length, min_length, max_new_tokens,
         repetition_penalty, no_repeat_ngram_size, length_norm,
@@ -187,6 +198,9 @@ class Model:
         allow_private=allow_private,
         num_frames=num_frames,
         on_error=on_error,
+        explain=explain,
+        layer=layer,
+        heads=heads,
         progress=progress,
         **options,
       )
@@ -203,6 +217,9 @@ class Model:
     allow_private: bool = False,
     num_frames: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
+    explain: bool = False,
+    layer: int | None = None,
+    heads: Sequence[int] | None = None,
     progress: bool = False,
     **options: Any,
   ) -> Iterator[captioning.Caption | None]:
@@ -223,7 +240,11 @@ class Model:
       ValueError: as `caption`; before the first image is read, unless it is
         about an image.
     """
-    generate = self.captioner(prompt, **options)
+    if explain and num_frames:
+      raise ValueError("explain: of images; leave out num_frames=")
+    generate = self.captioner(
+      prompt, explain=explain, layer=layer, heads=heads, **options
+    )
     read = images_lib.ImageReader(self.image, urls, num_frames, allow_private)
     size = self._batch_size(batch_size, num_frames)
     batches = images_lib.batches(
@@ -239,7 +260,13 @@ class Model:
     return captions()
 
   def captioner(
-    self, prompt: str | None = None, **options: Any
+    self,
+    prompt: str | None = None,
+    *,
+    explain: bool = False,
+    layer: int | None = None,
+    heads: Sequence[int] | None = None,
+    **options: Any,
   ) -> captioning.Captioner:
     """Returns a function that generates captions of batches of pixels.
 
@@ -248,6 +275,9 @@ class Model:
 
     Args:
       prompt: as for `caption`.
+      explain: as for `caption`.
+      layer: as for `caption`.
+      heads: as for `caption`.
       options: as for `caption`.
 
     Returns:
@@ -273,6 +303,9 @@ class Model:
         "Load a captioner, such as 'model_base_caption_capfilt_large' or "
         "'Salesforce/blip-image-captioning-base'",
       )
+    if not explain and (layer, heads) != (None, None):
+      raise ValueError("layer and heads are of explanations; set explain=True")
+    chosen = saliency.where(self.card.config.med, layer, heads)
     return captioning.Captioner(
       self.card,
       self.module,
@@ -280,6 +313,9 @@ class Model:
       self.tokenizer,
       self.mesh,
       prompt,
+      functools.partial(self._explainer.captions, where=chosen)
+      if explain
+      else None,
       **options,
     )
 
@@ -850,6 +886,49 @@ class Model:
     self._require("text_proj", "embed texts in a space shared with images")
     return self.matcher.embed_texts(texts, batch_size)
 
+  def explain(
+    self,
+    image: Image,
+    text: str,
+    *,
+    layer: int | None = None,
+    heads: Sequence[int] | None = None,
+    urls: bool = False,
+    allow_private: bool = False,
+  ) -> explanation.Explanation:
+    """Says on which patches of an image its match with each word rests.
+
+    By Grad-CAM of the ITM logit; see `inference.saliency`. What the words of a
+    generated caption rest on is told by `caption(..., explain=True)`.
+
+    Args:
+      image: one, as for `caption`.
+      text: one, read as for `match`.
+      layer: of the text encoder, from 0 on, whose attention to the image
+        explains; by default the middle one, and the last one for the whole
+        text. In the last one, words have no maps: they are zero.
+      heads: whose maps are averaged; all by default.
+      urls: whether the image may be an http(s) URL, which is then downloaded.
+      allow_private: whether a URL may lead to addresses that are not public,
+        such as those of this machine and its network.
+
+    Raises:
+      ValueError: the model has no ITM head, there is no such layer or head, the
+        text has no words, or the image cannot be read.
+    """
+    self._require("itm_head", "explain a match")
+    chosen = saliency.where(self.card.config.med, layer, heads)
+    tokens = self.matcher.tokens(text)
+    if len(tokens.input_ids) != 1:
+      raise ValueError(f"explain: expected one text, found {text!r:.200}")
+    read = images_lib.ImageReader(self.image, urls, allow_private=allow_private)
+    try:
+      pixels = read(image)
+    except transforms.BadSample as error:
+      why = images_lib.where(read.what, 0, image, error)
+      raise ValueError(why) from error
+    return self._explainer.match(pixels, tokens, chosen)
+
   def features(
     self,
     images: Images | None = None,
@@ -906,6 +985,12 @@ class Model:
     return matching.Matcher(self.module, self.params, self.tokenizer, self.mesh)
 
   @functools.cached_property
+  def _explainer(self) -> saliency.Explainer:
+    assert isinstance(self.module, blip.Blip), self.card.family
+    tokenizer = texts_lib.vocabulary(self.tokenizer, "read text")
+    return saliency.Explainer(self.module, self.params, tokenizer, self.mesh)
+
+  @functools.cached_property
   def _decoding_params(self) -> med.Params:
     """The parameters as decoding uses them, prepared once for all batches."""
     prepare = jax.jit(functools.partial(generation.prepare, self.module))
@@ -916,6 +1001,25 @@ class Model:
   def image(self) -> transforms.EvalImage:
     """Resizes a decoded image to the model's image size."""
     return transforms.EvalImage(self.card.config.vit.image_size)
+
+  def lacks(self, ability: str) -> str | None:
+    """Says why the model cannot do something; None if it can.
+
+    Args:
+      ability: "caption", "answer", "compare", "match" or "embed".
+    """
+    checks = {
+      "caption": self.captioner,
+      "answer": self.answerer,
+      "compare": self.comparer,
+      "match": functools.partial(self._require, "itm_head", "match texts"),
+      "embed": functools.partial(self._require, "vision_proj", "search images"),
+    }
+    try:
+      checks[ability]()
+    except ValueError as error:
+      return str(error)
+    return None
 
   def _batch_size(
     self, batch_size: int | None, num_frames: int = 0, of_image: int = 1

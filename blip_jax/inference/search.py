@@ -87,20 +87,16 @@ def search(config: Config, workdir: str) -> dict[str, int]:
   reranked = _rerank(
     model, source, read, texts, nearest.rows[:, : config.rerank]
   )
-  answers = []
-  for number, query in enumerate(queries):
-    results: list[dict[str, Any]] = [
-      {"row": row, "id": index.ids[row], "cosine": float(cosine)}
-      | reranked.get((number, row), {})
-      for row, cosine in zip(
-        nearest.rows[number].tolist(), nearest.cosine[number], strict=True
-      )
-      if row != index_lib.NONE
-    ]
-    # Images that were not re-ranked follow, still in order of their cosine.
-    results.sort(key=lambda result: -result.get("rank_score", -np.inf))
-    best = [r | _path(source, r["row"]) for r in results[: config.top]]
-    answers.append({"query": query, "found": best})
+  answers = [
+    {
+      "query": query,
+      "found": [
+        result | _path(source, result["row"])
+        for result in _ranked(index, nearest, reranked, number)[: config.top]
+      ],
+    }
+    for number, query in enumerate(queries)
+  ]
   files.write_json(out, answers)
   _draw(answers, source, config.num_frames, out.with_suffix(".png"))
   log.info("Results are in %s and %s", out, out.with_suffix(".png"))
@@ -109,6 +105,61 @@ def search(config: Config, workdir: str) -> dict[str, int]:
     "images": len(index.ids),
     "unreadable": len(index.unreadable),
   }
+
+
+def find(
+  model: model_lib.Model,
+  source: Any,
+  index: index_lib.Index,
+  query: str | bytes,
+  top: int,
+  rerank: int,
+) -> list[dict[str, Any]]:
+  """Finds images for one query.
+
+  Args:
+    model: made the index.
+    source: of the images.
+    index: of their embeddings.
+    query: a text, or an encoded image.
+    top: how many to find.
+    rerank: images nearest to a text that ITM re-ranks.
+
+  Returns:
+    {row, id, cosine, itm_prob?, rank_score?} of each image, best first.
+
+  Raises:
+    ValueError: the text has no words, or the image cannot be read.
+  """
+  texts = {0: query} if isinstance(query, str) else {}
+  vectors = (
+    model.embed_texts([*texts.values()])
+    if texts
+    else model.embed_images([query])
+  )
+  nearest = _nearest(index, source, vectors, max(top, rerank), "")
+  read = images.ImageReader(model.image)
+  reranked = _rerank(model, source, read, texts, nearest.rows[:, :rerank], True)
+  return _ranked(index, nearest, reranked, 0)[:top]
+
+
+def _ranked(
+  index: index_lib.Index,
+  nearest: index_lib.Nearest,
+  reranked: Mapping[tuple[int, int], dict[str, float]],
+  number: int,
+) -> list[dict[str, Any]]:
+  """The images of one query, best first."""
+  results: list[dict[str, Any]] = [
+    {"row": row, "id": index.ids[row], "cosine": float(cosine)}
+    | reranked.get((number, row), {})
+    for row, cosine in zip(
+      nearest.rows[number].tolist(), nearest.cosine[number], strict=True
+    )
+    if row != index_lib.NONE
+  ]
+  # Images that were not re-ranked follow, still in order of their cosine.
+  return sorted(results, key=lambda r: -r.get("rank_score", -np.inf))
 
 
 def read_queries(spec: str) -> list[str]:
@@ -210,6 +261,7 @@ def _rerank(
   read: images.ImageReader,
   texts: Mapping[int, str],
   nearest: Int[np.ndarray, "Q k"],
+  silent: bool = False,
 ) -> dict[tuple[int, int], dict[str, float]]:
   """ITM scores by (query, row), of the queries that are texts."""
   if not texts or not nearest.size:
@@ -229,7 +281,9 @@ def _rerank(
       "itm_prob": float(prob),
       "rank_score": float(score),
     }
-    for row, match in zip(progress.bar(rows, unit="img"), matches, strict=True)
+    for row, match in zip(
+      progress.bar(rows, unit="img", disable=silent), matches, strict=True
+    )
     if match is not None
     for position, prob, score in zip(
       candidates[row], match.itm_prob, match.rank_score, strict=True

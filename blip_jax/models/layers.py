@@ -19,6 +19,9 @@ from blip_jax.models import fused_attention, initial
 
 # The collection of variables with masks of dropout.
 MASKS = "masks"
+# That with factors of attention probabilities, [I, H, Q, N] of a layer. Where
+# there are none, they are ones. Their gradients are what saliency is made of.
+GATES = "gates"
 
 # Keys and values of one attention layer.
 KV = tuple[Float[Array, "I N H d"], Float[Array, "I N H d"]]
@@ -198,7 +201,11 @@ class Attention(nn.Module):
     bias: Float[Array, "#I 1 #Q N"] | None = None,
     deterministic: bool = True,
   ) -> Float[Array, "B L D"]:
-    drop = lambda weights: self.drop(weights, deterministic=deterministic)
+    def drop(weights):
+      weights = self.drop(weights, deterministic=deterministic)
+      gate = self.get_variable(GATES, "gate")
+      return weights if gate is None else weights * gate
+
     heads = dot_product_attention(self._heads(self.query(x)), *kv, bias, drop)
     return self._merged(heads)
 

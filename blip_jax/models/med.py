@@ -153,22 +153,28 @@ class Med(nn.Module):
     for i, (layer, params) in enumerate(self._parts()):
 
       def apply(x, own, layer=layer, **kwargs):
-        params, cross, masks = own
+        params, cross, gates, masks = own
+        variables = {layers.MASKS: masks or {}, layers.GATES: gates or {}}
         return layer.apply(
-          {"params": params, layers.MASKS: masks or {}},
+          {"params": params, **variables},
           *(x, bias, cross, encoder_bias, None, None, not drops),
           **kwargs,
         )
 
-      own = params, encoder_kv[i] if encoder_kv is not None else None
+      cross = encoder_kv[i] if encoder_kv is not None else None
+      own = params, cross, self._gates(i)
       masks = self._masks(apply, x, own) if drops else None
       apply = layers.remat(apply, self.config.remat)
       x, _ = stack.run(apply, x, *own, masks)
     return x
 
+  def _gates(self, i: int) -> Any:
+    """Factors of the attention probabilities of a stack; None: all ones."""
+    return self.get_variable(layers.GATES, self.stacks(self.config)[i].name)
+
   def _masks(self, apply: Callable, x: Any, own: tuple[Any, ...]) -> Any:
     """The masks of all layers that `apply` applies one of to `x`."""
-    params, _ = own
+    params, *_ = own
     one = lambda: apply(x, (*stack.first(own), None), mutable=[layers.MASKS])
     key, depth = self.make_rng("dropout"), stack.depth(params)
     return layers.sample_masks(key, self.config.dropout, depth, one)

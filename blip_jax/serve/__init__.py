@@ -1,0 +1,1 @@
+"""Models for people and programs that are elsewhere: the demo page."""

@@ -12,10 +12,10 @@ from blip_jax.capfilt import (
   audit,
   findings,
   html,
-  job,
   label,
   pair_files,
   text_table,
+  worker,
 )
 from blip_jax.cli import config_help
 from blip_jax.convert import (
@@ -155,8 +155,8 @@ LIMITS = [
   (label, "_OPENED_AHEAD", 8),
   (image_readers, "_TRIES", 2),
   (tensor_files, "_AHEAD", 4),
-  (job, "_BATCH_SIZE_CPU", 8),
-  (job, "_BATCH_SIZE", 64),
+  (worker, "_BATCH_SIZE_CPU", 8),
+  (worker, "_BATCH_SIZE", 64),
   (decoding, "POSITIONS_MULTIPLE", 8),
   # Formats: glibc's mallopt, zip, PyTorch's files, webdataset's shards.
   (host, "_M_TRIM_THRESHOLD", -1),

@@ -12,6 +12,7 @@ import jax
 from jax import export
 
 from blip_jax.export.programs import Program
+from blip_jax.runtime import files
 
 # Where one artifact of StableHLO runs.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -55,7 +56,7 @@ def _write_stablehlo(program: Program, _: int, path: pathlib.Path) -> None:
   exported = export.export(jax.jit(program.function), platforms=PLATFORMS)(
     *program.specs(batch)
   )
-  path.write_bytes(exported.serialize())
+  files.write_bytes(path, bytes(exported.serialize()))
 
 
 def _write_onnx(program: Program, batch: int, path: pathlib.Path) -> None:

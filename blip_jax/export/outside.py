@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from blip_jax.runtime import files
+
 
 def _stablehlo(
   path: pathlib.Path, inputs: Sequence[np.ndarray]
 ) -> Sequence[np.ndarray]:
   from jax import export
 
-  exported = export.deserialize(bytearray(path.read_bytes()))
+  exported = export.deserialize(bytearray(files.read_bytes(path)))
   return [np.asarray(x) for x in exported.call(*inputs)]
 
 

@@ -22,7 +22,7 @@ from gradio.themes import (  # pyright: ignore[reportMissingImports]
 )
 
 from blip_jax.inference.explanation import Explanation
-from blip_jax.runtime import command
+from blip_jax.runtime import command, files
 from blip_jax.serve import actions as actions_lib
 from blip_jax.serve.actions import Actions, Gallery
 
@@ -72,7 +72,7 @@ def _content(max_bytes: int, payload: Any) -> bytes | None:
       raise gr.Error("The data URL is no base64.") from error
   path = pathlib.Path(payload.path)
   _check_size(path.stat().st_size, max_bytes)
-  return path.read_bytes()
+  return files.read_bytes(path)
 
 
 def _check_size(size: int, max_bytes: int) -> None:

@@ -118,6 +118,8 @@ PRINTED = {
   "videos/0.mp4": {r"\(\d\.\d\d\)$": 2, r"^video: ": 2},
   "model.choose(": {r"^0\.\d\d\d (left|right|top|bottom)$": 4},
   "generated_text": {r"^\[\{'generated_text': ": 1, r"^\[\[\{'generated": 1},
+  "tools.export": {r"^  ids +0\.0e\+00$": 1},
+  "in_avals": {r"^exported: \w": 1},
   "found.prob": {r"^(True|False) 0\.\d\d$": 2},
   "score_vqa": {r"^overall +\d+\.\d\d +\d+\.\d\d$": 1},
   "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},

@@ -23,6 +23,8 @@ from blip_jax.runtime import files
 GUARANTEE = datetime.timedelta(days=180)
 # Numbers that outputs may differ by, relative to the largest one; ids may not.
 LIMIT = 1e-4
+# What is done before: pixels are RGB from 0 to 255, and normalised inside.
+_OUTSIDE = ("do_convert_rgb", "do_resize", "size", "resample")
 # Batches that are compared, if one file serves all sizes.
 _BATCHES = (1, 3)
 
@@ -91,8 +93,11 @@ def _sidecar(
       for name, (shape, dtype) in program.inputs.items()
     },
     "outputs": list(program.outputs),
-    "preprocessing": companions.preprocessing(model.card),
-    "pixels": "resized RGB values from 0 to 255; normalised inside",
+    "preprocessing": {
+      name: value
+      for name, value in companions.preprocessing(model.card).items()
+      if name in _OUTSIDE
+    },
     **program.settings,
     "versions": {"blip_jax": blip_jax.__version__, "jax": jax.__version__},
   }

@@ -20,7 +20,7 @@ def answerer(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
   mesh = sharding.one_device()
-  monkeypatch.setattr(sharding, "make_mesh", lambda _: mesh)
+  monkeypatch.setattr(sharding, "make_mesh", lambda *_: mesh)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def images(tmp_path):
 def one_device(monkeypatch):
   """So that a batch may have two images."""
   mesh = sharding.one_device()
-  monkeypatch.setattr(sharding, "make_mesh", lambda _: mesh)
+  monkeypatch.setattr(sharding, "make_mesh", lambda *_: mesh)
 
 
 def make(captioner, images, **changes) -> ConfigDict:

@@ -103,7 +103,7 @@ def with_toy(monkeypatch):
   entry = task_table.Entry(TOY, lambda context: [Bias()])
   monkeypatch.setitem(task_table.TASKS, "mean_pixel", entry)
   make_mesh, two = sharding.make_mesh, jax.devices()[:2]
-  monkeypatch.setattr(sharding, "make_mesh", lambda c, _: make_mesh(c, two))
+  monkeypatch.setattr(sharding, "make_mesh", lambda c, *_: make_mesh(c, two))
 
 
 def test_a_new_task_trains(with_toy, tmp_path):

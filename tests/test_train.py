@@ -41,6 +41,7 @@ OTHER_JOBS = (
   "capfilt_paper",
   "caption_images",
   "caption_nocaps",
+  "demo",
   "retrieval_flickr_zero_shot",
   "retrieval_msrvtt",
   "search",

@@ -1,6 +1,7 @@
 """What an actor of the engine `ray` does, without Ray."""
 
 import concurrent.futures
+import logging
 
 import pytest
 
@@ -53,6 +54,10 @@ def test_an_error_ends_everything():
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
+  # An actor has a process of its own, and sets what it logs for all of it.
+  monkeypatch.setattr(actors.logging, "basicConfig", lambda **_: None)
+  logger = logging.getLogger("blip_jax")
+  monkeypatch.setattr(logger, "setLevel", lambda _: None)
   monkeypatch.setattr(loading, "load", jobs.load_tiny)
   monkeypatch.setattr(actors.jax.config, "update", lambda *_: None)
   shards = jobs.write_scene_shards(tmp_path / "shards")

@@ -160,6 +160,6 @@ def logged(folder: pathlib.PurePath) -> dict[str, tuple[int, int, float]]:
     found[f"process {pid} on {host}"] = (
       len({line["work_unit"] for line in lines}),
       sum(line["images"] for line in lines),
-      sum(line["seconds"] for line in lines),
+      float(sum(line["seconds"] for line in lines)),
     )
   return found

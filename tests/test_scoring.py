@@ -89,7 +89,7 @@ def test_few_programs_serve_all_blocks(params, texts, image_embeds):
       for _ in range(IMAGES)
     ]
     scorer.itm_logits(params, image_embeds, texts, candidates)
-  assert scorer._match._cache_size() <= 5
+  assert scorer.match._cache_size() <= 5
   assert scorer.image_kv._cache_size() == 1
 
 

@@ -26,6 +26,25 @@ def test_a_first_process_that_does_not_come_up_is_named(monkeypatch, free_port):
     joining.join(how)
 
 
+@pytest.mark.parametrize(
+  "before, after",
+  [
+    ("", "{}=false"),
+    ("--xla_dump_to=x", "--xla_dump_to=x {}=false"),
+    ("{}=true", "{}=true"),
+  ],
+)
+def test_collectives_have_one_order_unless_a_user_wants_another(
+  monkeypatch, before, after
+):
+  flag = "--xla_cpu_enable_concurrency_optimized_scheduler"
+  monkeypatch.setenv("XLA_FLAGS", before.format(flag))
+  monkeypatch.setattr(joining.jax.distributed, "initialize", lambda **_: None)
+  monkeypatch.setattr(joining.signal, "signal", lambda *_: None)
+  joining.join("auto")
+  assert joining.os.environ["XLA_FLAGS"] == after.format(flag)
+
+
 def test_a_first_process_that_comes_up_later_is_found(monkeypatch, free_port):
   monkeypatch.setattr(joining, "_JOIN_SECONDS", 20)
   server = socket.socket()

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 _JOIN_SECONDS = 300
 # The others end when one process of a job has not been heard of for so long.
 _PEER_SECONDS = 40
+# Else, on CPUs, XLA starts the collectives of a program in orders that differ
+# between processes, and Gloo joins those that do not belong together.
+_SAME_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 # HOST:PORT,PROCESSES,INDEX; an IPv6 address is in brackets.
 _ADDRESS = re.compile(
   r"([^\s:,/\[\]]+|\[[0-9a-fA-F:.]+\]):(\d{1,5}),(\d{1,6}),(\d{1,6})", re.ASCII
@@ -44,6 +47,9 @@ def join(how: str) -> None:
   if how == "off":
     return
   address = {} if how == "auto" else _address(how)
+  flags = os.environ.get("XLA_FLAGS", "")  # which XLA reads at its first use
+  if _SAME_ORDER not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} {_SAME_ORDER}=false".strip()
   if address.get("process_id"):
     _await_first(how, address["coordinator_address"])
   log.info("Waiting for all processes, for %d s at most", _JOIN_SECONDS)

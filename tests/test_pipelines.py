@@ -7,7 +7,7 @@ import pytest
 import blip_jax
 from tests import helpers
 
-QUESTION = "what is in the picture"
+QUESTION = "what is in the image"
 
 
 @pytest.fixture(scope="module")

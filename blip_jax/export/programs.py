@@ -78,10 +78,12 @@ def programs_of(
   """
   family = model.card.family
   there = _OF_FAMILY.get(family, ())
-  if unknown := [name for name in names if name not in there] or not there:
+  if not there:
+    raise ValueError(f"a model of the family {family!r} has no such program")
+  if unknown := [name for name in names if name not in there]:
     raise ValueError(
-      f"a model of the family {family!r} can be exported as {[*there]}, found "
-      f"{unknown if names else 'no such program'}"
+      f"--programs: expected some of {[*there]}, for the family {family!r}, "
+      f"found {unknown}"
     )
   return [_MAKE[name](model, options) for name in names or there]
 

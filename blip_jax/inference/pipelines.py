@@ -107,8 +107,10 @@ def _answer(
   top_k: int = 1,
   **options: Any,
 ) -> Any:
-  images, questions, are_several = _pairs(image, question, "question")
-  answers = model.answer(images, questions, num_answers=top_k, **options)
+  are_several = _are_several(image) or not isinstance(question, str | None)
+  if question is None:
+    image, question = _columns(image, "question")
+  answers = model.answer(image, question, num_answers=top_k, **options)
   found = [
     answer
     and [
@@ -128,14 +130,14 @@ def _match(
 ) -> Any:
   if "on_error" in options:
     raise ValueError("image-text-matching: on_error= is of Model.match only")
-  if text is None:  # pairs
-    images, texts, are_several = _pairs(image, None, "text")
+  are_several = _are_several(image)
+  if text is None:
+    images, texts = _columns(image, "text")
     found = model.match(images, texts, pairwise=True, **options)
     labels = [[one] for one in texts]
   else:
-    are_several = _are_several(image)
-    found = model.match(image, text, **options)
     texts = [text] if isinstance(text, str) else [*text]
+    found = model.match(image, texts, **options)
     labels = [texts] * len(found.itm_prob)
   probs = np.reshape(found.itm_prob, (len(labels), -1)).tolist()
   results = [
@@ -172,30 +174,14 @@ def _are_several(inputs: Any) -> bool:
   return not isinstance(inputs, Image | dict)
 
 
-def _pairs(
-  image: Any, text: str | Sequence[str] | None, name: str
-) -> tuple[list[Any], list[str], bool]:
-  """Images, a text about each, and whether the result is a list of results.
-
-  A single image goes with several texts, and a single text with several images.
-  """
-  if text is None:
-    several = not isinstance(image, dict)
-    rows = [*image] if several else [image]
-    for row in rows:
-      if not isinstance(row, dict) or row.keys() != {"image", name}:
-        what = [*row] if isinstance(row, dict) else f"{row!r:.200}"
-        raise ValueError(f"expected keys 'image' and {name!r}, found {what}")
-    return [r["image"] for r in rows], [r[name] for r in rows], several
-  images = [*image] if _are_several(image) else [image]
-  texts = [text] if isinstance(text, str) else [*text]
-  are_several = len(images) > 1 or not isinstance(text, str)
-  are_several = are_several or _are_several(image)
-  if 1 in (len(images), len(texts)):
-    number = len(images) * len(texts)
-    images *= number // len(images)
-    texts *= number // len(texts)
-  return images, texts, are_several
+def _columns(rows: Any, name: str) -> tuple[list[Any], list[str]]:
+  """Images and texts of a row {"image", name}, or of several."""
+  rows = [rows] if isinstance(rows, dict | str) else [*rows]
+  for row in rows:
+    if not isinstance(row, dict) or row.keys() != {"image", name}:
+      what = [*row] if isinstance(row, dict) else f"{row!r:.200}"
+      raise ValueError(f"expected keys 'image' and {name!r}, found {what}")
+  return [row["image"] for row in rows], [row[name] for row in rows]
 
 
 _TASKS: dict[str, tuple[Callable[..., Any], str]] = {

@@ -37,18 +37,9 @@ def caption(setup: Setup, batch_size: int, fused: bool) -> measure.Program:
   prompt = [*programs.PROMPT, programs.BERT.sep]
   prompts = torch.tensor([prompt] * batch_size, device=device())
 
-  def run() -> Any:
-    generated = captioner.generate(
-      pixel_values=pixels,
-      input_ids=prompts,
-      num_beams=programs.NUM_BEAMS,
-      max_length=programs.LENGTH,
-      min_length=programs.LENGTH,
-      do_sample=False,
-    )
-    return generated[:, None]
-
-  return program(batch_size, run)
+  return generation(
+    captioner, programs.LENGTH, pixel_values=pixels, input_ids=prompts
+  )
 
 
 def answer(setup: Setup, batch_size: int, fused: bool) -> measure.Program:
@@ -62,18 +53,25 @@ def answer(setup: Setup, batch_size: int, fused: bool) -> measure.Program:
   # Ours puts it there by itself.
   ids[:, 0] = programs.BERT.enc
 
+  return generation(
+    answerer, programs.ANSWER_LENGTH, pixel_values=pixels, input_ids=ids
+  )
+
+
+def generation(opened: Any, length: int, **inputs: Any) -> measure.Program:
+  """The best text of each image by beam search, of a length."""
+
   def run() -> Any:
-    generated = answerer.generate(
-      input_ids=ids,
-      pixel_values=pixels,
+    generated = opened.generate(
+      **inputs,
       num_beams=programs.NUM_BEAMS,
-      max_length=programs.ANSWER_LENGTH,
-      min_length=programs.ANSWER_LENGTH,
+      max_length=length,
+      min_length=length,
       do_sample=False,
     )
     return generated[:, None]
 
-  return program(batch_size, run)
+  return program(len(inputs["pixel_values"]), run)
 
 
 def filter(setup: Setup, batch_size: int, fused: bool) -> measure.Program:

@@ -187,3 +187,12 @@ def shared_dir() -> pathlib.Path:
       pytest.fail(f"BLIP_JAX_SHARED: {path} is not a folder")
     pytest.skip(f"needs the shared material; set BLIP_JAX_SHARED ({path})")
   return path
+
+
+@pytest.fixture(scope="module")
+def server():
+  """A server that speaks S3."""
+  from tests import object_store
+
+  with object_store.started() as started:
+    yield started

@@ -13,17 +13,11 @@ import pytest
 
 from blip_jax.capfilt import audit
 from blip_jax.runtime import copies, files
-from tests import QUICK_TO_COMPILE, helpers, jobs, object_store
+from tests import QUICK_TO_COMPILE, helpers, jobs
 
 pytestmark = pytest.mark.slow  # a dozen processes compile models
 
 SHARDS, KILLS = 12, 5
-
-
-@pytest.fixture(scope="module")
-def server():
-  with object_store.started() as server:
-    yield server
 
 
 @pytest.fixture(scope="module")

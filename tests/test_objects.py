@@ -14,12 +14,6 @@ from blip_jax.runtime import blocks, buckets, copies, files, object_files, paths
 from tests import object_store
 
 
-@pytest.fixture(scope="module")
-def server():
-  with object_store.started() as server:
-    yield server
-
-
 @pytest.fixture
 def bucket(server):
   server.requests.clear()

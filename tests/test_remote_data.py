@@ -11,13 +11,7 @@ import pytest
 
 from blip_jax.data import datasets, examples, loader, sources, transforms
 from blip_jax.runtime import buckets, copies, files
-from tests import helpers, object_store
-
-
-@pytest.fixture(scope="module")
-def server():
-  with object_store.started() as server:
-    yield server
+from tests import helpers
 
 
 @pytest.fixture(scope="module")

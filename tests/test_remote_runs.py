@@ -21,13 +21,7 @@ from blip_jax.runtime import (
   metrics,
   snapshot,
 )
-from tests import helpers, jobs, object_store, short_runs
-
-
-@pytest.fixture(scope="module")
-def server():
-  with object_store.started() as server:
-    yield server
+from tests import helpers, jobs, short_runs
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--seconds", type=float, default=150.0)
   args, flags = parser.parse_known_args(argv)
-  if not any(flag.startswith("--config") for flag in flags):
+  if not any(flag.partition("=")[0] == "--config" for flag in flags):
     flags = ["--config=quickstart", *flags]
   with files.temporary_folder() as folder:
     first = live(folder, flags, args.seconds)

@@ -16,7 +16,7 @@ from blip_jax.convert import write
 from blip_jax.data import scenes
 from blip_jax.inference import captioning, loading
 from blip_jax.inference import images as images_lib
-from blip_jax.inference import model as model_lib
+from blip_jax.inference.abilities import base
 from blip_jax.models import families, med
 from blip_jax.runtime import sharding
 from tests import helpers
@@ -334,7 +334,7 @@ def test_a_wrong_family_says_what_it_can_do(family, method, can):
 
 
 def test_abilities_of_all_families_are_known():
-  assert sorted(model_lib._ABILITIES) == sorted(families.FAMILIES)
+  assert sorted(base.ABILITIES) == sorted(families.FAMILIES)
 
 
 @pytest.mark.parametrize("size", [33, 0, -8, True])

@@ -17,7 +17,7 @@ from blip_jax.data import scenes
 from blip_jax.inference import captioning, loading
 from blip_jax.inference import images as images_lib
 from blip_jax.inference.abilities import base
-from blip_jax.models import families, med
+from blip_jax.models import families, tying
 from blip_jax.runtime import sharding
 from tests import helpers
 
@@ -126,7 +126,7 @@ def test_a_mesh_generates_the_same_captions(images):
 
 def test_a_pretrained_model_captions_too(images):
   model = helpers.make_model("pretrain")
-  tied = dataclasses.replace(model, params=med.tie(model.params))
+  tied = dataclasses.replace(model, params=tying.tie(model.params))
   assert len(tied.caption(images[:2])) == 2
 
 
@@ -256,7 +256,7 @@ def test_a_model_is_shown_in_four_lines(images):
   model = helpers.make_model("pretrain", mesh=mesh, dtype="bfloat16")
   model = dataclasses.replace(
     model,
-    params=med.tie(model.params),
+    params=tying.tie(model.params),
     card=dataclasses.replace(model.card, source="my.pth"),
   )
   abstract = families.abstract("pretrain", model.card.config)

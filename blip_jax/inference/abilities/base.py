@@ -16,7 +16,7 @@ from blip_jax.data import transforms
 from blip_jax.inference import images as images_lib
 from blip_jax.inference import matching, saliency
 from blip_jax.inference import texts as texts_lib
-from blip_jax.models import blip, decoding, generation, med
+from blip_jax.models import blip, decoding, med, stepwise
 from blip_jax.models import card as card_lib
 from blip_jax.runtime import devices
 
@@ -108,7 +108,7 @@ class Loaded:
   @functools.cached_property
   def _decoding_params(self) -> med.Params:
     """The parameters as decoding uses them, prepared once for all batches."""
-    prepare = jax.jit(functools.partial(generation.prepare, self.module))
+    prepare = jax.jit(functools.partial(stepwise.prepare, self.module))
     decoder = {"text_decoder": self.params["text_decoder"]}
     return {**self.params, **prepare(decoder)}
 

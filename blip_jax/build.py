@@ -184,12 +184,18 @@ def make_mesh(
   """
   mesh = sharding.make_mesh(config.mesh, devices)
   num_shards = sharding.num_data_shards(mesh)
-  size = config.batch_size
-  if config.job == "train" and size % num_shards:
-    nearest = max(size // num_shards, 1) * num_shards
+  size, accum_steps = config.batch_size, config.grad_accum_steps
+  multiple = num_shards * accum_steps
+  if config.job == "train" and size % multiple:
+    times = (
+      f" times {accum_steps} micro-batches (config.grad_accum_steps)"
+      if accum_steps > 1
+      else ""
+    )
     raise ValueError(
       f"config.batch_size: {size} examples do not split over {num_shards} data "
-      f"shards (config.mesh.data * config.mesh.fsdp); nearest: {nearest}"
+      f"shards (config.mesh.data * config.mesh.fsdp){times}; nearest: "
+      f"{max(size // multiple, 1) * multiple}"
     )
   return mesh
 

@@ -186,6 +186,7 @@ class Dialog(base.WithoutMomentum):
     rng: PRNGKeyArray,
     step: Int[Array, ""],
     train: bool = True,
+    num_terms: Int[Array, ""] | None = None,
   ) -> tuple[Float[Array, ""], tuple[None, base.Metrics]]:
     """Mean cross-entropy of candidates as wrong or right.
 
@@ -200,9 +201,13 @@ class Dialog(base.WithoutMomentum):
     ids, mask = (x.reshape(-1, x.shape[-1]) for x in _texts(batch))
     logits = run("match", ids, mask, kv, image_mask=seen)
     loss, accuracy = losses.classification_loss(
-      logits, batch["label"].reshape(-1), mask[:, 0] == 1
+      logits, batch["label"].reshape(-1), mask[:, 0] == 1, num_terms
     )
     return loss, (None, {"loss": loss, "accuracy": accuracy})
+
+  def num_terms(self, batch: base.Batch) -> Int[Array, ""]:
+    """The number of candidates that have a text; see `base.SummedTask`."""
+    return jnp.sum(batch["attention_mask"][..., 0] == 1)
 
   @property
   def predict_fns(self) -> dict[str, Callable]:

@@ -25,6 +25,13 @@ from blip_jax.runtime import optim, sharding, start, train_state
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base
 
+# Keys with the length of a text in tokens.
+_LENGTHS = (
+  ("data", "max_length"),
+  ("vqa", "max_answer_length"),
+  ("dialog", "context_length"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -208,8 +215,8 @@ def build(
     tokenizer: by default that of `config.tokenizer`.
 
   Raises:
-    ValueError: there is no such task or model variant, or the model does not
-      split over the mesh.
+    ValueError: there is no such task or model variant, the model does not
+      split over the mesh, or texts are longer than the text tower allows.
   """
   config = context.complete(config)
   mesh = make_mesh(config) if mesh is None else mesh
@@ -217,6 +224,7 @@ def build(
   entry = task_table.of(config)
   model = make_model(config, entry.file.FAMILY, tokenizer, mesh)
   _check_heads(config, model.config, mesh.shape["tensor"])
+  _check_lengths(config, model.config.med.max_positions)
   prompt = run_config.prompt(config)
   task = entry.file.make(
     config,
@@ -267,4 +275,18 @@ def _check_heads(
       raise ValueError(
         f"config.mesh.tensor: {tower.num_heads} attention heads of variant "
         f"{config.model.variant!r} do not split over {num_tensor} devices"
+      )
+
+
+def _check_lengths(config: Config, positions: int) -> None:
+  lengths = {
+    f"{section}.{name}": config[section][name]
+    for section, name in _LENGTHS
+    if section in config and name in config[section]
+  }
+  for key, length in lengths.items():
+    if length > positions:
+      raise ValueError(
+        f"config.{key}: the text tower has {positions} positions, found "
+        f"{length}; set --config.{key}={positions} or less"
       )

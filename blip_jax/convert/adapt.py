@@ -19,7 +19,7 @@ from flax import traverse_util
 from blip_jax.convert import weights
 from blip_jax.convert.weights import Leaf, Leaves, Report
 from blip_jax.models import config as model_config
-from blip_jax.models import families, initial, med, vit
+from blip_jax.models import families, initial, tying, vit
 from blip_jax.runtime import snapshot
 from blip_jax.tasks import momentum
 
@@ -133,7 +133,7 @@ def to_family(
 def is_shared(path: str) -> bool:
   """Whether pre-training's text decoder shares this text encoder parameter."""
   item, tower, *rest = path.split("/")
-  return (item, tower) == ("params", "text_encoder") and med.is_shared(
+  return (item, tower) == ("params", "text_encoder") and tying.is_shared(
     tuple(rest)
   )
 

@@ -24,7 +24,9 @@ def build(context: base.Context) -> list[base.Evaluator]:
   example = context.example
   assert isinstance(example, dialog_examples.DialogExample)
   source = example.open_source(settings.source, settings.image_root)
-  rounds, candidates = dialog_examples.most(source)
+  rounds, candidates = dialog_examples.most(
+    source, config.dialog.max_rounds, config.dialog.max_candidates
+  )
   split = base.Split(
     source,
     dataclasses.replace(

@@ -336,7 +336,7 @@ class Align:
     return self.model.apply({"params": params}, image_embeds, method="image_kv")
 
   def full_params(self, params: base.Params) -> base.Params:
-    """Completes stored parameters for the model; see `med.tie`."""
+    """Completes stored parameters for the model; see `tying.tie`."""
     return params
 
   @property

@@ -41,6 +41,10 @@ def defaults() -> Config:
     rounds=1,  # sampled from a dialog, each time it is trained on
     negatives=3,  # wrong candidates sampled in each of these rounds
     context_length=40,  # tokens of the caption, [CLS] and [SEP] included
+    # Larger dialogs are skipped in evaluation: the largest one decides the
+    # size of all batches.
+    max_rounds=50,  # with candidates
+    max_candidates=1000,  # of a round
   )
   config.data.max_words = 30
   config.data.max_length = 192
@@ -53,7 +57,8 @@ def defaults() -> Config:
 
 def check(config: Config) -> None:
   """Checks the keys of `config.dialog`; see `base.TaskFile`."""
-  run_config.at_least(1, config, "dialog.rounds", "dialog.negatives")
+  for key in ("rounds", "negatives", "max_rounds", "max_candidates"):
+    run_config.at_least(1, config, f"dialog.{key}")
   run_config.at_least(3, config, "dialog.context_length")
 
 
@@ -81,18 +86,9 @@ def make(
   """The task of a config; see `base.TaskFile`.
 
   Raises:
-    ValueError: the towers have different widths, or texts are longer than the
-      text tower allows.
+    ValueError: the towers have different widths.
   """
   check_widths(model.config)
-  positions = model.config.med.max_positions
-  for key in ("data.max_length", "dialog.context_length"):
-    section, name = key.split(".")
-    if config[section][name] > positions:
-      raise ValueError(
-        f"config.{key}: the text tower has {positions} positions, found "
-        f"{config[section][name]}; set --config.{key}={positions} or less"
-      )
   return Dialog(model)
 
 

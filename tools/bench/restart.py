@@ -10,7 +10,8 @@ for the training. Everything is written to a temporary folder.
 
 Prints, of both starts, the seconds from the command to the end of the first
 step; and the share of the time of steps for which they waited for checkpoints
-that were written in the background. Without `--seconds` that are some.
+that were written in the background, from the first step to SIGTERM
+(`--seconds`, 150 by default).
 """
 
 import argparse

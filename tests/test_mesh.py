@@ -204,7 +204,9 @@ def test_training_step_keeps_the_state_sharded():
   before = jax.tree.map(lambda x: x.sharding, state)
   step = train.make_train_step(task, tx, seed=0)
   with sharding.activate(mesh):
-    state, _ = step(state, sharding.put_batch(batch(), mesh), 0)
+    for steps_done in range(2):
+      state, _ = step(state, sharding.put_batch(batch(), mesh), steps_done)
+  assert step._cache_size() == 1  # not compiled again for its own state
   same = jax.tree.map(
     lambda x, old: x.sharding.is_equivalent_to(old, x.ndim), state, before
   )

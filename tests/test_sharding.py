@@ -241,7 +241,7 @@ def test_moments_and_momentum_encoders_are_split_like_parameters():
   query = "visual_encoder/blocks/attention/query/kernel"
   assert of_params[query] == P(None, "fsdp", "tensor")
   assert of_params["text_encoder/word_embeddings"] == P("tensor", "fsdp")
-  assert of_momentum["image_queue"] == P(None, None)
+  assert of_momentum["image_queue"] == P()
   assert of_momentum["queue_ptr"] == P()
   assert of_opt_state["0/count"] == P()
 
@@ -277,7 +277,7 @@ def test_mesh_axis_used_twice_is_refused(monkeypatch):
 def test_dim_that_does_not_divide_is_replicated_and_said_why():
   tree = {"text_encoder": shapes(word_embeddings=(30524, D))}
   mesh = mesh_of(1, 1, 8)
-  assert specs(tree, mesh) == {"text_encoder/word_embeddings": P(None, "fsdp")}
+  assert specs(tree, mesh) == {"text_encoder/word_embeddings": P()}
   text = sharding.describe(tree, mesh)
   assert "vocab of 30524 is not a multiple of tensor=8" in text
   # 30,524 rows of 16 float32, on each device because fsdp is 1.

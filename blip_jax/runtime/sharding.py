@@ -350,9 +350,20 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 
   def one(path, leaf):
     spec, _ = partition_spec(path_str(path), leaf.shape, mesh)
-    return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, _as_of_outputs(spec, mesh))
 
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _as_of_outputs(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+  """The shortest equal one, as JAX gives it to what a program returns.
+
+  With another one a step would be compiled again for the state that it made.
+  """
+  entries = [axis if axis and mesh.shape[axis] > 1 else None for axis in spec]
+  while entries and entries[-1] is None:
+    entries.pop()
+  return PartitionSpec(*entries)
 
 
 def abstract_state(tree: Any, mesh: Mesh) -> Any:

@@ -262,17 +262,18 @@ def shardings(folder: epath.Path, name: str) -> dict[str, str]:
     ValueError: the item is missing or broken.
   """
   return {
-    path: _sharding_text(leaf.sharding_metadata)
+    path: _sharding_text(leaf.sharding_metadata, len(leaf.shape))
     for path, leaf in by_path(_metadata(folder, name)).items()
   }
 
 
-def _sharding_text(sharding: Any) -> str:
+def _sharding_text(sharding: Any, rank: int) -> str:
   spec = getattr(sharding, "partition_spec", None)
   if spec is None:  # of arrays that were on one device, or on the host
     return "whole"
   sizes = dict(zip(sharding.axis_names, sharding.shape, strict=True))
   axes = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
+  axes += [()] * (rank - len(axes))  # JAX leaves the last ones out
   return " ".join(
     ",".join(f"{axis}={sizes[axis]}" for axis in names) or "-" for names in axes
   )

@@ -7,16 +7,17 @@ import pytest
 from blip_jax import build, train
 from blip_jax.data import inputs
 from blip_jax.runtime import sharding
-from blip_jax.tasks import caption, pretrain, retrieval
+from blip_jax.tasks import caption, dialog, nlvr, pretrain, retrieval, vqa
 from tests import helpers
 
 TASKS = {"pretrain": pretrain, "caption": caption, "retrieval": retrieval}
+ALL_TASKS = {**TASKS, "vqa": vqa, "nlvr": nlvr, "dialog": dialog}
 MISSING = "no/such/captions.json"
 
 
 def make_config(name):
   """A small run of a task, whose training data does not exist."""
-  config = TASKS[name].defaults()
+  config = ALL_TASKS[name].defaults()
   config.data.train = (MISSING,)
   config.data.num_workers = 0
   config.tokenizer = "scenes"
@@ -24,8 +25,10 @@ def make_config(name):
   config.num_steps = config.optim.steps_per_epoch = 2
   config.model.variant = "tiny"
   config.model.image_size = 16
-  if name != "caption":
+  if name in ("pretrain", "retrieval"):
     config[name].queue_size = 8
+  if name == "dialog":
+    config.data.max_length = config.dialog.context_length = 16
   return config
 
 
@@ -81,6 +84,22 @@ def test_the_abstract_batch_is_the_loaders(name, tmp_path):
   }
   for key, x in batch.items():
     assert x.sharding.is_equivalent_to(abstract[key].sharding, x.ndim), key
+
+
+@pytest.mark.parametrize(
+  "name, key",
+  [
+    *((name, "data.max_length") for name in ALL_TASKS),
+    ("vqa", "vqa.max_answer_length"),
+    ("dialog", "dialog.context_length"),
+  ],
+)
+def test_texts_longer_than_the_positions_are_refused(name, key):
+  config = make_config(name)
+  build_run(config)
+  config.update_from_flattened_dict({key: 65})
+  with pytest.raises(ValueError, match=rf"config\.{key}: .*64 positions.*65"):
+    build_run(config)
 
 
 def test_the_card_describes_the_run():

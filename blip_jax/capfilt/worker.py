@@ -154,7 +154,7 @@ def _settings(
 
 def _say_other_versions(ledger: Ledger, work_units: Sequence[WorkUnit]) -> None:
   now = loop.made_with()
-  for done in filter(None, map(ledger.done, work_units)):
+  for done in ledger.all_done(work_units).values():
     there = done.get("made_with", now)
     changes = [
       f"{key} {there.get(key)} there, {now[key]} now"

@@ -140,6 +140,23 @@ def test_a_batch_must_split_over_the_devices(batch_size, nearest):
   build.make_mesh(config)
 
 
+def test_micro_batches_must_split_over_the_devices():
+  config = make_config("caption")
+  config.batch_size, config.grad_accum_steps = 24, 2
+  with pytest.raises(ValueError, match=r"times 2 micro-.* nearest: 16$"):
+    build.make_mesh(config)
+  config.batch_size = 16
+  build.make_mesh(config)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "retrieval"])
+def test_accumulation_is_refused_where_it_changes_the_loss(name):
+  config = make_config(name)
+  config.grad_accum_steps = 2
+  with pytest.raises(ValueError, match=rf"grad_accum_steps: {name} compares"):
+    build.validate(config)
+
+
 def make_model(config):
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   return build.make_model(config, "pretrain", helpers.scenes_tokenizer(), mesh)

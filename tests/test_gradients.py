@@ -1,6 +1,7 @@
 """Gradients accumulated over micro-batches are those of the whole batch."""
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from blip_jax import train
 from blip_jax.models import blip
-from blip_jax.runtime import sharding, train_state
+from blip_jax.runtime import sharding, snapshot, train_state
 from blip_jax.tasks import caption, gradients
-from tests import helpers, test_mesh
+from tests import helpers, short_runs, test_mesh
 
 TASKS = ("caption", "caption of groups", "vqa", "nlvr", "dialog")
 
@@ -121,3 +123,24 @@ def test_micro_batches_need_less_memory():
     )
   size = lambda program: program.memory_analysis().temp_size_in_bytes
   assert size(parts) < 0.4 * size(whole)
+
+
+def test_a_run_is_resumed_bit_for_bit(tmp_path, monkeypatch):
+  """With dropout, which draws masks for each micro-batch."""
+  short_runs.make_quick(monkeypatch)
+  config = short_runs.shrunk_config("caption_coco")
+  config.grad_accum_steps = 4
+  config.num_steps = 3
+  config.checkpoint.update(every_steps=1, keep=3)
+  for split in ("val", "test"):
+    config.evals[split].source = ""
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  train.train(config, str(whole))
+  shutil.copytree(whole, cut)
+  shutil.rmtree(cut / "checkpoints/3")
+  train.train(config, str(cut))
+  second, third, again = (
+    snapshot.digest(snapshot.load_to_host(snapshot.find(folder), "params"))
+    for folder in (whole / "checkpoints/2", whole, cut)
+  )
+  assert third == again != second

@@ -10,6 +10,7 @@ import os
 import platform
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from blip_jax.runtime import copies, files
 
@@ -54,6 +55,7 @@ def save_in(folder: str | os.PathLike) -> None:
     OSError: others could write to the folder.
   """
   files.make_private_folder(folder)
+  jax_cache.reset_cache()  # which may be in use with another folder
   jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -33,7 +33,7 @@ from tests import QUICK_TO_COMPILE, helpers, short_runs
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = [ROOT / "configs" / f"{name}.py" for name in recipes.names()]
 # Those of other jobs are run by test_answer_images.py, test_caption_images.py,
-# test_search.py, test_video.py and below.
+# test_search.py, test_service_load.py, test_video.py and below.
 OTHER_JOBS = (
   "answer_images",
   "bootstrap",
@@ -45,6 +45,7 @@ OTHER_JOBS = (
   "retrieval_flickr_zero_shot",
   "retrieval_msrvtt",
   "search",
+  "serve",
   "videoqa_zero_shot",
 )
 # Shrunk they are as another recipe, but for a mesh or where negatives are from,

@@ -139,6 +139,37 @@ def demo() -> Config:
   )
 
 
+def serve() -> Config:
+  """Defaults of the service."""
+  return Config(
+    dict(
+      job="serve",
+      compilation_cache=True,  # keep compiled programs; docs/scale.md
+      # What blip_jax.load takes; several, of which requests name one. Unset:
+      # the quick start's, which is trained if it is not there.
+      model=("",),
+      dtype="",  # of activations; unset: bfloat16, but float32 on a CPU
+      host="127.0.0.1",  # 0.0.0.0: whoever reaches this machine
+      port=8000,  # 0: any that is free
+      # Clients show what is in it; unset: in BLIP_JAX_SERVE_TOKEN, if set.
+      token_file="",
+      urls=False,  # whether images may be URLs, of public addresses
+      batch_size=0,  # rows; 0: 8 on a CPU, 64 or 256 elsewhere
+      queue=256,  # rows that wait or are computed; further ones get a 429
+      wait_ms=5,  # that a row waits for others while the device is idle
+      deadline_s=30,  # of an answer; then a 503
+      connections=512,  # at the same time; requests of further ones get a 503
+      head_s=10,  # that the head of a request may take to arrive
+      body_s=20,  # likewise, its body
+      max_mb=16,  # of a body
+      max_megapixels=50,  # of an image
+      max_inputs=64,  # to embed with one request
+      max_n=4,  # samples of an image
+      max_tokens=24,  # to generate; a request may ask for fewer
+    )
+  )
+
+
 def capfilt() -> Config:
   """Defaults of labelling and cleaning a collection (section 3.3)."""
   sampling = caption_images().generation

@@ -30,7 +30,7 @@ from blip_jax.runtime import (
 )
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config
-from blip_jax.serve import demo
+from blip_jax.serve import demo, service
 
 JOBS = {
   "train": train.train,
@@ -43,12 +43,13 @@ JOBS = {
   "report": report.report,
   "bootstrap": bootstrap.bootstrap,
   "demo": demo.demo,
+  "serve": service.serve,
   "status": audit.status,
   "verify": audit.verify,
 }
 
 # Jobs that several processes would do several times.
-ALONE = ("search", "merge", "report", "status", "verify", "demo")
+ALONE = ("search", "merge", "report", "status", "verify", "demo", "serve")
 
 # Jobs whose configs have the same keys.
 SAME_KEYS = (
@@ -95,7 +96,7 @@ def _run(config: Config, line: command_line.Command) -> None:
   if processes.is_first():
     for metric, value in results.items():
       print(f"{metric:32} {value:.4g}")
-    if config.job != "demo":  # which leaves none
+    if config.job not in ("demo", "serve"):  # which leave none
       print(f"Results are in {_results(config, line.workdir)}")
 
 

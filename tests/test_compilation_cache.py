@@ -65,6 +65,43 @@ def test_the_folder_of_the_environment_is_used(home, monkeypatch):
   assert used() == before and not (home / "cache").exists()
 
 
+@pytest.fixture
+def saved(home, monkeypatch):
+  """A folder with a program of a plan."""
+  folder = home / "saved"
+  folder.mkdir()
+  (folder / "jit_step-00-cache").write_bytes(b"a program")
+  assert compilation_cache.seal(folder) == ["jit_step-00-cache"]
+  monkeypatch.setenv(compilation_cache.VARIABLE, str(folder))
+  return folder
+
+
+def test_saved_programs_may_have_company(saved, caplog):
+  caplog.set_level("INFO")
+  (saved / "jit_other-00-cache").write_bytes(b"of a job")
+  compilation_cache.enable()
+  assert f"1 saved programs are in {saved}" in caplog.text
+
+
+def test_a_saved_program_that_was_changed_is_refused(saved):
+  program = saved / "jit_step-00-cache"
+  program.write_bytes(b"another program")
+  with pytest.raises(ValueError, match=r"jit_step-00-cache is not the program"):
+    compilation_cache.enable()
+  program.unlink()
+  with pytest.raises(ValueError, match="found no file"):
+    compilation_cache.enable()
+
+
+def test_programs_are_not_saved_where_others_can_write(home):
+  (home / "open").mkdir()
+  (home / "open").chmod(0o777)
+  before = used()
+  with pytest.raises(OSError, match="other users can write there"):
+    compilation_cache.save_in(home / "open")
+  assert used() == before
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_key_turns_it_off(home, monkeypatch, kept):
   monkeypatch.setitem(main.JOBS, "caption", lambda *_: {})

@@ -119,6 +119,7 @@ def test_pre_training():
     "pretrain.ema_decay": 0.995,
     "pretrain.alpha": 0.4,
     "pretrain.alpha_ramp_epochs": 2.0,  # original: (2 * len(data_loader))
+    "pretrain.negative_group": 0,
     "pretrain.label_smoothing": 0.1,
     "pretrain.loss_weights": (1.0, 1.0, 1.0),
     **under("evals.val", RANKED),

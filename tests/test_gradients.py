@@ -11,7 +11,7 @@ import pytest
 
 from blip_jax import train
 from blip_jax.models import blip
-from blip_jax.runtime import sharding, snapshot, train_state
+from blip_jax.runtime import saved_arrays, sharding, snapshot, train_state
 from blip_jax.tasks import caption, gradients
 from tests import helpers, short_runs, test_mesh
 
@@ -140,7 +140,9 @@ def test_a_run_is_resumed_bit_for_bit(tmp_path, monkeypatch):
   shutil.rmtree(cut / "checkpoints/3")
   train.train(config, str(cut))
   second, third, again = (
-    snapshot.digest(snapshot.load_to_host(snapshot.find(folder), "params"))
+    saved_arrays.digest(
+      saved_arrays.load_to_host(snapshot.find(folder), "params")
+    )
     for folder in (whole / "checkpoints/2", whole, cut)
   )
   assert third == again != second

@@ -66,6 +66,8 @@ def test_commands_parse(path):
   if command.config.job == "capfilt":
     assert command.config.engine in ("array", "ray")
     assert command.config.out
+  elif command.config.job == "serve":
+    assert command.config.model == "MODEL" or "MODEL" in command.config.model
   else:
     assert command.config.job == "train" and command.workdir
     assert command.distributed != "off"
@@ -84,6 +86,26 @@ def validate(kind, version, spec):
 
   body = {"apiVersion": version, "kind": kind, "metadata": {"name": "x"}}
   kubernetes_validate.validate(body | spec, "1.34", strict=True)
+
+
+def test_the_service_starts_ends_and_is_found():
+  text = (FOLDER / "service.yaml").read_text()
+  deployment, service = yaml.safe_load_all(text)
+  validate("Deployment", "apps/v1", {"spec": deployment["spec"]})
+  validate("Service", "v1", {"spec": service["spec"]})
+  pod = deployment["spec"]["template"]["spec"]
+  (container,) = pod["containers"]
+  config = recipes.load("serve")
+  ports = {
+    config.port,
+    container["ports"][0]["containerPort"],
+    container["startupProbe"]["httpGet"]["port"],
+    service["spec"]["ports"][0]["targetPort"],
+  }
+  assert len(ports) == 1
+  slept = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+  needed = config.body_s + config.deadline_s + slept
+  assert needed < pod["terminationGracePeriodSeconds"]
 
 
 def load(name):

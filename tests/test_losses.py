@@ -21,6 +21,13 @@ def lm_loss(logits, labels, label_smoothing, groups=1):
   ).smoothed
 
 
+def test_similarities_within_groups():
+  sim = jnp.arange(72.0).reshape(2, 6, 6)
+  found = losses.within_groups(sim, 2)
+  expected = [sim[g, i : i + 2, i : i + 2] for g in (0, 1) for i in (0, 2, 4)]
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_sampled_negatives_are_never_the_positive():
   weights = losses.hard_negative_weights(
     jnp.stack([jnp.eye(4) * 50, -jnp.eye(4) * 50]),

@@ -11,8 +11,9 @@ import pytest
 from blip_jax import train
 from blip_jax.models import blip, tying
 from blip_jax.models import nlvr as nlvr_model
-from blip_jax.runtime import sharding, train_state
-from blip_jax.tasks import dialog, nlvr, pretrain, retrieval, vqa
+from blip_jax.plan import hlo
+from blip_jax.runtime import exchange, sharding, train_state
+from blip_jax.tasks import dialog, losses, nlvr, pretrain, retrieval, vqa
 from tests import helpers
 
 # Of retrieval, ITC is within a shard and ITM negatives are from all, as in
@@ -24,6 +25,8 @@ OTHERS = [
   ("global", (1, 8, 1)),
   ("global", (2, 1, 4)),
   ("local", (8, 1, 1)),
+  ("groups", (2, 2, 2)),
+  ("groups", (8, 1, 1)),
 ]
 
 
@@ -40,9 +43,11 @@ def make_task(scope, mesh):
     ema_decay=0.995,
     alpha=0.4,
     alpha_ramp_steps=0,
-    groups=1 if scope == "global" else 8,
+    groups=1 if scope in ("global", "groups") else 8,
     num_shards=sharding.num_data_shards(mesh),
   )
+  if scope == "groups":  # of negatives, over several shards or a part of one
+    fields["negative_group"] = 8
   task = retrieval.Retrieval if scope == "retrieval" else pretrain.Pretrain
   return task(blip.Blip(helpers.BLIP), **fields)
 
@@ -193,6 +198,49 @@ def test_scopes_differ():
   """Otherwise the test above would not test both scopes."""
   (_, metrics, _), (_, others, _) = map(one_device, ("global", "local"))
   assert abs(metrics["loss_itc"] - others["loss_itc"]) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_rows_are_only_sent_within_their_group(shape, groups):
+  """And their gradients only to the device that has the row."""
+  mesh = make_mesh(shape)
+  split = sharding.batch_sharding(mesh)
+  rng = np.random.default_rng(0)
+  rows = rng.standard_normal((64, 5, 16), dtype=np.float32)
+  index = jnp.array(rng.integers(0, 64 // groups, (groups, 64 // groups)))
+
+  def loss(rows):
+    return (jnp.sin(exchange.take(jnp.tanh(rows), index)) ** 2).sum()
+
+  with sharding.activate(mesh):
+    placed = jax.device_put(rows, split)
+    step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, split))
+    compiled = step.lower(placed).compile()
+    value, grad = compiled(placed)
+  whole = np.arange(groups)[:, None] * (64 // groups) + index
+  expected, expected_grad = jax.value_and_grad(
+    lambda rows: (jnp.sin(jnp.tanh(rows)[whole.reshape(-1)]) ** 2).sum()
+  )(rows)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  np.testing.assert_allclose(grad, expected_grad, atol=1e-5)
+
+  shards = sharding.num_data_shards(mesh)
+  among = shards // groups if shards % groups == 0 else shards
+  sent = rows.nbytes * among // shards
+  moved = hlo.count(compiled.as_text(), "cpu").collectives
+  found = {(c.kind, c.nbytes, len(c.group)) for c in moved if c.nbytes > 4}
+  assert found == {("all-gather", sent, among), ("reduce-scatter", sent, among)}
+
+
+def test_similarities_within_groups_stay_where_they_are():
+  mesh = make_mesh((8, 1, 1))
+  split = sharding.batch_sharding(mesh)
+  rows = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
+  within = lambda sim: losses.within_groups(sim[None], 8)
+  with sharding.activate(mesh):
+    compiled = jax.jit(within, out_shardings=split).lower(rows).compile()
+  assert not hlo.count(compiled.as_text(), "cpu").collectives
 
 
 def test_training_step_keeps_the_state_sharded():

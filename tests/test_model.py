@@ -350,3 +350,26 @@ def test_an_image_size_is_the_side_of_a_square_of_patches(tmp_path, size):
 def test_more_beams_than_tokens_are_refused(model, images):
   with pytest.raises(ValueError, match=r"num_beams: expected at most .*tokens"):
     model.caption(images[0], num_beams=100_000)
+
+
+def test_programs_for_several_lengths_give_the_same():
+  model = helpers.make_model("caption", text_depth=1)
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+  for options in (
+    dict(num_return_sequences=3, length_norm="generated"),
+    dict(sample=True, num_return_sequences=2),
+  ):
+    own = model.captioner("a", max_length=14, **options)
+    shared = model.captioner(
+      "a", max_length=14, num_positions=24, prompt_positions=8, **options
+    )
+    for one, two in zip(own(pixels, 3), shared(pixels, [3, 3]), strict=True):
+      assert one.tokens == two.tokens
+      for a, b in zip((one, *one.others), (two, *two.others), strict=True):
+        assert a.text == b.text
+        np.testing.assert_allclose(
+          a.token_log_probs, b.token_log_probs, atol=1e-4
+        )
+  with pytest.raises(ValueError, match="prompt: expected at most 8 tokens"):
+    model.captioner("a red star, a blue star and a ring", prompt_positions=8)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 
@@ -281,6 +282,46 @@ def test_plan_of_a_training(tiny, capsys):
   assert "at 2 an hour" in lines[-1]
 
 
+def test_programs_of_gpus_and_of_labelling_are_not_saved(capsys, monkeypatch):
+  h100 = topology.Topology("h100:1x8", chips.CHIPS["h100"], [], 8)
+  monkeypatch.setattr(topology, "parse", lambda _: h100)
+  known = ["--topology", "h100:1x8", "--save", "unused"]
+  assert plan.main(["--config", "quickstart", *known]) == 2
+  assert "a GPU's own compiler" in capsys.readouterr().err
+  assert plan.main(["--config", "capfilt", *known]) == 2
+  assert "only the step of a training" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_job_starts_with_the_program_of_a_plan(tmp_path):
+  saved, shrink = tmp_path / "saved", ["batch_size=8", "model.image_size=16"]
+  shrink += ["num_steps=2", "optim.steps_per_epoch=2", "optim.warmup_steps=1"]
+  shrink += ["pretrain.queue_size=16", "evals.scenes_val.source="]
+  words = ["--config=quickstart", *(f"--config.{word}" for word in shrink)]
+
+  def run(module, *words, **environment):
+    done = subprocess.run(
+      [sys.executable, "-m", f"blip_jax.{module}", *words],
+      env={**os.environ, "XLA_FLAGS": "", **environment},
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+  run("tools.plan", *words, "--topology=cpu:1", f"--save={saved}")
+  (program,) = saved.glob("jit_train_step-*-cache")
+  said = run(
+    "main",
+    *words,
+    f"--workdir={tmp_path / 'run'}",
+    JAX_COMPILATION_CACHE_DIR=str(saved),
+    JAX_LOG_COMPILES="1",
+  )
+  assert "cache hit for 'jit_train_step'" in said
+  assert [*saved.glob("jit_train_step-*-cache")] == [program]
+
+
 def row(memory, seconds, batch_size=8):
   times = roofline.Times(seconds, 0.0, 0.0, 0.0, seconds)
   program = plan.programs.Program(
@@ -349,10 +390,12 @@ def test_plan_of_capfilt(tmp_path, monkeypatch, capsys):
   assert "2 billion images take" in out
 
 
-# A process of its own, in which nothing else has used memory or threads.
+# A process of its own, in which nothing else has used memory or threads. What
+# the processor can do is measured before each series of steps, because its
+# caches and its clock belong to other processes, too.
 _PROOF = """
 import json, sys, time
-from blip_jax.plan import programs, topology
+from blip_jax.plan import processor, programs, roofline, topology
 target = topology.parse("cpu:1")
 import jax
 import numpy as np
@@ -384,21 +427,22 @@ open("/proc/self/clear_refs", "w").write("5")
 state, metrics = program.compiled(state, batch, 0)
 jax.block_until_ready(metrics)
 memory = arguments + resident("VmHWM") - begin
-times = []
-for i in range(1, 6):
-  start = time.process_time()
-  state, metrics = program.compiled(state, batch, i)
-  jax.block_until_ready(metrics)
-  times.append(time.process_time() - start)
-print(json.dumps({
-  "memory": [program.memory, memory],
-  "seconds": [program.times.expected, sorted(times)[2]],
-}))
+seconds, step = [], 0
+for _ in range(5):
+  chip = processor.measure(1)
+  predicted = roofline.times(chip, 1, program.flops, program.counts).expected
+  start, first = time.process_time(), step
+  while time.process_time() < start + 1:
+    step += 1
+    state, metrics = program.compiled(state, batch, step)
+    jax.block_until_ready(metrics)
+  seconds.append((predicted, (time.process_time() - start) / (step - first)))
+print(json.dumps({"memory": [program.memory, memory], "seconds": seconds}))
 """
 
 
 def proof(*words):
-  """Predicted and measured memory, and predicted and measured seconds."""
+  """Predicted and measured memory, and such pairs of seconds of a step."""
   words = [f"--config.{word}" for word in ("tokenizer=scenes", *words)]
   done = subprocess.run(
     [sys.executable, "-c", _PROOF, "--config=quickstart", *words],
@@ -419,15 +463,21 @@ def test_memory_is_what_was_predicted(remat):
   assert predicted == pytest.approx(measured, rel=0.05)
 
 
+# Their sizes had no part in choosing the shares of `roofline`.
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "words",
   [
     ["batch_size=32", "model.image_size=64"],
-    ["batch_size=16", "model.image_size=96"],
-    ["batch_size=16", "model.image_size=128", "model.vit_remat=full"],
+    [
+      "batch_size=64",
+      "model.image_size=80",
+      "model.vit_remat=none",
+      "model.text_remat=none",
+    ],
   ],
 )
 def test_time_is_what_was_predicted(words):
-  predicted, measured = proof(*words)["seconds"]
-  assert predicted == pytest.approx(measured, rel=0.25)
+  seconds = proof(*words)["seconds"]
+  ratio = statistics.median(found / said for said, found in seconds)
+  assert ratio == pytest.approx(1, rel=0.25)

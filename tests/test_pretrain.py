@@ -33,15 +33,12 @@ def make_task(**kwargs):
   return pretrain.Pretrain(blip.Blip(helpers.BLIP), **{**fields, **kwargs})
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "num_shards"))
-def loss_and_grads(
-  params, momentum, batch, negatives, alpha=0.4, groups=1, num_shards=1
-):
+@functools.partial(jax.jit, static_argnames=("groups",))
+def loss_and_grads(params, momentum, batch, negatives, alpha=0.4, groups=1):
   """One step with recorded negatives: ((loss, (momentum, metrics)), grads)."""
   recorded = iter(negatives)
   task = make_task(
     groups=groups,
-    num_shards=num_shards,
     # The original samples an image for each text first, then a text for each
     # image.
     sample=lambda key, weights: next(recorded).reshape(weights.shape[:2]),
@@ -114,6 +111,51 @@ def test_negative_weights(golden):
   compare(weights[1], golden["step0.weights_i2t"])
 
 
+def test_negatives_of_smaller_groups_have_the_weights_of_their_group(golden):
+  params, momentum = start_state()
+  weights = []
+
+  def record(key, w):
+    weights.append(w)
+    return jnp.zeros(w.shape[:2], jnp.int32)
+
+  make_task(sample=record, negative_group=2).loss(
+    params,
+    momentum,
+    make_batch(golden, 0),
+    rng=jax.random.key(0),
+    step=jnp.int32(0),
+  )
+  for found, name in zip(weights, ("t2i", "i2t"), strict=True):
+    whole = golden[f"step0.weights_{name}"]
+    for example in range(len(whole)):
+      # Softmax of the batch, without the constant.
+      p = np.where(whole[example] > 0, whole[example] - 1e-4, 0)
+      p[example] = 1 - p.sum()
+      other = example ^ 1
+      expected = p[other] / (p[other] + p[example]) + 1e-4
+      row = found[example // 2, example % 2]
+      np.testing.assert_allclose(row[other % 2], expected, rtol=1e-4)
+      assert row[example % 2] == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_groups_of_negatives_divide_those_of_itc(golden, size):
+  params, momentum = start_state()
+  loss = functools.partial(
+    make_task(negative_group=size).loss,
+    params,
+    momentum,
+    make_batch(golden, 0),
+    rng=jax.random.key(0),
+    step=jnp.int32(0),
+  )
+  with pytest.raises(ValueError, match=r"negative_group: .* found"):
+    jax.eval_shape(loss)
+  # An evaluation has batches of its own size.
+  jax.eval_shape(functools.partial(loss, train=False))
+
+
 @pytest.mark.parametrize("temp, clamped", [(0.9, 0.5), (0.0001, 0.001)])
 def test_temp_is_clamped_before_the_gradient(golden, temp, clamped):
   params, momentum = start_state()
@@ -123,24 +165,6 @@ def test_temp_is_clamped_before_the_gradient(golden, temp, clamped):
   np.testing.assert_allclose(losses_of(metrics), expected, rtol=1e-4)
   np.testing.assert_allclose(metrics["temp"], clamped)
   assert grads["temp"] != 0
-
-
-def test_recomputed_keys_of_negatives_give_the_same_numbers():
-  """Over several shards, global scope sends image tokens instead of keys."""
-  params, momentum = start_state()
-  golden = helpers.arrays("blip_pretrain")
-  batch = make_batch(golden, 0)
-  negatives = [golden[f"step0.neg_{kind}_idx"] for kind in ("image", "text")]
-  one, four = (
-    loss_and_grads(params, momentum, batch, negatives, num_shards=n)
-    for n in (1, 4)
-  )
-  np.testing.assert_allclose(
-    losses_of(one[0][1][1]), losses_of(four[0][1][1]), rtol=1e-6
-  )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[1], four[1]
-  )
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])

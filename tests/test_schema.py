@@ -192,7 +192,7 @@ def test_ids_beyond_the_largest(value):
   ],
 )
 def test_empty_cells(value, missing):
-  assert schema.is_missing(value) == missing
+  assert cells.is_missing(value) == missing
 
 
 def columns_at(place, number):

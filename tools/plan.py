@@ -13,6 +13,9 @@ Topologies are v5e:16x16, v5p:4x4x4, v6e:8x8 (extra [tpu-aot]), h100:1x8,
 h200:4x8 (hosts x GPUs; extra [gpu-aot]), and cpu:4, this machine's processor.
 Keys of the config are flags, as for a job: --config.model.vit_remat=full.
 
+--save FOLDER keeps the program of a training step, so that a job with
+JAX_COMPILATION_CACHE_DIR=FOLDER starts without compiling it.
+
 --search plans half, once and twice the batch with each remat policy on some
 meshes, and marks the plans that are best at their memory.
 
@@ -29,7 +32,7 @@ import jax
 
 from blip_jax.cli import command_line
 from blip_jax.plan import labelling, programs, report, search, topology
-from blip_jax.runtime import command, sharding
+from blip_jax.runtime import command, compilation_cache, sharding
 from blip_jax.runtime.config import Config
 
 DOES_NOT_FIT = 3
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--price", type=float, help="of a device for an hour")
   parser.add_argument("--images", type=float, default=1e9, help="of CapFilt")
   parser.add_argument("--search", action="store_true")
+  parser.add_argument("--save", metavar="FOLDER", help="of compiled programs")
   args, rest = parser.parse_known_args(argv)
   for name in ("batch", "price", "images"):
     value = getattr(args, name)
@@ -72,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       key = "batch_size" if job == "train" else "per_device_batch_size"
       config[key] = args.batch
   target = topology.parse(args.topology)
+  if args.save:
+    _check_save(job, target, args)
   for line in report.assumptions(target):
     print(line)
   if job == "capfilt":
@@ -82,12 +88,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _training(
   config: Config, target: topology.Topology, args: argparse.Namespace
 ) -> int:
+  if args.save:
+    compilation_cache.save_in(args.save)
   program, config = programs.training(config, target)
   for line in report.of_program(program, target):
     print(line)
+  if args.save:
+    saved = compilation_cache.seal(args.save)
+    print(f"saved: {', '.join(saved) or 'nothing'}, in {args.save}")
   for line in report.of_run(program, target, config.num_steps, args.price):
     print(line)
   return 0 if report.fits(program, target) else DOES_NOT_FIT
+
+
+def _check_save(
+  job: str, target: topology.Topology, args: argparse.Namespace
+) -> None:
+  if job != "train" or args.search:
+    raise command.UsageError("--save: only the step of a training can be saved")
+  if target.chip.platform == "gpu":
+    raise command.UsageError(
+      "--save: a GPU's own compiler tries its kernels out, and would not look "
+      "for a program that was compiled without one; the first job on it fills "
+      "the folder that JAX_COMPILATION_CACHE_DIR names"
+    )
 
 
 def _labelling(

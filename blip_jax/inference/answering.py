@@ -107,6 +107,7 @@ class Answerer:
     abstain_below: float = 0.0,
     legacy_cls: bool = False,
     legacy_mask: bool = False,
+    num_positions: int = 0,
     **options: Any,
   ):
     tokenizer = texts_lib.vocabulary(tokenizer, "read questions")
@@ -156,7 +157,7 @@ class Answerer:
         )
       self._inputs = settings
       num_positions = decoding.num_positions_for(
-        int(settings.max_length), positions
+        max(int(settings.max_length), num_positions), positions
       )
       self._how = _Generated(num_positions, legacy_mask)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.linen import spmd
 from jaxtyping import Int, UInt8
@@ -76,6 +77,9 @@ class Captioner:
     mesh: jax.sharding.Mesh,
     prompt: str | None = None,
     explain: Explain | None = None,
+    *,
+    num_positions: int = 0,
+    prompt_positions: int = 0,
     **options: Any,
   ):
     tokenizer = texts_lib.vocabulary(tokenizer, "generate text")
@@ -90,14 +94,21 @@ class Captioner:
       config.med.max_positions,
       **options,
     )
+    most = max(self._settings.max_length, num_positions, prompt_positions)
     self._num_positions = decoding.num_positions_for(
-      self._settings.max_length, config.med.max_positions
+      most, config.med.max_positions
     )
+    self._prompt_positions = prompt_positions
+    if 0 < prompt_positions < len(self._prompt_ids):
+      raise ValueError(
+        f"prompt: expected at most {prompt_positions} tokens, [DEC] included, "
+        f"found {len(self._prompt_ids)}; shorten it"
+      )
 
   def __call__(
     self,
     pixels: UInt8[np.ndarray, "I *F H W 3"],
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     image_seeds: Sequence[int] | None = None,
   ) -> list[Caption]:
     return self.start(pixels, seed, image_seeds)()
@@ -105,7 +116,7 @@ class Captioner:
   def start(
     self,
     pixels: UInt8[np.ndarray, "I *F H W 3"],
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     image_seeds: Sequence[int] | None = None,
   ) -> Callable[[], list[Caption]]:
     """Starts to generate, and returns a function that waits for the captions.
@@ -118,14 +129,22 @@ class Captioner:
       "pixels": pixels,
       "image_seeds": np.array(image_seeds, np.uint32),
     }
+    prompt, length = np.array(self._prompt_ids, np.int32), None
+    if self._prompt_positions:
+      length = np.int32(len(prompt))
+      padding = self._prompt_positions - len(prompt)
+      prompt = np.pad(
+        prompt, (0, padding), constant_values=self._tokenizer.pad_id
+      )
     with sharding.activate(self._mesh):
       generated = generate_captions(
         (self._module, self._num_positions),
         self._params,
         sharding.put_batch(batch, self._mesh),
-        np.array(self._prompt_ids, np.int32),
+        prompt,
         self._settings,
-        seed,
+        np.asarray(seed, np.int32),
+        length,
       )
     rows = sharding.rows_later(generated)
     return lambda: self._captions(rows(), pixels)
@@ -222,14 +241,28 @@ def _one_caption(
 
 @functools.partial(jax.jit, static_argnums=0)
 def generate_captions(
-  module_and_positions, params, batch, prompt, settings, seed
+  module_and_positions,
+  params,
+  batch,
+  prompt,
+  settings,
+  seed,
+  prompt_length=None,
 ):
-  """Generates captions; an image's samples depend on its own seed only."""
+  """Generates captions; an image's samples depend on its own seeds only."""
   module, num_positions = module_and_positions
-  fold = jax.vmap(jax.random.fold_in, (None, 0))
-  keys = fold(jax.random.key(seed), batch["image_seeds"])
+  image_seeds = batch["image_seeds"]
+  fold = jax.vmap(lambda one, two: jax.random.fold_in(jax.random.key(one), two))
+  keys = fold(jnp.broadcast_to(seed, image_seeds.shape), image_seeds)
   generated = caption_lib.generate(
-    module, params, batch["pixels"], prompt, settings, num_positions, keys
+    module,
+    params,
+    batch["pixels"],
+    prompt,
+    settings,
+    num_positions,
+    keys,
+    prompt_length,
   )
   return jax.tree.map(
     lambda x: spmd.with_logical_constraint(

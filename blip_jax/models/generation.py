@@ -55,6 +55,7 @@ def generate(
   keys: Key[Array, " I"] | None = None,
   encoder_mask: Int[Array, "I N"] | None = None,
   pick: Pick | None = None,
+  prompt_length: int | Int[Array, ""] | None = None,
 ) -> Generated:
   """Generates captions of images, or answers to questions.
 
@@ -69,6 +70,8 @@ def generate(
       an image depend on its key alone, not on the rest of the batch.
     encoder_mask: 1 on the states to attend to; all of them by default.
     pick: chooses tokens in greedy decoding or sampling, instead of `settings`.
+    prompt_length: how many tokens of `prompt` count; the others are padding, so
+      that prompts of several lengths share a program. All by default.
 
   Raises:
     ValueError: the settings ask for samples, but there are no keys, or there
@@ -88,8 +91,16 @@ def generate(
   # The texts of an image share the prompt, which is decoded once.
   prompts = jnp.broadcast_to(prompt[None], (num_images, len(prompt)))
   logits, cache = decoder.extend(prompts, cache)
+  if prompt_length is None:
+    prompt_length = len(prompt)
+  else:
+    # The last token that counts once more, at its place: what follows it in the
+    # cache is never seen, for later tokens are stored there.
+    cache = cache._replace(length=prompt_length - 1)
+    last = _last_token(prompts, jnp.int32(prompt_length))
+    logits, cache = decoder.extend(last, cache)
   generator = _Generator(
-    decoder.extend, settings, len(prompt), tokens.sep, tokens.pad
+    decoder.extend, settings, prompt_length, tokens.sep, tokens.pad
   )
   ids = jnp.full((num_images, num_positions), tokens.pad, jnp.int32)
   ids = ids.at[:, : len(prompt)].set(prompts)
@@ -107,7 +118,7 @@ class _Generator(NamedTuple):
 
   extend: stepwise.Extend
   settings: decoding.Decoding
-  prompt_length: int
+  prompt_length: int | Int[Array, ""]
   sep_id: int
   pad_id: int
 

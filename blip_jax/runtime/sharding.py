@@ -23,7 +23,13 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from blip_jax.runtime import devices as devices_lib
 
@@ -195,7 +201,7 @@ def _nearest(sizes: Sequence[int], num_devices: int) -> list[str]:
   return [_mesh_text(shape) for shape in sorted(fitting, key=distance)[:3]]
 
 
-def num_data_shards(mesh: Mesh) -> int:
+def num_data_shards(mesh: Mesh | AbstractMesh) -> int:
   """The number of pieces that the batch is split into."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 

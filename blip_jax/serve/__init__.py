@@ -1,1 +1,1 @@
-"""Models for people and programs that are elsewhere: the demo page."""
+"""Models for people and programs that are elsewhere: a page, a service."""

@@ -45,7 +45,7 @@ def demo(config: Config, workdir: str) -> dict[str, float]:
   run_config.at_least(1, config, "max_mb", "queue")
   page_lib = _import_page()
   check_port(config.host, config.port)
-  actions = Actions(load_models(config))
+  actions = Actions([*load_models(config).values()])
   gallery = None
   if actions.lacks("embed") is None:
     gallery = open_gallery(config, workdir, actions.model("embed"))
@@ -107,11 +107,11 @@ def free_port(host: str) -> int:
     return server.getsockname()[1]
 
 
-def load_models(config: Config) -> list[Model]:
-  """The models of `config.model`, or that of the quick start."""
+def load_models(config: Config) -> dict[str, Model]:
+  """The models of `config.model`, or that of the quick start, by name."""
   names = [name for name in config.model if name] or [quick_start()]
   dtype = config.dtype or loading.quick_dtype()
-  return [loading.load(name, dtype=dtype) for name in names]
+  return {name: loading.load(name, dtype=dtype) for name in names}
 
 
 def quick_start() -> str:

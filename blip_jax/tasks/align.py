@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip_jax.models import blip
 from blip_jax.runtime import config as run_config
+from blip_jax.runtime import exchange
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base, losses
 from blip_jax.tasks import momentum as momentum_lib
@@ -309,14 +310,14 @@ class Align:
     """
     match = functools.partial(run, params, "match")
     (neg_image, has_image), (neg_text, has_text) = negatives
-    if len(neg_image) == self.num_shards:
+    if len(neg_image) % self.num_shards == 0:
       take = lambda x: losses.take_in_group(x, neg_image)
       image_kv_neg = jax.tree.map(jax.vmap(take), image_kv)
     else:
       # Negatives may be on other devices.  Image tokens are smaller to send
       # than the keys and values of all layers, which are cheap to recompute.
       image_kv_neg = self.image_kv(
-        params, losses.take_in_group(image_embeds, neg_image)
+        params, exchange.take(image_embeds, neg_image)
       )
     # The matching and the negative text of an image are adjacent, so that both
     # attend to the same keys and values.

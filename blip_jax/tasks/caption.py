@@ -79,13 +79,21 @@ def generate(
   settings: decoding.Decoding,
   num_positions: int,
   keys: Key[Array, " B"] | None = None,
+  prompt_length: int | Int[Array, ""] | None = None,
 ) -> generation.Generated:
   """Generates captions of images or videos; see `generation.generate`."""
   states: Any = model.apply(
     {"params": params}, base.normalise(image), method="encode_image"
   )
   return generation.generate(
-    model, params, states, prompt, settings, num_positions, keys
+    model,
+    params,
+    states,
+    prompt,
+    settings,
+    num_positions,
+    keys,
+    prompt_length=prompt_length,
   )
 
 

@@ -50,6 +50,17 @@ def hard_negative_weights(
   return jnp.where(same, 0.0, jax.nn.softmax(sim, axis=-1) + constant)
 
 
+def within_groups(
+  sim: Float[Array, "G b b"], size: int
+) -> Float[Array, "g n n"]:
+  """Similarities within smaller groups, of n = `size` examples each."""
+  number = sim.shape[1] // size
+  sim = sim.reshape(len(sim), number, size, number, size)
+  # A sum, because indices would gather all rows on each device.
+  own = jnp.eye(number, dtype=bool)[:, None, :, None]
+  return jnp.sum(sim, axis=3, where=own).reshape(-1, size, size)
+
+
 def sample_negatives(
   key: PRNGKeyArray, weights: Float[Array, "G b b"]
 ) -> Int[Array, "G b"]:

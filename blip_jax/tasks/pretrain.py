@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from blip_jax import defaults as default_keys
 from blip_jax.data import examples, tokenizer
 from blip_jax.models import blip, families, tying
+from blip_jax.runtime import config as run_config
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import align, base, caption, losses
 from blip_jax.tasks import momentum as momentum_lib
@@ -27,6 +28,9 @@ def defaults() -> Config:
   config.pretrain = dict(
     **align.defaults(),
     alpha_ramp_epochs=2.0,  # of optim.steps_per_epoch
+    # Examples among which ITM negatives are drawn, neighbours in the batch; 0:
+    # all of config.scope.  Image tokens of a group are sent to its devices.
+    negative_group=0,
     label_smoothing=0.1,
     loss_weights=(1.0, 1.0, 1.0),  # ITC, ITM, LM
   )
@@ -37,6 +41,7 @@ def defaults() -> Config:
 def check(config: Config) -> None:
   """Checks the keys of `config.pretrain`; see `base.TaskFile`."""
   align.check(config)
+  run_config.at_least(0, config, "pretrain.negative_group")
 
 
 def example(
@@ -54,6 +59,7 @@ def make(
   """The task of a config; see `base.TaskFile`."""
   return Pretrain(
     model,
+    negative_group=config.pretrain.negative_group,
     label_smoothing=config.pretrain.label_smoothing,
     loss_weights=tuple(config.pretrain.loss_weights),
     **align.arguments(config, num_shards),
@@ -65,13 +71,16 @@ class Pretrain(align.Align):
   """The pre-training task.
 
   Parameters that the text towers share are stored once.  ITM negatives, too,
-  are sampled only within a group.
+  are sampled only within a group, or within smaller ones.
 
   Attributes:
+    negative_group: number of examples among which ITM negatives are sampled; 0
+      is all of a group of ITC.
     label_smoothing: of LM.
     loss_weights: weights of (ITC, ITM, LM).
   """
 
+  negative_group: int = 0
   label_smoothing: float = 0.1
   loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
@@ -95,9 +104,12 @@ class Pretrain(align.Align):
     been clamped (1).
 
     Raises:
-      ValueError: a group has fewer than two examples.
+      ValueError: a group has fewer than two examples, or does not consist of
+        whole groups of negatives.
     """
-    self._check(batch)
+    # Batches of an evaluation have another size, and need no smaller groups.
+    negative_group = self.negative_group if train else 0
+    self._check(batch, negative_group)
     image, ids, mask = base.pixels(batch), *base.text(batch)
     key_negatives, key_dropout = jax.random.split(rng)
     run = base.passes(self.model, key_dropout, train)
@@ -123,7 +135,7 @@ class Pretrain(align.Align):
       image_kv,
       ids,
       mask,
-      self._sample_negatives(key_negatives, sims),
+      self._sample_negatives(key_negatives, sims, negative_group),
     )
     lm = losses.lm_loss(
       run(full, "decode", ids, mask, image_kv),
@@ -157,7 +169,7 @@ class Pretrain(align.Align):
   def _caption(self, params, *args):
     return caption.generate(self.model, self.full_params(params), *args)
 
-  def _check(self, batch: base.Batch) -> None:
+  def _check(self, batch: base.Batch, negative_group: int) -> None:
     size = len(batch["input_ids"])
     if size % self.groups or size // self.groups < 2:
       raise ValueError(
@@ -165,10 +177,20 @@ class Pretrain(align.Align):
         "an example without a negative; every group needs at least 2 examples "
         "(increase batch_size, or set config.scope='global' for one group)"
       )
+    within = size // self.groups
+    if negative_group == 1 or within % (negative_group or within):
+      raise ValueError(
+        "config.pretrain.negative_group: expected 0 or a divisor of the "
+        f"{within} examples that config.scope compares, above 1; found "
+        f"{negative_group}"
+      )
 
-  def _sample_negatives(self, key, sims):
+  def _sample_negatives(self, key, sims, negative_group):
     """Hard negatives within a group, weighted by the similarities of ITC."""
-    sim_i2t, sim_t2i = (losses.grouped(sim, self.groups) for sim in sims)
+    sims = [losses.grouped(sim, self.groups) for sim in sims]
+    if negative_group:
+      sims = [losses.within_groups(sim, negative_group) for sim in sims]
+    sim_i2t, sim_t2i = sims
     same = jnp.eye(sim_i2t.shape[-1], dtype=bool)[None]
     # The small constant makes every other example possible.
     weights = functools.partial(

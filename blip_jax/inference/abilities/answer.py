@@ -160,6 +160,8 @@ class AnswerMethods(base.Loaded):
     Args:
       answers: as for `answer`.
       options: `num_answers` to `legacy_mask` and `options`, as for `answer`.
+        And num_positions: tokens of the longest answer, so that several
+        lengths share a program.
 
     Raises:
       ValueError: the model does not answer questions, or an option is unknown

@@ -153,14 +153,16 @@ class CaptionMethods(base.Loaded):
       explain: as for `caption`.
       layer: as for `caption`.
       heads: as for `caption`.
-      options: as for `caption`.
+      options: as for `caption`. And, so that several lengths share a program:
+        num_positions, of the longest text, and prompt_positions, of the longest
+        prompt, [DEC] included; both in tokens.
 
     Returns:
       `generate(pixels, seed=0, image_seeds=None)`, where
 
         pixels: uint8 [I, H, W, 3], or [I, F, H, W, 3] of videos, in the model's
           image size (`model.image` resizes to it).
-        seed: of sampling.
+        seed: of sampling; one, or one for each image.
         image_seeds: an integer below 2**32 for each image, which is combined
           with `seed`, so that an image gets the same samples in any batch. By
           default, a checksum of its pixels.

@@ -1,0 +1,78 @@
+"""What requests hold: JSON of a schema, and images."""
+
+import base64
+import binascii
+from typing import TypeVar
+
+import pydantic
+
+from blip_jax.data.rejects import BadSample
+from blip_jax.inference import urls
+from blip_jax.serve.api_error import ApiError
+from blip_jax.serve.programs import Host, Pixels
+
+_MAX_NAME = 100
+_MAX_COMMAS = 4000
+
+_Request = TypeVar("_Request", bound=pydantic.BaseModel)
+
+
+def parse(schema: type[_Request], body: bytes) -> _Request:
+  """Reads a request; raises `ApiError` 400 that names the field."""
+  if body.count(b",") > _MAX_COMMAS:
+    # Each of a million unknown keys would be an error with its own place.
+    raise ApiError(413, f"the body has more than {_MAX_COMMAS} commas")
+  try:
+    return schema.model_validate_json(body)
+  except pydantic.ValidationError as error:
+    found = error.errors(
+      include_url=False, include_context=False, include_input=False
+    )
+  # Of a value that may have several types, what fits best is named longest.
+  worst = max(found[:100], key=lambda one: len(one["loc"]))
+  where = ".".join(map(str, worst["loc"]))[:_MAX_NAME] or None
+  what = worst["msg"].removeprefix("Value error, ")
+  raise ApiError(400, f"{where}: {what}" if where else what, where)
+
+
+def image(url: str, host: Host, param: str) -> Pixels:
+  """Reads an image in the size of a model.
+
+  Raises:
+    ApiError: it cannot be read, is too large, or is a URL, which the service
+      does not fetch.
+  """
+  try:
+    return host.pixels(_content(url, host))
+  except BadSample as error:
+    status = 413 if error.reason == "too_large" else 400
+    raise ApiError(status, f"{param}: {error}", param, error.reason) from error
+  except ValueError as error:
+    raise ApiError(400, f"{param}: {error}", param) from error
+
+
+def _content(url: str, host: Host) -> bytes:
+  """The encoded image."""
+  if url[:5].lower() != "data:":
+    if not host.limits.urls or not url.lower().startswith(urls.SCHEMES):
+      raise ValueError(
+        "expected a data URL, data:image/...;base64,..."
+        + (" or http(s)" if host.limits.urls else "; no URL is fetched")
+        + f", found {url[:40]!r}"
+      )
+    try:
+      return urls.fetch(url)
+    except BadSample as error:
+      # Its details tell of the network of the service.
+      raise ValueError(f"the URL is not fetched: {error.reason}") from error
+  kind, comma, data = url[5:].partition(",")
+  media, *parameters = kind.lower().split(";")
+  if not comma or "base64" not in parameters or not media.startswith("image/"):
+    raise ValueError(
+      "expected a data URL, data:image/...;base64,..., found one that begins "
+      f"with {url[:40]!r}"
+    )
+  try:
+    return base64.b64decode(data, validate=True)
+  except (binascii.Error, ValueError) as error:
+    raise ValueError(f"the data URL is no base64: {error}") from error

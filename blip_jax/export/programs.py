@@ -117,7 +117,11 @@ def _caption(model: Model, options: dict[str, Any]) -> Program:
     return tuple(generated)
 
   outputs = ["ids", "token_log_probs", "scores"]
-  said = {"prompt": card.prompt, "generation": _said(settings)}
+  said = {
+    "prompt": card.prompt,
+    "prompt_ids": prompt,
+    "generation": _said(settings),
+  }
   return _program(model, "caption", caption, {}, outputs, said)
 
 

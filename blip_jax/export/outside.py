@@ -9,12 +9,14 @@ and writes the outputs, outputs.npz, in the same way.
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from blip_jax.runtime import files
 
-Run = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+# Outputs may be arrays of any library.
+Run = Callable[[Sequence[np.ndarray]], Sequence[Any]]
 
 
 def _stablehlo(path: pathlib.Path) -> Run:

@@ -25,6 +25,13 @@ from blip_jax.runtime import optim, sharding, start, train_state
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base
 
+# Keys with the length of a text in tokens.
+_LENGTHS = (
+  ("data", "max_length"),
+  ("vqa", "max_answer_length"),
+  ("dialog", "context_length"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -177,12 +184,18 @@ def make_mesh(
   """
   mesh = sharding.make_mesh(config.mesh, devices)
   num_shards = sharding.num_data_shards(mesh)
-  size = config.batch_size
-  if config.job == "train" and size % num_shards:
-    nearest = max(size // num_shards, 1) * num_shards
+  size, accum_steps = config.batch_size, config.grad_accum_steps
+  multiple = num_shards * accum_steps
+  if config.job == "train" and size % multiple:
+    times = (
+      f" times {accum_steps} micro-batches (config.grad_accum_steps)"
+      if accum_steps > 1
+      else ""
+    )
     raise ValueError(
       f"config.batch_size: {size} examples do not split over {num_shards} data "
-      f"shards (config.mesh.data * config.mesh.fsdp); nearest: {nearest}"
+      f"shards (config.mesh.data * config.mesh.fsdp){times}; nearest: "
+      f"{max(size // multiple, 1) * multiple}"
     )
   return mesh
 
@@ -202,8 +215,8 @@ def build(
     tokenizer: by default that of `config.tokenizer`.
 
   Raises:
-    ValueError: there is no such task or model variant, or the model does not
-      split over the mesh.
+    ValueError: there is no such task or model variant, the model does not
+      split over the mesh, or texts are longer than the text tower allows.
   """
   config = context.complete(config)
   mesh = make_mesh(config) if mesh is None else mesh
@@ -211,6 +224,7 @@ def build(
   entry = task_table.of(config)
   model = make_model(config, entry.file.FAMILY, tokenizer, mesh)
   _check_heads(config, model.config, mesh.shape["tensor"])
+  _check_lengths(config, model.config.med.max_positions)
   prompt = run_config.prompt(config)
   task = entry.file.make(
     config,
@@ -261,4 +275,18 @@ def _check_heads(
       raise ValueError(
         f"config.mesh.tensor: {tower.num_heads} attention heads of variant "
         f"{config.model.variant!r} do not split over {num_tensor} devices"
+      )
+
+
+def _check_lengths(config: Config, positions: int) -> None:
+  lengths = {
+    f"{section}.{name}": config[section][name]
+    for section, name in _LENGTHS
+    if section in config and name in config[section]
+  }
+  for key, length in lengths.items():
+    if length > positions:
+      raise ValueError(
+        f"config.{key}: the text tower has {positions} positions, found "
+        f"{length}; set --config.{key}={positions} or less"
       )

@@ -218,6 +218,7 @@ def training(task: str) -> Config:
       task=task,
       seed=42,
       batch_size=600,  # of all devices together
+      grad_accum_steps=1,  # micro-batches of a batch; docs/scale.md
       num_steps=0,  # 0: given by num_epochs
       num_epochs=0.0,
       log_every_steps=50,

@@ -13,7 +13,7 @@ from blip_jax import build, context, task_table
 from blip_jax.data import inputs
 from blip_jax.evaluators import base
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import files, resume, snapshot, start
+from blip_jax.runtime import files, resume, saved_arrays, start
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _digest(params: Any) -> str:
   leaves = jax.tree.leaves(params)
   if not all(x.is_fully_addressable or x.is_fully_replicated for x in leaves):
     return ""
-  return f"\nDigest of its parameters: {snapshot.digest(params)}"
+  return f"\nDigest of its parameters: {saved_arrays.digest(params)}"
 
 
 def build_evaluators(run: build.Run, workdir: str) -> base.Evaluators:

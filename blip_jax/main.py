@@ -7,6 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from blip_jax.runtime import stopping
+
+if __name__ == "__main__":
+  stopping.leave_if_asked()  # jax is imported next, which takes seconds
+
 from absl import flags
 from absl import logging as absl_logging
 
@@ -22,7 +27,6 @@ from blip_jax.runtime import (
   joining,
   overrides,
   processes,
-  stopping,
 )
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config

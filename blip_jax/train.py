@@ -39,6 +39,7 @@ from blip_jax.runtime import (
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base as tasks
+from blip_jax.tasks import gradients
 
 State = train_state.TrainState
 log = logging.getLogger(__name__)
@@ -125,7 +126,9 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
   log.info("State: %s", sharding.describe(state, mesh))
 
   # 5. The program of a step, and what monitors it.
-  train_step = make_train_step(run.task, tx, config.seed)
+  train_step = make_train_step(
+    run.task, tx, config.seed, config.grad_accum_steps
+  )
   evaluators = evaluate_lib.build_evaluators(run, workdir)
   monitor = monitoring.Monitor(
     config, workdir, first_step, learning_rate, began=began
@@ -189,9 +192,15 @@ def _train(config: Config, workdir: str, held: lock.Lock) -> dict[str, float]:
 
 
 def make_train_step(
-  task: tasks.Task, tx: optax.GradientTransformation, seed: int
+  task: tasks.Task,
+  tx: optax.GradientTransformation,
+  seed: int,
+  accum_steps: int = 1,
 ) -> stages.Wrapped:
   """The jitted step: (state, batch, steps done) -> (state, metrics).
+
+  Gradients are those of the batch at once, or accumulated over `accum_steps`
+  micro-batches.
 
   An update that is not finite is not applied.  The host learns of it one step
   later.  Until then the state counts fewer steps than the host, and so no
@@ -202,11 +211,14 @@ def make_train_step(
   def train_step(state: State, batch: dict, steps_done: Int[Array, ""] | int):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     params = task.clamp(state.params)
-    loss = lambda params: task.loss(
-      params, state.momentum, batch, rng=rng, step=state.step
-    )
-    (_, (momentum, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
-      params
+    grads, (momentum, metrics) = gradients.of_batch(
+      task,
+      params,
+      state.momentum,
+      batch,
+      rng=rng,
+      step=state.step,
+      accum_steps=accum_steps,
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}

@@ -19,7 +19,14 @@ from blip_jax.convert import opening, reader, tensor_files, weights, write
 from blip_jax.data import scenes, tokenizer, transforms
 from blip_jax.inference import model as model_lib
 from blip_jax.models import card, config, families
-from blip_jax.runtime import checkpoint, sharding, snapshot, start, train_state
+from blip_jax.runtime import (
+  checkpoint,
+  saved_arrays,
+  sharding,
+  snapshot,
+  start,
+  train_state,
+)
 from blip_jax.tasks import losses
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -205,7 +212,7 @@ class ToyRun:
     return start.initialise(
       start.origin(config, workdir),
       config.init,
-      lambda path: snapshot.Arrays(snapshot.find(path)),
+      lambda path: saved_arrays.Arrays(snapshot.find(path)),
       self.abstract,
       self.make,
       loader or StubLoader(),

@@ -7,7 +7,7 @@ import pytest
 
 from blip_jax.convert import adapt, opening, weights
 from blip_jax.models import families, vit
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import saved_arrays
 from tests import helpers
 
 
@@ -38,7 +38,7 @@ def test_pretraining_becomes_every_family():
     assert checkpoint.card.family == task
     expected = families.abstract(task, checkpoint.card.config)
     assert {p: x.shape for p, x in checkpoint.stored.items()} == {
-      p: x.shape for p, x in snapshot.by_path(expected).items()
+      p: x.shape for p, x in saved_arrays.by_path(expected).items()
     }
 
 

@@ -16,6 +16,7 @@ from blip_jax.tools.bench import (
   kinds,
   measure,
   programs,
+  restart,
   results,
   roofline,
 )
@@ -253,3 +254,27 @@ def test_results_are_what_the_readme_says():
     assert results.table(results.read(path)) in text, path
     # A file says on what, and not where.
     assert not json.loads(path.read_text()).keys() - {"rows"}
+
+
+def test_what_checkpoints_cost():
+  """The first step compiles, and the last checkpoint is waited for."""
+  rows = [
+    {"step": 1, "train/loss": 1.0},
+    {"step": 2, "train/loss": 1.0, "train/step_time": 2.0},
+    {"step": 2, "train/save_seconds": 0.1},
+    {"step": 3, "train/loss": 1.0, "train/step_time": 3.0},
+    {"step": 3, "train/save_seconds": 0.3},
+    {"step": 4, "train/loss": 1.0, "train/step_time": 5.0},
+    {"step": 4, "train/save_seconds": 9.0},
+  ]
+  assert restart.stalls(rows) == pytest.approx((2, 0.2, 0.04))
+  with pytest.raises(ValueError, match="too short for a checkpoint"):
+    restart.stalls(rows[:3])
+
+
+@pytest.mark.slow
+def test_a_restart_is_measured(capsys):
+  flags = "--config.checkpoint.every_seconds=1", "--config.batch_size=8"
+  assert restart.main(["--seconds=5", *flags]) == 0
+  said = capsys.readouterr().out
+  assert said.count("s after the command") == 2 and "checkpoints:" in said

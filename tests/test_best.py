@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from blip_jax.runtime import best, digests, files, snapshot
+from blip_jax.runtime import best, digests, files, saved_arrays, snapshot
 
 NAMES = ("val/CIDEr", "val/Bleu_4")
 
@@ -24,7 +24,7 @@ def update(folder, step, *scores):
 
 def found(folder):
   kept = snapshot.find(folder / "best")
-  array = snapshot.load_to_host(kept, "params")["itm_head"]["kernel"]
+  array = saved_arrays.load_to_host(kept, "params")["itm_head"]["kernel"]
   assert (array == array[0, 0]).all()
   return int(kept.name), float(array[0, 0])
 
@@ -107,7 +107,7 @@ def test_a_kill_at_any_time_loses_no_best(
       update(tmp_path, step, 0.6, 0.2)
   new = (step, float(step)) if completed == 3 else (20, 20.0)
   kept = snapshot.find(tmp_path / "best")
-  array = snapshot.load_to_host(kept, "params")["itm_head"]["kernel"]
+  array = saved_arrays.load_to_host(kept, "params")["itm_head"]["kernel"]
   assert float(array[0, 0]) == new[1]
   assert snapshot.holds_one(tmp_path / "best")
   # The run goes on, and clears up.

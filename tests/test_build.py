@@ -7,16 +7,17 @@ import pytest
 from blip_jax import build, train
 from blip_jax.data import inputs
 from blip_jax.runtime import sharding
-from blip_jax.tasks import caption, pretrain, retrieval
+from blip_jax.tasks import caption, dialog, nlvr, pretrain, retrieval, vqa
 from tests import helpers
 
 TASKS = {"pretrain": pretrain, "caption": caption, "retrieval": retrieval}
+ALL_TASKS = {**TASKS, "vqa": vqa, "nlvr": nlvr, "dialog": dialog}
 MISSING = "no/such/captions.json"
 
 
 def make_config(name):
   """A small run of a task, whose training data does not exist."""
-  config = TASKS[name].defaults()
+  config = ALL_TASKS[name].defaults()
   config.data.train = (MISSING,)
   config.data.num_workers = 0
   config.tokenizer = "scenes"
@@ -24,8 +25,10 @@ def make_config(name):
   config.num_steps = config.optim.steps_per_epoch = 2
   config.model.variant = "tiny"
   config.model.image_size = 16
-  if name != "caption":
+  if name in ("pretrain", "retrieval"):
     config[name].queue_size = 8
+  if name == "dialog":
+    config.data.max_length = config.dialog.context_length = 16
   return config
 
 
@@ -83,6 +86,22 @@ def test_the_abstract_batch_is_the_loaders(name, tmp_path):
     assert x.sharding.is_equivalent_to(abstract[key].sharding, x.ndim), key
 
 
+@pytest.mark.parametrize(
+  "name, key",
+  [
+    *((name, "data.max_length") for name in ALL_TASKS),
+    ("vqa", "vqa.max_answer_length"),
+    ("dialog", "dialog.context_length"),
+  ],
+)
+def test_texts_longer_than_the_positions_are_refused(name, key):
+  config = make_config(name)
+  build_run(config)
+  config.update_from_flattened_dict({key: 65})
+  with pytest.raises(ValueError, match=rf"config\.{key}: .*64 positions.*65"):
+    build_run(config)
+
+
 def test_the_card_describes_the_run():
   config = make_config("caption")
   run = build_run(config)
@@ -119,6 +138,23 @@ def test_a_batch_must_split_over_the_devices(batch_size, nearest):
   # An evaluation pads its batches.
   config.job = "evaluate"
   build.make_mesh(config)
+
+
+def test_micro_batches_must_split_over_the_devices():
+  config = make_config("caption")
+  config.batch_size, config.grad_accum_steps = 24, 2
+  with pytest.raises(ValueError, match=r"times 2 micro-.* nearest: 16$"):
+    build.make_mesh(config)
+  config.batch_size = 16
+  build.make_mesh(config)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "retrieval"])
+def test_accumulation_is_refused_where_it_changes_the_loss(name):
+  config = make_config(name)
+  config.grad_accum_steps = 2
+  with pytest.raises(ValueError, match=rf"grad_accum_steps: {name} compares"):
+    build.validate(config)
 
 
 def make_model(config):

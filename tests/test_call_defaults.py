@@ -42,7 +42,7 @@ from blip_jax.runtime import (
   progress,
   resumable,
   resume,
-  snapshot,
+  saved_arrays,
 )
 from blip_jax.tasks import (
   align,
@@ -218,7 +218,7 @@ DEFAULTS = [
   (progress.Progress.update, {"logged": False}),
   (resumable.begin, {"force": False, "write": True}),
   (resume.check, {"refuse": True}),
-  (snapshot.first_lines, {"limit": 20}),
+  (saved_arrays.first_lines, {"limit": 20}),
 ]
 
 

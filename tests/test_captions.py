@@ -9,6 +9,7 @@ from PIL import Image
 from blip_jax import defaults
 from blip_jax.evaluators import captions as captions_lib
 from blip_jax.evaluators import held_out_loss, references
+from blip_jax.evaluators.result_file import ResultFile
 from blip_jax.evaluators.scores.image_names import Image as ImageName
 from blip_jax.models import decoding
 from blip_jax.runtime import contact_sheet
@@ -31,8 +32,8 @@ def run_captions(split, tmp_path, references=None):
     ColourTask(),
     settings,
     references,
-    path,
-    tmp_path / "sheet.png",
+    ResultFile(path),
+    ResultFile(tmp_path / "sheet.png"),
     2,
   )
   return evaluate(evaluator), json.loads(path.read_text())

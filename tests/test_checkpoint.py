@@ -21,7 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.runtime import checkpoint, digests, snapshot, start
+from blip_jax.runtime import (
+  checkpoint,
+  digests,
+  saved_arrays,
+  saved_items,
+  snapshot,
+  start,
+)
 from tests import helpers
 
 
@@ -71,7 +78,7 @@ def test_loader_may_advance_while_its_position_is_written(tmp_path):
 
   async def save():
     loader = helpers.StubLoader(3)
-    item = snapshot.JsonItem("data.json", loader.get_state())
+    item = saved_items.JsonItem("data.json", loader.get_state())
     write = await item.save(Folder())
     loader.state["next_index"] = 4
     await write
@@ -188,7 +195,7 @@ def test_weights_name_what_is_missing_and_unexpected(tmp_path):
   assert " - vision_proj/kernel" in origin and " + itm_head/bias" in origin
   fresh = run.make().params
   helpers.assert_same(state.params["vision_proj"], fresh["vision_proj"])
-  theirs = snapshot.load_on_mesh(snapshot.find(weights), "params", run.mesh)
+  theirs = saved_arrays.load_on_mesh(snapshot.find(weights), "params", run.mesh)
   helpers.assert_same(state.params["text_proj"], theirs["text_proj"])
   helpers.assert_same(state.momentum.params_m, state.params)
 
@@ -244,7 +251,7 @@ def test_resuming_another_model_names_parameter_and_both_shapes(tmp_path):
 def test_load_params_onto_another_mesh(tmp_path):
   saved = helpers.ToyRun((1, 4, 2)).save(tmp_path, 1)
   mesh = helpers.ToyRun((8, 1, 1)).mesh
-  params = snapshot.load_on_mesh(snapshot.find(tmp_path), "params", mesh)
+  params = saved_arrays.load_on_mesh(snapshot.find(tmp_path), "params", mesh)
   helpers.assert_same(params, saved.params)
   assert params["temp"].sharding.mesh == mesh
 
@@ -417,7 +424,7 @@ def test_two_processes_save_and_resume_one_run(tmp_path):
   loader = helpers.StubLoader()
   helpers.ToyRun().start(tmp_path, loader)
   assert [state["next_index"] for state in loader.states] == [70, 71]
-  params = snapshot.load_on_mesh(
+  params = saved_arrays.load_on_mesh(
     snapshot.find(tmp_path), "params", helpers.ToyRun((1, 1, 1)).mesh
   )
   helpers.assert_same(params, helpers.ToyRun().make().params)
@@ -425,19 +432,19 @@ def test_two_processes_save_and_resume_one_run(tmp_path):
 
 def test_arrays_are_read_one_by_one_in_parts(tmp_path, monkeypatch):
   """In order, each comes from the disk once, and a part is let go in time."""
-  expected = snapshot.by_path(helpers.ToyRun().save(tmp_path, 1).params)
+  expected = saved_arrays.by_path(helpers.ToyRun().save(tmp_path, 1).params)
   folder = snapshot.find(tmp_path)
   sizes = [array.nbytes for array in expected.values()]
-  monkeypatch.setattr(snapshot, "PART_BYTES", max(sizes))
+  monkeypatch.setattr(saved_arrays, "PART_BYTES", max(sizes))
   loaded = []
-  load = snapshot.Arrays.load
+  load = saved_arrays.Arrays.load
 
   def counting(self, leaves):
     loaded.append(list(leaves))
     return load(self, leaves)
 
-  monkeypatch.setattr(snapshot.Arrays, "load", counting)
-  readers = snapshot.Arrays(folder).readers()
+  monkeypatch.setattr(saved_arrays.Arrays, "load", counting)
+  readers = saved_arrays.Arrays(folder).readers()
   assert readers.keys() == expected.keys()
   first = weakref.ref(next(iter(readers.values()))())
   for path, read in readers.items():
@@ -452,15 +459,15 @@ def test_arrays_are_read_one_by_one_in_parts(tmp_path, monkeypatch):
 def test_a_part_is_read_once_for_many_threads(tmp_path, monkeypatch):
   helpers.ToyRun().save(tmp_path, 1)
   loaded = []
-  load = snapshot.Arrays.load
+  load = saved_arrays.Arrays.load
 
   def slow(self, leaves):
     loaded.append(list(leaves))
     time.sleep(0.1)
     return load(self, leaves)
 
-  monkeypatch.setattr(snapshot.Arrays, "load", slow)
-  readers = snapshot.Arrays(snapshot.find(tmp_path)).readers()
+  monkeypatch.setattr(saved_arrays.Arrays, "load", slow)
+  readers = saved_arrays.Arrays(snapshot.find(tmp_path)).readers()
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     list(pool.map(lambda read: read(), readers.values()))
   assert loaded == [list(readers)]
@@ -592,7 +599,7 @@ def test_a_run_from_before_layers_were_stacked_says_what_helps(
   run = helpers.ToyRun()
   run.save(tmp_path, 1)
   one = {"layer_0": {"ln": {"scale": jax.ShapeDtypeStruct((4,), np.float32)}}}
-  monkeypatch.setattr(snapshot, "stored", lambda *_: {"text_encoder": one})
+  monkeypatch.setattr(saved_arrays, "stored", lambda *_: {"text_encoder": one})
   hint = re.escape(f"--config.init.weights={tmp_path}")
   with pytest.raises(ValueError, match=rf"saved before 0\.1\.0.*{hint}"):
     run.start(tmp_path)

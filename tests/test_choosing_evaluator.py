@@ -146,6 +146,22 @@ def test_secret_answers_broken_images_and_repeated_ids(model, tmp_path, caplog):
   assert context.bad_samples.reasons.total() == 3
 
 
+def test_a_dialog_that_is_too_large_costs_itself_only(model, tmp_path):
+  helpers.write_images(tmp_path / "images")
+  many = {**ROUNDS[1], "answer_options": [f"{n} red" for n in range(1001)]}
+  dialogs = [[ROUNDS[1]], [many], [ROUNDS[1]] * 51, [ROUNDS[1]] * 2]
+  rows = [
+    {"image": "0.png", "image_id": n, "dialog": dialog}
+    for n, dialog in enumerate(dialogs)
+  ]
+  path = tmp_path / "d.json"
+  path.write_text(json.dumps(rows))
+  context = make_context(model, str(path), tmp_path, str(tmp_path / "images"))
+  run(model, context)
+  assert [row["image_id"] for row in written(tmp_path)] == [0, 3, 3]
+  assert context.bad_samples.reasons == {"dialog_too_large": 2}
+
+
 def test_ndcg_is_of_the_rounds_that_have_relevance(model, tmp_path, caplog):
   helpers.write_images(tmp_path / "images")
   dense = [{**ROUNDS[1], "relevance": [0, 0, 0], "gt_index": 0}]

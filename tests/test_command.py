@@ -13,6 +13,8 @@ import pytest
 
 from blip_jax.runtime import command, processes
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
 
 def end_of(error, monkeypatch, traceback=""):
   """The status of a command that raises."""
@@ -142,6 +144,33 @@ def test_a_command_that_is_asked_to_stop_has_a_status_of_its_own(
   name = signal.Signals(number).name
   expected = f"stopped: {name} was received; the same command resumes\n"
   assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("module", ["blip_jax.main", "blip_jax"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_command_that_has_hardly_begun_can_be_stopped(
+  tmp_path, module, number
+):
+  """While jax is imported, here by one that never ends."""
+  (tmp_path / "jax.py").write_text(
+    "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\n"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-m", module, "--config=quickstart"],
+    env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    cwd=tmp_path,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while not (tmp_path / "importing").exists():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.01)
+  process.send_signal(number)
+  _, said = process.communicate(timeout=30)
+  assert process.returncode == command.AGAIN
+  assert (
+    said == f"stopped: {number.name} was received; the same command resumes\n"
+  )
 
 
 def test_the_end_of_another_process_is_one_message(monkeypatch, capsys):

@@ -30,6 +30,7 @@ TRAINING = {
   "task": "mine",
   "seed": 42,  # original: --seed
   "batch_size": 600,  # pretrain.yaml: 75 on each of 8 GPUs
+  "grad_accum_steps": 1,
   "num_steps": 0,
   "num_epochs": 0.0,
   "log_every_steps": 50,  # original: print_freq

@@ -160,16 +160,10 @@ def test_towers_of_different_widths_are_refused():
     build.build(make_config(**{"model.variant": "large"}))
 
 
-@pytest.mark.parametrize("key", ["data.max_length", "dialog.context_length"])
-def test_texts_that_are_longer_than_the_tower_allows_are_refused(key):
-  with pytest.raises(ValueError, match=rf"config\.{key}: .*64 positions.*65"):
-    build.build(make_config(**{key: 65}))
-
-
 def test_checks_of_the_config():
   config = dialog.defaults()
   dialog.check(config)
-  for key in ("rounds", "negatives"):
+  for key in ("rounds", "negatives", "max_rounds", "max_candidates"):
     wrong = make_config(**{f"dialog.{key}": 0})
     with pytest.raises(ValueError, match=rf"config\.dialog\.{key}"):
       dialog.check(wrong)

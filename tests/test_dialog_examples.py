@@ -167,7 +167,10 @@ def test_the_largest_dialog_of_a_source_decides_shapes(tmp_path):
   path = tmp_path / "d.json"
   path.write_text(json.dumps(rows))
   source = datasets.open_dialogs(str(path))
-  assert dialog_examples.most(source) == (3, 3)
+  assert dialog_examples.most(source, 3, 3) == (3, 3)
+  # The first dialog alone has three rounds, of which one has three candidates.
+  assert dialog_examples.most(source, 2, 3) == (2, 3)
+  assert dialog_examples.most(source, 3, 2) == (1, 2)
 
 
 @pytest.mark.parametrize("sampled", [True, False])

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from blip_jax import defaults
-from blip_jax.data import datasets
+from blip_jax.data import datasets, position
 from blip_jax.inference import caption_images, loading
-from blip_jax.runtime import resumable
+from blip_jax.runtime import resumable, snapshot
 from tests import QUICK_TO_COMPILE, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -90,26 +90,27 @@ def metrics(workdir):
 
 
 MESHES = {1: (4, 1, 1), 2: (1, 2, 2), 4: (2, 2, 1)}
+STEPS = 20
 
 
-def train(workdir, count, num_steps):
-  """A training of four devices by one, two or four processes."""
+def begin(workdir, count):
+  """A training on four devices, of one, two or four processes."""
   axes = ("data", "fsdp", "tensor")
   flags = [
     f"--config.mesh.{axis}={size}"
     for axis, size in zip(axes, MESHES[count], strict=True)
   ]
-  flags = [*FLAGS, *flags, f"--config.num_steps={num_steps}"]
-  # Of the rates, too.
-  flags.append("--config.optim.steps_per_epoch=20")
-  devices = 4 // count
+  flags = [*FLAGS, *flags, f"--config.num_steps={STEPS}"]
   if count == 1:
-    finish([start("quickstart", workdir, devices, *flags)])
-  else:
-    finish(start_together("quickstart", workdir, count, devices, *flags))
-  return [
-    {name: row[f"train/{name}"] for name in LOSSES} for row in metrics(workdir)
-  ]
+    return [start("quickstart", workdir, 4, *flags)]
+  return start_together("quickstart", workdir, count, 4 // count, *flags)
+
+
+def losses_of(workdir):
+  """The losses of all its steps, each of which was done once."""
+  rows = metrics(workdir)
+  assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+  return [{name: row[f"train/{name}"] for name in LOSSES} for row in rows]
 
 
 LOSSES = ("loss", "loss_itc", "loss_itm", "loss_lm", "temp")
@@ -117,21 +118,51 @@ LOSSES = ("loss", "loss_itc", "loss_itm", "loss_lm", "temp")
 
 @pytest.mark.slow
 def test_losses_do_not_depend_on_processes_and_mesh(tmp_path):
-  """Drawn negatives, dropout and augmentation included; and a run goes on with
-  any other number of them on any other mesh, with the same losses."""
-  alone = train(tmp_path / "1", 1, 20)
-  assert len(alone) == 20
+  """Drawn negatives, dropout and augmentation included."""
+  for count in MESHES:
+    finish(begin(tmp_path / str(count), count))
+  alone = losses_of(tmp_path / "1")
   for count in (2, 4):
-    assert_close(train(tmp_path / str(count), count, 20), alone)
+    assert_close(losses_of(tmp_path / str(count)), alone)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes_on_another_mesh(tmp_path):
+  """Each number of them is stopped as schedulers do, and followed by each
+  other; the losses are those of one process that nobody has stopped."""
+  finish(begin(tmp_path / "alone", 1))
   workdir = tmp_path / "elastic"
-  for num_steps, count in ((4, 2), (8, 1), (12, 4), (16, 2), (20, 4)):
-    losses = train(workdir, count, num_steps)
-    assert len(losses) == num_steps
-  assert_close(losses, alone)
-  saved = sorted(p.name for p in (workdir / "checkpoints/20/data").iterdir())
-  assert [name for name in saved if name.startswith("process")] == [
-    f"process_{index}-of-4.json" for index in range(4)
-  ]
+  stopped_at = 0
+  for count in (1, 2, 4, 1, 4, 2):
+    processes = begin(workdir, count)
+    _await_step(workdir, stopped_at + 1, processes)
+    processes[-1].send_signal(signal.SIGTERM)
+    for process in processes:
+      _, said = process.communicate(timeout=90)
+      assert process.returncode == 75, said[-3000:]
+    last = snapshot.find(workdir)
+    assert stopped_at < int(last.name) < STEPS
+    stopped_at = int(last.name)
+    saved = sorted(path.name for path in (last / "data").glob("process_*"))
+    assert saved == [f"process_{i}-of-{count}.json" for i in range(count)]
+  finish(begin(workdir, 1))
+  assert_close(losses_of(workdir), losses_of(tmp_path / "alone"))
+  (path,) = (workdir / f"checkpoints/{STEPS}/data").glob("process_*")
+  state = json.loads(path.read_text())
+  read = position.Left(**state["left"]).after([state["next_index"]], 8)
+  # All rows before this one have been read, and no other.
+  assert read == position.Left([], 8 * STEPS)
+
+
+def _await_step(workdir, step, processes):
+  """Waits until a run has done a step."""
+  deadline = time.monotonic() + 240
+  path = workdir / "metrics.jsonl"
+  while not path.exists() or all(r["step"] < step for r in metrics(workdir)):
+    for process in processes:
+      assert process.poll() is None, process.communicate()[1][-3000:]
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
 
 
 def assert_close(losses, expected):
@@ -201,11 +232,7 @@ LONG = (*FLAGS, "--config.num_steps=100000")
 def begin_long_run(workdir):
   """Two processes that train; both have compiled, and one has written steps."""
   both = start_two("quickstart", workdir, *LONG)
-  deadline = time.monotonic() + 240
-  while not (workdir / "metrics.jsonl").exists() or not metrics(workdir):
-    assert [one.poll() for one in both] == [None, None]
-    assert time.monotonic() < deadline
-    time.sleep(0.2)
+  _await_step(workdir, 1, both)
   return both
 
 

@@ -261,8 +261,10 @@ def test_a_temporary_folder_is_deleted():
 
 # Modules that reach the file system by another way, and which.
 OTHER_WAYS = {
-  "runtime/snapshot.py": {"exists", "is_dir", "iterdir", "read_text"}
-  | {"write_text"},  # etils.epath, as Orbax needs it
+  # etils.epath, as Orbax needs it.
+  "runtime/snapshot.py": {"exists", "is_dir"},
+  "runtime/saved_arrays.py": {"exists"},
+  "runtime/saved_items.py": {"iterdir", "read_text", "write_text"},
   "runtime/host.py": {"fsync"},  # a file that is synced in portions
   "runtime/processes.py": {"read_text"},  # of /proc, which files.py needs
   "runtime/objects.py": {"open", "tempfile", "glob"},  # what is uploaded

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.models import blip, decoding, families, generation, med
+from blip_jax.models import blip, decoding, families, generation
+from blip_jax.models import cache as cache_lib
 from tests import helpers
 
 PAD, SEP, DEC = 0, 1, 2
@@ -41,7 +42,7 @@ def search(
   ancestors = jnp.zeros(
     (len(scores), texts_per_image, num_positions), jnp.int32
   )
-  empty = med.Cache((), ancestors, jnp.int32(0))
+  empty = cache_lib.Cache((), ancestors, jnp.int32(0))
   logits, cache = extend(ids[:, :prompt_length], empty)
   if settings.num_beams > 1:
     return run.beam_search(ids, logits, cache)

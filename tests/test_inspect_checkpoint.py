@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from blip_jax.tools import inspect_checkpoint
 
-from blip_jax.runtime import best, snapshot
+from blip_jax.runtime import best, saved_arrays, snapshot
 from tests import helpers
 
 
@@ -96,7 +96,7 @@ def test_one_bit_changes_only_its_item(tool, capsys, tmp_path):
 
 def test_digest_sees_names_types_and_shapes(tool):
   def digest(tree):
-    return snapshot.digest(tree)
+    return saved_arrays.digest(tree)
 
   zeros = {"a": np.zeros(4, np.float32)}
   others = [
@@ -131,7 +131,7 @@ def test_step_is_chosen(tool, capsys, tmp_path):
 
 def test_arrays_come_to_the_host_as_they_were(tmp_path):
   state = helpers.ToyRun().save(tmp_path, 1)
-  params = snapshot.load_to_host(snapshot.find(tmp_path), "params")
+  params = saved_arrays.load_to_host(snapshot.find(tmp_path), "params")
   assert isinstance(params["temp"], np.ndarray)
   helpers.assert_same(params, jax.tree.map(jnp.asarray, state.params))
 

@@ -202,3 +202,20 @@ def test_counts_that_cannot_be_are_damage(tmp_path, unit, number, where):
   path.write_text(json.dumps(done))
   assert started.done(unit) is None
   assert "in: expected an integer from 0" in started.damaged["a"]
+
+
+def test_work_units_that_are_not_done_cost_no_requests(server):
+  """A listing says which may be done; only those are asked about."""
+  started = begin(f"{server.bucket()}/job")
+  units = [
+    work_units.WorkUnit(f"{n:02d}", "scenes:train?num=1") for n in range(40)
+  ]
+  for unit in units[:3]:
+    finish(started, unit)
+  assert started.left(units[:3]) == []  # rows are compared once
+  server.requests.clear()
+  started.left(units[:3])
+  of_three = len(server.requests)
+  server.requests.clear()
+  assert started.left(units) == units[3:]
+  assert len(server.requests) == of_three + 1

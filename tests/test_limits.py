@@ -62,7 +62,7 @@ from blip_jax.runtime import (
   overrides,
   paths,
   progress,
-  snapshot,
+  saved_arrays,
 )
 from blip_jax.tasks import losses, momentum
 
@@ -140,7 +140,7 @@ LIMITS = [
   (tar_headers, "MAX_NAME_BYTES", 65_536),
   (tar_headers, "MAX_PAX_BYTES", 1_048_576),
   (hub, "_CHUNK", 262_144),
-  (snapshot, "PART_BYTES", 134_217_728),
+  (saved_arrays, "PART_BYTES", 134_217_728),
   (parquet, "_LARGE_GROUP_BYTES", 134_217_728),
   (parquet, "_GROUPS_KEPT", 2),
   (host, "_PORTION", 134_217_728),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.models import config, med
+from blip_jax.models import config, med, tying
 from blip_jax.tasks import losses
 from tests import helpers
 
@@ -200,11 +200,11 @@ def test_dropout_is_active_only_in_training(golden, encoder):
 
 def test_tie_and_drop_tied_are_inverse():
   params = helpers.params("blip_pretrain")
-  stored = med.drop_tied(params)
+  stored = tying.drop_tied(params)
   assert "word_embeddings" not in stored["text_decoder"]
   assert "crossattention" not in stored["text_decoder"]["layers"]
   assert "ln" in stored["text_decoder"]["layers"]["attention"]
-  full = med.tie(stored)
+  full = tying.tie(stored)
   # The original's checkpoint contains every tied tensor under both names.
   jax.tree.map(np.testing.assert_array_equal, full, params)
 

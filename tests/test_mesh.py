@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from blip_jax import train
-from blip_jax.models import blip, med
+from blip_jax.models import blip, tying
 from blip_jax.models import nlvr as nlvr_model
 from blip_jax.runtime import sharding, train_state
 from blip_jax.tasks import dialog, nlvr, pretrain, retrieval, vqa
@@ -125,7 +125,7 @@ def make_state(task, tx, mesh):
   else:
     golden = helpers.params("blip_pretrain")
   if isinstance(task, pretrain.Pretrain):
-    golden = med.drop_tied(golden)
+    golden = tying.drop_tied(golden)
   elif isinstance(task, retrieval.Retrieval):
     del golden["text_decoder"]
 

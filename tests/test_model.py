@@ -16,8 +16,8 @@ from blip_jax.convert import write
 from blip_jax.data import scenes
 from blip_jax.inference import captioning, loading
 from blip_jax.inference import images as images_lib
-from blip_jax.inference import model as model_lib
-from blip_jax.models import families, med
+from blip_jax.inference.abilities import base
+from blip_jax.models import families, tying
 from blip_jax.runtime import sharding
 from tests import helpers
 
@@ -126,7 +126,7 @@ def test_a_mesh_generates_the_same_captions(images):
 
 def test_a_pretrained_model_captions_too(images):
   model = helpers.make_model("pretrain")
-  tied = dataclasses.replace(model, params=med.tie(model.params))
+  tied = dataclasses.replace(model, params=tying.tie(model.params))
   assert len(tied.caption(images[:2])) == 2
 
 
@@ -256,7 +256,7 @@ def test_a_model_is_shown_in_four_lines(images):
   model = helpers.make_model("pretrain", mesh=mesh, dtype="bfloat16")
   model = dataclasses.replace(
     model,
-    params=med.tie(model.params),
+    params=tying.tie(model.params),
     card=dataclasses.replace(model.card, source="my.pth"),
   )
   abstract = families.abstract("pretrain", model.card.config)
@@ -334,7 +334,7 @@ def test_a_wrong_family_says_what_it_can_do(family, method, can):
 
 
 def test_abilities_of_all_families_are_known():
-  assert sorted(model_lib._ABILITIES) == sorted(families.FAMILIES)
+  assert sorted(base.ABILITIES) == sorted(families.FAMILIES)
 
 
 @pytest.mark.parametrize("size", [33, 0, -8, True])

@@ -8,7 +8,7 @@ import pytest
 
 from blip_jax.convert import model_configs, opening, weights
 from blip_jax.models import config, families
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import saved_arrays
 from tests import helpers
 
 
@@ -72,7 +72,7 @@ def leaves_of(variant, family, image_size=224, **med):
     tokens=config.SpecialTokens(),
     med=med,
   )
-  shapes = snapshot.by_path({"params": families.abstract(family, sizes)})
+  shapes = saved_arrays.by_path({"params": families.abstract(family, sizes)})
   return {
     path: weights.Leaf(x.shape, np.dtype(x.dtype), lambda: None)
     for path, x in shapes.items()

@@ -11,7 +11,7 @@ import blip_jax
 from blip_jax.convert import opening, weights, write
 from blip_jax.models import card as card_lib
 from blip_jax.models import families
-from blip_jax.runtime import sharding, snapshot
+from blip_jax.runtime import saved_arrays, sharding
 from blip_jax.tasks.momentum import NO_IMAGE
 from tests import helpers
 
@@ -110,8 +110,8 @@ def test_a_run_starts_from_external_weights():
   )
   mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
   abstract = sharding.abstract_state(families.abstract("caption", config), mesh)
-  expected = snapshot.by_path(abstract)
-  assert not snapshot.differences(opened.stored, expected)
+  expected = saved_arrays.by_path(abstract)
+  assert not saved_arrays.differences(opened.stored, expected)
   loaded = opened.load(expected)
   path = "visual_encoder/blocks/fc_in/kernel"
   kernel = loaded[path]
@@ -138,8 +138,8 @@ def test_retrieval_starts_with_the_momentum_state_of_pretraining():
     str(helpers.golden_checkpoint("blip_pretrain")), card
   ).momentum
   mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
-  shapes = sharding.abstract_state(snapshot.nested(state.stored), mesh)
-  loaded = state.load(snapshot.by_path(shapes))
+  shapes = sharding.abstract_state(saved_arrays.nested(state.stored), mesh)
+  loaded = state.load(saved_arrays.by_path(shapes))
   external = helpers.state_dict("blip_pretrain")
   np.testing.assert_array_equal(
     loaded["image_queue"], external["image_queue"].T
@@ -200,7 +200,7 @@ def test_a_native_checkpoint_is_loaded_directly_onto_the_mesh(
   def refuse(*args):
     raise AssertionError("read to the host")
 
-  monkeypatch.setattr(snapshot.Arrays, "load", refuse)
+  monkeypatch.setattr(saved_arrays.Arrays, "load", refuse)
   mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
   model = blip_jax.load(tmp_path / "run", mesh=mesh)
   jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.models import blip, config, med
+from blip_jax.models import blip, config, tying
 from blip_jax.tasks import momentum as momentum_lib
 from blip_jax.tasks import pretrain
 from tests import helpers
@@ -60,7 +60,7 @@ def loss_and_grads(
 
 
 def start_state():
-  params = med.drop_tied(helpers.params("blip_pretrain"))
+  params = tying.drop_tied(helpers.params("blip_pretrain"))
   state = helpers.state_dict("blip_pretrain")
   momentum = momentum_lib.Momentum(
     params_m=helpers.momentum_params("blip_pretrain"),

@@ -19,6 +19,7 @@ from blip_jax.runtime import (
   files,
   lock,
   metrics,
+  saved_arrays,
   snapshot,
 )
 from tests import helpers, jobs, short_runs
@@ -78,7 +79,7 @@ def test_a_run_is_killed_and_resumed(bucket, tmp_path, monkeypatch):
   train.train(config, workdir)
   assert files.list_folder(f"{workdir}/checkpoints") == ["3", "4"]
   left, right = (
-    snapshot.load_to_host(snapshot.find(run), "params")
+    saved_arrays.load_to_host(snapshot.find(run), "params")
     for run in (tmp_path / "run", workdir)
   )
   helpers.assert_same(left, right)
@@ -193,7 +194,7 @@ def test_the_best_parameters(bucket, run):
   assert not best.Best(bucket, ["val/score"]).update(
     4, params, {"val/score": 0.6}
   )
-  loaded = snapshot.load_to_host(snapshot.find(f"{bucket}/best"), "params")
+  loaded = saved_arrays.load_to_host(snapshot.find(f"{bucket}/best"), "params")
   helpers.assert_same(loaded, params)
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from blip_jax.evaluators import ranking, samples
+from blip_jax.evaluators.result_file import ResultFile
 from blip_jax.runtime import contact_sheet
 from tests.colour_task import ColourImages, ColourTask, colour_split, evaluate
 
@@ -11,7 +12,7 @@ def test_unreadable_images_are_not_shown(tmp_path, capsys):
   split = colour_split(ColourImages(bad=(0,)))
   ranker = ranking.Ranking(split, ColourTask())
   path = tmp_path / "samples.png"
-  sheet = samples.Samples(split, ColourTask(), ranker, 3, path)
+  sheet = samples.Samples(split, ColourTask(), ranker, 3, ResultFile(path))
   assert evaluate(sheet) == {"caption_exact": 100.0}
   assert path.exists()
   printed = capsys.readouterr().out
@@ -27,7 +28,7 @@ def test_the_sheet_labels_its_lines(tmp_path, monkeypatch):
   split = colour_split(ColourImages())
   ranker = ranking.Ranking(split, ColourTask())
   evaluator = samples.Samples(
-    split, ColourTask(), ranker, 3, tmp_path / "samples.png"
+    split, ColourTask(), ranker, 3, ResultFile(tmp_path / "samples.png")
   )
   evaluate(evaluator)
   ((*_, last),) = sheets
@@ -44,7 +45,9 @@ def test_five_captions_are_printed_and_all_are_compared(tmp_path, capsys):
   source[6]["caption"] = ["nothing"]
   split = colour_split(source, batch_size=8)
   ranker = ranking.Ranking(split, ColourTask())
-  sheet = samples.Samples(split, ColourTask(), ranker, 1, tmp_path / "a.png")
+  sheet = samples.Samples(
+    split, ColourTask(), ranker, 1, ResultFile(tmp_path / "a.png")
+  )
   assert evaluate(sheet) == {"caption_exact": pytest.approx(600 / 7)}
   printed = capsys.readouterr().out
   assert printed.count("true:") == printed.count("generated:") == 5

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from blip_jax.data import schema, sources
+from blip_jax.data import cells, kept_columns, schema, sources
 
 NAN = float("nan")
 
@@ -54,9 +54,9 @@ def test_keys_that_records_have_anyway_cannot_be_kept(name):
 
 
 def test_the_columns_to_keep_are_names_not_letters():
-  assert schema.kept_names(["b", "a", "b"]) == ("b", "a")
+  assert kept_columns.names(["b", "a", "b"]) == ("b", "a")
   with pytest.raises(ValueError, match=r"keep: .* names, found 'question'"):
-    schema.kept_names("question")
+    kept_columns.names("question")
 
 
 @pytest.mark.parametrize("image", [None, NAN, np.float32("nan"), "", " \n"])
@@ -114,7 +114,7 @@ def test_a_value_that_is_absent_or_of_another_type_costs_its_row(
   ],
 )
 def test_a_caption_is_text_or_texts(caption, expected):
-  assert schema.caption(caption, "x:0", "x: row 0") == expected
+  assert cells.caption(caption, "x:0", "x: row 0") == expected
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_caption_is_text_or_texts(caption, expected):
   ],
 )
 def test_an_image_id_is_a_number_or_text(value, expected):
-  found = schema.image_id(value, "x:0", "x: row 0")
+  found = cells.image_id(value, "x:0", "x: row 0")
   assert (found, type(found)) == (expected, type(expected))
   row = {"image": "a", "text": "t", "image_id": value}
   record = schema.Columns().record(row, "x:0", "x: row 0")
@@ -166,13 +166,13 @@ def test_what_identifies_no_image_costs_its_row(value):
   ],
 )
 def test_the_largest_ids(value, expected):
-  assert schema.image_id(value, "x:0", "x: row 0") == expected
+  assert cells.image_id(value, "x:0", "x: row 0") == expected
 
 
 @pytest.mark.parametrize("value", [-(2.0**53), 10**1000, "7" * 1001])
 def test_ids_beyond_the_largest(value):
   with pytest.raises(sources.BadRow, match="at most 1,000 characters"):
-    schema.image_id(value, "x:0", "x: row 0")
+    cells.image_id(value, "x:0", "x: row 0")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_ids_beyond_the_largest(value):
   ],
 )
 def test_empty_cells(value, missing):
-  assert schema.is_missing(value) == missing
+  assert cells.is_missing(value) == missing
 
 
 def columns_at(place, number):

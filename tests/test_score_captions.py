@@ -11,6 +11,7 @@ from PIL import Image
 
 from blip_jax.data import datasets, scenes
 from blip_jax.evaluators import captions
+from blip_jax.evaluators.result_file import ResultFile
 from blip_jax.inference import line_job, stamps
 from blip_jax.models import decoding
 from tests.colour_task import COLOURS, ColourTask, colour_split, evaluate
@@ -139,8 +140,8 @@ def test_a_run_is_scored_by_the_split_that_it_captioned(tool, split, tmp_path):
     ColourTask(),
     decoding.Decoding(6, 0, num_beams=1),
     None,
-    results,
-    tmp_path / "samples.png",
+    ResultFile(results),
+    ResultFile(tmp_path / "samples.png"),
     0,
   )
   scores = evaluate(evaluator)

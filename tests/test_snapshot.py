@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from etils import epath
 
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import saved_arrays, saved_items, snapshot
 
 
 def test_twenty_lines_are_shown_and_the_others_counted():
   lines = [f"line {n}" for n in range(22)]
-  assert snapshot.first_lines(lines[:20]) == "\n".join(lines[:20])
-  shown = snapshot.first_lines(lines[:21]).split("\n")
+  assert saved_arrays.first_lines(lines[:20]) == "\n".join(lines[:20])
+  shown = saved_arrays.first_lines(lines[:21]).split("\n")
   assert shown == [*lines[:20], "   ... and 1 more"]
-  assert snapshot.first_lines(lines, 1) == "line 0\n   ... and 21 more"
-  assert snapshot.first_lines([]) == ""
+  assert saved_arrays.first_lines(lines, 1) == "line 0\n   ... and 21 more"
+  assert saved_arrays.first_lines([]) == ""
 
 
 def array(*shape, dtype="float32"):
@@ -25,27 +25,27 @@ def test_differences_of_names_shapes_and_dtypes():
   saved = {"a": array(2), "b": array(2), "c": array(2), "x": array(1)}
   expected = {"a": array(2), "b": array(3), "d": array(1)}
   expected["c"] = array(2, dtype="int32")
-  assert snapshot.differences(saved, expected) == [
+  assert saved_arrays.differences(saved, expected) == [
     " - d",
     " + x",
     "   b: checkpoint float32[2], config float32[3]",
     "   c: checkpoint float32[2], config int32[2]",
   ]
-  assert snapshot.differences(saved, saved) == []
+  assert saved_arrays.differences(saved, saved) == []
 
 
 def test_a_digest_depends_on_paths_types_shapes_and_bytes():
   tree = {"a": np.arange(6, dtype=np.int32), "b": {"c": np.ones(2)}}
   same = {"b": {"c": np.ones(2)}, "a": tree["a"].copy()}
-  digest = snapshot.digest(tree)
-  assert snapshot.digest(same) == digest
+  digest = saved_arrays.digest(tree)
+  assert saved_arrays.digest(same) == digest
   for other in (
     {**tree, "a": tree["a"].astype(np.uint32)},
     {**tree, "a": tree["a"].reshape(2, 3)},
     {**tree, "a": tree["a"][::-1]},
     {"a": tree["a"], "b": {"d": np.ones(2)}},
   ):
-    assert snapshot.digest(other) != digest
+    assert saved_arrays.digest(other) != digest
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_digest_depends_on_paths_types_shapes_and_bytes():
 )
 def test_arrays_are_read_in_parts(monkeypatch, sizes, parts):
   """Parts of two arrays of 4 bytes at most, but for a larger array."""
-  monkeypatch.setattr(snapshot, "PART_BYTES", 8)
+  monkeypatch.setattr(saved_arrays, "PART_BYTES", 8)
   leaves = {str(n): array(size) for n, size in enumerate(sizes)}
-  found = snapshot._parts(leaves)
+  found = saved_arrays._parts(leaves)
   assert found == [[str(n) for n in part] for part in parts]
 
 
@@ -91,9 +91,9 @@ def test_the_latest_step_of_a_run_is_found_by_number(tmp_path):
 def test_paths_and_trees():
   tree = {"a": {"b": 1, "c": 2}, "d": 3}
   leaves = {"a/b": 1, "a/c": 2, "d": 3}
-  assert snapshot.by_path(tree) == leaves
-  assert snapshot.nested(leaves) == tree
+  assert saved_arrays.by_path(tree) == leaves
+  assert saved_arrays.nested(leaves) == tree
 
 
 def test_each_process_has_a_file():
-  assert snapshot.process_file() == "process_0-of-1.json"
+  assert saved_items.process_file() == "process_0-of-1.json"

@@ -11,7 +11,7 @@ import pytest
 
 from blip_jax import defaults, task_table, train
 from blip_jax.models import families
-from blip_jax.runtime import sharding, snapshot
+from blip_jax.runtime import saved_arrays, sharding, snapshot
 from blip_jax.tasks import base
 
 
@@ -114,7 +114,7 @@ def test_a_new_task_trains(with_toy, tmp_path):
   assert second < first
   assert results == {"val/bias": pytest.approx(2.8, abs=0.1)}
   assert json.loads((tmp_path / "results.json").read_text()) == results
-  saved = snapshot.load_to_host(snapshot.find(tmp_path), "params")
+  saved = saved_arrays.load_to_host(snapshot.find(tmp_path), "params")
   assert saved["text_proj"]["bias"] == pytest.approx(results["val/bias"])
   card = snapshot.find(tmp_path) / "model" / "model.json"
   assert json.loads(card.read_text())["family"] == "feature"

@@ -27,7 +27,7 @@ from blip_jax import (
 from blip_jax.cli import recipes
 from blip_jax.data import datasets, scenes
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import sharding, snapshot, stopping
+from blip_jax.runtime import saved_arrays, sharding, snapshot, stopping
 from tests import QUICK_TO_COMPILE, helpers, short_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -178,7 +178,7 @@ def test_a_run_starts_from_another_at_a_larger_image_size(tmp_path, pretrained):
   config.optim.warmup_steps = 1
   train.train(config, str(tmp_path))
   before, after = (
-    snapshot.load_to_host(snapshot.find(run), "params")["visual_encoder"]
+    saved_arrays.load_to_host(snapshot.find(run), "params")["visual_encoder"]
     for run in (pretrained, tmp_path)
   )
   assert before["pos_embed"].shape[1] == 1 + 2 * 2
@@ -208,7 +208,7 @@ def test_captioner_from_pretraining_and_its_files(tmp_path, pretrained):
   assert (tuned / "samples.png").exists()
   # It was evaluated at the end alone, so the last is the best.
   kept, last = (
-    snapshot.load_to_host(snapshot.find(folder), "params")
+    saved_arrays.load_to_host(snapshot.find(folder), "params")
     for folder in (tuned / "best", tuned)
   )
   jax.tree.map(np.testing.assert_array_equal, kept, last)
@@ -364,7 +364,7 @@ def test_nlvr_from_pretraining_and_its_files(tmp_path, pretrained):
   ]
   assert (tmp_path / "tuned/best").exists()
   before, after = (
-    snapshot.load_to_host(snapshot.find(run), "params")["text_encoder"]
+    saved_arrays.load_to_host(snapshot.find(run), "params")["text_encoder"]
     for run in (pretrained, tmp_path / "tuned")
   )
   key = before["layers"]["crossattention"]["key"]["kernel"]
@@ -390,7 +390,7 @@ def test_dialogs_from_pretraining_and_their_files(tmp_path, pretrained):
   assert [row["image_id"] for row in written] == [n // 4 for n in range(24)]
   assert (tmp_path / "tuned/best").exists()
   before, after = (
-    snapshot.load_to_host(snapshot.find(run), "params")
+    saved_arrays.load_to_host(snapshot.find(run), "params")
     for run in (pretrained, tmp_path / "tuned")
   )
   assert after.keys() == {"visual_encoder", "text_encoder", "itm_head"}

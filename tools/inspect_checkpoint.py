@@ -27,7 +27,15 @@ from collections.abc import Iterator, Sequence
 import jax
 from etils import epath
 
-from blip_jax.runtime import best, command, digests, files, snapshot
+from blip_jax.runtime import (
+  best,
+  command,
+  digests,
+  files,
+  saved_arrays,
+  saved_items,
+  snapshot,
+)
 
 DAMAGED, UNVERIFIED = 1, 3
 
@@ -35,10 +43,10 @@ DAMAGED, UNVERIFIED = 1, 3
 def table(folder: epath.Path) -> Iterator[str]:
   """Yields a line per item: leaves, numbers in them, bytes."""
   yield f"{'item':<12}{'leaves':>8}{'numbers':>16}{'bytes':>16}"
-  for name in snapshot.ARRAYS:
+  for name in saved_items.ARRAYS:
     if not (folder / name).exists():
       continue
-    leaves = jax.tree.leaves(snapshot.stored(folder, name))
+    leaves = jax.tree.leaves(saved_arrays.stored(folder, name))
     numbers = sum(leaf.size for leaf in leaves)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     yield f"{name:<12}{len(leaves):>8}{numbers:>16,}{size:>16,}"
@@ -65,11 +73,11 @@ def steps(path: epath.Path) -> Iterator[str]:
 
 def arrays(folder: epath.Path) -> Iterator[str]:
   """Yields a line per array of a checkpoint."""
-  for name in snapshot.ARRAYS:
+  for name in saved_items.ARRAYS:
     if not (folder / name).exists():
       continue
-    found = snapshot.by_path(snapshot.stored(folder, name))
-    split = snapshot.shardings(folder, name)
+    found = saved_arrays.by_path(saved_arrays.stored(folder, name))
+    split = saved_arrays.shardings(folder, name)
     for path, leaf in sorted(found.items()):
       size = leaf.size * leaf.dtype.itemsize
       shape = f"{leaf.dtype.name}{list(leaf.shape)}".replace(" ", "")
@@ -117,9 +125,10 @@ def _verify_one(folder: epath.Path) -> int:
 
 def value_digests(folder: epath.Path) -> Iterator[str]:
   """Yields `<item> <sha256>` for each item, or `<item> absent`."""
-  for name in snapshot.ARRAYS:
+  for name in saved_items.ARRAYS:
     if (folder / name).exists():
-      yield f"{name} {snapshot.digest(snapshot.load_to_host(folder, name))}"
+      arrays = saved_arrays.load_to_host(folder, name)
+      yield f"{name} {saved_arrays.digest(arrays)}"
     else:
       yield f"{name} absent"
   data = hashlib.sha256()
@@ -134,7 +143,9 @@ def _data_files(folder: epath.Path) -> list[epath.Path]:
 
 @command.reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument(
     "workdir", type=command.local_path, help="a run's folder, or one step's"
   )

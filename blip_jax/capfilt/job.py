@@ -60,7 +60,7 @@ def run(config: Config, workdir: str) -> dict[str, int]:
   ledger = ledger_lib.Ledger(folder)
   results = summary(ledger, own)
   if own and results["images/in"] == results["images/bad"]:
-    done_files = filter(None, map(ledger.done, own))
+    done_files = ledger.all_done(own).values()
     problem = next(filter(None, map(_first_problem, done_files)), "")
     text = f"config.source: no image can be used; {problem}"
     if len(own) == len(work_units):
@@ -132,7 +132,7 @@ def summary(
     `work_units`, `work_units_done`, and `<kind>/<outcome>` for images, web and
     synthetic texts, and the outcomes in, kept, dropped and bad.
   """
-  done_files = [*filter(None, map(ledger.done, work_units))]
+  done_files = [*ledger.all_done(work_units).values()]
   results = {
     "work_units": len(work_units),
     "work_units_done": len(done_files),

@@ -4,12 +4,13 @@ A finished work unit has `NAME.parquet` and, written after it, `NAME.done.json`.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from blip_jax.capfilt import work_units
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _JOB = "job.json"
 _DONE = ".done.json"
+# So many work units are asked about one by one: a listing names all of a job's.
+_FEW = 16
 # What a done-file must have at least, as `json_files` writes types.
 NUMBER = range(2**53)
 _COUNTS = dict.fromkeys(("in", "kept", "dropped", "bad"), NUMBER)
@@ -133,10 +136,35 @@ class Ledger:
     that the work unit has to be done again. The first time, a process reads all
     of the rows to compare their hash.
     """
+    return self._done(work_unit, lambda: digest(self.settings))
+
+  def all_done(
+    self, work_units: Sequence[WorkUnit]
+  ) -> dict[str, dict[str, Any]]:
+    """Name -> content of the done-file, of those that `done` has one of.
+
+    Of many work units a listing says which may be done, so that an object store
+    is not asked about each of the others.
+    """
+    if len(work_units) > _FEW:
+      there = {*files.list_folder(self.folder)}
+      work_units = [u for u in work_units if self.done_path(u).name in there]
+    settings = functools.cache(lambda: digest(self.settings))
+    found = {unit.name: self._done(unit, settings) for unit in work_units}
+    return {name: done for name, done in found.items() if done is not None}
+
+  def left(self, work_units: Sequence[WorkUnit]) -> list[WorkUnit]:
+    """The work units that are not done, in order."""
+    done = self.all_done(work_units)
+    return [unit for unit in work_units if unit.name not in done]
+
+  def _done(
+    self, work_unit: WorkUnit, settings: Callable[[], str]
+  ) -> dict[str, Any] | None:
     path, rows_path = self.done_path(work_unit), self.rows_path(work_unit)
     try:
       done = _read_done(path)
-      if done["settings"] != digest(self.settings) or not work_unit.unchanged(
+      if done["settings"] != settings() or not work_unit.unchanged(
         done["input"]
       ):
         return None

@@ -150,8 +150,8 @@ def check_done(
   ledger: Ledger, work_units: Sequence[WorkUnit]
 ) -> list[dict[str, Any]]:
   """The done-files of work units; raises `ValueError` unless all are there."""
-  found = [(unit.name, ledger.done(unit)) for unit in work_units]
-  missing = [name for name, done in found if done is None]
+  done = ledger.all_done(work_units)
+  missing = [unit.name for unit in work_units if unit.name not in done]
   if missing:
     raise ValueError(
       f"{ledger.folder}: {len(missing)} of {len(work_units)} work units are "
@@ -159,7 +159,7 @@ def check_done(
       f"{missing[:3]}; first finish the job with config.job=capfilt"
       + "".join(f"\n  {damage}" for damage in ledger.damaged.values())
     )
-  return [done for _, done in found if done is not None]
+  return [done[unit.name] for unit in work_units]
 
 
 def _kept_pairs(

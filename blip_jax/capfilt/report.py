@@ -56,11 +56,8 @@ def report(config: Config, workdir: str) -> dict[str, int]:
 def _report(
   config: Config, ledger: Ledger, work_units: Sequence[WorkUnit]
 ) -> dict[str, int]:
-  done_files = {
-    work_unit: done
-    for work_unit in work_units
-    if (done := ledger.done(work_unit)) is not None
-  }
+  done = ledger.all_done(work_units)
+  done_files = {u: done[u.name] for u in work_units if u.name in done}
   if not done_files:
     raise ValueError(
       f"{ledger.folder}: no work unit is done, so there is nothing to show; "

@@ -17,7 +17,7 @@ from blip_jax.capfilt.progress import Progress
 from blip_jax.capfilt.work_units import WorkUnit
 from blip_jax.inference import loading
 from blip_jax.inference import model as model_lib
-from blip_jax.runtime import files, sharding, snapshot
+from blip_jax.runtime import files, saved_arrays, sharding
 from blip_jax.runtime.config import Config
 
 log = logging.getLogger(__name__)
@@ -128,8 +128,8 @@ def _settings(
     options = {**card.generation, **generation}
   mesh = filter_model.mesh
   return {
-    "captioner": captioner and snapshot.digest(captioner.params)[:16],
-    "filter": snapshot.digest(filter_model.params)[:16],
+    "captioner": captioner and saved_arrays.digest(captioner.params)[:16],
+    "filter": saved_arrays.digest(filter_model.params)[:16],
     "seed": config.seed,
     "threshold": config.threshold,
     "prompt": prompt,
@@ -154,7 +154,7 @@ def _settings(
 
 def _say_other_versions(ledger: Ledger, work_units: Sequence[WorkUnit]) -> None:
   now = loop.made_with()
-  for done in filter(None, map(ledger.done, work_units)):
+  for done in ledger.all_done(work_units).values():
     there = done.get("made_with", now)
     changes = [
       f"{key} {there.get(key)} there, {now[key]} now"

@@ -19,8 +19,8 @@ from flax import traverse_util
 from blip_jax.convert import weights
 from blip_jax.convert.weights import Leaf, Leaves, Report
 from blip_jax.models import config as model_config
-from blip_jax.models import families, initial, med, vit
-from blip_jax.runtime import snapshot
+from blip_jax.models import families, initial, tying, vit
+from blip_jax.runtime import saved_arrays
 from blip_jax.tasks import momentum
 
 # Rules, as the report names them.
@@ -133,7 +133,7 @@ def to_family(
 def is_shared(path: str) -> bool:
   """Whether pre-training's text decoder shares this text encoder parameter."""
   item, tower, *rest = path.split("/")
-  return (item, tower) == ("params", "text_encoder") and med.is_shared(
+  return (item, tower) == ("params", "text_encoder") and tying.is_shared(
     tuple(rest)
   )
 
@@ -272,7 +272,7 @@ def _add_fresh(
 def _expected(
   family: str, config: model_config.BlipConfig
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  return snapshot.by_path({"params": families.abstract(family, config)})
+  return saved_arrays.by_path({"params": families.abstract(family, config)})
 
 
 def check(leaves: Leaves, family: str, config: model_config.BlipConfig) -> None:
@@ -291,11 +291,11 @@ def check(leaves: Leaves, family: str, config: model_config.BlipConfig) -> None:
     )
   if any(path.startswith("momentum/") for path in leaves):
     expected = {**expected, **_expected_momentum(leaves, expected)}
-  lines = snapshot.differences(leaves, expected)
+  lines = saved_arrays.differences(leaves, expected)
   if lines:
     raise ValueError(
       "the checkpoint does not fit the model ( - missing in the checkpoint, + "
-      f"not in the model):\n{snapshot.first_lines(lines)}"
+      f"not in the model):\n{saved_arrays.first_lines(lines)}"
     )
 
 

@@ -29,7 +29,7 @@ from blip_jax.convert import (
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import card as card_lib
 from blip_jax.models import families
-from blip_jax.runtime import files, sharding, snapshot, start
+from blip_jax.runtime import files, saved_arrays, sharding, snapshot, start
 
 # What is read of a native checkpoint, and so has to be sound.
 _READ = ("params", "momentum", "model")
@@ -98,9 +98,11 @@ class Checkpoint:
     if not leaves:
       return None
     if self.folder is not None:
-      return snapshot.load_on_mesh(self.folder, item, mesh)
-    abstract = sharding.abstract_state(snapshot.nested(_shapes(leaves)), mesh)
-    return snapshot.nested(self.load(snapshot.by_path(abstract), item))
+      return saved_arrays.load_on_mesh(self.folder, item, mesh)
+    abstract = sharding.abstract_state(
+      saved_arrays.nested(_shapes(leaves)), mesh
+    )
+    return saved_arrays.nested(self.load(saved_arrays.by_path(abstract), item))
 
   def __repr__(self) -> str:
     return (
@@ -220,7 +222,7 @@ def open_weights(name_or_path: str, card: card_lib.Card) -> start.Weights:
       opened = _open_native(folder)
       same = (stored.family, stored.config.vit.grid) == (card.family, grid)
       if same and opened.folder is not None:
-        return snapshot.Arrays(folder)
+        return saved_arrays.Arrays(folder)
     else:
       hints = model_configs.read_hints(card.to_json())
       opened = _open_external(name_or_path, path, card.family, hints)
@@ -347,7 +349,7 @@ def _open_native(folder: epath.Path) -> Checkpoint:
   card, leaves = _card(folder), {}
   for item in ("params", "momentum"):
     if files.exists(folder / item):
-      arrays = snapshot.Arrays(folder, item)
+      arrays = saved_arrays.Arrays(folder, item)
       for name, read in arrays.readers().items():
         leaf, path = arrays.stored[name], f"{item}/{name}"
         leaves[path] = weights.Leaf(leaf.shape, leaf.dtype, read, memory=path)

@@ -24,7 +24,7 @@ from blip_jax.convert.opening import Checkpoint
 from blip_jax.convert.weights import Leaf, Leaves
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.runtime import digests, files, lock, sharding, snapshot
+from blip_jax.runtime import digests, files, lock, saved_items, sharding
 from blip_jax.tasks import momentum
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _write_orbax(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
   texts = companions.model_files(checkpoint.card, checkpoint.tokenizer)
   items = {
     "params": checkpoint.on_mesh("params", mesh),
-    "model": snapshot.FilesItem(texts),
+    "model": saved_items.FilesItem(texts),
   }
   momentum_state = checkpoint.on_mesh("momentum", mesh)
   if momentum_state is not None:

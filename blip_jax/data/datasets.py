@@ -10,9 +10,9 @@ from blip_jax.data import (
   folders,
   json_datasets,
   json_index,
+  kept_columns,
   question_files,
   scenes,
-  schema,
   shards,
   sources,
   specs,
@@ -352,11 +352,11 @@ def _open_scenes(
   address: str, keep: Sequence[str], with_captions: bool
 ) -> scenes.Scenes:
   split, query = specs.split_query(address)
-  kept = schema.kept_names(specs.all_kept(query, keep))
+  kept = kept_columns.names(specs.all_kept(query, keep))
   options = specs.options(specs.without_keep(query), scenes.Scenes)
   source = scenes.Scenes(split, with_captions=with_captions, **options)
   if kept:  # records have these keys with and without `keep`
-    schema.check_kept(kept, source[0].keys(), f"scenes:{split}")
+    kept_columns.check(kept, source[0].keys(), f"scenes:{split}")
   return source
 
 

@@ -173,6 +173,7 @@ class DialogExample(examples.Stacked):
       picked = self._sampled(dialog, rng)
     else:
       picked = [(n, range(len(dialog[n].candidates))) for n in asked(dialog)]
+      self._check_size(dialog)
     example = self.blank()
     written = self.texts.rounds(dialog, picked)
     for row, (ids, mask) in enumerate(written):
@@ -202,6 +203,16 @@ class DialogExample(examples.Stacked):
     arrays = {name: np.zeros(x, np.int32) for name, x in shapes.items()}
     return {"image": examples.black(self.image), **arrays}
 
+  def _check_size(self, dialog: Sequence[dialogs.Round]) -> None:
+    rounds, candidates = _size(dialog)
+    if rounds > self.rounds or candidates > self.candidates:
+      raise transforms.BadSample(
+        "dialog_too_large",
+        f"expected at most {self.rounds} rounds with at most "
+        f"{self.candidates} candidates, found {rounds} and {candidates}; see "
+        "config.dialog.max_rounds and config.dialog.max_candidates",
+      )
+
   def _sampled(
     self, dialog: Sequence[dialogs.Round], rng: np.random.Generator
   ) -> list[Picked]:
@@ -227,23 +238,31 @@ def asked(dialog: Sequence[dialogs.Round]) -> list[int]:
   return [number for number, each in enumerate(dialog) if each.candidates]
 
 
-def most(source: Any) -> tuple[int, int]:
+def most(source: Any, max_rounds: int, max_candidates: int) -> tuple[int, int]:
   """Returns how many rounds with candidates a dialog has at most, and how many
   candidates a round; at least 1.
 
   Args:
     source: of dialogs, all of which are read, without their images.
+    max_rounds: dialogs with more rounds that have candidates do not count.
+    max_candidates: nor do those with a round that has more candidates.
   """
-  rounds, candidates = 1, 1
+  largest = 1, 1
   for index in range(len(source)):
     try:
       dialog = source[index]["dialog"]
     except sources.BadRow:
       continue  # which is counted when its image is read
-    sizes = [len(dialog[number].candidates) for number in asked(dialog)]
-    rounds = max(rounds, len(sizes))
-    candidates = max(candidates, *sizes)
-  return rounds, candidates
+    rounds, candidates = _size(dialog)
+    if rounds <= max_rounds and candidates <= max_candidates:
+      largest = max(largest[0], rounds), max(largest[1], candidates)
+  return largest
+
+
+def _size(dialog: Sequence[dialogs.Round]) -> tuple[int, int]:
+  """The number of rounds with candidates, and the most candidates of one."""
+  sizes = [len(each.candidates) for each in dialog if each.candidates]
+  return len(sizes), max(sizes, default=0)
 
 
 def _choose(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from blip_jax.data import grouped, json_index, offsets, schema, sources
+from blip_jax.data import cells, grouped, json_index, offsets, schema, sources
 from blip_jax.runtime import files
 
 _Span = tuple[int, int]  # start and end in bytes
@@ -228,7 +228,7 @@ def _value(data: np.ndarray, span: _Span, key: str) -> Any:
 
 def _image_key(data: np.ndarray, span: _Span, key: str) -> str | None:
   try:
-    image_id = schema.image_id(_value(data, span, key), "", "")
+    image_id = cells.image_id(_value(data, span, key), "", "")
   except sources.BadRow:
     return None
   return None if image_id is None else str(image_id)

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 from absl import logging
 
-from blip_jax.data import offsets, rejects, schema
+from blip_jax.data import cells, offsets, rejects, schema
 from blip_jax.runtime import files
 
 # A row group with images that is larger once it is unpacked, and so many times
@@ -302,7 +302,7 @@ def _is_caption(type: pyarrow.DataType) -> bool:
   if pyarrow.types.is_list(type) or pyarrow.types.is_large_list(type):
     type = type.value_type
     if pyarrow.types.is_struct(type):  # such as Karpathy's sentences
-      return not set(schema.TEXTS).isdisjoint(type.names)
+      return not set(cells.TEXTS).isdisjoint(type.names)
   return _is_text(type) or _is_bytes(type)
 
 

@@ -6,16 +6,20 @@ another type. That costs its row. Only a column that no row has is an error.
 """
 
 import dataclasses
-import functools
-import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from blip_jax.data import dialogs, questions, rejects, sources, statements
+from blip_jax.data import (
+  cells,
+  dialogs,
+  kept_columns,
+  questions,
+  rejects,
+  sources,
+  statements,
+)
 from blip_jax.runtime import files
 
 # The first name that a row has wins; a TFDS builder's features are searched
@@ -26,19 +30,12 @@ CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 # row's `id` may be that of a caption or of the row itself, so it is none of
 # these.
 _IMAGE_IDS = ("image_id", "img_id", "cocoid", "imgid", "imageId")
-# Where a caption in a list is an object. Karpathy's have `raw` and `tokens`.
-TEXTS = ("raw", "caption", "text")
 # Where a column's value goes in `image_file`, and with how many digits.
 _VALUE = re.compile(r"\{(\w+)(?::0?(\d{1,2}))?\}")
-# Keys that records have a meaning for; `keep` cannot name them.
-_RESERVED = ("image", "caption", "id", "image_id")
 
 # Formats without a schema are searched this far for the columns: where even
 # more rows lack one, too many rows would be bad anyway.
 _SCHEMA_ROWS = 10_000
-
-# Above this a float no longer tells neighbouring numbers apart.
-_MAX_EXACT_FLOAT = 2**53
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Columns:
   _on_disk: dict[str, str] = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
-    object.__setattr__(self, "keep", kept_names(self.keep))
+    object.__setattr__(self, "keep", kept_columns.names(self.keep))
     names = {name for name, _ in _VALUE.findall(self.image_file)}
     if self.image_file and len(names) != 1:
       raise ValueError(
@@ -120,9 +117,9 @@ class Columns:
       return None
     if self.image_file:
       self._file_key(columns, where)
-      return _first(self._images, columns)
+      return cells.first(self._images, columns)
     if not self.needs_image and self.image_id_key(columns):
-      return _first(self._images, columns)
+      return cells.first(self._images, columns)
     return _key(columns, "image", "a path", self._images, where)
 
   def caption_key(self, columns: Collection[str], where: str) -> str:
@@ -130,7 +127,7 @@ class Columns:
     return _key(columns, "caption", "text", self._captions, where)
 
   def image_id_key(self, columns: Collection[str]) -> str | None:
-    return _first(_IMAGE_IDS, columns)
+    return cells.first(_IMAGE_IDS, columns)
 
   def check(self, columns: Collection[str], where: str) -> None:
     """Raises `ValueError` unless all columns that a record needs are there."""
@@ -143,7 +140,7 @@ class Columns:
       statements.check(columns, where)
     if self.with_dialogs:
       dialogs.check(columns, where)
-    check_kept(self.keep, columns, where)
+    kept_columns.check(self.keep, columns, where)
 
   def record(
     self, row: Mapping[str, Any], id: str, where: str
@@ -168,32 +165,32 @@ class Columns:
     elif self.needs_image or self._names_image(row):
       record["image"] = self._image(row, id, where)
     if self.with_captions:
-      key = _first(self._captions, row)
+      key = cells.first(self._captions, row)
       if key is None:
         detail = _absent(where, self._captions, row)
         raise sources.BadRow(id, "missing_caption", detail)
-      record["caption"] = caption(row[key], id, f"{where}: {key!r}")
+      record["caption"] = cells.caption(row[key], id, f"{where}: {key!r}")
     if key := self.image_id_key(row):
-      number = image_id(row[key], id, f"{where}: {key!r}")
+      number = cells.image_id(row[key], id, f"{where}: {key!r}")
       if number is not None:
         record["image_id"] = number
     if self.with_questions:
       record |= questions.record(row, id, where)
     if self.with_dialogs:
       record |= dialogs.record(row, id, where)
-    return record | kept_values(self.keep, row, id, where)
+    return record | kept_columns.values(self.keep, row, id, where)
 
   def _names_image(self, row: Mapping[str, Any]) -> bool:
     """Whether a row has an image, or else no id either."""
-    key = _first(self._images, row)
+    key = cells.first(self._images, row)
     id_key = self.image_id_key(row)
-    has_id = id_key is not None and not is_missing(row[id_key])
-    return not has_id or (key is not None and not is_missing(row[key]))
+    has_id = id_key is not None and not cells.is_missing(row[id_key])
+    return not has_id or (key is not None and not cells.is_missing(row[key]))
 
   def _image(self, row: Mapping[str, Any], id: str, where: str) -> str | bytes:
     if self.image_file:
       return os.path.join(self.image_root, self._file(row, id, where))
-    key = _first(self._images, row)
+    key = cells.first(self._images, row)
     if key is None:
       detail = _absent(where, self._images, row)
       raise sources.BadRow(id, "missing_image", detail)
@@ -203,11 +200,11 @@ class Columns:
     """An image as a record has it, from what a row has under `key`."""
     if isinstance(image, bytes):
       return image
-    if is_missing(image):
+    if cells.is_missing(image):
       detail = f"{where}: nothing under {key!r}"
       raise sources.BadRow(id, "missing_image", detail)
     if not isinstance(image, str):
-      raise _mistake(id, f"{where}: {key!r}", "a path", image)
+      raise cells.mistake(id, f"{where}: {key!r}", "a path", image)
     if image.startswith(("http://", "https://")):
       try:
         image = sources.path_of_url(image)
@@ -220,7 +217,7 @@ class Columns:
     """The column in `image_file`; `ValueError` if there is none."""
     name = _VALUE.findall(self.image_file)[0][0]
     names = _IMAGE_IDS if name == "image_id" else (name,)
-    if (key := _first(names, columns)) is None:
+    if (key := cells.first(names, columns)) is None:
       raise ValueError(
         f"{where}: expected the name of an image under {_choice(names)}, for "
         f"{self.image_file!r}, found {list(columns)!r:.200}"
@@ -231,7 +228,7 @@ class Columns:
     """The path of an image by its id."""
     try:
       key = self._file_key(row, where)
-      name = image_id(row[key], id, f"{where}: {key!r}")
+      name = cells.image_id(row[key], id, f"{where}: {key!r}")
     except ValueError:
       name = None
     if name is None or os.sep in str(name):
@@ -258,130 +255,6 @@ def _names(path: str) -> dict[str, str]:
       f"{path}: expected lines of two names, found {' '.join(wrong[0])!r:.200}"
     )
   return {name: on_disk for on_disk, name in pairs}
-
-
-def is_missing(value: Any) -> bool:
-  """Whether a cell is empty: null, NaN, or text of only white space."""
-  if isinstance(value, str):
-    return not value.strip()
-  is_float = isinstance(value, (float, np.floating))
-  return value is None or (is_float and math.isnan(value))
-
-
-def caption(value: Any, id: str, where: str) -> str | bytes | list[str | bytes]:
-  """Returns a caption, text or a list of texts, from a row's value.
-
-  An object in a list, as in Karpathy's `sentences`, stands for its `raw`,
-  `caption` or `text`. Null or NaN in a list is "", which costs only itself; see
-  `sources.usable_captions`.
-
-  Raises:
-    BadRow: there is no caption, or a value that is no text.
-  """
-  if isinstance(value, (np.ndarray, np.generic)):
-    value = value.tolist()
-  if value == [] or (is_missing(value) and not isinstance(value, str)):
-    detail = f"{where}: expected text, found {value}"
-    raise sources.BadRow(id, "empty_caption", detail)
-  if not isinstance(value, list):
-    return _text(value, id, where)
-  values = [_plain(each) for each in value]
-  if any(isinstance(each, (str, bytes)) for each in values):
-    values = ["" if is_missing(each) else each for each in values]
-  return [_text(each, id, where) for each in values]
-
-
-def _plain(value: Any) -> Any:
-  """The value of an object's text; another value as it is."""
-  key = _first(TEXTS, value) if isinstance(value, Mapping) else None
-  return value[key] if key else value
-
-
-def _text(value: Any, id: str, where: str) -> str | bytes:
-  value = _plain(value)
-  if not isinstance(value, (str, bytes)):
-    raise _mistake(id, where, "text", value)
-  return value
-
-
-def image_id(value: Any, id: str, where: str) -> int | str | None:
-  """Returns an `image_id` from a row's value; None if the cell is empty.
-
-  A whole float becomes an int: pandas makes floats of a column of numbers as
-  soon as one is missing. Text is as `files.printable` writes it.
-
-  Raises:
-    BadRow: the value identifies no image.
-  """
-  if isinstance(value, np.generic):
-    value = value.item()
-  if isinstance(value, bytes):
-    value = value.decode("utf-8", "surrogateescape")
-  if is_missing(value):
-    return None
-  if isinstance(value, float) and abs(value) < _MAX_EXACT_FLOAT:
-    value = int(value) if value.is_integer() else value
-  is_bool = isinstance(value, bool)
-  if not isinstance(value, (int, str)) or is_bool or len(str(value)) > 1000:
-    raise _mistake(id, where, "an int or at most 1,000 characters", value)
-  return files.printable(value) if isinstance(value, str) else value
-
-
-def kept_names(keep: Sequence[str]) -> tuple[str, ...]:
-  """Returns the names of the columns to keep, each once.
-
-  Raises:
-    ValueError: a key that records have anyway is among them.
-  """
-  if isinstance(keep, str):
-    raise ValueError(f"keep: expected a tuple of column names, found {keep!r}.")
-  names = tuple(dict.fromkeys(keep))
-  reserved = [name for name in names if name in _RESERVED]
-  if reserved:
-    raise ValueError(
-      f"keep={list(names)}: {reserved} cannot be kept, because records have "
-      "these keys already. ?image=COLUMN&caption=COLUMN selects their columns."
-    )
-  return names
-
-
-def check_kept(
-  keep: Iterable[str], columns: Collection[str], where: str
-) -> None:
-  """Raises `ValueError` unless all columns to keep are there."""
-  missing = [name for name in keep if name not in columns]
-  if missing:
-    raise ValueError(
-      f"{where}: expected the columns {missing} that 'keep' names, found the "
-      f"columns {list(columns)}."
-    )
-
-
-def kept_values(
-  keep: Iterable[str], row: Mapping[str, Any], id: str, where: str
-) -> sources.Record:
-  """Returns the values of the columns to keep, by name.
-
-  Raises:
-    BadRow: the row has none under one of the names, or null or NaN.
-  """
-  values = {name: row.get(name) for name in keep}
-  for name, value in values.items():
-    if is_missing(value) and not isinstance(value, str):
-      detail = f"{where}: nothing under {name!r}, which 'keep' names"
-      raise sources.BadRow(id, "missing_column", detail)
-  return values
-
-
-def search_kept(
-  keep: Iterable[str],
-  columns_of: Callable[[int], Collection[str]],
-  num_rows: int,
-  where: str,
-) -> None:
-  """`search` for columns to keep alone."""
-  check = functools.partial(check_kept, list(keep))
-  search(check, columns_of, num_rows, where)
 
 
 def search(
@@ -426,10 +299,6 @@ def search(
   check(columns, where)
 
 
-def _first(names: Iterable[str], columns: Collection[str]) -> str | None:
-  return next((name for name in names if name in columns), None)
-
-
 def _key(
   columns: Collection[str],
   option: str,
@@ -437,7 +306,7 @@ def _key(
   names: Sequence[str],
   where: str,
 ) -> str:
-  if (name := _first(names, columns)) is not None:
+  if (name := cells.first(names, columns)) is not None:
     return name
   raise ValueError(
     f"{where}: expected {what} under {_choice(names)}, found "
@@ -453,8 +322,3 @@ def _absent(where: str, names: Sequence[str], row: Mapping[str, Any]) -> str:
 def _choice(names: Sequence[str]) -> str:
   first, *others = map(repr, names)
   return f"{first} (or {', '.join(others)})" if others else first
-
-
-def _mistake(id: str, where: str, expected: str, found: Any) -> sources.BadRow:
-  detail = f"{where}: expected {expected}, found {found!r:.200}"
-  return sources.BadRow(id, "broken_row", detail)

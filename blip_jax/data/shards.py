@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from blip_jax.data import (
+  cells,
   image_limits,
+  kept_columns,
   rejects,
   schema,
   sources,
@@ -55,7 +57,7 @@ class TarShards(sources.Source):
     self.paths = sources.existing(paths, "shards")
     self._folder = sources.shared_folder(paths)
     self._with_captions = with_captions
-    self._keep = schema.kept_names(keep)
+    self._keep = kept_columns.names(keep)
     with concurrent.futures.ThreadPoolExecutor(sources.INDEX_THREADS) as pool:
       index = functools.partial(_indexed, keep=self._keep)
       indexed = list(pool.map(index, self.paths))
@@ -90,7 +92,7 @@ class TarShards(sources.Source):
       record["caption"] = _caption(sample, id)
     if self._keep:
       row = self._row(sample, id)
-      record |= schema.kept_values(self._keep, row, id, f"{sample.path}: {id}")
+      record |= kept_columns.values(self._keep, row, id, f"{sample.path}: {id}")
     return record
 
   def _sample(self, index: int) -> "_Sample":
@@ -125,7 +127,8 @@ class TarShards(sources.Source):
       row = _json(sample, self._id(index)) if sample.has("json") else ()
       return [*row, *endings]
 
-    schema.search_kept(sought, columns, len(self), self.paths[0])
+    check = functools.partial(kept_columns.check, sought)
+    schema.search(check, columns, len(self), self.paths[0])
 
   def _has_member(self, ending: str) -> bool:
     field = tar_index.member_field(ending)
@@ -207,7 +210,7 @@ def _caption(sample: _Sample, id: str) -> str | bytes | list[str | bytes]:
   if key is None:
     detail = f"{where}: no caption among {list(row)!r:.200}"
     raise sources.BadRow(id, "broken_row", detail)
-  return schema.caption(row[key], id, f"{where}: {key!r}")
+  return cells.caption(row[key], id, f"{where}: {key!r}")
 
 
 def _json(sample: _Sample, id: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from blip_jax.data import schema
+from blip_jax.data import kept_columns
 from blip_jax.runtime import files, trees
 
 
@@ -113,7 +113,7 @@ def all_kept(query: str, keep: Sequence[str]) -> tuple[str, ...]:
   """Returns the columns to keep: the argument's, then the query's."""
   named = [value for key, value in _pairs(query) if key == "keep"]
   # Refuses a text, whose letters would become columns.
-  given = schema.kept_names(keep)
+  given = kept_columns.names(keep)
   return (*given, *(name for value in named for name in value.split(",")))
 
 

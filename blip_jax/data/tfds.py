@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from blip_jax.data import schema, sources
+from blip_jax.data import cells, kept_columns, schema, sources
 from blip_jax.runtime import files
 
 _IMAGE_IDS = ("image_id", "image/id", "image/filename")  # first match wins
@@ -62,8 +62,8 @@ class Tfds(sources.Source):
     for key in needed:
       if key not in features:
         raise ValueError(f"tfds {name}: no feature {key!r} in {features}.")
-    self._keep = schema.kept_names(keep)
-    schema.check_kept(self._keep, features, f"tfds {name}")
+    self._keep = kept_columns.names(keep)
+    kept_columns.check(self._keep, features, f"tfds {name}")
     ids = [key for key in _IMAGE_IDS if key in features]
     self._image_id = ids[0] if ids else None
     self._rows = builder.as_data_source(
@@ -83,13 +83,13 @@ class Tfds(sources.Source):
       record["caption"] = self._captions(row, id)
     if self._image_id:
       where = f"tfds {id}: {self._image_id!r}"
-      image_id = schema.image_id(row[self._image_id], id, where)
+      image_id = cells.image_id(row[self._image_id], id, where)
       if image_id is not None:
         record["image_id"] = image_id
-    return record | schema.kept_values(self._keep, row, id, f"tfds {id}")
+    return record | kept_columns.values(self._keep, row, id, f"tfds {id}")
 
   def _captions(self, row: dict[str, Any], id: str) -> Any:
     caption = row[self._caption]
     if isinstance(caption, dict):  # coco_captions: {"id": [...], "text": [...]}
       caption = caption["text"]
-    return schema.caption(caption, id, f"tfds {id}: {self._caption!r}")
+    return cells.caption(caption, id, f"tfds {id}: {self._caption!r}")

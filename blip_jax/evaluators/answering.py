@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from blip_jax.data import (
   questions,
   sources,
 )
-from blip_jax.evaluators import base, held_out_loss
+from blip_jax.evaluators import base, held_out_loss, result_file
 from blip_jax.evaluators.scores import vqa_accuracy, vqa_files
 from blip_jax.models import decoding
 from blip_jax.runtime import config as run_config
@@ -109,7 +108,7 @@ class Answers:
     split: questions; those without answers are not scored.
     task: with the predict functions `read`, `rank` and `generate`.
     config: of the run; `config.vqa` says how to answer.
-    results: path of the JSON file for the answers.
+    results: JSON file for the answers.
     format: of that file, one of `vqa_files.FORMATS`.
   """
 
@@ -118,7 +117,7 @@ class Answers:
     split: base.Split,
     task: tasks.Task,
     config: Config,
-    results: str | os.PathLike,
+    results: result_file.ResultFile,
     format: str,
   ):
     self._split = split
@@ -186,7 +185,8 @@ class Answers:
     probs = np.array([float(best.prob[row]) for row, _ in rows.values()])
     if jax.process_index() == 0:
       content = vqa_files.formatted([*answered.values()], self._format)
-      files.write_json(self._results, content)
+      with self._results.writing() as path:
+        files.write_json(path, content)
     yield from self._scores(answered, probs)
 
   def _scores(

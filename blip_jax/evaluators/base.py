@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
 from blip_jax.data import examples, loader, rejects, sources, transforms
-from blip_jax.evaluators import by_image
+from blip_jax.evaluators import by_image, result_file
 from blip_jax.runtime import sharding, train_state
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base as tasks
@@ -188,9 +188,10 @@ class Context:
       split.bad_samples.note(bad)
     return split
 
-  def file(self, name: str) -> str:
-    """Returns the path of a file in the workdir."""
-    return os.path.join(self.workdir, name)
+  def file(self, name: str) -> result_file.ResultFile:
+    """Returns a file in the workdir."""
+    path = os.path.join(self.workdir, name)
+    return result_file.ResultFile(path, required=self.config.job == "evaluate")
 
 
 Build = Callable[[Context], list[Evaluator]]

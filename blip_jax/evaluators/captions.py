@@ -11,6 +11,7 @@ from blip_jax.evaluators import (
   base,
   caption_generator,
   held_out_loss,
+  result_file,
 )
 from blip_jax.evaluators import references as human_captions
 from blip_jax.evaluators.scores import caption_metrics as scores
@@ -67,10 +68,9 @@ class Captions:
     task: with the predict function `caption`.
     settings: how to decode.
     references: human captions; by default those of the records.
-    results: path of the JSON file for the captions, a list of {image_id,
-      caption} with each image once, and the path of the `image` where that is
-      known.
-    sheet: path of the contact sheet.
+    results: JSON file for the captions, a list of {image_id, caption} with each
+      image once, and the path of the `image` where that is known.
+    sheet: contact sheet.
     num_shown: images on the contact sheet; 0 draws none.
     num_frames: sampled from each video; 0: the split has images.
   """
@@ -81,8 +81,8 @@ class Captions:
     task: tasks.Task,
     settings: decoding.Decoding,
     references: human_captions.References | None,
-    results: str | os.PathLike,
-    sheet: str | os.PathLike,
+    results: result_file.ResultFile,
+    sheet: result_file.ResultFile,
     num_shown: int,
     num_frames: int = 0,
   ):
@@ -115,7 +115,8 @@ class Captions:
         {"image_id": name} | path | {"caption": captions[name]}
         for name, path in zip(names, paths, strict=True)
       ]
-      files.write_json(self._results, results)
+      with self._results.writing() as path:
+        files.write_json(path, results)
     if not truths:
       return
     human = dict(zip(names, truths, strict=True))
@@ -131,7 +132,8 @@ class Captions:
           rows[: self._num_shown], right, names, strict=False
         )
       ]
-      contact_sheet.contact_sheet(cells, self._sheet)
+      with self._sheet.writing() as path:
+        contact_sheet.contact_sheet(cells, path)
     yield from scored.total.items()
     yield "caption_exact", 100.0 * float(np.mean(right))
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from blip_jax.data import dialog_examples, dialogs
-from blip_jax.evaluators import base
+from blip_jax.evaluators import base, result_file
 from blip_jax.evaluators.scores import ranks
 from blip_jax.runtime import files, train_state
 from blip_jax.tasks import base as tasks
@@ -25,7 +24,9 @@ def build(context: base.Context) -> list[base.Evaluator]:
   example = context.example
   assert isinstance(example, dialog_examples.DialogExample)
   source = example.open_source(settings.source, settings.image_root)
-  rounds, candidates = dialog_examples.most(source)
+  rounds, candidates = dialog_examples.most(
+    source, config.dialog.max_rounds, config.dialog.max_candidates
+  )
   split = base.Split(
     source,
     dataclasses.replace(
@@ -55,11 +56,11 @@ class Choices:
   Args:
     split: dialogs.
     task: with the predict function `score`.
-    results: path of the JSON file for the ranks, which VisDial's server reads.
+    results: JSON file for the ranks, which VisDial's server reads.
   """
 
   def __init__(
-    self, split: base.Split, task: tasks.Task, results: str | os.PathLike
+    self, split: base.Split, task: tasks.Task, results: result_file.ResultFile
   ):
     self._split = split
     self._results = results
@@ -75,7 +76,8 @@ class Choices:
       for id, (row, record) in rows.items()
     }
     if jax.process_index() == 0:
-      files.write_json(self._results, _formatted(scored))
+      with self._results.writing() as path:
+        files.write_json(path, _formatted(scored))
     yield from _metrics([x for each in scored.values() for x in each])
 
 

@@ -4,14 +4,13 @@ import csv
 import dataclasses
 import io
 import logging
-import os
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from blip_jax.data import statement_examples
-from blip_jax.evaluators import base
+from blip_jax.evaluators import base, result_file
 from blip_jax.evaluators.scores import truth
 from blip_jax.runtime import files, train_state
 from blip_jax.tasks import base as tasks
@@ -49,12 +48,12 @@ class Comparisons:
   Args:
     split: statements.
     task: with the predict function `compare`.
-    results: path of the CSV file for the predictions, which NLVR2's program
-      reads: the id of a row, and True or False.
+    results: CSV file for the predictions, which NLVR2's program reads: the id
+      of a row, and True or False.
   """
 
   def __init__(
-    self, split: base.Split, task: tasks.Task, results: str | os.PathLike
+    self, split: base.Split, task: tasks.Task, results: result_file.ResultFile
   ):
     self._split = split
     self._results = results
@@ -67,7 +66,8 @@ class Comparisons:
     rows = self._split.distinct(valid, "statement_id")
     if jax.process_index() == 0:
       lines = [(id, bool(np.argmax(logits[n]))) for id, (n, _) in rows.items()]
-      files.write_text(self._results, _csv(lines))
+      with self._results.writing() as path:
+        files.write_text(path, _csv(lines))
     scored = [(r, logits[n]) for n, r in rows.values() if "label" in r]
     if scored:
       scores = truth.score(

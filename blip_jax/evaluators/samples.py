@@ -1,6 +1,5 @@
 """Samples to look at: a contact sheet, and captions in the log."""
 
-import os
 from collections.abc import Iterator
 
 import jax
@@ -8,7 +7,13 @@ import numpy as np
 from jaxtyping import Int
 
 from blip_jax.data import sources
-from blip_jax.evaluators import base, caption_generator, ranking, references
+from blip_jax.evaluators import (
+  base,
+  caption_generator,
+  ranking,
+  references,
+  result_file,
+)
 from blip_jax.evaluators.scores import caption_metrics
 from blip_jax.models import decoding
 from blip_jax.runtime import contact_sheet, train_state
@@ -27,7 +32,7 @@ class Samples:
     task: the task of the model.
     ranking: the split's ranking.
     num_shown: images on the contact sheet.
-    path: of the contact sheet.
+    sheet: contact sheet.
   """
 
   def __init__(
@@ -36,12 +41,12 @@ class Samples:
     task: tasks.Task,
     ranking: ranking.Ranking,
     num_shown: int,
-    path: str | os.PathLike,
+    sheet: result_file.ResultFile,
   ):
     self._split = split.by_image
     self._ranking = ranking
     self._num_shown = num_shown
-    self._path = path
+    self._sheet = sheet
     self._generate = None
     if "caption" in task.predict_fns:
       settings = decoding.Decoding(
@@ -75,7 +80,8 @@ class Samples:
       )
     ]
     if jax.process_index() == 0:
-      contact_sheet.contact_sheet(cells, self._path)
+      with self._sheet.writing() as path:
+        contact_sheet.contact_sheet(cells, path)
     if self._generate is not None:
       if jax.process_index() == 0:
         for true, _, caption in lines[:5]:

@@ -1,9 +1,10 @@
 """Captions of batches of pixels, with the probabilities of their tokens."""
 
+import contextlib
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from flax.linen import spmd
 from jaxtyping import Int, UInt8
 
 from blip_jax.data import tokenizer as tokenizer_lib
+from blip_jax.inference import images as images_lib
 from blip_jax.inference import matching
 from blip_jax.inference import texts as texts_lib
 from blip_jax.inference.explanation import Explanation
@@ -151,6 +153,18 @@ class Captioner:
         captions, zip(*ranks, strict=True), strict=True
       )
     ]
+
+
+def results(
+  batches: Generator[images_lib.Batch, None, None],
+  generate: Captioner,
+  seed: int,
+) -> Iterator[Caption | None]:
+  """Yields a caption of each image, None of one that was skipped."""
+  with contextlib.closing(batches):
+    for pixels, errors in batches:
+      for error, one in zip(errors, generate(pixels, seed), strict=False):
+        yield one if error is None else None
 
 
 def _caption(

@@ -3,10 +3,12 @@
 Dimensions: I dialogs at a time, G groups of C candidates, L text length.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -207,6 +209,27 @@ class Chooser:
     except rejects.BadSample as error:
       raise ValueError(f"question {dialog.question!r:.200}: {error}") from error
     return context, written
+
+
+def results(
+  batches: Generator[images_lib.Batch, None, None],
+  following: Iterator[Dialog],
+  choose: Chooser,
+) -> Iterator[Choice | None]:
+  """Yields the choice in each dialog, None if its image was skipped.
+
+  Args:
+    batches: images of the dialogs.
+    following: the dialogs, in the same order.
+    choose: called once a batch.
+  """
+  with contextlib.closing(batches):
+    for pixels, errors in batches:
+      given = [*itertools.islice(following, len(errors))]
+      filling = given[-1:] * (len(pixels) - len(given))
+      chosen = choose(pixels, [*given, *filling])
+      for error, one in zip(errors, chosen, strict=False):
+        yield one if error is None else None
 
 
 def _choice(dialog: Dialog, scores: np.ndarray) -> Choice:

@@ -31,8 +31,8 @@ from blip_jax.runtime import (
   lock,
   progress,
   resumable,
+  saved_arrays,
   sharding,
-  snapshot,
 )
 
 log = logging.getLogger(__name__)
@@ -262,7 +262,7 @@ def _begin(
 ) -> dict[str, Any]:
   """Starts an index, or refuses one that was made with other settings."""
   settings = {
-    "weights": snapshot.digest(model.params),
+    "weights": saved_arrays.digest(model.params),
     "dtype": model.card.config.vit.dtype,
     "image_size": list(model.card.config.vit.image_size),
     "num_frames": num_frames,

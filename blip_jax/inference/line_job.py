@@ -31,8 +31,8 @@ from blip_jax.runtime import (
   lock,
   progress,
   resumable,
+  saved_arrays,
   sharding,
-  snapshot,
 )
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def model_settings(model: model_lib.Model, dtype: str) -> dict[str, Any]:
     # No process holds all parts of all parameters.
     params = multihost_utils.process_allgather(params, tiled=True)
   return {
-    "weights": snapshot.digest(params),
+    "weights": saved_arrays.digest(params),
     "dtype": dtype,
     "image_size": list(model.card.config.vit.image_size),
   }

@@ -9,7 +9,7 @@ import jax
 
 from blip_jax.convert import opening
 from blip_jax.inference.model import Model
-from blip_jax.models import families, fused_attention, med
+from blip_jax.models import families, fused_attention, tying
 from blip_jax.runtime import sharding
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def load(
   params = checkpoint.on_mesh("params", mesh)
   assert params is not None, name_or_path
   if card.family == "pretrain":
-    params = med.tie(params)
+    params = tying.tie(params)
   return Model(
     dataclasses.replace(card, config=config),
     families.build(card.family, config),

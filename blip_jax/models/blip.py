@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from blip_jax.models import cache as cache_lib
 from blip_jax.models import config as model_config
 from blip_jax.models import layers, med, predictions, vit
 
@@ -180,18 +181,18 @@ class Blip(nn.Module):
 
   def init_cache(
     self, num_images: Any, max_length: int, num_texts: int = 1
-  ) -> med.Cache:
+  ) -> cache_lib.Cache:
     """An empty cache of `max_length` positions; see `med.Med.init_cache`."""
     return self.text_decoder.init_cache(num_images, max_length, num_texts)
 
   def extend(
     self,
     input_ids: Int[Array, "B L"],
-    cache: med.Cache,
+    cache: cache_lib.Cache,
     encoder_kv: med.EncoderKV,
     encoder_mask: Int[Array, "I N"] | None = None,
     matrix: Float[Array, "W D"] | None = None,
-  ) -> tuple[Float[Array, "B V"], med.Cache]:
+  ) -> tuple[Float[Array, "B V"], cache_lib.Cache]:
     """Decodes tokens after those in the cache; see `med.Med.extend`.
 
     Returns:

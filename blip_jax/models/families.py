@@ -13,7 +13,7 @@ All families but NLVR use the module `blip.Blip`; they differ in its parts:
   nlvr       yes             yes, two images             cls_head
 
 Only pre-training shares parameters between its text towers.  It stores them
-once, and `med.tie` copies them into the decoder.
+once, and `tying.tie` copies them into the decoder.
 """
 
 import functools
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from blip_jax.models import blip, initial, med, nlvr
+from blip_jax.models import blip, initial, med, nlvr, tying
 from blip_jax.models import config as model_config
 
 # Temperature of ITC, by which similarities are divided.
@@ -110,7 +110,7 @@ def starts(family: str, config: model_config.BlipConfig) -> med.Params:
   if family in WITH_MOMENTUM:
     temp = jax.ShapeDtypeStruct((), jnp.float32)
     params["temp"] = initial.Start(temp, initial.CONSTANT, INITIAL_TEMP)
-  return med.drop_tied(params) if family == "pretrain" else params
+  return tying.drop_tied(params) if family == "pretrain" else params
 
 
 @functools.lru_cache

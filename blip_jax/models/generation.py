@@ -12,7 +12,6 @@ Dimensions: I images, m texts of each, B = I * m texts, P prompt length, L
 positions of a text, V vocabulary, k beams, N image tokens, E image width.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,25 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from blip_jax.models import decoding, layers, med, stack
+from blip_jax.models import cache as cache_lib
+from blip_jax.models import decoding, med, stepwise
 
-# (next tokens, cache) -> (logits of the token after them, cache).
-Extend = Callable[
-  [Int[Array, "B n"], med.Cache], tuple[Float[Array, "B V"], med.Cache]
-]
 # (processed scores, position) -> tokens at that position.
 Pick = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
-
-
-def prepare(model: nn.Module, params: med.Params) -> med.Params:
-  """Parameters as the steps of `generate` use them.
-
-  It does so itself in every call; parameters that are used more often can be
-  prepared before.
-  """
-  decoder = stack.unstack(params["text_decoder"])
-  decoder = _cast_dense(decoder, model.config.med.dtype)
-  return {**params, "text_decoder": decoder}
 
 
 class Generated(NamedTuple):
@@ -75,7 +60,7 @@ def generate(
 
   Args:
     model: a model with a text decoder, such as `blip.Blip`.
-    params: its parameters; those of pre-training must be tied (`med.tie`).
+    params: its parameters; those of pre-training must be tied (`tying.tie`).
     states: image tokens, or hidden states of questions, to attend to.
     prompt: the prefix of every text, starting with [DEC].
     settings: see `decoding.make`.
@@ -96,7 +81,7 @@ def generate(
       f"num_beams: expected at most {most_beams}, half of the tokens of the "
       f"vocabulary, found {settings.num_beams}"
     )
-  decoder = stepwise(model, params, states, encoder_mask)
+  decoder = stepwise.make(model, params, states, encoder_mask)
   num_images, tokens = states.shape[0], model.config.med.tokens
   texts_per_image = max(settings.num_beams, settings.num_return_sequences)
   cache = decoder.init_cache(num_positions, texts_per_image)
@@ -117,90 +102,10 @@ def generate(
   return generator.token_by_token(ids, logits, cache, pick or _most_likely)
 
 
-class Stepwise(NamedTuple):
-  """A decoder of some images or questions, for programs with many steps.
-
-  Attributes:
-    extend: decodes the next tokens of texts.
-    init_cache: (positions, texts of each image) -> an empty cache.
-  """
-
-  extend: Extend
-  init_cache: Callable[[int, int], med.Cache]
-
-
-def stepwise(
-  model: nn.Module,
-  params: med.Params,
-  states: Float[Array, "I N E"],
-  encoder_mask: Int[Array, "I N"] | None = None,
-) -> Stepwise:
-  """Prepares a decoder; see `generate` for the arguments.
-
-  What all steps use is made once: matrices of single layers in the dtype of the
-  products, and keys and values in the memory order and of a length that suits
-  these. XLA would do that again in every step; the barriers keep it from
-  undoing this.
-  """
-  once = jax.lax.optimization_barrier
-  decoder = once(prepare(model, {"text_decoder": params["text_decoder"]}))
-  apply: Callable[..., Any] = functools.partial(
-    model.apply, {"params": decoder}
-  )
-  matrix = once(apply(method="output_matrix"))
-  stored = once(
-    jax.tree.map(
-      lambda x: layers.pad(x.transpose(0, 2, 3, 1), -1, 8),
-      apply(states, method="decoder_kv"),
-    )
-  )
-  encoder_mask = _pad_mask(encoder_mask, states.shape, stored)
-
-  def extend(ids, cache) -> Any:
-    encoder_kv = jax.tree.map(lambda x: x.transpose(0, 3, 1, 2), stored)
-    return apply(ids, cache, encoder_kv, encoder_mask, matrix, method="extend")
-
-  def init_cache(num_positions: int, texts_per_image: int) -> Any:
-    shape = states.shape[0], num_positions, texts_per_image
-    return apply(*shape, method="init_cache")
-
-  return Stepwise(extend, init_cache)
-
-
-def _cast_dense(params: Any, dtype: str) -> Any:
-  """Parameters with those of linear layers in the dtype of their products."""
-  if isinstance(params, list):
-    return [_cast_dense(x, dtype) for x in params]
-  if not isinstance(params, dict):
-    return params
-  if "kernel" in params:
-    return {name: x.astype(dtype) for name, x in params.items()}
-  return {name: _cast_dense(x, dtype) for name, x in params.items()}
-
-
-def _pad_mask(
-  mask: Int[Array, "I N"] | None, shape: tuple[Any, ...], stored: Any
-) -> Int[Array, "I P"] | None:
-  """Extends the mask of states to the padded length of keys and values.
-
-  Args:
-    mask: None stands for ones.
-    shape: of the states, [I, N, E].
-    stored: keys and values, [..., P].
-  """
-  num_images, length, _ = shape
-  padded = jax.tree.leaves(stored)[0].shape[-1]
-  if padded == length:
-    return mask
-  if mask is None:
-    mask = jnp.ones((num_images, length), jnp.int32)
-  return jnp.pad(mask, ((0, 0), (0, padded - length)))
-
-
 class _Generator(NamedTuple):
   """What the two decoding loops share."""
 
-  extend: Extend
+  extend: stepwise.Extend
   settings: decoding.Decoding
   prompt_length: int
   sep_id: int
@@ -421,7 +326,9 @@ def _merge(ended, texts, ends, length):
   return Generated(*(_select(x, best) for x in both))
 
 
-def _reorder(cache: med.Cache, parents: Int[Array, "I k"]) -> med.Cache:
+def _reorder(
+  cache: cache_lib.Cache, parents: Int[Array, "I k"]
+) -> cache_lib.Cache:
   """The cache after each text has become a continuation of its parent beam."""
   return cache._replace(ancestors=_select(cache.ancestors, parents))
 

@@ -8,8 +8,7 @@ The arguments select the mode, not the weights (paper, section 3.1):
 Dimensions: B texts, I images (B is a multiple of I, and the B / I texts from
 i * B / I on attend to image i), J images (I single ones, or I pairs), m texts
 decoded for each image, L text length, N image tokens, D width, E image width,
-V vocabulary, W rows of its padded matrix, H heads, d head width, P positions of
-the cache.
+V vocabulary, W rows of its padded matrix, P positions of the cache.
 """
 
 import functools
@@ -19,10 +18,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
+from blip_jax.models import cache as cache_lib
 from blip_jax.models import config as model_config
 from blip_jax.models import initial, layers, predictions, stack
 
@@ -30,26 +29,6 @@ Params = dict
 # Keys and values for the cross-attention of each stack of layers: those of one
 # image or of two, stacked as the layers are.
 EncoderKV = tuple[Any, ...]
-
-
-class Cache(NamedTuple):
-  """Self-attention keys and values of the tokens decoded so far.
-
-  Every text can attend to the keys of all m texts of its image; `ancestors`
-  selects the right one at each position.  When a beam continues another one,
-  only `ancestors` is copied, and no keys or values.
-
-  Attributes:
-    kv: for each stack of layers, (keys, values) of every layer, both
-      [I, H, P, m, d], filled at the first `length` positions.
-    ancestors: for each text and position, the index of the text under which
-      the key and value of its token are stored.
-    length: number of tokens decoded so far.
-  """
-
-  kv: tuple[Any, ...]
-  ancestors: Int[Array, "I m P"]
-  length: Int[Array, ""]
 
 
 class Stack(NamedTuple):
@@ -182,10 +161,10 @@ class Med(nn.Module):
   def extend(
     self,
     input_ids: Int[Array, "B L"],
-    cache: Cache,
+    cache: cache_lib.Cache,
     encoder_kv: EncoderKV | None = None,
     encoder_mask: Int[Array, "I N"] | None = None,
-  ) -> tuple[Float[Array, "B L D"], Cache]:
+  ) -> tuple[Float[Array, "B L D"], cache_lib.Cache]:
     """Decodes the next L tokens after those in the cache.
 
     Args:
@@ -201,8 +180,8 @@ class Med(nn.Module):
     length = input_ids.shape[1]
     positions = cache.length + jnp.arange(length)
     texts_per_image = input_ids.shape[0] // cache.ancestors.shape[0]
-    cache = _add_positions(cache, texts_per_image, length)
-    bias = _cache_bias(cache, texts_per_image, positions)
+    cache = cache_lib.add_positions(cache, texts_per_image, length)
+    bias = cache_lib.bias(cache, texts_per_image, positions)
     x = self._embed(input_ids, positions, deterministic=True)
     encoder_bias = _encoder_bias(encoder_mask)
     kv = []
@@ -218,11 +197,11 @@ class Med(nn.Module):
       cross = encoder_kv[i] if encoder_kv is not None else None
       x, layers_kv = stack.run(apply, x, params, cross, cache.kv[i])
       kv.append(layers_kv)
-    return x, Cache(tuple(kv), cache.ancestors, cache.length + length)
+    return x, cache_lib.Cache(tuple(kv), cache.ancestors, cache.length + length)
 
   def init_cache(
     self, num_images: Any, max_length: int, num_texts: int = 1
-  ) -> Cache:
+  ) -> cache_lib.Cache:
     """An empty cache for `num_texts` texts of each image.
 
     Args:
@@ -238,7 +217,7 @@ class Med(nn.Module):
     kv = tuple(
       stack.like((empty, empty), params) for _, params in self._parts()
     )
-    return Cache(kv, ancestors, jnp.int32(0))
+    return cache_lib.Cache(kv, ancestors, jnp.int32(0))
 
   def encoder_kv(self, states: Float[Array, "J N E"]) -> EncoderKV:
     """Keys and values of image tokens for the cross-attention of all layers.
@@ -313,9 +292,9 @@ class Layer(nn.Module):
     kv = self.attention.key_value(x)
     if cache is not None:
       cache = jax.tree.map(
-        lambda old, new: _append(old, new, cache_length), cache, kv
+        lambda old, new: cache_lib.append(old, new, cache_length), cache, kv
       )
-      kv = jax.tree.map(_merge_texts, cache)
+      kv = jax.tree.map(cache_lib.merge_texts, cache)
     x = self.attention(x, kv, bias, deterministic)
     if encoder_kv is not None:
       x = self.crossattention(x, encoder_kv, encoder_bias, deterministic)
@@ -383,81 +362,7 @@ def with_first_token(
   return input_ids.at[:, 0].set(token)
 
 
-def tie(params: Params) -> Params:
-  """Completes the decoder with the parameters it shares with the encoder.
-
-  In pre-training (paper, Table 3) the decoder uses the encoder's embeddings,
-  cross-attention and feed-forward layers.  It has its own self-attention,
-  LayerNorm included, and LM head.
-
-  Args:
-    params: parameters as pre-training stores them; see `drop_tied`.
-  """
-  encoder = traverse_util.flatten_dict(params["text_encoder"])
-  decoder = traverse_util.flatten_dict(params["text_decoder"])
-  shared = {path: x for path, x in encoder.items() if is_shared(path)}
-  tied = traverse_util.unflatten_dict({**shared, **decoder})
-  return {**params, "text_decoder": tied}
-
-
-def drop_tied(params: Params) -> Params:
-  """Removes the decoder's shared parameters; the inverse of `tie`.
-
-  The result is what pre-training stores, optimises and counts.
-  """
-  decoder = traverse_util.flatten_dict(params["text_decoder"])
-  unshared = {path: x for path, x in decoder.items() if not is_shared(path)}
-  return {**params, "text_decoder": traverse_util.unflatten_dict(unshared)}
-
-
-def is_shared(path: tuple[str, ...]) -> bool:
-  """Whether encoder and decoder share the parameter at this path of a text
-  tower in pre-training."""
-  return "attention" not in path and "lm_head" not in path
-
-
 def _encoder_bias(mask):
   if mask is None:
     return None
   return (1.0 - mask[:, None, None, :]) * -1e9
-
-
-def _add_positions(cache: Cache, texts_per_image: int, length: int) -> Cache:
-  """Sets the ancestors of the next `length` positions.
-
-  Each text is its own ancestor there, or, if the texts of an image share a
-  prefix (`texts_per_image` is 1), the first one is everybody's.
-  """
-  num_images, num_texts, _ = cache.ancestors.shape
-  text = jnp.arange(num_texts) % texts_per_image
-  text = jnp.broadcast_to(text[:, None], (num_images, num_texts, length))
-  ancestors = jax.lax.dynamic_update_slice_in_dim(
-    cache.ancestors, text, cache.length, axis=2
-  )
-  return cache._replace(ancestors=ancestors)
-
-
-def _cache_bias(
-  cache: Cache, texts_per_image: int, positions: Int[Array, " L"]
-) -> Float[Array, "I 1 Q N"]:
-  """Masks the tokens of other texts, and tokens after `positions`."""
-  num_images, num_texts, num_positions = cache.ancestors.shape
-  ancestors = cache.ancestors[:, :texts_per_image, :, None]
-  is_ancestor = ancestors == jnp.arange(num_texts)[None, None, None]
-  causal = jnp.arange(num_positions)[None] <= positions[:, None]
-  visible = is_ancestor[:, :, None] & causal[None, None, :, :, None]
-  bias = jnp.where(visible, 0.0, -10000.0)
-  return bias.reshape(num_images, 1, -1, num_positions * num_texts)
-
-
-def _append(cache, new, position):
-  """Stores new keys or values, [B, L, H, d], from `position` on."""
-  new = new.reshape(cache.shape[0], -1, *new.shape[1:]).transpose(0, 3, 2, 1, 4)
-  return jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis=2)
-
-
-def _merge_texts(cache):
-  """Keys or values of all texts of an image as one sequence, for attention:
-  [I, H, P, m, d] -> [I, P * m, H, d]."""
-  num_images, num_heads, *_, head = cache.shape
-  return cache.reshape(num_images, num_heads, -1, head).transpose(0, 2, 1, 3)

@@ -83,7 +83,9 @@ def training(config: Config, topology: Topology) -> tuple[Program, Config]:
     planned.num_steps = config.num_steps or 1000
   run = build.build(planned, mesh, vocabulary(config))
   state, batch = run.abstract_state(), run.abstract_batch()
-  step = train.make_train_step(run.task, run.optimiser[0], config.seed)
+  step = train.make_train_step(
+    run.task, run.optimiser[0], config.seed, config.grad_accum_steps
+  )
   reference = 0
   if config.task == "pretrain":
     reference = config.batch_size * flops.pretraining(

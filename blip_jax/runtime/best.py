@@ -10,7 +10,14 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from blip_jax.runtime import digests, files, processes, remote_steps, snapshot
+from blip_jax.runtime import (
+  digests,
+  files,
+  processes,
+  remote_steps,
+  saved_items,
+  snapshot,
+)
 
 FOLDER = "best"
 log = logging.getLogger(__name__)
@@ -67,7 +74,7 @@ class Best:
       return False
     items = {
       "params": params,
-      "model": snapshot.FilesItem(self._model),
+      "model": saved_items.FilesItem(self._model),
       "meta": snapshot.meta(step, score=score, results=dict(results)),
     }
     problem = ""

@@ -23,6 +23,7 @@ from blip_jax.runtime import (
   files,
   processes,
   remote_steps,
+  saved_items,
   snapshot,
   train_state,
 )
@@ -221,10 +222,12 @@ class Checkpoints:
     items = {
       "params": state.params,
       "opt_state": state.opt_state,
-      "data": snapshot.JsonItem(snapshot.process_file(), loader.get_state()),
+      "data": saved_items.JsonItem(
+        saved_items.process_file(), loader.get_state()
+      ),
       "meta": snapshot.meta(step),
-      "config": snapshot.JsonItem("config.json", dict(config)),
-      "model": snapshot.FilesItem(self._model),
+      "config": saved_items.JsonItem("config.json", dict(config)),
+      "model": saved_items.FilesItem(self._model),
     }
     if state.momentum is not None:
       items["momentum"] = state.momentum

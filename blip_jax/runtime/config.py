@@ -66,6 +66,7 @@ def validate(config: Config) -> None:
     1,
     config,
     "batch_size",
+    "grad_accum_steps",
     "log_every_steps",
     "checkpoint.every_steps",
     "evals.batch_size",

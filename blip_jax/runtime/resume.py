@@ -22,6 +22,7 @@ MAY_CHANGE = (
   "compilation_cache",
   "log_every_steps",
   "profile",
+  "grad_accum_steps",
   "tracker",
   "mesh",
   "checkpoint",

@@ -20,6 +20,8 @@ from blip_jax.runtime import (
   digests,
   files,
   remote_steps,
+  saved_arrays,
+  saved_items,
   sharding,
   snapshot,
   train_state,
@@ -224,15 +226,17 @@ def load_state(
   """
   items = {
     name: getattr(abstract, name)
-    for name in snapshot.ARRAYS
+    for name in saved_items.ARRAYS
     if getattr(abstract, name) is not None
   }
   for name, tree in items.items():
     _check_same(folder, name, tree)
   if loader is not None:
     loader.set_state(_load_position(folder))
-  meta = snapshot.load(folder, "meta", snapshot.JsonItem("meta.json")).value
-  arrays = {name: snapshot.load(folder, name, items[name]) for name in items}
+  meta = saved_items.load(
+    folder, "meta", saved_items.JsonItem("meta.json")
+  ).value
+  arrays = {name: saved_items.load(folder, name, items[name]) for name in items}
   return train_state.TrainState(
     step=jax.device_put(np.int32(meta["step"]), abstract.step.sharding),
     **{"momentum": None, "opt_state": None, **arrays},
@@ -245,32 +249,34 @@ def _load_position(folder: epath.Path) -> dict[str, Any]:
   if not names:
     raise ValueError(f"{folder}/data holds no position of any process")
   count = int(min(names).removesuffix(".json").rpartition("-")[2])
-  expected = [snapshot.process_file(index, count) for index in range(count)]
+  expected = [saved_items.process_file(index, count) for index in range(count)]
   if missing := [name for name in expected if name not in names]:
     raise ValueError(f"{folder}/data lacks {', '.join(missing)}")
   if count != jax.process_count():
     log.info("Saved by %d processes, resumed by %d", count, jax.process_count())
-  items = [snapshot.JsonItem(name) for name in expected]
+  items = [saved_items.JsonItem(name) for name in expected]
   return {
-    "processes": [snapshot.load(folder, "data", item).value for item in items]
+    "processes": [
+      saved_items.load(folder, "data", item).value for item in items
+    ]
   }
 
 
 def _check_same(folder: epath.Path, name: str, tree: Any) -> None:
   """Refuses a state of other shapes than this config has."""
-  saved = snapshot.by_path(snapshot.stored(folder, name))
+  saved = saved_arrays.by_path(saved_arrays.stored(folder, name))
   if any(re.search(r"(^|/)(block|layer)_\d+/", path) for path in saved):
     raise ValueError(
       f"{folder} was saved before 0.1.0, when each layer had its own arrays. "
       "Its weights can be used, but the run cannot go on: give another "
       f"--workdir, and --config.init.weights={folder.parent.parent}"
     )
-  lines = snapshot.differences(saved, snapshot.by_path(tree))
+  lines = saved_arrays.differences(saved, saved_arrays.by_path(tree))
   if lines:
     raise ValueError(
       f"{folder} was saved by another config; its {name} differ ( - only this "
       "config has it, + only the checkpoint has it):\n"
-      f"{snapshot.first_lines(lines)}\n"
+      f"{saved_arrays.first_lines(lines)}\n"
       f"To train this config, use another --workdir"
     )
 
@@ -295,8 +301,8 @@ def load_weights(
   Raises:
     ValueError: names do not agree.
   """
-  saved, expected = weights.stored, snapshot.by_path(abstract.params)
-  refused = snapshot.differences(
+  saved, expected = weights.stored, saved_arrays.by_path(abstract.params)
+  refused = saved_arrays.differences(
     _without(saved, config.allow_unexpected, keep=expected),
     _without(expected, config.allow_missing, keep=saved),
   )
@@ -304,23 +310,23 @@ def load_weights(
     raise ValueError(
       f"the parameters of {weights} do not fit ( - this model needs it, + only "
       "the checkpoint has it):\n"
-      f"{snapshot.first_lines(refused)}\n"
+      f"{saved_arrays.first_lines(refused)}\n"
       f"If that is intended, name them with config.init.allow_missing ( - ) or "
       f"config.init.allow_unexpected ( + )"
     )
   # Only what is used is read: a dropped tower costs neither time nor memory.
   params = weights.load({p: leaf for p, leaf in expected.items() if p in saved})
   if len(params) < len(expected):
-    params = {**snapshot.by_path(make_state(None).params), **params}
-  report = "\n".join(snapshot.differences(saved, expected))
-  return snapshot.nested(params), report
+    params = {**saved_arrays.by_path(make_state(None).params), **params}
+  report = "\n".join(saved_arrays.differences(saved, expected))
+  return saved_arrays.nested(params), report
 
 
 def load_momentum(
   saved: Item, abstract: train_state.TrainState, state: train_state.TrainState
 ) -> Any:
   """Momentum encoders and queues; queues of another size stay fresh."""
-  expected = snapshot.by_path(abstract.momentum)
+  expected = saved_arrays.by_path(abstract.momentum)
   same = {
     path
     for path, leaf in expected.items()

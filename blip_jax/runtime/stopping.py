@@ -9,6 +9,7 @@ for schedulers may send it to a job and to each of its processes.
 """
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,24 @@ class Stopped(BaseException):
 def at_once(number: int) -> None:
   """What a signal does where nothing has to be finished first."""
   raise Stopped(f"{signal.Signals(number).name} was received")
+
+
+def leave_if_asked() -> None:
+  """Lets requests to stop end this process with the status for that.
+
+  For the seconds in which jax is imported: nothing has begun, and an exception
+  in the middle of an import would be an error. `handled_by` takes over.
+  """
+  for number in _SIGNALS:
+    signal.signal(number, _leave)
+
+
+def _leave(number: int, _: object) -> None:
+  name = signal.Signals(number).name
+  os.write(
+    2, f"stopped: {name} was received; the same command resumes\n".encode()
+  )
+  os._exit(os.EX_TEMPFAIL)
 
 
 @contextlib.contextmanager

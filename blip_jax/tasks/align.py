@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip_jax.models import blip
+from blip_jax.runtime import config as run_config
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import base, losses
 from blip_jax.tasks import momentum as momentum_lib
@@ -28,6 +29,25 @@ BLOCK_ROWS = 128
 def defaults() -> dict[str, Any]:
   """Default config keys that pre-training and retrieval share."""
   return dict(queue_size=57600, ema_decay=0.995, alpha=0.4)
+
+
+def check(config: Config) -> None:
+  """Checks the keys that pre-training and retrieval share.
+
+  Raises:
+    ValueError: names the key, the allowed values, and the value found.
+  """
+  run_config.at_least(1, config, f"{config.task}.queue_size")
+  if config.grad_accum_steps > 1:
+    raise ValueError(
+      f"config.grad_accum_steps: {config.task} compares each example with all "
+      "others of its batch (ITC, and the hard negatives of ITM), so that "
+      "micro-batches would train on fewer and easier negatives; found "
+      f"{config.grad_accum_steps}, expected 1. To save memory, use "
+      "config.model.vit_remat=full and text_remat=full, "
+      "config.optim.moment_dtype=bfloat16, or more devices, with "
+      "config.mesh.fsdp"
+    )
 
 
 def arguments(config: Config, num_shards: int) -> dict[str, Any]:
@@ -316,7 +336,7 @@ class Align:
     return self.model.apply({"params": params}, image_embeds, method="image_kv")
 
   def full_params(self, params: base.Params) -> base.Params:
-    """Completes stored parameters for the model; see `med.tie`."""
+    """Completes stored parameters for the model; see `tying.tie`."""
     return params
 
   @property

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from blip_jax.models import decoding, generation, med
+from blip_jax.models import decoding, generation, med, stepwise
 from blip_jax.tasks import losses
 
 # How `Ranked.scores` compares answers.
@@ -93,7 +93,7 @@ def rank(
   """
   num_questions, length = states.shape[0], answer_ids.shape[1]
   at_once = min(k, AT_ONCE)
-  decoder = generation.stepwise(model, params, states, question_mask)
+  decoder = stepwise.make(model, params, states, question_mask)
   cache = decoder.init_cache(length, at_once)
   dec = jnp.full((num_questions, 1), model.config.med.tokens.dec)
   logits, cache = decoder.extend(dec, cache)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from blip_jax.data import examples, tokenizer
 from blip_jax.models import config as model_config
@@ -64,6 +64,37 @@ class Task(Protocol):
 
     Returns:
       The loss, the next momentum state, and metrics by name.
+    """
+    ...
+
+
+@runtime_checkable
+class SummedTask(Task, Protocol):
+  """A task whose loss is a mean of terms that belong to single examples.
+
+  So it is a sum over parts of a batch, as are all its metrics, once the number
+  of terms of the whole batch is known. See `tasks.gradients`.
+  """
+
+  def num_terms(self, batch: Batch) -> Shaped[Array, "*G"]:
+    """Counts the terms of a batch; of each group, if the loss has groups."""
+    ...
+
+  def loss(
+    self,
+    params: Params,
+    momentum: Any,
+    batch: Batch,
+    *,
+    rng: PRNGKeyArray,
+    step: Array,
+    train: bool = True,
+    num_terms: Shaped[Array, "*G"] | None = None,
+  ) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
+    """See `Task.loss`.
+
+    Args:
+      num_terms: of the batch of which this one is a part; by default its own.
     """
     ...
 

@@ -1,7 +1,8 @@
 """Captioning: LM of a caption after a prompt (paper, section 5.2).
 
-Dimensions: B images, or videos, with a caption each, F frames, H and W image
-height and width, L text length, P prompt length.
+Dimensions: B images, or videos, with a caption each, G groups of them (see
+`losses.grouped`), F frames, H and W image height and width, L text length, P
+prompt length.
 """
 
 import dataclasses
@@ -118,6 +119,7 @@ class Caption(base.WithoutMomentum):
     rng: PRNGKeyArray,
     step: Int[Array, ""],
     train: bool = True,
+    num_terms: Int[Array, " G"] | None = None,
   ) -> tuple[Float[Array, ""], tuple[None, base.Metrics]]:
     """LM of the tokens after the prompt.
 
@@ -129,14 +131,23 @@ class Caption(base.WithoutMomentum):
     image_kv = self.model.apply(
       {"params": params}, image_embeds, method="decoder_kv"
     )
-    after_prompt = (jnp.arange(ids.shape[1]) >= self.prompt_length)[None]
     loss, nll = losses.lm_loss(
       run(params, "decode", ids, mask, image_kv),
-      jnp.where((mask == 1) & after_prompt, ids, losses.IGNORE),
+      self._labels(batch),
       self.label_smoothing,
       self.groups,
+      num_terms,
     )
     return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": nll})
+
+  def num_terms(self, batch: base.Batch) -> Int[Array, " G"]:
+    """The tokens that are predicted; see `base.SummedTask`."""
+    return losses.count_tokens(self._labels(batch), self.groups)
+
+  def _labels(self, batch: base.Batch) -> Int[Array, "B L"]:
+    ids, mask = base.text(batch)
+    after_prompt = (jnp.arange(ids.shape[1]) >= self.prompt_length)[None]
+    return jnp.where((mask == 1) & after_prompt, ids, losses.IGNORE)
 
   @property
   def predict_fns(self) -> dict[str, Callable]:

@@ -41,6 +41,10 @@ def defaults() -> Config:
     rounds=1,  # sampled from a dialog, each time it is trained on
     negatives=3,  # wrong candidates sampled in each of these rounds
     context_length=40,  # tokens of the caption, [CLS] and [SEP] included
+    # Larger dialogs are skipped in evaluation: the largest one decides the
+    # size of all batches.
+    max_rounds=50,  # with candidates
+    max_candidates=1000,  # of a round
   )
   config.data.max_words = 30
   config.data.max_length = 192
@@ -53,7 +57,8 @@ def defaults() -> Config:
 
 def check(config: Config) -> None:
   """Checks the keys of `config.dialog`; see `base.TaskFile`."""
-  run_config.at_least(1, config, "dialog.rounds", "dialog.negatives")
+  for key in ("rounds", "negatives", "max_rounds", "max_candidates"):
+    run_config.at_least(1, config, f"dialog.{key}")
   run_config.at_least(3, config, "dialog.context_length")
 
 
@@ -81,18 +86,9 @@ def make(
   """The task of a config; see `base.TaskFile`.
 
   Raises:
-    ValueError: the towers have different widths, or texts are longer than the
-      text tower allows.
+    ValueError: the towers have different widths.
   """
   check_widths(model.config)
-  positions = model.config.med.max_positions
-  for key in ("data.max_length", "dialog.context_length"):
-    section, name = key.split(".")
-    if config[section][name] > positions:
-      raise ValueError(
-        f"config.{key}: the text tower has {positions} positions, found "
-        f"{config[section][name]}; set --config.{key}={positions} or less"
-      )
   return Dialog(model)
 
 
@@ -190,6 +186,7 @@ class Dialog(base.WithoutMomentum):
     rng: PRNGKeyArray,
     step: Int[Array, ""],
     train: bool = True,
+    num_terms: Int[Array, ""] | None = None,
   ) -> tuple[Float[Array, ""], tuple[None, base.Metrics]]:
     """Mean cross-entropy of candidates as wrong or right.
 
@@ -204,9 +201,13 @@ class Dialog(base.WithoutMomentum):
     ids, mask = (x.reshape(-1, x.shape[-1]) for x in _texts(batch))
     logits = run("match", ids, mask, kv, image_mask=seen)
     loss, accuracy = losses.classification_loss(
-      logits, batch["label"].reshape(-1), mask[:, 0] == 1
+      logits, batch["label"].reshape(-1), mask[:, 0] == 1, num_terms
     )
     return loss, (None, {"loss": loss, "accuracy": accuracy})
+
+  def num_terms(self, batch: base.Batch) -> Int[Array, ""]:
+    """The number of candidates that have a text; see `base.SummedTask`."""
+    return jnp.sum(batch["attention_mask"][..., 0] == 1)
 
   @property
   def predict_fns(self) -> dict[str, Callable]:

@@ -77,12 +77,24 @@ def classification_loss(
   logits: Float[Array, "n 2"],
   labels: Int[Array, " n"],
   valid: Bool[Array, " n"],
+  num_valid: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Mean cross-entropy of the valid examples, and their accuracy."""
+  """Mean cross-entropy of the valid examples, and their accuracy.
+
+  Args:
+    logits: of (0, 1).
+    labels: 0 or 1.
+    valid: which examples count.
+    num_valid: of the batch of which these are a part; by default their own.
+  """
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
   correct = jnp.argmax(logits, axis=-1) == labels
-  return _mean(nll, valid), _mean(correct, valid)
+  if num_valid is None:
+    num_valid = jnp.sum(valid)
+  # 0, not NaN, if there are none.
+  mean = lambda x: jnp.sum(x * valid) / jnp.maximum(num_valid, 1)
+  return mean(nll), mean(correct)
 
 
 class LMLoss(NamedTuple):
@@ -102,6 +114,7 @@ def lm_loss(
   labels: Int[Array, "B L"],
   label_smoothing: float,
   groups: int = 1,
+  num_tokens: Int[Array, " G"] | None = None,
 ) -> LMLoss:
   """Mean cross-entropy of tokens.
 
@@ -115,12 +128,20 @@ def lm_loss(
       else.
     label_smoothing: weight of the uniform distribution.
     groups: number of groups; see `grouped`.
+    num_tokens: of the batch of which this one is a part, from `count_tokens`;
+      by default its own.
   """
+  if num_tokens is None:
+    num_tokens = count_tokens(labels, groups)
   kept = grouped(labels[:, 1:] != IGNORE, groups)
-  count = jnp.sum(kept, axis=(1, 2), keepdims=True)
-  weights = kept / (jnp.maximum(count, 1) * groups)
+  weights = kept / (jnp.maximum(num_tokens, 1) * groups)[:, None, None]
   weights = weights.reshape(len(labels), -1)
   return weighted_lm_loss(predicted, labels, weights, label_smoothing)
+
+
+def count_tokens(labels: Int[Array, "B L"], groups: int) -> Int[Array, " G"]:
+  """Counts the tokens of each group that are predicted; see `lm_loss`."""
+  return jnp.sum(grouped(labels[:, 1:] != IGNORE, groups), axis=(1, 2))
 
 
 def weighted_lm_loss(
@@ -225,8 +246,3 @@ def _join_positions(
   """The inverse of `_split_positions`."""
   x = jnp.swapaxes(x, 0, 1)
   return x.reshape(len(x), -1, *x.shape[3:])[:, :length]
-
-
-def _mean(x: Array, kept: Array) -> Float[Array, ""]:
-  """Mean of the kept entries; 0, not NaN, if there are none."""
-  return jnp.sum(x * kept) / jnp.maximum(jnp.sum(kept), 1)

@@ -104,6 +104,7 @@ class Nlvr(base.WithoutMomentum):
     rng: PRNGKeyArray,
     step: Int[Array, ""],
     train: bool = True,
+    num_terms: Int[Array, ""] | None = None,
   ) -> tuple[Float[Array, ""], tuple[None, base.Metrics]]:
     """Cross-entropy of the classification as false or true.
 
@@ -120,9 +121,13 @@ class Nlvr(base.WithoutMomentum):
     )
     label = batch["label"]
     loss, accuracy = losses.classification_loss(
-      logits, label, jnp.ones(len(label), bool)
+      logits, label, jnp.ones(len(label), bool), num_terms
     )
     return loss, (None, {"loss": loss, "accuracy": accuracy})
+
+  def num_terms(self, batch: base.Batch) -> Int[Array, ""]:
+    """The number of statements; see `base.SummedTask`."""
+    return jnp.int32(len(batch["label"]))
 
   @property
   def predict_fns(self) -> dict[str, Callable]:

@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from blip_jax import defaults as default_keys
 from blip_jax.data import examples, tokenizer
-from blip_jax.models import blip, families, med
-from blip_jax.runtime import config as run_config
+from blip_jax.models import blip, families, tying
 from blip_jax.runtime.config import Config
 from blip_jax.tasks import align, base, caption, losses
 from blip_jax.tasks import momentum as momentum_lib
@@ -37,7 +36,7 @@ def defaults() -> Config:
 
 def check(config: Config) -> None:
   """Checks the keys of `config.pretrain`; see `base.TaskFile`."""
-  run_config.at_least(1, config, "pretrain.queue_size")
+  align.check(config)
 
 
 def example(
@@ -153,7 +152,7 @@ class Pretrain(align.Align):
     return {**super().predict_fns, "caption": self._caption}
 
   def full_params(self, params: base.Params) -> base.Params:
-    return med.tie(params)
+    return tying.tie(params)
 
   def _caption(self, params, *args):
     return caption.generate(self.model, self.full_params(params), *args)

@@ -50,7 +50,7 @@ def defaults() -> Config:
 
 def check(config: Config) -> None:
   """Checks the keys of `config.retrieval`; see `base.TaskFile`."""
-  run_config.at_least(1, config, "retrieval.queue_size")
+  align.check(config)
   c, key = config.retrieval, "config.retrieval"
   run_config.one_of(f"{key}.itc_targets", c.itc_targets, TARGETS)
   run_config.one_of(f"{key}.negatives", c.negatives, run_config.SCOPES)

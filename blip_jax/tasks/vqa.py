@@ -158,6 +158,7 @@ class Vqa(base.WithoutMomentum):
     rng: PRNGKeyArray,
     step: Int[Array, ""],
     train: bool = True,
+    num_terms: Int[Array, ""] | None = None,
   ) -> tuple[Float[Array, ""], tuple[None, base.Metrics]]:
     """The weighted sum of the answers' losses, divided by B.
 
@@ -182,13 +183,19 @@ class Vqa(base.WithoutMomentum):
       params, "decode", ids, mask, question_kv, encoder_mask=question_mask
     )
     weights = batch["answer_weight"].reshape(-1, 1) * mask[:, 1:]
+    if num_terms is None:
+      num_terms = self.num_terms(batch)
     loss, nll = losses.weighted_lm_loss(
       predicted,
       jnp.where(mask == 1, ids, losses.IGNORE),
-      weights / len(question_mask),
+      weights / num_terms,
       self.label_smoothing,
     )
     return loss, (None, {"loss": loss, "loss_lm": loss, "nll_lm": nll})
+
+  def num_terms(self, batch: base.Batch) -> Int[Array, ""]:
+    """The number of questions; see `base.SummedTask`."""
+    return jnp.int32(len(batch["question_ids"]))
 
   def _key_value(self, params: base.Params, states: Any, method: str) -> Any:
     return self.model.apply({"params": params}, states, method=method)

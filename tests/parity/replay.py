@@ -15,7 +15,7 @@ import numpy as np
 
 from blip_jax.convert import opening, weights, write
 from blip_jax.models import families, stack
-from blip_jax.runtime import snapshot
+from blip_jax.runtime import saved_arrays
 from blip_jax.tasks import base
 from blip_jax.tasks import momentum as momentum_lib
 from tests import QUICK_COMPILER_OPTIONS
@@ -60,7 +60,7 @@ def recorded(*paths: str) -> Iterator[dict[str, list]]:
 
 def tree(leaves: weights.Leaves, prefix: str = "params") -> dict:
   """The arrays below a path, as nested dicts."""
-  return snapshot.nested(
+  return saved_arrays.nested(
     {
       path.removeprefix(f"{prefix}/"): jnp.array(leaf.read())
       for path, leaf in leaves.items()
@@ -81,7 +81,7 @@ def state_of(
   params: dict,
   momentum: momentum_lib.Momentum | None = None,
 ) -> dict[str, np.ndarray]:
-  tree = snapshot.by_path({"params": params, "momentum": momentum})
+  tree = saved_arrays.by_path({"params": params, "momentum": momentum})
   leaves = {
     path: weights.Leaf.from_array(np.asarray(x)) for path, x in tree.items()
   }

@@ -24,6 +24,7 @@ from blip_jax.models import (
   fused_attention,
   generation,
   med,
+  stepwise,
 )
 from blip_jax.runtime import sharding
 from blip_jax.tasks import answers
@@ -193,7 +194,7 @@ def _decoding_params(setup: Setup) -> med.Params:
   model = families.build("caption", setup.config)
   weights = params("caption", setup)
   decoder = {"text_decoder": weights["text_decoder"]}
-  prepare = jax.jit(functools.partial(generation.prepare, model))
+  prepare = jax.jit(functools.partial(stepwise.prepare, model))
   return {**weights, **prepare(decoder)}
 
 

@@ -64,7 +64,7 @@ class Share:
     """
     left = self._work_units
     with contextlib.closing(self):
-      while left := [unit for unit in left if self._ledger.done(unit) is None]:
+      while left := self._ledger.left(left):
         if self._held:
           yield None
           continue

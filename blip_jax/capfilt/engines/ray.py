@@ -234,7 +234,7 @@ class Pool:
       while not self._loads:
         self._step(bar)
       # An actor has started the job by now, or joined it.
-      left = [unit for unit in work_units if self._ledger.done(unit) is None]
+      left = self._ledger.left(work_units)
       self._waiting.extend(left)
       bar.update(len(work_units) - len(left))
       self._hand_out()

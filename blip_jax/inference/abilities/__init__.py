@@ -1,0 +1,1 @@
+"""What a loaded model can do: the methods of `Model`, an ability a file."""

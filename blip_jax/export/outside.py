@@ -23,7 +23,7 @@ def _stablehlo(path: pathlib.Path) -> Run:
   from jax import export
 
   exported = export.deserialize(bytearray(files.read_bytes(path)))
-  return lambda inputs: exported.call(*inputs)
+  return lambda inputs: [*exported.call(*inputs)]
 
 
 def _onnx(path: pathlib.Path) -> Run:

@@ -123,6 +123,7 @@ PRINTED = {
   "found.prob": {r"^(True|False) 0\.\d\d$": 2},
   "score_vqa": {r"^overall +\d+\.\d\d +\d+\.\d\d$": 1},
   "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},
+  "looked at": {r"^looked at \('": 1},
   "found.maps.shape": {r"^words \('a', 'red', .* maps \(8, \d, \d\)$": 1},
   "caption.explanation": {r"^caption \(": 1},
   "pairwise=True": {r"pairs \[": 1, r"hidden states \(2, \d+, \d+\) \(2,": 1},

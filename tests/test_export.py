@@ -1,15 +1,19 @@
 """Exported programs: the same outputs from the file alone."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from blip_jax.tools import export
+from blip_jax.tools import convert_checkpoint, export
 
 import blip_jax
-from blip_jax.export import artifacts, outside, programs
+from blip_jax.export import artifacts, int8, outside, programs
 from tests import helpers
 
 NAMES = ("blip_decoder", "blip_vqa", "blip_retrieval", "blip_nlvr")
@@ -28,7 +32,7 @@ def pixels_of(image, side):
   )
 
 
-@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("format", ["stablehlo", "onnx", "openvino"])
 def test_captions_of_an_exported_model(models, tmp_path, capsys, format):
   """Beam search included, from an image to the words of the vocabulary."""
   out = tmp_path / "out"
@@ -47,10 +51,12 @@ def test_captions_of_an_exported_model(models, tmp_path, capsys, format):
   image = PIL.Image.fromarray(
     np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
   )
-  np.savez(tmp_path / "inputs.npz", pixels_of(image, shape[1])[None])
-  outside.main(format, str(out / f"caption.{format}"), str(tmp_path))
+  batches = pixels_of(image, shape[1])[None, None]
+  np.savez(tmp_path / "inputs.npz", batches)
+  ending = "xml" if format == "openvino" else format
+  outside.main(format, str(out / f"caption.{ending}"), str(tmp_path))
   with np.load(tmp_path / "outputs.npz") as found:
-    ids = found["arr_0"][0, 0].tolist()
+    ids = found["arr_0"][0, 0, 0].tolist()
   vocabulary = (out / "vocab.txt").read_text().splitlines()
   model = blip_jax.load(models["blip_decoder"])
   (caption,) = model.caption(image, num_beams=2, max_length=9)
@@ -69,6 +75,13 @@ def test_captions_of_an_exported_model(models, tmp_path, capsys, format):
     pytest.param(
       *("onnx", "blip_retrieval", {"encode", "match"}), marks=pytest.mark.slow
     ),
+    pytest.param(
+      *("openvino", "blip_vqa", {"encode", "answer"}), marks=pytest.mark.slow
+    ),
+    pytest.param(
+      *("openvino", "blip_retrieval", {"encode", "match"}),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_programs_of_the_other_families(
@@ -76,7 +89,8 @@ def test_programs_of_the_other_families(
 ):
   out = tmp_path / "out"
   assert export.main([models[name], str(out), "--format", format]) == 0
-  assert {path.stem for path in out.glob(f"*.{format}")} == expected
+  ending = "xml" if format == "openvino" else format
+  assert {path.stem for path in out.glob(f"*.{ending}")} == expected
   for name in expected:
     said = json.loads((out / f"{name}.json").read_text())
     assert max(said["differences"].values()) < 1e-4
@@ -102,12 +116,77 @@ def test_matches_are_those_of_the_model(models, tmp_path):
   )
 
 
+def test_rounded_weights_are_smaller_and_their_cost_is_stated(
+  models, tmp_path, capsys
+):
+  sizes = {}
+  for weights in ("float32", "int8"):
+    out = tmp_path / weights
+    words = [models["blip_retrieval"], str(out), "--format", "onnx"]
+    words += ["--programs", "encode", "--weights", weights]
+    assert export.main(words) == 0
+    sizes[weights] = (out / "encode.onnx").stat().st_size
+  said = json.loads((out / "encode.json").read_text())
+  assert said["weights"] == "int8"
+  assert 1e-4 < said["differences"]["image_tokens"] < 0.1
+  cost = f"image_tokens       {said['differences']['image_tokens']:.1e}"
+  assert cost in capsys.readouterr().out
+  assert sizes["int8"] < 0.5 * sizes["float32"]
+
+
+def test_rounding_keeps_the_better_of_rows_and_columns():
+  """Half a step at most, where the steps are those of rows or of columns."""
+  onnx, onnxruntime = map(pytest.importorskip, ("onnx", "onnxruntime"))
+  x = np.random.default_rng(0).normal(size=(3, 40, 30)).astype(np.float32)
+  x[:, 5] *= 100  # rows share no scale with this one
+  graph = onnx.helper.make_graph(
+    [onnx.helper.make_node("Identity", ["x"], ["y"])],
+    "g",
+    [],
+    [onnx.helper.make_tensor_value_info("y", 1, x.shape)],
+    [onnx.numpy_helper.from_array(x, "x")],
+  )
+  opset = onnx.helper.make_opsetid("", 21)
+  model = onnx.helper.make_model(graph, opset_imports=[opset])
+  int8.quantise(model)
+  session = onnxruntime.InferenceSession(model.SerializeToString())
+  (y,) = session.run(None, {})
+  step = np.abs(x).max(axis=2, keepdims=True) / 127
+  assert (np.abs(y - x) <= 0.501 * step).all() and (y != x).any()
+
+
+def test_an_operation_that_a_format_lacks_is_named(models, tmp_path):
+  model = blip_jax.load(models["blip_decoder"])
+  (program,) = programs.programs_of(model, ["encode"])
+  rounded = dataclasses.replace(
+    program, function=lambda x: (jnp.linalg.eigh(x[0, ..., 0] / 255.0)[0],)
+  )
+  with pytest.raises(ValueError, match="encode: not in ONNX: eigh "):
+    artifacts.write(model, [rounded], tmp_path / "out", "onnx", 1)
+  assert not [*tmp_path.iterdir()]
+
+
+def test_the_layout_of_hugging_face(models, tmp_path):
+  """The same folder as from `convert_checkpoint`."""
+  folders = tmp_path / "one", tmp_path / "other"
+  words = [models["blip_retrieval"], str(folders[0]), "--task", "itm"]
+  assert export.main([*words, "--format", "hf"]) == 0
+  words[1] = str(folders[1])
+  assert convert_checkpoint.main([*words, "--layout", "hf"]) == 0
+  one, other = (
+    {path.name: path.read_bytes() for path in folder.iterdir()}
+    for folder in folders
+  )
+  assert one == other and "config.json" in one
+
+
 def test_what_differs_is_not_written(models, tmp_path, monkeypatch):
   model = blip_jax.load(models["blip_decoder"])
   chosen = programs.programs_of(model, ["encode"])
 
   def wrong(path, format, inputs):
-    return [np.asarray(x) + 1 for x in jax.jit(chosen[0].function)(*inputs)]
+    (pixels,) = inputs
+    return [np.stack([jax.jit(chosen[0].function)(x)[0] for x in pixels]) + 1]
 
   monkeypatch.setattr(artifacts, "_run_elsewhere", wrong)
   with pytest.raises(ValueError, match=r"encode: outputs differ.*image_tokens"):
@@ -125,6 +204,14 @@ def test_what_differs_is_not_written(models, tmp_path, monkeypatch):
     ),
     (["blip_decoder", "--format", "onnx", "--batch-size", "0"], "found 0"),
     (["blip_decoder", "--format", "stablehlo", "--num-beams", "0"], "num_beam"),
+    (
+      ["blip_decoder", "--format", "stablehlo", "--weights", "int8"],
+      "expected one of ['float32'], of --format stablehlo",
+    ),
+    (
+      ["blip_decoder", "--format", "hf", "--num-beams", "3"],
+      "not its programs",
+    ),
   ],
 )
 def test_mistakes(models, tmp_path, capsys, words, expected):
@@ -145,3 +232,15 @@ def test_what_is_not_installed_is_named(models, tmp_path, capsys, monkeypatch):
   words = [models["blip_decoder"], str(tmp_path / "out"), "--format", "onnx"]
   assert export.main(words) == 1
   assert "pip install -e '.[onnx]'" in capsys.readouterr().err
+
+
+def test_openvino_reports_nothing(tmp_path):
+  """Importing it alone would, and would leave a number for this user."""
+  code = (
+    "from blip_jax.export import formats; formats.get('openvino')\n"
+    "import sys; assert 'openvino' in sys.modules\n"
+    "assert sys.modules['openvino_telemetry'] is None"
+  )
+  environment = {"HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+  subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+  assert not [*tmp_path.glob("intel/*")]

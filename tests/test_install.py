@@ -38,6 +38,7 @@ def test_data_files_are_installed(setup):
   assert listed["blip_jax"] == "py.typed"
   assert (ROOT / "blip_jax" / "py.typed").exists()
   assert listed["blip_jax.data.scenes"] == "vocab/vocab.txt"
+  assert listed["blip_jax.tools.browser"] == "*.html, *.js"
 
 
 def test_recipes_are_found_by_name():

@@ -2,7 +2,8 @@
 
   python tools/export.py MODEL OUT --format stablehlo
   python tools/export.py MODEL OUT --format onnx --programs caption \
-    --num-beams 3 --max-length 20
+    --num-beams 3 --max-length 20 --weights int8
+  python tools/export.py MODEL OUT --format hf
 
 MODEL is what `blip_jax.load` takes. OUT is a new folder with a file for each
 program (encode, caption, answer, match: those that the model has), a JSON file
@@ -11,9 +12,10 @@ in a fresh process, and the largest differences from the model's own outputs are
 printed.
 
 StableHLO: one file for CPUs, CUDA and TPUs, and batches of any size (extra
-[stablehlo]). ONNX: one file from uint8 pixels to token ids, beam search
-included, for batches of --batch-size (extra [onnx]). The layout of Hugging Face
-is written by `tools/convert_checkpoint.py --layout hf`.
+[stablehlo]). ONNX, OpenVINO: one file from uint8 pixels to token ids, beam
+search included, for batches of --batch-size (extras [onnx], [openvino]), with
+weights in float32 or int8. hf: the whole model in Hugging Face's layout, as
+`tools/convert_checkpoint.py MODEL OUT --layout hf` writes it.
 """
 
 import argparse
@@ -21,8 +23,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from blip_jax.convert import opening, write
 from blip_jax.export import artifacts, formats, programs
 from blip_jax.inference import loading
+from blip_jax.models import families
 from blip_jax.runtime import command, host
 
 
@@ -33,12 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("model", metavar="MODEL")
   parser.add_argument("out", metavar="OUT", type=command.local_path)
-  parser.add_argument("--format", choices=formats.FORMATS, required=True)
+  parser.add_argument(
+    "--format", choices=[*formats.FORMATS, "hf"], required=True
+  )
   parser.add_argument(
     "--programs", nargs="+", default=(), help="default: all of the model"
   )
   parser.add_argument(
-    "--batch-size", type=int, default=1, help="of ONNX; default: 1"
+    "--batch-size",
+    type=int,
+    default=1,
+    help="of ONNX and OpenVINO; default: 1",
+  )
+  parser.add_argument(
+    "--weights", choices=formats.WEIGHTS, default="float32", help="of the same"
+  )
+  parser.add_argument(
+    "--task", choices=families.FAMILIES, help="family, of hf; default: MODEL's"
   )
   for name in _OPTIONS:
     parser.add_argument(
@@ -49,12 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     raise ValueError(
       f"--batch-size: expected 1 or more, found {args.batch_size}"
     )
-  formats.get(args.format)
   options = {
     name: value
     for name in _OPTIONS
     if (value := getattr(args, name)) is not None
   }
+  if args.format == "hf":
+    if options or args.programs or args.weights != "float32":
+      raise ValueError(
+        "--format hf writes the model, not its programs: leave out --programs, "
+        "--weights and options of generation"
+      )
+    checkpoint = opening.open_checkpoint(args.model, task=args.task)
+    print(f"written: {write.write(checkpoint, args.out, 'hf')}")
+    return 0
+  formats.get(args.format, args.weights)
   model = loading.load(args.model)
   found = artifacts.write(
     model,
@@ -62,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pathlib.Path(args.out),
     args.format,
     args.batch_size,
+    args.weights,
   )
   for program, differences in found.items():
     print(f"{program}: largest differences, in a fresh process")

@@ -14,6 +14,7 @@ import numpy as np
 
 import blip_jax
 from blip_jax.convert import companions
+from blip_jax.data import scenes, transforms
 from blip_jax.export import formats, outside
 from blip_jax.export.programs import Program
 from blip_jax.inference.model import Model
@@ -27,6 +28,8 @@ LIMIT = 1e-4
 _OUTSIDE = ("do_convert_rgb", "do_resize", "size", "resample")
 # Batches that are compared, if one file serves all sizes.
 _BATCHES = (1, 3)
+# Batches of drawings on which the cost of int8 is measured.
+_DRAWINGS = 16
 
 
 def write(
@@ -35,6 +38,7 @@ def write(
   folder: pathlib.Path,
   format: str,
   batch_size: int,
+  weights: str = "float32",
 ) -> dict[str, dict[str, float]]:
   """Writes programs, sidecars and the vocabulary, and compares the outputs.
 
@@ -44,15 +48,17 @@ def write(
     folder: a new one; it appears complete or not at all.
     format: a name of `formats.FORMATS`.
     batch_size: of files that serve batches of one size.
+    weights: "int8" rounds them, which has a cost: what is returned.
 
   Returns:
     For each program and output, the largest difference from the model's own
     program, relative to the largest value; for ids the share that differs.
 
   Raises:
-    ValueError: the folder exists, or outputs differ by more than `LIMIT`.
+    ValueError: the folder exists, or outputs differ by more than `LIMIT`,
+      though weights are float32.
   """
-  chosen = formats.get(format)
+  chosen = formats.get(format, weights)
   if files.exists(folder):
     raise ValueError(f"{folder} exists already; give another path, or move it")
   temporary = pathlib.Path(files.temporary_path(folder))
@@ -62,12 +68,18 @@ def write(
       model.tokenizer.save(temporary)
     found = {}
     for program in programs:
-      path = temporary / f"{program.name}.{format}"
-      chosen.write(program, batch_size, path)
+      path = temporary / f"{program.name}.{chosen.ending}"
+      chosen.write(program, batch_size, weights, path)
       sizes = _BATCHES if chosen.any_batch else (batch_size,)
-      found[program.name] = _differences(program, path, format, sizes)
-      _refuse(program, found[program.name])
+      if weights == "float32":
+        inputs = [_random(program, size) for size in sizes]
+      else:
+        inputs = [_drawings(program, batch_size)]
+      found[program.name] = _differences(program, path, format, inputs)
+      if weights == "float32":
+        _refuse(program, found[program.name])
       said = _sidecar(model, program, format, chosen, batch_size)
+      said["weights"] = weights
       said["differences"] = found[program.name]
       files.write_json(temporary / f"{program.name}.json", said)
     files.rename(temporary, folder)
@@ -108,14 +120,41 @@ def _sidecar(
   return said
 
 
+def _random(program: Program, size: int) -> list[np.ndarray]:
+  return [x[None] for x in program.example(size)]
+
+
+def _drawings(program: Program, size: int) -> list[np.ndarray]:
+  """Batches of images in which there is something to see."""
+  numbers = range(_DRAWINGS)
+  batches = [program.example(size, seed) for seed in numbers]
+  inputs = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
+  height, width = inputs[0].shape[2:4]
+  resize = transforms.EvalImage((height, width))
+  source = scenes.Scenes("val", max(height, width), num=_DRAWINGS * size)
+  images = [resize(source[i]["image"]) for i in range(_DRAWINGS * size)]
+  inputs[0] = np.stack(images).reshape(inputs[0].shape)
+  return inputs
+
+
 def _differences(
-  program: Program, path: pathlib.Path, format: str, sizes: Sequence[int]
+  program: Program,
+  path: pathlib.Path,
+  format: str,
+  runs: Sequence[Sequence[np.ndarray]],
 ) -> dict[str, float]:
-  """The largest differences from the model, in a fresh process."""
+  """The largest differences from the model, in fresh processes.
+
+  Args:
+    program: the model's.
+    path: of its file.
+    format: of the file.
+    runs: for each process its inputs, arrays [n, batch, ...].
+  """
   function, found = jax.jit(program.function), {}
-  for size in sizes:
-    inputs = program.example(size)
-    expected = [np.asarray(x) for x in function(*inputs)]
+  for inputs in runs:
+    batches = [function(*batch) for batch in zip(*inputs, strict=True)]
+    expected = [np.stack(x) for x in zip(*batches, strict=True)]
     outputs = _run_elsewhere(path, format, inputs)
     for name, x, y in zip(program.outputs, expected, outputs, strict=True):
       found[name] = max(found.get(name, 0.0), _difference(x, y))

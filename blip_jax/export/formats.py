@@ -5,17 +5,20 @@ How it runs from there is in `outside.py`.
 
 import importlib
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax import export
 
+from blip_jax.export import int8
 from blip_jax.export.programs import Program
 from blip_jax.runtime import files
 
 # Where one artifact of StableHLO runs.
 PLATFORMS = ("cpu", "cuda", "tpu")
+WEIGHTS = ("float32", "int8")
 
 
 class Format(NamedTuple):
@@ -23,27 +26,37 @@ class Format(NamedTuple):
 
   Attributes:
     packages: that it needs, of the extra of the same name.
-    write: (program, batch size, path) -> None.
+    write: (program, batch size, type of the weights, path) -> None.
+    ending: of the path.
     any_batch: whether one file serves batches of all sizes.
+    weights: types that they may have, of `WEIGHTS`.
   """
 
   packages: Sequence[str]
-  write: Callable[[Program, int, pathlib.Path], None]
+  write: Callable[[Program, int, str, pathlib.Path], None]
+  ending: str
   any_batch: bool
+  weights: Sequence[str]
 
 
-def get(name: str) -> Format:
+def get(name: str, weights: str = "float32") -> Format:
   """The format of a name.
 
   Raises:
-    ValueError: there is none, or what it needs is not installed.
+    ValueError: there is none, it has no weights of this type, or what it needs
+      is not installed.
   """
   if name not in FORMATS:
     raise ValueError(f"--format: expected one of {[*FORMATS]}, found {name!r}")
   found = FORMATS[name]
+  if weights not in found.weights:
+    raise ValueError(
+      f"--weights: expected one of {[*found.weights]}, of --format {name}, "
+      f"found {weights!r}"
+    )
   for package in found.packages:
     try:
-      importlib.import_module(package)
+      _import(package)
     except ImportError as error:
       raise ValueError(
         f"--format {name} needs {package}: pip install -e '.[{name}]'"
@@ -51,7 +64,21 @@ def get(name: str) -> Format:
   return found
 
 
-def _write_stablehlo(program: Program, _: int, path: pathlib.Path) -> None:
+def openvino() -> Any:
+  """The package, which would report its import to its makers."""
+  return _import("openvino")
+
+
+def _import(package: str) -> Any:
+  if package == "openvino":
+    # It goes on without, and says nothing to anybody then.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore
+  return importlib.import_module(package)
+
+
+def _write_stablehlo(
+  program: Program, _: int, weights: str, path: pathlib.Path
+) -> None:
   (batch,) = export.symbolic_shape("batch")
   exported = export.export(jax.jit(program.function), platforms=PLATFORMS)(
     *program.specs(batch)
@@ -59,17 +86,38 @@ def _write_stablehlo(program: Program, _: int, path: pathlib.Path) -> None:
   files.write_bytes(path, bytes(exported.serialize()))
 
 
-def _write_onnx(program: Program, batch: int, path: pathlib.Path) -> None:
+def _write_onnx(
+  program: Program, batch: int, weights: str, path: pathlib.Path
+) -> None:
   import jax2onnx
   import onnx
 
-  model: Any = jax2onnx.to_onnx(
-    program.function, program.specs(batch), model_name=program.name
-  )
+  try:
+    model: Any = jax2onnx.to_onnx(
+      program.function, program.specs(batch), model_name=program.name
+    )
+  except NotImplementedError as error:  # which names the operation
+    raise ValueError(f"{program.name}: not in ONNX: {error}") from error
   names = [*program.inputs], [*program.outputs]
   _rename(model.graph, *names)
+  if weights == "int8":
+    int8.quantise(model)
   onnx.checker.check_model(model)
   onnx.save(model, str(path))
+
+
+def _write_openvino(
+  program: Program, batch: int, weights: str, path: pathlib.Path
+) -> None:
+  """Its weights are in a second file, with the ending .bin."""
+  with files.temporary_folder() as folder:
+    onnx_path = folder / f"{program.name}.onnx"
+    _write_onnx(program, batch, weights, onnx_path)
+    try:
+      model = openvino().Core().read_model(str(onnx_path))
+    except RuntimeError as error:  # which names the operation
+      raise ValueError(f"{program.name}: not in OpenVINO: {error}") from error
+    openvino().save_model(model, str(path), compress_to_fp16=False)
 
 
 def _rename(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -85,6 +133,25 @@ def _rename(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
 
 
 FORMATS = {
-  "stablehlo": Format(["flatbuffers"], _write_stablehlo, any_batch=True),
-  "onnx": Format(["jax2onnx", "onnxruntime"], _write_onnx, any_batch=False),
+  "stablehlo": Format(
+    ["flatbuffers"],
+    _write_stablehlo,
+    ending="stablehlo",
+    any_batch=True,
+    weights=["float32"],
+  ),
+  "onnx": Format(
+    ["jax2onnx", "onnxruntime"],
+    _write_onnx,
+    ending="onnx",
+    any_batch=False,
+    weights=WEIGHTS,
+  ),
+  "openvino": Format(
+    ["jax2onnx", "openvino"],
+    _write_openvino,
+    ending="xml",
+    any_batch=False,
+    weights=WEIGHTS,
+  ),
 }

@@ -2,30 +2,31 @@
 
   python -m blip_jax.export.outside FORMAT FILE FOLDER
 
-reads the inputs, FOLDER/inputs.npz, and writes the outputs, outputs.npz.
+reads the inputs of n batches, FOLDER/inputs.npz, each array [n, batch, ...],
+and writes the outputs, outputs.npz, in the same way.
 """
 
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from blip_jax.runtime import files
 
+# Outputs may be arrays of any library.
+Run = Callable[[Sequence[np.ndarray]], Sequence[Any]]
 
-def _stablehlo(
-  path: pathlib.Path, inputs: Sequence[np.ndarray]
-) -> Sequence[np.ndarray]:
+
+def _stablehlo(path: pathlib.Path) -> Run:
   from jax import export
 
   exported = export.deserialize(bytearray(files.read_bytes(path)))
-  return [np.asarray(x) for x in exported.call(*inputs)]
+  return lambda inputs: [*exported.call(*inputs)]
 
 
-def _onnx(
-  path: pathlib.Path, inputs: Sequence[np.ndarray]
-) -> Sequence[np.ndarray]:
+def _onnx(path: pathlib.Path) -> Run:
   import onnxruntime
 
   options = onnxruntime.SessionOptions()
@@ -34,18 +35,30 @@ def _onnx(
     str(path), options, providers=["CPUExecutionProvider"]
   )
   names = [x.name for x in session.get_inputs()]
-  outputs = session.run(None, dict(zip(names, inputs, strict=True)))
-  return [np.asarray(x) for x in outputs]
+  return lambda inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
 
-_RUN = {"stablehlo": _stablehlo, "onnx": _onnx}
+def _openvino(path: pathlib.Path) -> Run:
+  from blip_jax.export import formats
+
+  # By default it rounds to bfloat16, where the processor can.
+  options = {"INFERENCE_PRECISION_HINT": "f32"}
+  core = formats.openvino().Core()
+  compiled = core.compile_model(str(path), "CPU", options)
+  # Copies: the next call writes into the same memory.
+  return lambda inputs: [x.copy() for x in compiled(inputs).values()]
+
+
+_LOAD = {"stablehlo": _stablehlo, "onnx": _onnx, "openvino": _openvino}
 
 
 def main(format: str, path: str, folder: str) -> None:
   with np.load(pathlib.Path(folder, "inputs.npz")) as content:
     inputs = [content[name] for name in content.files]
-  outputs = _RUN[format](pathlib.Path(path), inputs)
-  np.savez(pathlib.Path(folder, "outputs.npz"), *outputs)
+  run = _LOAD[format](pathlib.Path(path))
+  outputs = [run(batch) for batch in zip(*inputs, strict=True)]
+  stacked = [np.stack(batches) for batches in zip(*outputs, strict=True)]
+  np.savez(pathlib.Path(folder, "outputs.npz"), *stacked)
 
 
 if __name__ == "__main__":

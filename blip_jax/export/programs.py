@@ -48,9 +48,9 @@ class Program:
       for shape, dtype in self.inputs.values()
     ]
 
-  def example(self, batch: int) -> list[np.ndarray]:
-    """Random inputs, with texts of different lengths."""
-    rng = np.random.default_rng(batch)
+  def example(self, batch: int, seed: int = 0) -> list[np.ndarray]:
+    """Random inputs, with texts of different lengths; pixels come first."""
+    rng = np.random.default_rng([batch, seed])
     found = []
     for name, (shape, dtype) in self.inputs.items():
       if name == "attention_mask":
@@ -117,7 +117,11 @@ def _caption(model: Model, options: dict[str, Any]) -> Program:
     return tuple(generated)
 
   outputs = ["ids", "token_log_probs", "scores"]
-  said = {"prompt": card.prompt, "generation": _said(settings)}
+  said = {
+    "prompt": card.prompt,
+    "prompt_ids": prompt,
+    "generation": _said(settings),
+  }
   return _program(model, "caption", caption, {}, outputs, said)
 
 

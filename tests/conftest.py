@@ -155,6 +155,19 @@ def pytest_unconfigure():
   shutil.rmtree(_CACHE)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+  """Frees compiled programs before the process runs out of memory maps.
+
+  Linux allows 65,530 of a process, a program takes several, and at the limit
+  the compiler crashes.
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
   return ROOT

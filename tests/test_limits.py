@@ -26,6 +26,7 @@ from blip_jax.convert import (
   tensor_files,
 )
 from blip_jax.data import (
+  cells,
   folders,
   image_headers,
   image_limits,
@@ -93,7 +94,7 @@ LIMITS = [
   (tables, "_MAX_JOINED_BYTES", 262_144),
   (json_index, "_MAX_KEY_BYTES", 1000),
   (schema, "_SCHEMA_ROWS", 10_000),
-  (schema, "_MAX_EXACT_FLOAT", 9_007_199_254_740_992),
+  (cells, "_MAX_EXACT_FLOAT", 9_007_199_254_740_992),
   (order, "_MAX_TURNS", 10_000),
   (paths, "_MAX_STEM_BYTES", 190),
   (label, "_MAX_BAD_TEXT", 200),

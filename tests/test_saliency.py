@@ -175,6 +175,13 @@ def test_words_are_found_wherever_they_occur(matcher, images):
   assert repr(found) == f"Explanation({TEXT!r}, maps=[8, 2, 2])"
 
 
+def test_a_special_token_that_a_model_generated_is_a_word(matcher, images):
+  found = matcher.explain(images[0], TEXT)
+  words = ("[MASK]", *found.words[1:])
+  found = saliency.Explanation(words, found.maps, found.whole, found.pixels)
+  np.testing.assert_array_equal(found.map("[MASK]"), found.maps[0])
+
+
 def test_overlays_colour_where_the_map_is(matcher, images, tmp_path):
   found = matcher.explain(images[0], TEXT)
   maps = np.zeros((8, 2, 2), np.float32)

@@ -618,8 +618,8 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
   config.checkpoint.every_steps = 1
   make = train.make_train_step
 
-  def poisoned(task, tx, seed):
-    step = make(task, tx, seed)
+  def poisoned(*args):
+    step = make(*args)
 
     def run_step(state, batch, steps_done):
       if steps_done == 3:

@@ -59,10 +59,12 @@ class Explanation:
       return self.whole
     asked = tuple(words.lower().split())
     size = len(asked)
+    # Names of special tokens are in upper case; a model may generate them.
+    own = tuple(word.lower() for word in self.words)
     starts = [
       start
       for start in range(len(self.words) - size + 1)
-      if size and self.words[start : start + size] == asked
+      if size and own[start : start + size] == asked
     ]
     if not starts:
       raise ValueError(

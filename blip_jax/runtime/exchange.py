@@ -13,10 +13,10 @@ def take(
 ) -> Shaped[Array, "B ..."]:
   """Selects rows by their index within each of G groups of the batch.
 
-  Call it where a mesh is active. The devices of a group gather its rows, and
-  gradients are reduced and scattered to the devices that own the rows. Left to
-  itself, the compiler for TPUs may sum whole batches over all devices for
-  both, which moves twice the bytes.
+  Where a mesh is active, the devices of a group gather its rows, and gradients
+  are reduced and scattered to the devices that own the rows. Left to itself,
+  the compiler for TPUs may sum whole batches over all devices for both, which
+  moves twice the bytes.
 
   Args:
     rows: split over the batch axes of the mesh.
@@ -24,8 +24,10 @@ def take(
   """
   axes = dict(sharding.AXIS_RULES)["batch"]
   mesh = jax.sharding.get_abstract_mesh()
-  shards = sharding.num_data_shards(mesh)
   groups, size = index.shape
+  if mesh.empty:
+    return rows[(index + size * jnp.arange(groups)[:, None]).reshape(-1)]
+  shards = sharding.num_data_shards(mesh)
   members = None  # all
   if groups > 1 and shards % groups == 0:
     members = [

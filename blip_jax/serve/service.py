@@ -147,6 +147,6 @@ def make_hosts(config: Config, models: dict[str, Model]) -> list[programs.Host]:
 
 def public_name(path: str) -> str:
   """The last part of a path; the name of a released checkpoint as it is."""
-  if "://" in path or os.path.exists(path):
+  if "://" in path or files.exists(path):
     return os.path.basename(path.rstrip("/"))
   return path

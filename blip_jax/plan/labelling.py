@@ -15,10 +15,16 @@ from blip_jax.capfilt import worker
 from blip_jax.convert import opening, registry
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.inference import captioning, scoring
-from blip_jax.models import blip, decoding, families, flops, fused_attention
+from blip_jax.models import (
+  blip,
+  decoding,
+  families,
+  flops,
+  fused_attention,
+  stepwise,
+)
 from blip_jax.models import card as card_lib
 from blip_jax.models import config as model_config
-from blip_jax.models import generation as generation_lib
 from blip_jax.plan import programs
 from blip_jax.plan.programs import Program
 from blip_jax.plan.topology import Topology
@@ -104,7 +110,7 @@ def _captioner(
   most = model.config.med.max_positions
   settings = decoding.make({}, len(ids), most, **options)
   decoder = jax.eval_shape(
-    lambda params: generation_lib.prepare(module, params),
+    lambda params: stepwise.prepare(module, params),
     {"text_decoder": model.params["text_decoder"]},
   )
   whole = NamedSharding(model.mesh, PartitionSpec())

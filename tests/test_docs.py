@@ -125,7 +125,7 @@ PRINTED = {
   "match.rank_score": {r"match probability \[\[0\.[^a-z]*\]\] rank by": 1},
   "looked at": {r"^looked at \('": 1},
   "found.maps.shape": {r"^words \('a', 'red', .* maps \(8, \d, \d\)$": 1},
-  "caption.explanation": {r"^caption \(": 1},
+  "caption.png": {r"^caption \(": 1},
   "pairwise=True": {r"pairs \[": 1, r"hidden states \(2, \d+, \d+\) \(2,": 1},
   'method="match"': {r"cosine \[\[.*\]\] no match, match": 1},
   "--digest": {r"^params [0-9a-f]{64}$": 1},

@@ -82,7 +82,9 @@ def test_matches(models, images):
     np.testing.assert_allclose(
       [one["score"] for one in result], row[order], rtol=1e-6
     )
-  assert pipe(images[0], texts) == found[0]
+  # Another number of images may change the last bit.
+  for one, other in zip(pipe(images[0], texts), found[0], strict=True):
+    assert one == other | {"score": pytest.approx(other["score"], rel=1e-6)}
   (one,) = pipe({"image": images[1], "text": texts[1]})
   assert one["label"] == texts[1]
   assert one["score"] == pytest.approx(float(probs[1, 1]), rel=1e-5)

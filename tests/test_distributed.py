@@ -118,7 +118,7 @@ LOSSES = ("loss", "loss_itc", "loss_itm", "loss_lm", "temp")
 
 @pytest.mark.slow
 def test_losses_do_not_depend_on_processes_and_mesh(tmp_path):
-  """Drawn negatives, dropout and augmentation included."""
+  """Sampled negatives, dropout and augmentation included."""
   for count in MESHES:
     finish(begin(tmp_path / str(count), count))
   alone = losses_of(tmp_path / "1")

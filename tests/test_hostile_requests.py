@@ -128,22 +128,22 @@ def bad_fields():
 
 def bad_messages():
   (good,) = serving.messages(serving.png())
-  picture = good["content"][0]
+  image = good["content"][0]
   user = lambda *parts: [{"role": "user", "content": [*parts]}]
   text = lambda text: {"type": "text", "text": text}
   yield "no image", user(text("hi"))
   yield "only text", [{"role": "user", "content": "hi"}]
-  yield "two images", user(picture, picture)
-  yield "many parts", user(picture, *[text("a")] * 100)
+  yield "two images", user(image, image)
+  yield "many parts", user(image, *[text("a")] * 100)
   yield "a system", [{"role": "system", "content": "be brief"}, good]
   yield "a history", [good, {"role": "assistant", "content": "a"}, good]
   yield "two messages", [good, good]
-  yield "huge prompt", user(picture, text("a " * 40_000))
-  yield "long prompt", user(picture, text("red " * 16))
+  yield "huge prompt", user(image, text("a " * 40_000))
+  yield "long prompt", user(image, text("red " * 16))
   yield "audio", user({"type": "input_audio", "input_audio": {}})
   yield "no url", user({"type": "image_url", "image_url": {}})
   yield "number", user({"type": "image_url", "image_url": 3})
-  yield "more", user({**picture, "more": 1})
+  yield "more", user({**image, "more": 1})
 
 
 def bad_bodies():

@@ -12,8 +12,16 @@ from blip_jax import train
 from blip_jax.models import blip, tying
 from blip_jax.models import nlvr as nlvr_model
 from blip_jax.plan import hlo
-from blip_jax.runtime import exchange, sharding, train_state
-from blip_jax.tasks import dialog, losses, nlvr, pretrain, retrieval, vqa
+from blip_jax.runtime import sharding, train_state
+from blip_jax.tasks import (
+  dialog,
+  exchange,
+  losses,
+  nlvr,
+  pretrain,
+  retrieval,
+  vqa,
+)
 from tests import helpers
 
 # Of retrieval, ITC is within a shard and ITM negatives are from all, as in

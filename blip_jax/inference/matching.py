@@ -79,6 +79,8 @@ class Matcher:
     self._params = params
     self._tokenizer = tokenizer
     self._mesh = mesh
+    # Of a text.
+    self.max_tokens = min(MAX_TOKENS, module.config.med.max_positions)
     self._scorer = scoring.Scorer(align.predict_fns(module), mesh)
 
   def match(
@@ -313,9 +315,8 @@ class Matcher:
       cleaned.append(
         transforms.pre_caption(printable, MAX_WORDS) if clean else text
       )
-    max_length = min(MAX_TOKENS, self._module.config.med.max_positions)
     return scoring.trimmed(
-      scoring.Texts(*tokenizer.encode(cleaned, max_length))
+      scoring.Texts(*tokenizer.encode(cleaned, self.max_tokens))
     )
 
 

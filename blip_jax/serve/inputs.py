@@ -1,13 +1,12 @@
 """What requests hold: JSON of a schema, and images."""
 
-import base64
-import binascii
 from typing import TypeVar
 
 import pydantic
 
 from blip_jax.data.rejects import BadSample
 from blip_jax.inference import urls
+from blip_jax.serve import data_urls
 from blip_jax.serve.api_error import ApiError
 from blip_jax.serve.programs import Host, Pixels
 
@@ -53,7 +52,7 @@ def image(url: str, host: Host, param: str) -> Pixels:
 
 def _content(url: str, host: Host) -> bytes:
   """The encoded image."""
-  if url[:5].lower() != "data:":
+  if not data_urls.is_data(url):
     if not host.limits.urls or not url.lower().startswith(urls.SCHEMES):
       raise ValueError(
         "expected a data URL, data:image/...;base64,..."
@@ -65,14 +64,4 @@ def _content(url: str, host: Host) -> bytes:
     except BadSample as error:
       # Its details tell of the network of the service.
       raise ValueError(f"the URL is not fetched: {error.reason}") from error
-  kind, comma, data = url[5:].partition(",")
-  media, *parameters = kind.lower().split(";")
-  if not comma or "base64" not in parameters or not media.startswith("image/"):
-    raise ValueError(
-      "expected a data URL, data:image/...;base64,..., found one that begins "
-      f"with {url[:40]!r}"
-    )
-  try:
-    return base64.b64decode(data, validate=True)
-  except (binascii.Error, ValueError) as error:
-    raise ValueError(f"the data URL is no base64: {error}") from error
+  return data_urls.decode(url)

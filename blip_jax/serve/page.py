@@ -4,83 +4,22 @@ Importing this module needs Gradio. Nothing of the page comes from another
 machine, and nothing is told to one.
 """
 
-import base64
-import functools
 import html
-import logging
-import os
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-# Gradio reports each start to its makers otherwise.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-import gradio as gr  # pyright: ignore[reportMissingImports]
-from gradio.themes import (  # pyright: ignore[reportMissingImports]
-  Default,
-)
-
-from blip_jax.inference.explanation import Explanation
-from blip_jax.runtime import command, files
 from blip_jax.serve import actions as actions_lib
+from blip_jax.serve import widgets
 from blip_jax.serve.actions import Actions, Gallery
-
-log = logging.getLogger(__name__)
+from blip_jax.serve.widgets import gr  # once it reports nothing
 
 TITLE = "blip_jax"
-WHOLE = "the whole text"
 # Requests that use the device at the same time.
 AT_ONCE: dict[str, Any] = dict(concurrency_id="device", concurrency_limit=1)
-# Of images that are shown: not the one that uploads them to be shared.
-BUTTONS: Any = ["download", "fullscreen"]
 # Without fonts from the web.
-THEME = Default(
+THEME = gr.themes.Default(
   font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
-
-
-def upload(label: str, max_bytes: int) -> gr.Image:
-  """An image that functions get as the bytes that were uploaded.
-
-  Gradio would decode it; our own reader does, within its limits.
-  """
-  image: Any = gr.Image(
-    label=label,
-    type="filepath",
-    image_mode=None,
-    sources=["upload", "clipboard"],
-    height=300,
-  )
-  # Of the object: for a subclass, Gradio writes a file next to this one.
-  image.preprocess = functools.partial(_content, max_bytes)
-  return image
-
-
-def _content(max_bytes: int, payload: Any) -> bytes | None:
-  """The bytes of an uploaded file, or of a data URL."""
-  if payload is None:
-    return None
-  if payload.path is None:
-    _, comma, text = (payload.url or "").partition(";base64,")
-    if not comma:
-      raise gr.Error("An image is an uploaded file or a data URL.")
-    _check_size(len(text) * 3 // 4, max_bytes)
-    try:
-      return base64.b64decode(text, validate=True)
-    except ValueError as error:
-      raise gr.Error("The data URL is no base64.") from error
-  path = pathlib.Path(payload.path)
-  _check_size(path.stat().st_size, max_bytes)
-  return files.read_bytes(path)
-
-
-def _check_size(size: int, max_bytes: int) -> None:
-  if size > max_bytes:
-    raise gr.Error(
-      f"The image has {size / 2**20:.1f} MB; expected at most "
-      f"{max_bytes >> 20}."
-    )
 
 
 def build(
@@ -136,7 +75,7 @@ class _Tabs:
     self._max_bytes = max_bytes
 
   def _upload(self, label: str = "Image") -> gr.Image:
-    return upload(label, self._max_bytes)
+    return widgets.upload(label, self._max_bytes)
 
   def caption(self) -> None:
     with gr.Row():
@@ -163,7 +102,7 @@ class _Tabs:
         table = gr.Dataframe(
           headers=actions_lib.CAPTION_COLUMNS, label="Captions", wrap=True
         )
-        look = _Look(image)
+        look = widgets.Look(image)
         words = gr.Dataframe(
           headers=actions_lib.WORD_COLUMNS,
           label="Tokens",
@@ -173,7 +112,7 @@ class _Tabs:
     self._draw_examples([image])
 
     done = run.click(
-      _guarded(self._actions.caption),
+      widgets.guarded(self._actions.caption),
       [
         image,
         method,
@@ -214,7 +153,7 @@ class _Tabs:
         )
     self._draw_examples([image])
     run.click(
-      _guarded(self._actions.answer),
+      widgets.guarded(self._actions.answer),
       [image, question, answers, number],
       table,
       api_name="answer",
@@ -238,7 +177,7 @@ class _Tabs:
           wrap=True,
         )
         text = gr.Dropdown([], label="Text to explain")
-        look = _Look(image)
+        look = widgets.Look(image)
     self._draw_examples([image, texts])
 
     def match(image: bytes | None, texts: str):
@@ -251,7 +190,7 @@ class _Tabs:
       return [self._actions.explain(image, text)] if text else []
 
     matched = run.click(
-      _guarded(match),
+      widgets.guarded(match),
       [image, texts],
       [table, text],
       api_name="match",
@@ -262,7 +201,7 @@ class _Tabs:
     for event in (matched.success, text.input):
       look.follow(
         event(
-          _guarded(look_for),
+          widgets.guarded(look_for),
           [image, text],
           look.state,
           api_visibility="private",
@@ -277,13 +216,13 @@ class _Tabs:
     with gr.Column(visible=False):
       image, text = self._upload(), gr.Textbox(label="Text")
       words = gr.Textbox(label="Words of the text; none: all of it")
-      shown = gr.Image(format="png", buttons=BUTTONS)
+      shown = gr.Image(format="png", buttons=widgets.BUTTONS)
 
     def explain(image: bytes | None, text: str, words: str = "") -> Any:
       return self._actions.explain(image, text).overlay(words or None, image)
 
     gr.Button(visible=False).click(
-      _guarded(explain),
+      widgets.guarded(explain),
       [image, text, words],
       shown,
       api_name="explain",
@@ -313,14 +252,14 @@ class _Tabs:
           columns=4,
           format="png",
           object_fit="contain",
-          buttons=BUTTONS,
+          buttons=widgets.BUTTONS,
         )
 
     def search(text: str, image: bytes | None = None, top: int = 8) -> Any:
       return self._actions.search(gallery, text, image, top)
 
     run.click(
-      _guarded(search),
+      widgets.guarded(search),
       [text, image, top],
       found,
       api_name="search",
@@ -342,7 +281,7 @@ class _Tabs:
           headers=actions_lib.COMPARE_COLUMNS, label="Statements", wrap=True
         )
     run.click(
-      _guarded(self._actions.compare),
+      widgets.guarded(self._actions.compare),
       [left, right, statements],
       table,
       api_name="compare",
@@ -354,85 +293,3 @@ class _Tabs:
     if self._examples:
       rows = [list(example[: len(inputs)]) for example in self._examples]
       gr.Examples(rows, inputs, label="Examples", api_visibility="private")
-
-
-class _Look:
-  """Words to choose from, and the image coloured where they rest on it."""
-
-  def __init__(self, image: gr.Image):
-    self._image = image
-    self.state = gr.State([])
-    self._word = gr.Radio([], label="Where does the model look for", value=None)
-    self._overlay = gr.Image(
-      label="Saliency",
-      interactive=False,
-      format="png",
-      height=300,
-      elem_classes="saliency",
-      buttons=BUTTONS,
-    )
-    self._word.input(
-      _guarded(self._draw),
-      [image, self.state, self._word],
-      self._overlay,
-      api_visibility="private",
-      show_progress="hidden",
-    )
-
-  def follow(self, event: Any) -> None:
-    """Shows the words of the explanations once an event has set the state."""
-    event.success(
-      self._words, self.state, self._word, api_visibility="private"
-    ).then(
-      _guarded(self._draw),
-      [self._image, self.state, self._word],
-      self._overlay,
-      api_visibility="private",
-      show_progress="hidden",
-    )
-
-  def _words(self, explanations: list[Explanation]) -> Any:
-    choices = []
-    for number, explanation in enumerate(explanations):
-      prefix = f"{number + 1}: " if len(explanations) > 1 else ""
-      choices.append((prefix + WHOLE, f"{number}/"))
-      choices += [
-        (prefix + word, f"{number}/{position}")
-        for position, word in enumerate(explanation.words)
-      ]
-    return gr.Radio(choices=choices, value="0/" if choices else None)
-
-  def _draw(
-    self,
-    image: bytes | None,
-    explanations: list[Explanation],
-    chosen: str | None,
-  ) -> Any:
-    if not explanations or chosen is None:
-      return None
-    number, _, word = chosen.partition("/")
-    return actions_lib.overlay(
-      explanations[int(number)], int(word) if word else None, image
-    )
-
-
-def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-  """A function whose errors a visitor can read; bugs go to the log only."""
-
-  @functools.wraps(function)
-  def guarded(*args: Any) -> Any:
-    try:
-      return function(*args)
-    except gr.Error:
-      raise
-    except Exception as error:
-      if command.is_mistake(error):
-        shown = html.escape(command.message(error), quote=False)
-        raise gr.Error(shown, print_exception=False) from error
-      log.exception("A request failed")
-      raise gr.Error(
-        "Internal error; the log of the server says more.",
-        print_exception=False,
-      ) from error
-
-  return guarded

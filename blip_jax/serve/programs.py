@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
 from blip_jax.data import transforms
-from blip_jax.inference import answering, captioning, matching, scoring
+from blip_jax.inference import answering, captioning, scoring
 from blip_jax.inference.model import Model
 from blip_jax.models import decoding
 
@@ -222,11 +222,11 @@ class TextVectors:
     Raises:
       ValueError: it has no words, or is not UTF-8.
     """
-    tokens = self.host.model.matcher.tokens(text)
-    most = min(
-      matching.MAX_TOKENS, self.host.model.card.config.med.max_positions
+    matcher = self.host.model.matcher
+    tokens = matcher.tokens(text)
+    return _lengthened(
+      tokens.input_ids[0], tokens.attention_mask[0], matcher.max_tokens
     )
-    return _lengthened(tokens.input_ids[0], tokens.attention_mask[0], most)
 
   def __call__(self, rows: Sequence[Any]) -> list[Float[np.ndarray, " C"]]:
     all_rows = padded(rows, sizes(self.most))

@@ -18,9 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip_jax.models import blip
 from blip_jax.runtime import config as run_config
-from blip_jax.runtime import exchange
 from blip_jax.runtime.config import Config
-from blip_jax.tasks import base, losses
+from blip_jax.tasks import base, exchange, losses
 from blip_jax.tasks import momentum as momentum_lib
 
 # Rows of a shard whose similarities ITC has in memory at a time.

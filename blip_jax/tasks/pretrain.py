@@ -28,7 +28,7 @@ def defaults() -> Config:
   config.pretrain = dict(
     **align.defaults(),
     alpha_ramp_epochs=2.0,  # of optim.steps_per_epoch
-    # Examples among which ITM negatives are drawn, neighbours in the batch; 0:
+    # ITM negatives are sampled among so many neighbours in the batch; 0: among
     # all of config.scope.  Image tokens of a group are sent to its devices.
     negative_group=0,
     label_smoothing=0.1,

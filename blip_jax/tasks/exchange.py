@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 from blip_jax.runtime import sharding
+from blip_jax.tasks import losses
 
 
 def take(
@@ -24,9 +25,9 @@ def take(
   """
   axes = dict(sharding.AXIS_RULES)["batch"]
   mesh = jax.sharding.get_abstract_mesh()
-  groups, size = index.shape
   if mesh.empty:
-    return rows[(index + size * jnp.arange(groups)[:, None]).reshape(-1)]
+    return losses.take_in_group(rows, index)
+  groups, size = index.shape
   shards = sharding.num_data_shards(mesh)
   members = None  # all
   if groups > 1 and shards % groups == 0:

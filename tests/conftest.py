@@ -168,6 +168,15 @@ def free_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def same_compiler_flags():
+  """Processes that later tests start would inherit other ones."""
+  before = os.environ["XLA_FLAGS"]
+  yield
+  after, os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"], before
+  assert after == before
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
   return ROOT

@@ -20,6 +20,7 @@ def free_port():
 
 def test_a_first_process_that_does_not_come_up_is_named(monkeypatch, free_port):
   monkeypatch.setattr(joining, "_JOIN_SECONDS", 0)
+  monkeypatch.setenv("XLA_FLAGS", "")  # which joining adds to
   how = f"localhost:{free_port},2,1"
   message = rf"process 0 did not listen at localhost:{free_port} within 0 s"
   with pytest.raises(command.UsageError, match=message):

@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 
+import jax
 import ml_collections
 import pytest
 
@@ -44,6 +45,19 @@ def test_collectives_have_one_order_unless_a_user_wants_another(
   monkeypatch.setattr(joining.signal, "signal", lambda *_: None)
   joining.join("auto")
   assert joining.os.environ["XLA_FLAGS"] == after.format(flag)
+
+
+def test_processes_on_cpus_keep_no_programs(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "")
+  monkeypatch.setattr(joining.jax.distributed, "initialize", lambda **_: None)
+  monkeypatch.setattr(joining.signal, "signal", lambda *_: None)
+  monkeypatch.setattr(joining.processes, "has_peers", lambda: True)
+  before = jax.config.jax_enable_compilation_cache
+  try:
+    joining.join("auto")
+    assert before and not jax.config.jax_enable_compilation_cache
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
 
 
 def test_a_first_process_that_comes_up_later_is_found(monkeypatch, free_port):

@@ -48,6 +48,16 @@ def enable() -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def turn_off() -> None:
+  """Neither keeps compiled programs nor takes kept ones, for processes on CPUs.
+
+  A program that XLA has not just compiled but loaded starts its collectives in
+  orders that differ between processes, and Gloo ends them.
+  """
+  jax.config.update("jax_enable_compilation_cache", False)
+  log.info("Compiled programs are not kept: several processes are on CPUs")
+
+
 def save_in(folder: str | os.PathLike) -> None:
   """Keeps every program that is compiled from now on in a folder of the user.
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from blip_jax.runtime import overrides, processes
+from blip_jax.runtime import compilation_cache, overrides, processes
 from blip_jax.runtime.command import UsageError
 from blip_jax.runtime.config import Config
 
@@ -63,6 +63,8 @@ def join(how: str) -> None:
   # Whatever the detection of a cluster meets in its environment.
   except Exception as error:
     raise UsageError(f"--distributed={how}: {error}") from error
+  if processes.has_peers() and jax.default_backend() == "cpu":
+    compilation_cache.turn_off()
   # JAX aborts a process that has lost the others, and says so; the stacks of
   # all threads would hide it.
   signal.signal(signal.SIGABRT, signal.SIG_DFL)

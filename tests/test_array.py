@@ -2,6 +2,7 @@
 
 import re
 
+import pyarrow.parquet
 import pytest
 
 from blip_jax.capfilt import audit, job, ledger, work_units
@@ -110,6 +111,14 @@ def content(folder):
   }
 
 
+def rows(folder):
+  """Name -> rows, which tell more of a difference than bytes do."""
+  return {
+    path.name: pyarrow.parquet.read_table(path).to_pylist()
+    for path in sorted(folder.glob("*.parquet"))
+  }
+
+
 def test_two_tasks_write_the_bytes_of_local(shards, tmp_path, caplog):
   config = jobs.capfilt_config(shards / "*.tar", tmp_path / "local")
   total = job.run(config, config.out)
@@ -119,6 +128,7 @@ def test_two_tasks_write_the_bytes_of_local(shards, tmp_path, caplog):
   assert "Task 1 of 2, counted from 0: 1 of 3 work units" in caplog.text
   assert [each["work_units"] for each in results] == [1, 2]
   assert {k: results[0][k] + results[1][k] for k in total} == total
+  assert rows(out) == rows(tmp_path / "local")
   assert content(out) == content(tmp_path / "local")
   assert not [*out.glob(".*")]
 

@@ -9,7 +9,7 @@ from blip_jax.capfilt import audit, job
 from blip_jax.capfilt.engines import ray as engine
 from blip_jax.runtime.command import UsageError
 from tests import helpers, jobs
-from tests.test_array import content
+from tests.test_array import content, rows
 
 
 def nodes(*resources):
@@ -121,6 +121,7 @@ def test_actors_write_the_bytes_of_local(cluster, config, tmp_path, caplog):
   ours = config("out")
   with caplog.at_level("INFO", logger="blip_jax"):
     assert on(cluster, ours) == total
+    assert rows(tmp_path / "out") == rows(tmp_path / "local")
     assert content(tmp_path / "out") == content(tmp_path / "local")
     assert audit.status(ours, ours.out)["work_units_done"] == 3
   assert "Ray: 2 actors with {'num_cpus': 1} each" in caplog.text

@@ -36,12 +36,16 @@ _FLAG = re.compile(
 )
 
 
+def lint(program, path):
+  program = pathlib.Path(sys.executable).with_name(program)
+  found = subprocess.run([program, path], capture_output=True, text=True)
+  assert found.returncode == 0, found.stdout
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=names(SCRIPTS))
 def test_scripts_are_checked(path):
   subprocess.run(["bash", "-n", path], check=True)
-  shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
-  found = subprocess.run([shellcheck, path], capture_output=True, text=True)
-  assert found.returncode == 0, found.stdout
+  lint("shellcheck", path)
   assert os.access(path, os.X_OK)
 
 
@@ -188,6 +192,10 @@ def test_the_image_has_what_is_copied_and_what_is_an_extra():
   setup = (ROOT / "setup.cfg").read_text()
   for extra in extras.split(","):
     assert f"\n{extra} =\n" in setup
+
+
+def test_the_containerfile_is_linted():
+  lint("hadolint", FOLDER / "Containerfile")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from blip_jax.tools import plan
 
+from blip_jax.cli import recipes
 from blip_jax.plan import (
   chips,
   operations,
@@ -236,13 +237,99 @@ def test_what_the_compiler_says_of_a_large_program(message, expected):
   assert plan.programs._too_large(message) == expected
 
 
+def test_rows_of_a_search():
+  target = topology.Topology("cpu:1", CPU, [], 1)
+  gives_up = plan.programs.Program(
+    "step", 8, 0, None, 1.0, 1.0, None, None, 1.0, "Used 24.24G"
+  )
+  mesh = {"data": 1, "fsdp": 2}
+  left_out = search.Row(8, "dots", mesh, None, "a smaller batch is too large")
+  rows = [row(2**30, 2.0), row(9 * 2**30, 2.0), left_out]
+  rows.append(search.Row(8, "full", mesh, gives_up))
+  assert [search.line(each, target) for each in rows] == [
+    "| 8 | none | data=1 | 1.00 | 4 |",
+    "| 8 | none | data=1 | 9.00 | does not fit |",
+    "| 8 | dots | data=1, fsdp=2 |  | a smaller batch is too large |",
+    "| 8 | full | data=1, fsdp=2 |  | does not fit Used 24.24G |",
+  ]
+
+
+def test_a_search_tries_each_mesh_once():
+  config = recipes.load("quickstart").copy_and_resolve_references()
+  of = lambda number: search.meshes(
+    config, topology.Topology("cpu", CPU, jax.devices()[:number], number)
+  )
+  mesh = lambda data, fsdp: {"data": data, "fsdp": fsdp, "tensor": 1}
+  assert of(1) == [mesh(1, 1)]
+  assert of(4) == [mesh(4, 1), mesh(1, 4)]
+  with config.unlocked():
+    config.mesh.fsdp = 2
+  assert of(8) == [mesh(4, 2), mesh(8, 1), mesh(1, 8)]
+
+
+def test_a_search_goes_on_until_a_batch_is_too_large(monkeypatch):
+  config = recipes.load("quickstart").copy_and_resolve_references()
+  target = topology.Topology("cpu:1", CPU, jax.devices()[:1], 1)
+  compiled = []
+
+  def training(config, target):
+    size, remat = config.batch_size, config.model.vit_remat
+    assert config.model.text_remat == remat
+    compiled.append((size, remat))
+    if size == 8 and remat == "dots":
+      raise ValueError("a reason")
+    memory = 9 * 2**30 if size * (remat != "full") >= 16 else 2**30
+    return row(memory, 1.0, size).program, config
+
+  monkeypatch.setattr(plan.programs, "training", training)
+  found = [*search.run(config, target, [{"data": 1}])]
+  assert compiled == [
+    (8, "none"),
+    (16, "none"),
+    (8, "dots"),
+    (16, "dots"),
+    (8, "full"),
+    (16, "full"),
+    (32, "full"),
+  ]
+  notes = {(each.batch_size, each.remat): each.note for each in found}
+  assert len(found) == 9
+  assert (
+    notes[32, "none"] == notes[32, "dots"] == "a smaller batch is too large"
+  )
+  assert notes[8, "dots"] == "a reason"
+  assert [each.batch_size for each in search.pareto(found, target)] == [32]
+
+
+@pytest.mark.parametrize(
+  "words, expected",
+  [
+    (["--config", "capfilt"], "--search: only a training"),
+    (["--config", "quickstart", "--price", "2"], "plan the row that you"),
+    (["--config", "quickstart", "--batch", "7"], "do not split over 2 data"),
+    (["--config", "quickstart", "--mesh", "data=3"], "the number of devices"),
+  ],
+)
+def test_a_search_of_what_cannot_be_is_refused(
+  words, expected, monkeypatch, capsys
+):
+  monkeypatch.setattr(processor, "measure", lambda number: CPU)
+  known = ["--topology", "cpu:2", "--search"]
+  assert plan.main([*words, *known]) in (1, 2)
+  found = capsys.readouterr()
+  assert expected in found.err and "batch |" not in found.out
+
+
 @pytest.mark.slow
 def test_search(tiny, capsys):
   words = [*tiny, "--topology", "cpu:1", "--search"]
   assert plan.main(words) == 0
-  table, best = capsys.readouterr().out.split("Pareto:")
-  assert table.count("\n| 4 | ") == len(search.POLICIES)
-  assert best.count("| yes |") >= 1
+  table, best = capsys.readouterr().out.split("\nPareto:\n")
+  rows = table.partition(f"{search.HEADER}\n")[2].splitlines()
+  assert len(rows) == 9 and sum(x.startswith("| 4 | ") for x in rows) == 3
+  header, repeated = best.splitlines()[:2], best.splitlines()[2:]
+  assert "\n".join(header) == search.HEADER
+  assert repeated and set(repeated) <= set(rows)
 
 
 @pytest.mark.slow

@@ -122,17 +122,3 @@ def test_bytes_of_some_arrays_of_a_type():
   assert hlo.nbytes(shape, "S(1)") == 16
   assert hlo.nbytes_of_first(shape) == 32
   assert hlo.nbytes_of_first("()") == 0
-
-
-@pytest.mark.parametrize(
-  "groups, expected",
-  [
-    ("{{0,1},{2,3}}", (0, 1)),
-    ("[4,2]<=[8]", (0, 1)),
-    ("[4,2]<=[2,4]T(1,0)", (0, 4)),
-    ("mesh['data'=2,'tensor'=2] {'data'}", (0, 2)),
-    ("mesh['data'=2,'tensor'=2] {'data','tensor'}", (0, 1, 2, 3)),
-  ],
-)
-def test_groups_of_devices(groups, expected):
-  assert hlo.group(f"(%x), replica_groups={groups}, dims") == expected

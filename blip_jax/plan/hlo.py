@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "u4": 4, "s4": 4}
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -211,34 +209,3 @@ def _nbytes(array: re.Match) -> int:
     bits = int(re.findall(r"\d+", dtype)[0]) if re.search(r"\d", dtype) else 0
   sizes = [int(size) for size in array[2].split(",") if size]
   return math.prod(sizes) * bits // 8
-
-
-def group(text: str) -> tuple[int, ...]:
-  """The first group of devices of a collective.
-
-  Args:
-    text: of the instruction.
-
-  Returns:
-    Numbers of devices; (0,) if it names none.
-  """
-  if mesh := re.search(r"replica_groups=\w+\[([^\]]*)\] ?\{([^}]*)\}", text):
-    sizes = {k: int(v) for k, v in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    used = re.findall(r"'(\w+)'", mesh[2])
-    devices = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
-    index = tuple(slice(None) if axis in used else 0 for axis in sizes)
-    return tuple(int(x) for x in devices[index].reshape(-1))
-  iota = re.search(
-    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
-  )
-  if iota:
-    numbers = lambda x: [int(n) for n in x.split(",")]
-    devices = np.arange(math.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
-    if iota[3]:
-      devices = devices.transpose(numbers(iota[3]))
-    return tuple(int(x) for x in devices.reshape(numbers(iota[1]))[0])
-  if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
-    return tuple(int(n) for n in listed[1].split(",") if n)
-  if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
-    return int(pairs[1]), int(pairs[2])
-  return (0,)

@@ -6,7 +6,7 @@ import functools
 import re
 import sys
 
-from blip_jax.plan import hlo
+from blip_jax.plan import groups, hlo
 from blip_jax.plan.hlo import Instruction
 
 KINDS = (
@@ -126,7 +126,7 @@ def _collectives(module: hlo.Module) -> tuple[Collective, ...]:
     known = found.get(key)
     if known is None or known.times < times:
       found[key] = Collective(
-        kind, _payload(instruction), hlo.group(instruction.text), times
+        kind, _payload(instruction), groups.first(instruction.text), times
       )
   return tuple(found.values())
 
@@ -139,7 +139,7 @@ def _kind(instruction: Instruction) -> str:
 def _payload(instruction: Instruction) -> int:
   """The larger of input and output of a collective."""
   total, kind = hlo.nbytes(instruction.shape), _kind(instruction)
-  size = len(hlo.group(instruction.text))
+  size = len(groups.first(instruction.text))
   if instruction.opcode.endswith("-start") and kind != "all-reduce":
     # Its type has both.
     is_uneven = kind in ("all-gather", "reduce-scatter")

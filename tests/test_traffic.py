@@ -120,7 +120,36 @@ def test_counts_of_a_compiled_program_are_those_of_its_layers():
   x = jax.ShapeDtypeStruct((128, side), jnp.float32, sharding=place("fsdp"))
   traced = jax.jit(apply, out_shardings=place("fsdp")).trace(weights, x)
   assert operations.flops(traced.jaxpr.jaxpr) == 2 * depth * 128 * side**2
-  counts = traffic.count(traced.lower().compile().as_text(), "cpu")
+  counts = traffic.count(traced.lower().compile().as_text() or "", "cpu")
   gathered = roofline.by_kind(counts.collectives)["all-gather"]
   assert gathered[1] == depth * side * side * 4
   assert counts.unknown_loops == 0
+
+
+def test_groups_of_a_compiled_program_are_those_of_its_mesh():
+  """Weights are gathered within `fsdp`; gradients are summed over both axes."""
+  mesh = jax.make_mesh((2, 4), ("data", "fsdp"))
+  place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
+
+  def step(weights, x):
+    def loss(weights):
+      layer = lambda x, w: (jnp.tanh(x @ w), None)
+      return jax.lax.scan(layer, x, weights)[0].sum()
+
+    return jax.grad(loss)(weights)
+
+  weights = jax.ShapeDtypeStruct(
+    (6, 64, 64), jnp.float32, sharding=place(None, "fsdp")
+  )
+  x = jax.ShapeDtypeStruct(
+    (128, 64), jnp.float32, sharding=place(("data", "fsdp"))
+  )
+  compiled = (
+    jax.jit(step, out_shardings=place(None, "fsdp")).lower(weights, x).compile()
+  )
+  counts = traffic.count(compiled.as_text() or "", "cpu")
+  found = {(each.kind, each.group) for each in counts.collectives}
+  row, column = (0, 1, 2, 3), (0, 4)
+  assert ("all-gather", row) in found
+  # The compiler may sum along the axes one after another.
+  assert {group for _, group in found} <= {row, column, (*range(8),)}

@@ -11,7 +11,7 @@ import pytest
 from blip_jax import train
 from blip_jax.models import blip, tying
 from blip_jax.models import nlvr as nlvr_model
-from blip_jax.plan import hlo
+from blip_jax.plan import traffic
 from blip_jax.runtime import sharding, train_state
 from blip_jax.tasks import (
   dialog,
@@ -236,7 +236,7 @@ def test_rows_are_only_sent_within_their_group(shape, groups):
   shards = sharding.num_data_shards(mesh)
   among = shards // groups if shards % groups == 0 else shards
   sent = rows.nbytes * among // shards
-  moved = hlo.count(compiled.as_text(), "cpu").collectives
+  moved = traffic.count(compiled.as_text(), "cpu").collectives
   found = {(c.kind, c.nbytes, len(c.group)) for c in moved if c.nbytes > 4}
   assert found == {("all-gather", sent, among), ("reduce-scatter", sent, among)}
 
@@ -248,7 +248,7 @@ def test_similarities_within_groups_stay_where_they_are():
   within = lambda sim: losses.within_groups(sim[None], 8)
   with sharding.activate(mesh):
     compiled = jax.jit(within, out_shardings=split).lower(rows).compile()
-  assert not hlo.count(compiled.as_text(), "cpu").collectives
+  assert not traffic.count(compiled.as_text(), "cpu").collectives
 
 
 def test_training_step_keeps_the_state_sharded():

@@ -1,4 +1,4 @@
-"""Plans: what a compiled program does, and what the tool says of it."""
+"""Plans: what the tool says of a job."""
 
 import json
 import os
@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 from blip_jax.tools import plan
-from jax.sharding import NamedSharding, PartitionSpec
 
+from blip_jax.cli import recipes
 from blip_jax.plan import (
   chips,
-  hlo,
   operations,
   processor,
   report,
   roofline,
   search,
   topology,
+  traffic,
 )
 from blip_jax.runtime import command
 from tests import helpers
@@ -29,137 +29,6 @@ from tests import helpers
 CPU = chips.Chip(
   ("cpu",), "cpu", 0.2, 8 * 2**30, 1.0, 2e10, 4e10, 0.0, 1e-6, "a test"
 )
-PROGRAM = """
-HloModule jit_step, is_scheduled=true
-
-%fused (p.0: f32[12,64,64], p.1: s32[]) -> f32[1,64,64] {
-  %p.0 = f32[12,64,64]{2,1,0} parameter(0)
-  %p.1 = s32[] parameter(1)
-  %zero = s32[] constant(0)
-  ROOT %slice = f32[1,64,64]{2,1,0} dynamic-slice(%p.0, %p.1, %zero, %zero), \
-dynamic_slice_sizes={1,64,64}
-}
-
-%body (state: (s32[], f32[12,64,64])) -> (s32[], f32[12,64,64]) {
-  %state = (s32[], f32[12,64,64]{2,1,0}) parameter(0)
-  %i = s32[] get-tuple-element(%state), index=0
-  %w = f32[12,64,64]{2,1,0} get-tuple-element(%state), index=1
-  %layer = f32[1,64,64]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%fused
-  %flat = f32[64,64]{1,0} bitcast(%layer)
-  %dot = f32[64,64]{1,0} dot(%flat, %flat), lhs_contracting_dims={1}, \
-rhs_contracting_dims={0}
-  %sum = f32[64,64]{1,0} all-reduce(%dot), channel_id=1, \
-replica_groups=[2,4]<=[8], to_apply=%add
-  ROOT %next = (s32[], f32[12,64,64]{2,1,0}) tuple(%i, %w)
-}
-
-%condition (state: (s32[], f32[12,64,64])) -> pred[] {
-  %state = (s32[], f32[12,64,64]{2,1,0}) parameter(0)
-  %i = s32[] get-tuple-element(%state), index=0
-  %limit = s32[] constant(12)
-  ROOT %less = pred[] compare(%i, %limit), direction=LT
-}
-
-ENTRY %main (w: f32[12,64,64], x: bf16[8,16]) -> bf16[32,16] {
-  %w = f32[12,64,64]{2,1,0} parameter(0)
-  %x = bf16[8,16]{1,0} parameter(1)
-  %begin = s32[] constant(0)
-  %start = (s32[], f32[12,64,64]{2,1,0}) tuple(%begin, %w)
-  %loop = (s32[], f32[12,64,64]{2,1,0}) while(%start), condition=%condition, \
-body=%body
-  ROOT %all = bf16[32,16]{1,0} all-gather(%x), channel_id=2, \
-replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}
-}
-"""
-
-
-def test_a_loop_counts_as_often_as_it_runs():
-  counts = hlo.count(PROGRAM, "cpu")
-  layer = 64 * 64 * 4
-  assert set(counts.collectives) == {
-    hlo.Collective("all-reduce", layer, (0, 1, 2, 3), 12),
-    hlo.Collective("all-gather", 32 * 16 * 2, (0, 2, 4, 6), 1),
-  }
-  assert counts.matrix_bytes == 12 * 3 * layer
-  # A fusion that slices reads its slice, not all layers; and an index.
-  assert counts.other_bytes == 12 * (2 * layer + 4)
-  assert counts.unknown_loops == 0
-
-
-def test_a_loop_of_unknown_length_is_said_and_counted_as_told():
-  text = PROGRAM.replace("compare(%i, %limit)", "compare(%i, %i)")
-  text = text.replace("%limit = s32[] constant(12)\n", "\n")
-  counts = hlo.count(text, "cpu", loop_length=5)
-  assert counts.unknown_loops == 1
-  assert {each.times for each in counts.collectives} == {1, 5}
-
-
-@pytest.mark.parametrize(
-  "groups, expected",
-  [
-    ("{{0,1},{2,3}}", (0, 1)),
-    ("[4,2]<=[8]", (0, 1)),
-    ("[4,2]<=[2,4]T(1,0)", (0, 4)),
-    ("mesh['data'=2,'tensor'=2] {'data'}", (0, 2)),
-    ("mesh['data'=2,'tensor'=2] {'data','tensor'}", (0, 1, 2, 3)),
-  ],
-)
-def test_groups_of_devices(groups, expected):
-  assert hlo._group(f"(%x), replica_groups={groups}, dims") == expected
-
-
-@pytest.mark.parametrize(
-  "shape, opcode, expected",
-  [
-    ("(bf16[8,16]{1,0}, bf16[32,16]{1,0})", "all-gather-start", 1024),
-    ("(f32[32]{0}, f32[8]{0})", "reduce-scatter-start", 128),
-    ("f32[8]{0}", "reduce-scatter", 128),
-    ("(f32[8]{0}, f32[4]{0})", "all-reduce-start", 48),
-    ("(f32[8]{0}, f32[8]{0})", "collective-permute-start", 32),
-  ],
-)
-def test_bytes_of_collectives(shape, opcode, expected):
-  text = f"""
-ENTRY %main (x: f32[8]) -> f32[8] {{
-  %x = f32[8]{{0}} parameter(0)
-  ROOT %y = {shape} {opcode}(%x), replica_groups={{{{0,1,2,3}}}}
-}}
-"""
-  (found,) = hlo.count(text, "gpu").collectives
-  assert found.nbytes == expected
-
-
-def test_what_is_next_to_the_units_of_a_tpu_is_not_memory():
-  text = """
-ENTRY %main (x: f32[8]) -> f32[8] {
-  %x = f32[8]{0:T(128)} parameter(0)
-  ROOT %y = f32[8]{0:T(128)S(1)} negate(%x)
-}
-"""
-  assert hlo.count(text, "tpu").other_bytes == 32
-  assert hlo.count(text, "gpu").other_bytes == 64
-
-
-def test_counts_of_a_compiled_program_are_those_of_its_layers():
-  """Weights that are split over devices are gathered once for each layer."""
-  mesh = jax.make_mesh((8,), ("fsdp",))
-  depth, side = 6, 64
-  place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
-
-  def apply(weights, x):
-    layer = lambda x, w: (jnp.tanh(x @ w), None)
-    return jax.lax.scan(layer, x, weights)[0]
-
-  weights = jax.ShapeDtypeStruct(
-    (depth, side, side), jnp.float32, sharding=place(None, "fsdp")
-  )
-  x = jax.ShapeDtypeStruct((128, side), jnp.float32, sharding=place("fsdp"))
-  traced = jax.jit(apply, out_shardings=place("fsdp")).trace(weights, x)
-  assert operations.flops(traced.jaxpr.jaxpr) == 2 * depth * 128 * side**2
-  counts = hlo.count(traced.lower().compile().as_text(), "cpu")
-  gathered = roofline.by_kind(counts.collectives)["all-gather"]
-  assert gathered[1] == depth * side * side * 4
-  assert counts.unknown_loops == 0
 
 
 def test_flops_of_what_is_computed_again_count():
@@ -182,7 +51,7 @@ def test_flops_of_loops_of_unknown_length():
 def test_time_of_collectives():
   h100 = chips.CHIPS["h100"]
   seconds = lambda kind, group: roofline.collective_seconds(
-    h100, 8, hlo.Collective(kind, 8 * 10**9, group, 1)
+    h100, 8, traffic.Collective(kind, 8 * 10**9, group, 1)
   )
   host = tuple(range(8))
   assert seconds("all-gather", host) == pytest.approx(7 / 450)
@@ -195,7 +64,7 @@ def test_time_of_collectives():
 
 
 def test_times_are_those_of_a_roofline():
-  counts = hlo.Counts((), 10**9, 2 * 10**9, 1000, 0)
+  counts = traffic.Counts((), 10**9, 2 * 10**9, 1000, 0)
   times = roofline.times(chips.CHIPS["v5e"], 256, 1.97e12, counts)
   assert times.products == pytest.approx(0.01 / 0.7)
   assert times.memory == pytest.approx(2 / 819 / 0.8)
@@ -368,13 +237,99 @@ def test_what_the_compiler_says_of_a_large_program(message, expected):
   assert plan.programs._too_large(message) == expected
 
 
+def test_rows_of_a_search():
+  target = topology.Topology("cpu:1", CPU, [], 1)
+  gives_up = plan.programs.Program(
+    "step", 8, 0, None, 1.0, 1.0, None, None, 1.0, "Used 24.24G"
+  )
+  mesh = {"data": 1, "fsdp": 2}
+  left_out = search.Row(8, "dots", mesh, None, "a smaller batch is too large")
+  rows = [row(2**30, 2.0), row(9 * 2**30, 2.0), left_out]
+  rows.append(search.Row(8, "full", mesh, gives_up))
+  assert [search.line(each, target) for each in rows] == [
+    "| 8 | none | data=1 | 1.00 | 4 |",
+    "| 8 | none | data=1 | 9.00 | does not fit |",
+    "| 8 | dots | data=1, fsdp=2 |  | a smaller batch is too large |",
+    "| 8 | full | data=1, fsdp=2 |  | does not fit Used 24.24G |",
+  ]
+
+
+def test_a_search_tries_each_mesh_once():
+  config = recipes.load("quickstart").copy_and_resolve_references()
+  of = lambda number: search.meshes(
+    config, topology.Topology("cpu", CPU, jax.devices()[:number], number)
+  )
+  mesh = lambda data, fsdp: {"data": data, "fsdp": fsdp, "tensor": 1}
+  assert of(1) == [mesh(1, 1)]
+  assert of(4) == [mesh(4, 1), mesh(1, 4)]
+  with config.unlocked():
+    config.mesh.fsdp = 2
+  assert of(8) == [mesh(4, 2), mesh(8, 1), mesh(1, 8)]
+
+
+def test_a_search_goes_on_until_a_batch_is_too_large(monkeypatch):
+  config = recipes.load("quickstart").copy_and_resolve_references()
+  target = topology.Topology("cpu:1", CPU, jax.devices()[:1], 1)
+  compiled = []
+
+  def training(config, target):
+    size, remat = config.batch_size, config.model.vit_remat
+    assert config.model.text_remat == remat
+    compiled.append((size, remat))
+    if size == 8 and remat == "dots":
+      raise ValueError("a reason")
+    memory = 9 * 2**30 if size * (remat != "full") >= 16 else 2**30
+    return row(memory, 1.0, size).program, config
+
+  monkeypatch.setattr(plan.programs, "training", training)
+  found = [*search.run(config, target, [{"data": 1}])]
+  assert compiled == [
+    (8, "none"),
+    (16, "none"),
+    (8, "dots"),
+    (16, "dots"),
+    (8, "full"),
+    (16, "full"),
+    (32, "full"),
+  ]
+  notes = {(each.batch_size, each.remat): each.note for each in found}
+  assert len(found) == 9
+  assert (
+    notes[32, "none"] == notes[32, "dots"] == "a smaller batch is too large"
+  )
+  assert notes[8, "dots"] == "a reason"
+  assert [each.batch_size for each in search.pareto(found, target)] == [32]
+
+
+@pytest.mark.parametrize(
+  "words, expected",
+  [
+    (["--config", "capfilt"], "--search: only a training"),
+    (["--config", "quickstart", "--price", "2"], "plan the row that you"),
+    (["--config", "quickstart", "--batch", "7"], "do not split over 2 data"),
+    (["--config", "quickstart", "--mesh", "data=3"], "the number of devices"),
+  ],
+)
+def test_a_search_of_what_cannot_be_is_refused(
+  words, expected, monkeypatch, capsys
+):
+  monkeypatch.setattr(processor, "measure", lambda number: CPU)
+  known = ["--topology", "cpu:2", "--search"]
+  assert plan.main([*words, *known]) in (1, 2)
+  found = capsys.readouterr()
+  assert expected in found.err and "batch |" not in found.out
+
+
 @pytest.mark.slow
 def test_search(tiny, capsys):
   words = [*tiny, "--topology", "cpu:1", "--search"]
   assert plan.main(words) == 0
-  table, best = capsys.readouterr().out.split("Pareto:")
-  assert table.count("\n| 4 | ") == len(search.POLICIES)
-  assert best.count("| yes |") >= 1
+  table, best = capsys.readouterr().out.split("\nPareto:\n")
+  rows = table.partition(f"{search.HEADER}\n")[2].splitlines()
+  assert len(rows) == 9 and sum(x.startswith("| 4 | ") for x in rows) == 3
+  header, repeated = best.splitlines()[:2], best.splitlines()[2:]
+  assert "\n".join(header) == search.HEADER
+  assert repeated and set(repeated) <= set(rows)
 
 
 @pytest.mark.slow

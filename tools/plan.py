@@ -17,7 +17,7 @@ Keys of the config are flags, as for a job: --config.model.vit_remat=full.
 JAX_COMPILATION_CACHE_DIR=FOLDER starts without compiling it.
 
 --search plans half, once and twice the batch with each remat policy on some
-meshes, and marks the plans that are best at their memory.
+meshes, and repeats those that no other one beats in memory and speed.
 
 The exit status is 3 if a program does not fit.
 """
@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.batch:
       key = "batch_size" if job == "train" else "per_device_batch_size"
       config[key] = args.batch
+  if args.search:
+    _check_search(job, args)
   target = topology.parse(args.topology)
   if args.save:
     _check_save(job, target, args)
@@ -99,6 +101,16 @@ def _training(
   for line in report.of_run(program, target, config.num_steps, args.price):
     print(line)
   return 0 if report.fits(program, target) else DOES_NOT_FIT
+
+
+def _check_search(job: str, args: argparse.Namespace) -> None:
+  if job != "train":
+    raise command.UsageError("--search: only a training has what it varies")
+  if args.price is not None:
+    raise command.UsageError(
+      "--price: a search says images a second; plan the row that you choose, "
+      "without --search, for its price"
+    )
 
 
 def _check_save(
@@ -130,16 +142,16 @@ def _labelling(
 def _search(
   config: Config, target: topology.Topology, args: argparse.Namespace
 ) -> int:
-  print(f"| {' | '.join(search.COLUMNS)} |")
-  print("|---" * len(search.COLUMNS) + "|")
+  tried = search.meshes(config, target)
+  print(search.HEADER)
   rows = []
-  for row in search.run(config, target):
+  for row in search.run(config, target, tried):
     rows.append(row)
-    print(search.line(row), flush=True)
+    print(search.line(row, target), flush=True)
   best = search.pareto(rows, target)
-  print("\nPareto:")
+  print("\nNone of them fits." if not best else f"\nPareto:\n{search.HEADER}")
   for row in best:
-    print(search.line(row, "yes"))
+    print(search.line(row, target))
   return 0 if best else DOES_NOT_FIT
 
 

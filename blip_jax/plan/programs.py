@@ -14,7 +14,7 @@ from blip_jax import build, context, train
 from blip_jax.convert import companions
 from blip_jax.data import tokenizer as tokenizer_lib
 from blip_jax.models import flops
-from blip_jax.plan import hlo, operations, roofline
+from blip_jax.plan import operations, roofline, traffic
 from blip_jax.plan.topology import Topology
 from blip_jax.runtime import files, sharding
 from blip_jax.runtime.config import Config
@@ -52,7 +52,7 @@ class Program:
   temporary: int | None
   flops: float
   reference_flops: float
-  counts: hlo.Counts | None
+  counts: traffic.Counts | None
   times: roofline.Times | None
   seconds: float
   note: str = ""
@@ -162,7 +162,7 @@ def compile_for(
     )
   seconds = time.monotonic() - begin
   analysis: Any = compiled.memory_analysis()
-  counts = hlo.count(
+  counts = traffic.count(
     compiled.as_text() or "", topology.chip.platform, loop_length
   )
   # Outputs that replace arguments need nothing of their own.

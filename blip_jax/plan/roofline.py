@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from blip_jax.plan import chips, hlo
+from blip_jax.plan import chips, traffic
 
 
 class Shares(NamedTuple):
@@ -60,7 +60,7 @@ class Times:
 
 
 def times(
-  chip: chips.Chip, per_host: int, flops: float, counts: hlo.Counts
+  chip: chips.Chip, per_host: int, flops: float, counts: traffic.Counts
 ) -> Times:
   """Predicts the time of a program.
 
@@ -88,7 +88,7 @@ def times(
 
 
 def collective_seconds(
-  chip: chips.Chip, per_host: int, collective: hlo.Collective
+  chip: chips.Chip, per_host: int, collective: traffic.Collective
 ) -> float:
   """Of one collective: each device of a group of n sends (n-1)/n of the data,
   twice in an all-reduce.
@@ -117,7 +117,7 @@ def _ring(size: int, nbytes: int, speed: float) -> float:
 
 
 def by_kind(
-  collectives: Sequence[hlo.Collective],
+  collectives: Sequence[traffic.Collective],
 ) -> dict[str, tuple[int, int]]:
   """Kind -> how many run, and their bytes."""
   numbers, sizes = collections.Counter(), collections.Counter()
@@ -125,5 +125,7 @@ def by_kind(
     numbers[each.kind] += each.times
     sizes[each.kind] += each.times * each.nbytes
   return {
-    kind: (numbers[kind], sizes[kind]) for kind in hlo.KINDS if numbers[kind]
+    kind: (numbers[kind], sizes[kind])
+    for kind in traffic.KINDS
+    if numbers[kind]
   }

@@ -4,6 +4,7 @@ How it runs from there is in `outside.py`.
 """
 
 import importlib
+import importlib.metadata
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,9 @@ from blip_jax.runtime import files
 # Where one artifact of StableHLO runs.
 PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS = ("float32", "int8")
+# From this JAX on, programs are such that jax2onnx reads them from this version
+# on.
+_NEW_JAX, _NEW_JAX2ONNX = (0, 11), (0, 15)
 
 
 class Format(NamedTuple):
@@ -44,7 +48,7 @@ def get(name: str, weights: str = "float32") -> Format:
 
   Raises:
     ValueError: there is none, it has no weights of this type, or what it needs
-      is not installed.
+      is not installed, or is too old for this JAX.
   """
   if name not in FORMATS:
     raise ValueError(f"--format: expected one of {[*FORMATS]}, found {name!r}")
@@ -54,6 +58,8 @@ def get(name: str, weights: str = "float32") -> Format:
       f"--weights: expected one of {[*found.weights]}, of --format {name}, "
       f"found {weights!r}"
     )
+  if "jax2onnx" in found.packages:
+    _check_jax2onnx(name)
   for package in found.packages:
     try:
       _import(package)
@@ -62,6 +68,21 @@ def get(name: str, weights: str = "float32") -> Format:
         f"--format {name} needs {package}: pip install -e '.[{name}]'"
       ) from error
   return found
+
+
+def _check_jax2onnx(format: str) -> None:
+  """Refuses a version that cannot read the programs of this JAX."""
+  try:
+    found = importlib.metadata.version("jax2onnx")
+  except importlib.metadata.PackageNotFoundError:
+    return  # which the import tells
+  is_old = tuple(map(int, found.split(".")[:2])) < _NEW_JAX2ONNX
+  if is_old and jax.__version_info__[:2] >= _NEW_JAX:
+    raise ValueError(
+      f"--format {format}: jax2onnx {found} cannot read programs of jax "
+      f"{jax.__version__}; expected jax 0.10, which pip install -e "
+      f"'.[{format}]' brings"
+    )
 
 
 def openvino() -> Any:

@@ -66,6 +66,12 @@ def application(config: Config) -> Any:
   run_config.at_least(
     1, config, "max_megapixels", "max_inputs", "max_n", "max_tokens"
   )
+  if config.max_inputs > config.queue:
+    # No time would ever come at which that request is taken.
+    raise ValueError(
+      f"config.queue: expected at least config.max_inputs, {config.max_inputs}"
+      f", for each of them is a row; found {config.queue}"
+    )
   token = read_token(config.token_file)
   if not token and config.host not in _LOOPBACK:
     log.warning(

@@ -15,6 +15,8 @@ from blip_jax.serve.programs import Host, Pixels
 _MAX_NAME = 100
 _MAX_COMMAS = 4000
 _MAX_SHOWN = 40
+# Types of parts, which pydantic puts into the path of a field.
+_PARTS = ("text", "image_url")
 # Kinds of errors whose messages have what was found, or where nothing was.
 _COMPLETE = (
   *("json_invalid", "missing", "extra_forbidden", "value_error"),
@@ -46,7 +48,7 @@ def _where(names: Sequence[str | int]) -> str:
   return ".".join(
     str(name)
     for before, name in pairs
-    if not (isinstance(before, int) and isinstance(name, str))
+    if not (isinstance(before, int) and name in _PARTS)
   )
 
 

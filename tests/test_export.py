@@ -1,6 +1,8 @@
 """Exported programs: the same outputs from the file alone."""
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 from blip_jax.tools import convert_checkpoint, export
 
 import blip_jax
-from blip_jax.export import artifacts, int8, outside, programs
+from blip_jax.export import artifacts, formats, int8, outside, programs
 from tests import helpers
 
 NAMES = ("blip_decoder", "blip_vqa", "blip_retrieval", "blip_nlvr")
@@ -267,6 +269,23 @@ def test_what_is_not_installed_is_named(tmp_path, capsys, monkeypatch):
   words = ["absent", str(tmp_path / "out"), "--format", "stablehlo"]
   assert export.main(words) == 1
   assert "pip install -e '.[stablehlo]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "jax_version, version, can",
+  [
+    ((0, 10, 2), "0.13.0", True),
+    ((0, 11, 2), "0.13.0", False),
+    ((0, 11, 2), "0.17.1", True),
+    ((0, 12, 0), "0.17.1", False),
+  ],
+)
+def test_which_jax2onnx_reads_which_jax(monkeypatch, jax_version, version, can):
+  monkeypatch.setattr(jax, "__version_info__", jax_version)
+  monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+  refused = pytest.raises(ValueError, match=f"jax2onnx {version} cannot read")
+  with contextlib.nullcontext() if can else refused:
+    formats.check_jax2onnx("onnx")
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])

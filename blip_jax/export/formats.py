@@ -20,9 +20,9 @@ from blip_jax.runtime import files
 # Where one artifact of StableHLO runs.
 PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS = ("float32", "int8")
-# From this JAX on, programs are such that jax2onnx reads them from this version
-# on.
-_NEW_JAX, _NEW_JAX2ONNX = (0, 11), (0, 15)
+# The first versions of JAX whose programs need a newer jax2onnx, and which; that
+# for jax 0.12 did not exist yet when 0.17.1 was tried.
+_NEEDED = {(0, 12): (0, 18), (0, 11): (0, 15)}
 
 
 class Format(NamedTuple):
@@ -59,7 +59,7 @@ def get(name: str, weights: str = "float32") -> Format:
       f"found {weights!r}"
     )
   if "jax2onnx" in found.packages:
-    _check_jax2onnx(name)
+    check_jax2onnx(name)
   for package in found.packages:
     try:
       _import(package)
@@ -70,14 +70,14 @@ def get(name: str, weights: str = "float32") -> Format:
   return found
 
 
-def _check_jax2onnx(format: str) -> None:
-  """Refuses a version that cannot read the programs of this JAX."""
+def check_jax2onnx(format: str) -> None:
+  """Raises `ValueError` if what is installed cannot read programs of this JAX."""
   try:
     found = importlib.metadata.version("jax2onnx")
   except importlib.metadata.PackageNotFoundError:
     return  # which the import tells
-  is_old = tuple(map(int, found.split(".")[:2])) < _NEW_JAX2ONNX
-  if is_old and jax.__version_info__[:2] >= _NEW_JAX:
+  version = tuple(map(int, found.split(".")[:2]))
+  if any(jax.__version_info__ >= x and version < y for x, y in _NEEDED.items()):
     raise ValueError(
       f"--format {format}: jax2onnx {found} cannot read programs of jax "
       f"{jax.__version__}; expected jax 0.10, which pip install -e "

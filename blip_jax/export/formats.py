@@ -20,8 +20,8 @@ from blip_jax.runtime import files
 # Where one artifact of StableHLO runs.
 PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS = ("float32", "int8")
-# The first versions of JAX whose programs need a newer jax2onnx, and which; that
-# for jax 0.12 did not exist yet when 0.17.1 was tried.
+# The first versions of JAX whose programs need a newer jax2onnx, and which one;
+# that for jax 0.12 did not exist yet when 0.17.1 was tried.
 _NEEDED = {(0, 12): (0, 18), (0, 11): (0, 15)}
 
 
@@ -71,7 +71,7 @@ def get(name: str, weights: str = "float32") -> Format:
 
 
 def check_jax2onnx(format: str) -> None:
-  """Raises `ValueError` if what is installed cannot read programs of this JAX."""
+  """Raises `ValueError` if what is installed cannot read this JAX's programs."""
   try:
     found = importlib.metadata.version("jax2onnx")
   except importlib.metadata.PackageNotFoundError:

@@ -71,7 +71,7 @@ def get(name: str, weights: str = "float32") -> Format:
 
 
 def check_jax2onnx(format: str) -> None:
-  """Raises `ValueError` if what is installed cannot read this JAX's programs."""
+  """Raises `ValueError` if what is installed cannot read programs of JAX."""
   try:
     found = importlib.metadata.version("jax2onnx")
   except importlib.metadata.PackageNotFoundError:

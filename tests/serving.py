@@ -12,7 +12,7 @@ import PIL.Image
 
 from blip_jax.data import scenes
 from blip_jax.serve import app as app_lib
-from blip_jax.serve import connections, demo, programs
+from blip_jax.serve import connections, ports, programs
 from tests import helpers
 
 BOUNDS = app_lib.Bounds(
@@ -34,7 +34,7 @@ def make_hosts(*families, limits=LIMITS):
 @contextlib.contextmanager
 def started(hosts, bounds=BOUNDS, token="", connections_=200, head_seconds=2.0):
   """Yields a running server; its `address` is (host, port)."""
-  port, up = demo.free_port("127.0.0.1"), threading.Event()
+  port, up = ports.free("127.0.0.1"), threading.Event()
   server = connections.Server(
     app_lib.build(hosts, bounds, token),
     "127.0.0.1",

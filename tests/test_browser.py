@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -149,6 +150,8 @@ def page(tmp_path_factory):
       pytest.skip(f"needs the program {program}")
   if importlib.util.find_spec("playwright") is None:
     pytest.skip("needs the package playwright")
+  if jax.__version_info__ >= (0, 11):
+    pytest.skip("jax2onnx 0.13.0 cannot read programs of this JAX")
   folder = tmp_path_factory.mktemp("page")
   model = helpers.make_model("caption", text_depth=2)
   chosen = programs.programs_of(model, ["caption"], num_return_sequences=2)

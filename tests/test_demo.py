@@ -6,7 +6,6 @@ import json
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -20,7 +19,7 @@ from blip_jax.cli import command_line
 from blip_jax.data import scenes
 from blip_jax.inference import index
 from blip_jax.serve import actions as actions_lib
-from blip_jax.serve import demo
+from blip_jax.serve import demo, ports
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -125,14 +124,6 @@ def test_what_no_model_can_do_has_a_reason(models):
       alone.model(ability)
 
 
-def test_a_port_that_is_in_use_is_named():
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    port = server.getsockname()[1]
-    with pytest.raises(ValueError, match=rf"127\.0\.0\.1:{port}: .*--config"):
-      demo.check_port("127.0.0.1", port)
-  demo.check_port("127.0.0.1", port)
-
-
 def test_without_a_model_the_quick_start_is_trained_once(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   trained = []
@@ -184,7 +175,7 @@ def page(models, gallery, tmp_path_factory):
   page.queue(max_size=4, default_concurrency_limit=1)
   _, url, _ = page.launch(
     server_name="127.0.0.1",
-    server_port=demo.free_port("127.0.0.1"),
+    server_port=ports.free("127.0.0.1"),
     max_file_size=1 << 20,
     ssr_mode=False,
     quiet=True,
@@ -266,7 +257,7 @@ def test_in_a_browser(tmp_path):
   pytest.importorskip("playwright")
   if not shutil.which("chromium"):
     pytest.skip("needs the program chromium")
-  port = demo.free_port("127.0.0.1")
+  port = ports.free("127.0.0.1")
   server = subprocess.Popen(
     [
       *(sys.executable, "-m", "blip_jax.main", "--config", "demo"),

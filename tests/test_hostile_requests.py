@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import socket
 import struct
 import time
@@ -236,6 +237,34 @@ def test_each_bad_request_gets_a_4xx_that_says_why(server):
   assert not slow
 
 
+@pytest.mark.parametrize(
+  "change, expected",
+  [
+    ({"n": 0}, "n: Input should be greater than or equal to 1, found 0"),
+    ({"n": 10**9}, "n: expected at most 3 beams; .*; found 1000000000"),
+    ({"n": 10**9, "temperature": 1}, "n: .* 2 samples; found 1000000000"),
+    ({"temperature": -1}, "temperature: .* equal to 0, found -1"),
+    ({"temperature": 1e-40}, "temperature: .* from 1e-12 .*, found 1e-40"),
+    ({"temperature": "hot"}, 'temperature: .* number, found "hot"'),
+    ({"temperature": float("nan")}, "temperature: .* finite .*, found NaN"),
+    ({"logprobs": 1}, "logprobs: .* boolean, found 1"),
+    ({"model": ["a"]}, "model: .* string, found a list"),
+    ({"seed": 10**40}, "seed: .*, found a longer number"),
+    (
+      {"messages": serving.messages(serving.png(), "a " * 9000)},
+      r'messages\.0\.content\.1\.text: .*10000 .*, found "a a a .{35}$',
+    ),
+    ({"messages": None}, "messages: .* array, found null"),
+  ],
+)
+def test_errors_say_what_was_found(server, change, expected):
+  body = serving.chat(serving.png(), **change)
+  status, _, content = serving.post(server.address, CHAT, body)
+  error = json.loads(content)["error"]
+  assert status == 400 and re.match(expected, error["message"]), error
+  assert error["param"] == expected.partition(":")[0].replace("\\", "")
+
+
 def test_good_requests_among_bad_ones_are_answered(server):
   good = ("good", CHAT, serving.chat(serving.png()))
   mixed = [bad for bad in BAD[:40] for bad in (bad, good)]
@@ -268,6 +297,7 @@ def test_small_images_and_odd_but_harmless_requests(server):
     (415, {"Content-Type": "multipart/form-data; boundary=a"}),
     (415, {"Content-Type": ""}),
     (415, {**JSON, "Content-Encoding": "gzip"}),
+    (200, {**JSON, "Content-Encoding": "Identity"}),
     (413, {**JSON, "Content-Length": str(10**12)}),
     (400, {**JSON, "X-Long": "a" * 2_000_000}),
     (400, {**JSON, **{f"X-{n}": "a" * 200 for n in range(10_000)}}),
@@ -296,6 +326,8 @@ def test_bad_methods_and_places(server):
     ("/v1/no", 404),
     ("/..%2f..%2fetc/passwd", 404),
     ("/v1/models/no", 404),
+    ("/v1/models/", 404),
+    ("/health/", 404),
   ]:
     status, content = serving.get(server.address, path)
     assert status == expected

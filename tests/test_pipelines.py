@@ -90,6 +90,20 @@ def test_matches(models, images):
   assert one["score"] == pytest.approx(float(probs[1, 1]), rel=1e-5)
 
 
+@pytest.mark.parametrize("text", [None, 5, ["a", "b"]])
+def test_what_is_no_text_is_refused(models, images, text):
+  pipe = blip_jax.pipeline("image-text-matching", models["blip_retrieval"])
+  with pytest.raises(ValueError, match="text: expected a text, found"):
+    pipe([{"image": images[0], "text": text}])
+
+
+@pytest.mark.parametrize("seed", [2**31, 2**70])
+def test_seeds_are_whole_numbers_of_32_bits(models, images, seed):
+  pipe = blip_jax.pipeline("image-to-text", models["blip_decoder"])
+  with pytest.raises(ValueError, match=r"seed: .* 32 bits, found \d"):
+    pipe(images[0], sample=True, seed=seed)
+
+
 def test_features(models, images):
   model = models["blip_retrieval"]
   pipe = blip_jax.pipeline("image-feature-extraction", model)
@@ -109,6 +123,18 @@ def test_features(models, images):
     (lambda pipe, model: pipe("image-to-text", device=0), "mesh="),
     (lambda pipe, model: pipe("image-to-text", model, dtype="bfloat16"), "dty"),
     (lambda pipe, model: pipe("image-to-text", model)(), "found none"),
+    (
+      lambda pipe, model: pipe("image-to-text", model)("a", images="b"),
+      "found them twice",
+    ),
+    (lambda pipe, model: pipe("vqa", model)(None), "'question'.*found None"),
+    (lambda pipe, model: pipe("vqa", model)(5), "'question'.*found 5"),
+    (
+      lambda pipe, model: pipe("image-text-matching", model)(
+        np.zeros((4, 4, 3), np.uint8)
+      ),
+      r"'text'.*found array\(",
+    ),
     (lambda pipe, model: pipe("vqa", model)({"image": "a"}), "'question'"),
     (lambda pipe, model: pipe("vqa", model)("a.png"), "'question'"),
     (

@@ -184,6 +184,27 @@ def test_models_health_and_metrics(client, server):
   assert "/no/such/place" not in body.decode()
 
 
+def test_names_with_a_slash(hosts):
+  """Those of Hugging Face."""
+  name = "Salesforce/blip-image-captioning-base"
+  host = programs.Host(name, hosts[0].model, serving.LIMITS)
+  with serving.started([host]) as server:
+    url = "http://{}:{}/v1".format(*server.address)
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+      assert client.models.retrieve(name).id == name
+      found = client.chat.completions.create(
+        model=name, messages=serving.messages(serving.png())
+      )
+    assert found.model == name
+
+
+def test_a_queue_that_is_shorter_than_a_request_is_refused():
+  config = defaults.serve()
+  config.queue = 63
+  with pytest.raises(ValueError, match=r"config\.queue: .*64.*; found 63"):
+    service.application(config)
+
+
 def test_nothing_is_compiled_for_a_request(server, hosts):
   """Programs are shared by prompts, lengths and numbers of beams."""
   bodies = [

@@ -148,7 +148,7 @@ def test_what_was_taken_is_finished(hosts, slow):
 def test_500_requests_of_32_clients(tmp_path):
   """A process of its own: throughput, memory, and SIGTERM under load."""
   helpers.write_captioner(tmp_path / "tiny")
-  port = serving.demo.free_port("127.0.0.1")
+  port = serving.ports.free("127.0.0.1")
   address = "127.0.0.1", port
   command = [
     *(sys.executable, "-m", "blip_jax.main", "--config", "serve"),

@@ -44,48 +44,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--programs", nargs="+", default=(), help="default: all of the model"
   )
   parser.add_argument(
-    "--batch-size",
-    type=int,
-    default=1,
-    help="of ONNX and OpenVINO; default: 1",
+    "--batch-size", type=int, help="of ONNX and OpenVINO; default: 1"
   )
   parser.add_argument(
     "--weights", choices=formats.WEIGHTS, default="float32", help="of the same"
   )
   parser.add_argument(
-    "--task", choices=families.FAMILIES, help="family, of hf; default: MODEL's"
+    "--task", choices=families.FAMILIES, help="family; default: MODEL's"
+  )
+  parser.add_argument(
+    "--tokenizer",
+    metavar="DIR",
+    type=command.local_path,
+    help="a folder with vocab.txt, or a hub id; default: MODEL's",
   )
   for name in _OPTIONS:
     parser.add_argument(
       f"--{name.replace('_', '-')}", type=int, help="default: the model's"
     )
   args = parser.parse_args(argv)
-  if args.batch_size < 1:
-    raise ValueError(
-      f"--batch-size: expected 1 or more, found {args.batch_size}"
-    )
+  out = pathlib.Path(args.out)
+  artifacts.refuse_existing(out)
   options = {
     name: value
     for name in _OPTIONS
     if (value := getattr(args, name)) is not None
   }
   if args.format == "hf":
-    if options or args.programs or args.weights != "float32":
+    programs_asked = args.programs or args.batch_size is not None or options
+    if programs_asked or args.weights != "float32":
       raise ValueError(
         "--format hf writes the model, not its programs: leave out --programs, "
-        "--weights and options of generation"
+        "--batch-size, --weights and options of generation"
       )
-    checkpoint = opening.open_checkpoint(args.model, task=args.task)
-    print(f"written: {write.write(checkpoint, args.out, 'hf')}")
+    checkpoint = opening.open_checkpoint(
+      args.model, task=args.task, tokenizer=args.tokenizer
+    )
+    print(f"written: {write.write(checkpoint, out, 'hf')}")
     return 0
-  formats.get(args.format, args.weights)
-  model = loading.load(args.model)
+  chosen = formats.get(args.format, args.weights)
+  batch_size = _batch_size(args.batch_size, args.format, chosen.any_batch)
+  model = loading.load(args.model, task=args.task, tokenizer=args.tokenizer)
   found = artifacts.write(
     model,
     programs.programs_of(model, args.programs, **options),
-    pathlib.Path(args.out),
+    out,
     args.format,
-    args.batch_size,
+    batch_size,
     args.weights,
   )
   for program, differences in found.items():
@@ -94,6 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(f"  {output:18} {difference:.1e}")
   print(f"written: {args.out}")
   return 0
+
+
+def _batch_size(asked: int | None, format: str, any_batch: bool) -> int:
+  if asked is None:
+    return 1
+  if any_batch:
+    raise ValueError(
+      f"--batch-size: a file of --format {format} serves batches of any size; "
+      "leave it out"
+    )
+  if asked < 1:
+    raise ValueError(f"--batch-size: expected 1 or more, found {asked}")
+  return asked
 
 
 _OPTIONS = ("num_beams", "max_length", "min_length", "num_return_sequences")

@@ -173,7 +173,8 @@ def _read(content: bytes, max_pixels: int) -> PIL.Image.Image:
     stream = image_limits.Stream(content)
     return PIL.Image.open(stream, formats=_FORMATS)
   except PIL.UnidentifiedImageError as error:
-    detail = f"begins with {content[:16]!r}"
+    known = ", ".join(_FORMATS)
+    detail = f"expected {known}; found what begins with {content[:16]!r}"
     raise BadSample("not_an_image", detail) from error
   except (BadSample, MemoryError):
     raise

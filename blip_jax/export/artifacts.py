@@ -59,8 +59,7 @@ def write(
       though weights are float32.
   """
   chosen = formats.get(format, weights)
-  if files.exists(folder):
-    raise ValueError(f"{folder} exists already; give another path, or move it")
+  refuse_existing(folder)
   temporary = pathlib.Path(files.temporary_path(folder))
   try:
     files.make_folder(temporary)
@@ -86,6 +85,12 @@ def write(
   finally:
     files.remove_folder(temporary)
   return found
+
+
+def refuse_existing(folder: pathlib.Path) -> None:
+  """Raises `ValueError` if the folder, or a file of this name, exists."""
+  if files.exists(folder):
+    raise ValueError(f"{folder} exists already; give another path, or move it")
 
 
 def _sidecar(

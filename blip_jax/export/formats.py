@@ -4,6 +4,7 @@ How it runs from there is in `outside.py`.
 """
 
 import importlib
+import importlib.metadata
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,9 @@ from blip_jax.runtime import files
 # Where one artifact of StableHLO runs.
 PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS = ("float32", "int8")
+# The first versions of JAX whose programs need a newer jax2onnx, and which one;
+# that for jax 0.12 did not exist yet when 0.17.1 was tried.
+_NEEDED = {(0, 12): (0, 18), (0, 11): (0, 15)}
 
 
 class Format(NamedTuple):
@@ -44,7 +48,7 @@ def get(name: str, weights: str = "float32") -> Format:
 
   Raises:
     ValueError: there is none, it has no weights of this type, or what it needs
-      is not installed.
+      is not installed, or is too old for this JAX.
   """
   if name not in FORMATS:
     raise ValueError(f"--format: expected one of {[*FORMATS]}, found {name!r}")
@@ -54,6 +58,8 @@ def get(name: str, weights: str = "float32") -> Format:
       f"--weights: expected one of {[*found.weights]}, of --format {name}, "
       f"found {weights!r}"
     )
+  if "jax2onnx" in found.packages:
+    check_jax2onnx(name)
   for package in found.packages:
     try:
       _import(package)
@@ -62,6 +68,21 @@ def get(name: str, weights: str = "float32") -> Format:
         f"--format {name} needs {package}: pip install -e '.[{name}]'"
       ) from error
   return found
+
+
+def check_jax2onnx(format: str) -> None:
+  """Raises `ValueError` if what is installed cannot read programs of JAX."""
+  try:
+    found = importlib.metadata.version("jax2onnx")
+  except importlib.metadata.PackageNotFoundError:
+    return  # which the import tells
+  version = tuple(map(int, found.split(".")[:2]))
+  if any(jax.__version_info__ >= x and version < y for x, y in _NEEDED.items()):
+    raise ValueError(
+      f"--format {format}: jax2onnx {found} cannot read programs of jax "
+      f"{jax.__version__}; expected jax 0.10, which pip install -e "
+      f"'.[{format}]' brings"
+    )
 
 
 def openvino() -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from blip_jax.inference import answering, matching
+from blip_jax.inference import answering, matching, texts
 from blip_jax.inference.model import Model
 from blip_jax.models import blip, decoding, generation
 from blip_jax.tasks import answers, base, vqa
@@ -74,7 +74,8 @@ def programs_of(
     options: of generation, as for `Model.caption` and `Model.answer`.
 
   Raises:
-    ValueError: the model has no such program, or an option is unknown.
+    ValueError: the model has no such program, an option is unknown, or no
+      program generates.
   """
   family = model.card.family
   there = _OF_FAMILY.get(family, ())
@@ -85,7 +86,12 @@ def programs_of(
       f"--programs: expected some of {[*there]}, for the family {family!r}, "
       f"found {unknown}"
     )
-  return [_MAKE[name](model, options) for name in names or there]
+  chosen = dict.fromkeys(names or there)  # each of them once
+  if options and not chosen.keys() & _GENERATING:
+    raise ValueError(
+      f"{[*options]}: options of generation, and {[*chosen]} generate nothing"
+    )
+  return [_MAKE[name](model, options) for name in chosen]
 
 
 def _encode(model: Model, _: Any) -> Program:
@@ -97,8 +103,7 @@ def _encode(model: Model, _: Any) -> Program:
 
 def _caption(model: Model, options: dict[str, Any]) -> Program:
   card = model.card
-  tokenizer = model.tokenizer
-  assert tokenizer is not None, card.source
+  tokenizer = texts.vocabulary(model.tokenizer, "caption images")
   prompt = tokenizer.prompt_ids(card.prompt)
   positions = card.config.med.max_positions
   settings = decoding.make(card.generation, len(prompt), positions, **options)
@@ -211,6 +216,7 @@ _MAKE = {
   "answer": _answer,
   "match": _match,
 }
+_GENERATING = {"caption", "answer"}
 _OF_FAMILY = {
   "caption": ("encode", "caption"),
   "vqa": ("encode", "answer"),

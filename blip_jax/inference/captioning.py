@@ -143,7 +143,7 @@ class Captioner:
         sharding.put_batch(batch, self._mesh),
         prompt,
         self._settings,
-        np.asarray(seed, np.int32),
+        _seeds(seed),
         length,
       )
     rows = sharding.rows_later(generated)
@@ -270,3 +270,11 @@ def generate_captions(
     ),
     generated,
   )
+
+
+def _seeds(given: Any) -> Int[np.ndarray, "..."]:
+  seeds = np.asarray(given)
+  # Of longer numbers NumPy makes objects, and of JSON's there may be floats.
+  if seeds.dtype.kind not in "iu" or (seeds != seeds.astype(np.int32)).any():
+    raise ValueError(f"seed: expected a whole number of 32 bits, found {given}")
+  return seeds.astype(np.int32)

@@ -6,7 +6,7 @@ input gives one result, and a list of inputs a list of results.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,12 @@ def _caption(
   generate_kwargs: dict[str, Any] | None = None,
   **options: Any,
 ) -> Any:
+  if (inputs is None) == (images is None):
+    found = "none" if inputs is None else "them twice, the second as images="
+    raise ValueError(
+      f"image-to-text: expected an image or several, found {found}"
+    )
   inputs = images if inputs is None else inputs
-  if inputs is None:
-    raise ValueError("image-to-text: expected an image or several, found none")
   given = generate_kwargs or {}
   if repeated := sorted(options.keys() & given.keys()):
     raise ValueError(f"{repeated}: given twice, the second in generate_kwargs")
@@ -176,11 +179,17 @@ def _are_several(inputs: Any) -> bool:
 
 def _columns(rows: Any, name: str) -> tuple[list[Any], list[str]]:
   """Images and texts of a row {"image", name}, or of several."""
-  rows = [rows] if isinstance(rows, dict | str) else [*rows]
-  for row in rows:
+  if isinstance(rows, dict | Image) or not isinstance(rows, Iterable):
+    rows = [rows]
+  for row in (rows := [*rows]):
     if not isinstance(row, dict) or row.keys() != {"image", name}:
-      what = [*row] if isinstance(row, dict) else f"{row!r:.200}"
-      raise ValueError(f"expected keys 'image' and {name!r}, found {what}")
+      found = f"the keys {[*row]}" if isinstance(row, dict) else f"{row!r:.100}"
+      raise ValueError(
+        f"expected an image and a {name}, or a dict with the keys 'image' and "
+        f"{name!r}, or several; found {found}"
+      )
+    if not isinstance(row[name], str):
+      raise ValueError(f"{name}: expected a text, found {row[name]!r:.100}")
   return [row["image"] for row in rows], [row[name] for row in rows]
 
 

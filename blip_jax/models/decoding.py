@@ -7,6 +7,7 @@ Dimensions: B texts, L positions of a text, V vocabulary, c candidate tokens.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,18 @@ LENGTH_NORMS = ("full", "generated")
 # Programs are compiled for multiples of this number of positions, so that
 # similar lengths share one program.
 POSITIONS_MULTIPLE = 8
+# Options that are whole numbers, and the least of each.
+_WHOLE = {
+  "max_length": 0,
+  "min_length": 0,
+  "num_beams": 1,
+  "num_return_sequences": 1,
+  "top_k": 0,
+  "no_repeat_ngram_size": 0,
+}
+# Of what divides or multiplies scores: float32 holds the results, and all of
+# them are numbers.
+_LEAST, _MOST = 1e-12, 1e12
 
 
 @struct.dataclass
@@ -97,7 +110,11 @@ def make(
       raise ValueError("max_new_tokens and max_length: give only one of them")
     at_least("max_new_tokens", max_new_tokens, 1)
     options["max_length"] = prompt_length + max_new_tokens
-  settings = Decoding(**{**defaults, **options})
+  chosen = {**defaults, **options}
+  for name, least in _WHOLE.items():
+    if name in chosen:
+      at_least(name, chosen[name], least)
+  settings = Decoding(**chosen)
   if "min_length" not in options:
     # The user's max_length takes precedence over a default min_length.
     least = min(settings.min_length, settings.max_length)
@@ -107,15 +124,13 @@ def make(
 
 
 def _check(d: Decoding, prompt_length: int, max_positions: int) -> None:
-  at_least("num_beams", d.num_beams, 1)
-  at_least("num_return_sequences", d.num_return_sequences, 1)
-  at_least("min_length", d.min_length, 0)
-  at_least("top_k", d.top_k, 0)
-  at_least("no_repeat_ngram_size", d.no_repeat_ngram_size, 0)
   for name in ("repetition_penalty", "temperature", "top_p"):
     value = getattr(d, name)
-    if not 0 < value < float("inf"):
-      raise ValueError(f"{name}: expected a positive number, found {value}")
+    if not isinstance(value, numbers.Real) or not _LEAST <= value <= _MOST:
+      raise ValueError(
+        f"{name}: expected a positive number, from {_LEAST:g} to {_MOST:g}, "
+        f"found {value!r}"
+      )
   if d.top_p > 1:
     raise ValueError(f"top_p: expected at most 1, found {d.top_p}")
   if d.max_length <= prompt_length:
@@ -150,9 +165,15 @@ def _check(d: Decoding, prompt_length: int, max_positions: int) -> None:
     )
 
 
-def at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: Any, least: int) -> None:
   """Raises `ValueError` unless an option is a whole number from `least` on."""
-  if value != int(value) or value < least:
+  try:
+    is_whole = value == int(value)
+  except (TypeError, ValueError, OverflowError):
+    is_whole = False
+  if not is_whole:
+    raise ValueError(f"{name}: expected a whole number, found {value!r}")
+  if value < least:
     raise ValueError(f"{name}: expected {least} or more, found {value}")
 
 

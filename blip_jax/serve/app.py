@@ -79,7 +79,8 @@ class _Service:
       Route("/health", self._health),
       Route("/metrics", self._show_metrics),
       Route("/v1/models", self._models),
-      Route("/v1/models/{name}", self._model),
+      # A name of Hugging Face has a slash in it.
+      Route("/v1/models/{name:path}", self._model),
       Route("/v1/chat/completions", self._chat, methods=["POST"]),
       Route("/v1/embeddings", self._embeddings, methods=["POST"]),
     ]
@@ -92,6 +93,8 @@ class _Service:
     app = Starlette(
       routes=routes, exception_handlers=handlers, lifespan=self._lifespan
     )
+    # It would send clients where their own head says that this is.
+    app.router.redirect_slashes = False
     endpoints = {route.path for route in routes}
     return _Counted(_Guarded(app, token), self._metrics, endpoints)
 

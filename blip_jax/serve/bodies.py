@@ -35,13 +35,16 @@ class Bodies:
       ApiError: it is no JSON by its head (415), too large (413), too slow
         (408), or there is no memory for it (429).
     """
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    if kind.strip().lower() != "application/json":
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "application/json":
       # Which is more than politeness: a browser sends this type for a page of
       # somebody else's only after it has asked, and is told no.
-      raise ApiError(415, "Content-Type: expected application/json")
-    if request.headers.get("content-encoding", "identity") != "identity":
-      raise ApiError(415, "Content-Encoding: packed bodies are not read")
+      what = f"Content-Type: expected application/json, found {kind[:100]!r}"
+      raise ApiError(415, what)
+    packed = request.headers.get("content-encoding", "identity")
+    if packed.lower() != "identity":
+      what = f"Content-Encoding: expected identity, found {packed[:100]!r}"
+      raise ApiError(415, what)
     length = request.headers.get("content-length", "")
     # Of more digits than these, Python makes no number.
     if length.isdecimal() and int(length[:20]) > _DISCARDED * self._max_bytes:

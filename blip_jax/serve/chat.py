@@ -89,7 +89,8 @@ def _caption(
   most = host.limits.max_n if sample else host.decoding.num_beams
   if request.n > most:
     why = "samples" if sample else "beams; a temperature asks for samples"
-    raise ApiError(400, f"n: expected at most {most} {why}", "n")
+    what = f"n: expected at most {most} {why}; found {inputs.shown(request.n)}"
+    raise ApiError(400, what, "n")
   program = programs.Captions(
     host,
     text or None,
@@ -101,7 +102,9 @@ def _caption(
   try:
     program.captioner()
   except ValueError as error:
-    raise ApiError(400, str(error), "messages") from error
+    name, _, _ = str(error).partition(":")
+    where = name if name in request.model_fields_set else "messages"
+    raise ApiError(400, str(error), where) from error
   seed = request.seed
   if seed is None:
     seed = secrets.randbelow(schemas.MAX_SEED)
@@ -123,7 +126,8 @@ def _question(
     )
   most = host.decoding.num_beams
   if request.n > most:
-    raise ApiError(400, f"n: expected at most {most} beams", "n")
+    what = f"n: expected at most {most} beams; found {inputs.shown(request.n)}"
+    raise ApiError(400, what, "n")
   program = programs.Answers(host, request.most_tokens)
   try:
     tokens = program.tokens(text)

@@ -3,7 +3,6 @@
 import logging
 import os
 import pathlib
-import socket
 from typing import Any
 
 import PIL.Image
@@ -16,6 +15,7 @@ from blip_jax.inference.model import Model
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import files, stopping
 from blip_jax.runtime.config import Config
+from blip_jax.serve import ports
 from blip_jax.serve.actions import Actions, Gallery
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,9 @@ def demo(config: Config, workdir: str) -> dict[str, float]:
     ImportError: the extra [demo] is not installed.
     ValueError: the port is in use, or a model or the images cannot be loaded.
   """
-  run_config.at_least(0, config, "port")
   run_config.at_least(1, config, "max_mb", "queue")
   page_lib = _import_page()
-  check_port(config.host, config.port)
+  ports.check(config.host, config.port)
   actions = Actions([*load_models(config).values()])
   gallery = None
   if actions.lacks("embed") is None:
@@ -54,7 +53,7 @@ def demo(config: Config, workdir: str) -> dict[str, float]:
   page.queue(max_size=config.queue, default_concurrency_limit=1)
   _, url, _ = page.launch(
     server_name=config.host,
-    server_port=config.port or free_port(config.host),
+    server_port=config.port or ports.free(config.host),
     max_file_size=config.max_mb << 20,
     mcp_server=config.mcp,
     theme=page_lib.THEME,
@@ -83,28 +82,6 @@ def _import_page() -> Any:
       f"checkout, pip install -e '.[demo]'); {error}"
     ) from error
   return page
-
-
-def check_port(host: str, port: int) -> None:
-  """Refuses a port that another program uses.
-
-  Raises:
-    ValueError: it is in use, or this machine has no such address.
-  """
-  try:
-    with socket.create_server((host, port)):
-      pass
-  except OSError as error:
-    why = os.strerror(error.errno) if error.errno else str(error)
-    raise ValueError(
-      f"config.port: cannot listen on {host}:{port}: {why}; choose "
-      "another, such as --config.port=7861, or 0 for any that is free"
-    ) from error
-
-
-def free_port(host: str) -> int:
-  with socket.create_server((host, 0)) as server:
-    return server.getsockname()[1]
 
 
 def load_models(config: Config) -> dict[str, Model]:

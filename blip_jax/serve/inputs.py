@@ -1,6 +1,8 @@
 """What requests hold: JSON of a schema, and images."""
 
-from typing import TypeVar
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -12,6 +14,14 @@ from blip_jax.serve.programs import Host, Pixels
 
 _MAX_NAME = 100
 _MAX_COMMAS = 4000
+_MAX_SHOWN = 40
+# Types of parts, which pydantic puts into the path of a field.
+_PARTS = ("text", "image_url")
+# Kinds of errors whose messages have what was found, or where nothing was.
+_COMPLETE = (
+  *("json_invalid", "missing", "extra_forbidden", "value_error"),
+  *("too_long", "too_short", "union_tag_invalid", "union_tag_not_found"),
+)
 
 _Request = TypeVar("_Request", bound=pydantic.BaseModel)
 
@@ -24,14 +34,39 @@ def parse(schema: type[_Request], body: bytes) -> _Request:
   try:
     return schema.model_validate_json(body)
   except pydantic.ValidationError as error:
-    found = error.errors(
-      include_url=False, include_context=False, include_input=False
-    )
+    found = error.errors(include_url=False, include_context=False)
   # Of a value that may have several types, what fits best is named longest.
   worst = max(found[:100], key=lambda one: len(one["loc"]))
-  where = ".".join(map(str, worst["loc"]))[:_MAX_NAME] or None
-  what = worst["msg"].removeprefix("Value error, ")
+  where = _where(worst["loc"])[:_MAX_NAME] or None
+  what = _what(worst)
   raise ApiError(400, f"{where}: {what}" if where else what, where)
+
+
+def _where(names: Sequence[str | int]) -> str:
+  """The path of a field, without the types of parts that are in it."""
+  pairs = zip((None, *names), names, strict=False)
+  return ".".join(
+    str(name)
+    for before, name in pairs
+    if not (isinstance(before, int) and name in _PARTS)
+  )
+
+
+def _what(error: Any) -> str:
+  """What is expected, and what was found."""
+  expected = error["msg"].removeprefix("Value error, ")
+  if error["type"] in _COMPLETE:
+    return expected
+  return f"{expected}, found {shown(error['input'])}"
+
+
+def shown(value: Any) -> str:
+  """A value as in JSON, unless it is long."""
+  if isinstance(value, dict | list):
+    return "an object" if isinstance(value, dict) else "a list"
+  if isinstance(value, int) and value.bit_length() > 64:
+    return "a longer number"  # which may have more digits than Python writes
+  return json.dumps(value[:_MAX_SHOWN] if isinstance(value, str) else value)
 
 
 def image(url: str, host: Host, param: str) -> Pixels:

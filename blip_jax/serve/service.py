@@ -9,7 +9,7 @@ from blip_jax.inference.model import Model
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import devices, files
 from blip_jax.runtime.config import Config
-from blip_jax.serve import demo, programs
+from blip_jax.serve import demo, ports, programs
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,11 @@ def serve(config: Config, workdir: str) -> dict[str, float]:
     ValueError: the port is in use, or as `application`.
   """
   _, connections = _import_server()
-  run_config.at_least(0, config, "port")
   run_config.at_least(1, config, "connections", "head_s")
-  demo.check_port(config.host, config.port)
+  ports.check(config.host, config.port)
   app = application(config)
-  port = config.port or demo.free_port(config.host)
-  url = f"http://{config.host}:{port}/v1"
+  port = config.port or ports.free(config.host)
+  url = f"http://{ports.address(config.host, port)}/v1"
   server = connections.Server(
     app,
     config.host,
@@ -67,6 +66,12 @@ def application(config: Config) -> Any:
   run_config.at_least(
     1, config, "max_megapixels", "max_inputs", "max_n", "max_tokens"
   )
+  if config.max_inputs > config.queue:
+    # No time would ever come at which that request is taken.
+    raise ValueError(
+      f"config.queue: expected at least config.max_inputs, {config.max_inputs}"
+      f", for each of them is a row; found {config.queue}"
+    )
   token = read_token(config.token_file)
   if not token and config.host not in _LOOPBACK:
     log.warning(

@@ -5,7 +5,6 @@ import io
 import json
 import pathlib
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +20,8 @@ from blip_jax.data import scenes
 from blip_jax.inference import index
 from blip_jax.serve import actions as actions_lib
 from blip_jax.serve import demo
-from tests import helpers
+from blip_jax.serve import page as page_lib
+from tests import chromium, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Beams and so on of `Actions.caption`.
@@ -175,9 +175,6 @@ def test_the_space_starts_a_command_that_exists():
 @pytest.fixture(scope="module")
 def page(models, gallery, tmp_path_factory):
   """The address of a page without a model for questions and pairs."""
-  pytest.importorskip("gradio")
-  from blip_jax.serve import page as page_lib
-
   actions = actions_lib.Actions([models["caption"], models["retrieval"]])
   examples = demo.write_examples(tmp_path_factory.mktemp("examples"))
   page = page_lib.build(actions, gallery, examples, 1 << 20)
@@ -262,10 +259,7 @@ def test_the_page_names_no_other_host_and_says_why_tabs_are_off(page):
 @pytest.mark.slow
 def test_in_a_browser(tmp_path):
   """Trains the quick start, and walks through the page in Chromium."""
-  pytest.importorskip("gradio")
-  pytest.importorskip("playwright")
-  if not shutil.which("chromium"):
-    pytest.skip("needs the program chromium")
+  chromium.needed()
   port = demo.free_port("127.0.0.1")
   server = subprocess.Popen(
     [

@@ -80,6 +80,8 @@ def walk(page, image, folder):
   broken = folder / "broken.png"
   broken.write_bytes(b"nothing")
   open_tab(page, "Caption")
+  panel.locator("button.gallery-item").first.click()
+  expect(panel.get_by_label("ring")).to_have_count(0, timeout=WAIT)
   panel.get_by_role("button", name="Remove Image").first.click()
   upload(page, broken)
   click(page, "Caption")

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import types
 import urllib.error
 import urllib.request
 
@@ -19,7 +20,7 @@ from blip_jax.cli import command_line
 from blip_jax.data import scenes
 from blip_jax.inference import index
 from blip_jax.serve import actions as actions_lib
-from blip_jax.serve import demo
+from blip_jax.serve import demo, widgets
 from blip_jax.serve import page as page_lib
 from tests import chromium, helpers
 
@@ -110,7 +111,7 @@ def test_messages_of_what_is_wrong(actions, gallery):
     (lambda: actions.match(png(), "a\n" * 65), "at most 64 lines, found 65"),
     (lambda: actions.compare(png(), None, "a"), "Upload the right image"),
     (lambda: actions.compare(png(), png(), ""), "statements: expected one"),
-    (lambda: actions.search(gallery, "", None, 2), "text 0: empty"),
+    (lambda: actions.search(gallery, " ", None, 2), "Type a text, or upload"),
   ]:
     with pytest.raises(ValueError, match=message):
       run()
@@ -246,6 +247,18 @@ def test_bad_requests_get_messages_and_the_page_stays(page):
   with pytest.raises(urllib.error.HTTPError):
     urllib.request.urlopen(f"{page}gradio_api/file=/etc/passwd")
   assert "event: complete" in call(page, "match", data_url(png()), "a star")
+
+
+def test_uploads_stay_bytes_in_a_session_that_remakes_them(tmp_path):
+  """As sessions do with what an example has filled in."""
+  path = tmp_path / "broken.png"
+  path.write_bytes(b"nothing")
+  image = widgets.upload("Image", 1 << 20)
+  for one in (image, type(image)(**image.constructor_args)):
+    assert one.get_block_name() == "image"
+    assert one.preprocess(types.SimpleNamespace(path=path)) == b"nothing"
+    assert one.preprocess(None) is None
+  assert not [*(ROOT / "blip_jax/serve").glob("*.pyi")]
 
 
 def test_the_page_names_no_other_host_and_says_why_tabs_are_off(page):

@@ -20,8 +20,7 @@ from blip_jax.cli import command_line
 from blip_jax.data import scenes
 from blip_jax.inference import index
 from blip_jax.serve import actions as actions_lib
-from blip_jax.serve import demo, widgets
-from blip_jax.serve import page as page_lib
+from blip_jax.serve import demo
 from tests import chromium, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -176,6 +175,9 @@ def test_the_space_starts_a_command_that_exists():
 @pytest.fixture(scope="module")
 def page(models, gallery, tmp_path_factory):
   """The address of a page without a model for questions and pairs."""
+  pytest.importorskip("gradio", reason="needs the extra [demo]")
+  from blip_jax.serve import page as page_lib
+
   actions = actions_lib.Actions([models["caption"], models["retrieval"]])
   examples = demo.write_examples(tmp_path_factory.mktemp("examples"))
   page = page_lib.build(actions, gallery, examples, 1 << 20)
@@ -251,6 +253,9 @@ def test_bad_requests_get_messages_and_the_page_stays(page):
 
 def test_uploads_stay_bytes_in_a_session_that_remakes_them(tmp_path):
   """As sessions do with what an example has filled in."""
+  pytest.importorskip("gradio", reason="needs the extra [demo]")
+  from blip_jax.serve import widgets
+
   path = tmp_path / "broken.png"
   path.write_bytes(b"nothing")
   image = widgets.upload("Image", 1 << 20)
@@ -272,6 +277,7 @@ def test_the_page_names_no_other_host_and_says_why_tabs_are_off(page):
 @pytest.mark.slow
 def test_in_a_browser(tmp_path):
   """Trains the quick start, and walks through the page in Chromium."""
+  pytest.importorskip("gradio", reason="needs the extra [demo]")
   chromium.needed()
   port = demo.free_port("127.0.0.1")
   server = subprocess.Popen(

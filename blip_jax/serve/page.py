@@ -183,6 +183,7 @@ class _Tabs:
           headers=actions_lib.MATCH_COLUMNS,
           label="Texts, the best first",
           column_widths=["43%", "22%", "16%", "19%"],
+          max_chars=200,
           wrap=True,
         )
         text = gr.Dropdown([], label="Text to explain")

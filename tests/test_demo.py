@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import pathlib
 import re
 import socket
@@ -133,6 +134,21 @@ def test_a_port_that_is_in_use_is_named():
   demo.check_port("127.0.0.1", port)
 
 
+def test_uploads_are_private_and_go_with_the_page(monkeypatch, page):
+  name = "GRADIO_TEMP_DIR"
+  call(page, "match", data_url(png()), "a red star")
+  assert [*pathlib.Path(os.environ[name]).rglob("*.png")]  # the examples
+  monkeypatch.delenv(name)
+  with demo.own_uploads():
+    folder = pathlib.Path(os.environ[name])
+    assert folder.stat().st_mode & 0o077 == 0
+    (folder / "upload.png").write_bytes(b"")
+  assert not folder.exists() and name not in os.environ
+  monkeypatch.setenv(name, "mine")
+  with demo.own_uploads():
+    assert os.environ[name] == "mine"
+
+
 def test_without_a_model_the_quick_start_is_trained_once(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   trained = []
@@ -175,11 +191,16 @@ def test_the_space_starts_a_command_that_exists():
 @pytest.fixture(scope="module")
 def page(models, gallery, tmp_path_factory):
   """The address of a page without a model for questions and pairs."""
-  pytest.importorskip("gradio", reason="needs the extra [demo]")
-  from blip_jax.serve import page as page_lib
-
   actions = actions_lib.Actions([models["caption"], models["retrieval"]])
   examples = demo.write_examples(tmp_path_factory.mktemp("examples"))
+  with demo.own_uploads():
+    pytest.importorskip("gradio", reason="needs the extra [demo]")
+    from blip_jax.serve import page as page_lib
+
+    yield from show(page_lib, actions, gallery, examples)
+
+
+def show(page_lib, actions, gallery, examples):
   page = page_lib.build(actions, gallery, examples, 1 << 20)
   page.queue(max_size=4, default_concurrency_limit=1)
   _, url, _ = page.launch(

@@ -1,20 +1,21 @@
 """The captioning page in headless Chromium, cut off from every other host:
 `python -m tests.browse_captions URL FOLDER IMAGE ...`.
 
-Needs the package playwright and a program chromium. Prints as JSON what the
-page says: at the start, and of each image, which is dropped or chosen in turns.
-Writes screenshots into FOLDER, and fails if the page asks another host.
+Prints as JSON what the page says: at the start, and of each image, which is
+dropped or chosen in turns. Writes screenshots into FOLDER, and fails if the
+page asks another host.
 """
 
 import base64
 import json
 import pathlib
 import re
-import shutil
 import sys
 import urllib.parse
 
 from playwright.sync_api import expect, sync_playwright
+
+from tests import chromium
 
 WAIT = 60_000  # milliseconds
 DROP = """([name, content]) => {
@@ -56,13 +57,10 @@ def main(url, folder, *images):
     return route.abort()
 
   with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(
-      executable_path=shutil.which("chromium"),
-      # No other name or address leads anywhere.
-      args=[
-        "--no-sandbox",
-        f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {own.split(':')[0]}",
-      ],
+    # No other name or address leads anywhere.
+    browser = chromium.launch(
+      playwright,
+      f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {own.split(':')[0]}",
     )
     page = browser.new_page(viewport={"width": 900, "height": 800})
     page.route("http*://**", route)

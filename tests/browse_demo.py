@@ -1,16 +1,17 @@
-"""The demo page in headless Chromium: `python -m tests.browse_demo URL FOLDER`.
+"""The demo page in headless Chromium:
+`python -m tests.browse_demo URL IMAGE FOLDER`.
 
-Needs the packages gradio and playwright, and a program chromium. Walks through
-the tabs of a page that shows the quick start's model, writes a screenshot of
-each into FOLDER, and fails if a request leaves this machine.
+Walks through the tabs of a page that shows the quick start's model, writes a
+screenshot of each into FOLDER, and fails if a request leaves this machine.
 """
 
 import pathlib
-import shutil
 import sys
 import urllib.parse
 
 from playwright.sync_api import expect, sync_playwright
+
+from tests import chromium
 
 WAIT = 60_000  # milliseconds; what runs first is compiled first
 
@@ -79,6 +80,8 @@ def walk(page, image, folder):
   broken = folder / "broken.png"
   broken.write_bytes(b"nothing")
   open_tab(page, "Caption")
+  panel.locator("button.gallery-item").first.click()
+  expect(panel.get_by_label("ring")).to_have_count(0, timeout=WAIT)
   panel.get_by_role("button", name="Remove Image").first.click()
   upload(page, broken)
   click(page, "Caption")
@@ -90,9 +93,7 @@ def main(url, image, folder):
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(
-      executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-    )
+    browser = chromium.launch(playwright)
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
     requests = []
     page.on("request", lambda request: requests.append(request.url))

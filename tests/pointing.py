@@ -36,26 +36,32 @@ def hits(heat, box):
 def play(model, num_scenes=100):
   """Shares of hits: of matches, of captions, and of random patches.
 
-  A match is asked about each object alone, such as "a red circle". Of a caption
-  counts the map of "red circle", if it says so.
+  What counts is the map of "red circle" in a caption that matches, and in one
+  that the model generates, if it says so. "Alone" are maps of "a red circle" as
+  a whole text: of few scenes it is all that their captions would say, so that
+  the model finds that most do not match ("alone_matches").
   """
   source = scenes.Scenes("val", num=num_scenes)
   images = [source[i]["image"] for i in range(num_scenes)]
   captions = model.caption(images, explain=True)
-  matches, generated, chance = [], [], []
+  matches, generated, alone, fits, chance = [], [], [], [], []
   for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
     scene = source.scene(i)
+    match = model.explain(image, source[i]["caption"])
     for item in scene.objects:
       name, where = f"{item.colour} {item.shape}", box(scene, item)
-      match = model.explain(image, f"a {name}")
-      matches.append(hits(match.map(), where))
+      matches.append(hits(match.map(name), where))
       chance.append(inside(where, match.whole.shape).mean())
+      alone.append(hits(model.explain(image, f"a {name}").map(), where))
+      fits.append(model.match(image, f"a {name}").itm_prob.item() > 0.5)
       if name in caption.text:
         generated.append(hits(caption.explanation.map(name), where))
   return {
-    "match": np.mean(matches),
-    "caption": np.mean(generated),
-    "chance": np.mean(chance),
+    "match": float(np.mean(matches)),
+    "caption": float(np.mean(generated)),
+    "alone": float(np.mean(alone)),
+    "alone_matches": float(np.mean(fits)),
+    "chance": float(np.mean(chance)),
     "objects": len(matches),
     "named": len(generated),
   }

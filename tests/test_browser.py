@@ -1,12 +1,10 @@
 """The page that captions in a browser: its build, words, pixels and use.
 
-Needs node for what the page computes, and chromium, npm and playwright for the
-page as a whole.
+The page as a whole needs npm and a browser.
 """
 
 import functools
 import http.server
-import importlib.util
 import json
 import os
 import pathlib
@@ -18,24 +16,25 @@ import threading
 import jax
 import numpy as np
 import PIL.Image
+import playwright
 import pytest
 from blip_jax.tools.browser import __main__ as browser
 
 from blip_jax.data import scenes
 from blip_jax.export import artifacts, programs
-from tests import helpers
+from tests import chromium, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "tools" / "browser"
+# Playwright brings it along.
+NODE = pathlib.Path(playwright.__file__).parent / "driver" / "node"
 
 
 def node(program, given):
   """Runs a module of JavaScript; it reads JSON, and prints JSON."""
-  if not shutil.which("node"):
-    pytest.skip("needs the program node")
   done = subprocess.run(
     [
-      *("node", "--input-type=module", "-e"),
+      *(NODE, "--input-type=module", "-e"),
       "import { readFileSync } from 'node:fs';\n"
       "const given = JSON.parse(readFileSync(0, 'utf8'));\n" + program,
     ],
@@ -145,11 +144,9 @@ def test_mistakes_in_a_build(tmp_path, capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
   """A model, the folder of its page, and the page's address."""
-  for program in ("npm", "chromium"):
-    if not shutil.which(program):
-      pytest.skip(f"needs the program {program}")
-  if importlib.util.find_spec("playwright") is None:
-    pytest.skip("needs the package playwright")
+  if not shutil.which("npm"):
+    pytest.skip("needs the program npm")
+  chromium.needed()
   if jax.__version_info__ >= (0, 11):
     pytest.skip("jax2onnx 0.13.0 cannot read programs of this JAX")
   folder = tmp_path_factory.mktemp("page")

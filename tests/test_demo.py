@@ -3,11 +3,12 @@
 import base64
 import io
 import json
+import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
+import types
 import urllib.error
 import urllib.request
 
@@ -20,7 +21,7 @@ from blip_jax.data import scenes
 from blip_jax.inference import index
 from blip_jax.serve import actions as actions_lib
 from blip_jax.serve import demo, ports
-from tests import helpers
+from tests import chromium, helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Beams and so on of `Actions.caption`.
@@ -109,7 +110,7 @@ def test_messages_of_what_is_wrong(actions, gallery):
     (lambda: actions.match(png(), "a\n" * 65), "at most 64 lines, found 65"),
     (lambda: actions.compare(png(), None, "a"), "Upload the right image"),
     (lambda: actions.compare(png(), png(), ""), "statements: expected one"),
-    (lambda: actions.search(gallery, "", None, 2), "text 0: empty"),
+    (lambda: actions.search(gallery, " ", None, 2), "Type a text, or upload"),
   ]:
     with pytest.raises(ValueError, match=message):
       run()
@@ -122,6 +123,21 @@ def test_what_no_model_can_do_has_a_reason(models):
     assert "which " in alone.lacks(ability) and "Load" in alone.lacks(ability)
     with pytest.raises(ValueError, match="is of the family 'caption'"):
       alone.model(ability)
+
+
+def test_uploads_are_private_and_go_with_the_page(monkeypatch, page):
+  name = "GRADIO_TEMP_DIR"
+  call(page, "match", data_url(png()), "a red star")
+  assert [*pathlib.Path(os.environ[name]).rglob("*.png")]  # the examples
+  monkeypatch.delenv(name)
+  with demo.own_uploads():
+    folder = pathlib.Path(os.environ[name])
+    assert folder.stat().st_mode & 0o077 == 0
+    (folder / "upload.png").write_bytes(b"")
+  assert not folder.exists() and name not in os.environ
+  monkeypatch.setenv(name, "mine")
+  with demo.own_uploads():
+    assert os.environ[name] == "mine"
 
 
 def test_without_a_model_the_quick_start_is_trained_once(tmp_path, monkeypatch):
@@ -166,11 +182,16 @@ def test_the_space_starts_a_command_that_exists():
 @pytest.fixture(scope="module")
 def page(models, gallery, tmp_path_factory):
   """The address of a page without a model for questions and pairs."""
-  pytest.importorskip("gradio")
-  from blip_jax.serve import page as page_lib
-
   actions = actions_lib.Actions([models["caption"], models["retrieval"]])
   examples = demo.write_examples(tmp_path_factory.mktemp("examples"))
+  with demo.own_uploads():
+    pytest.importorskip("gradio", reason="needs the extra [demo]")
+    from blip_jax.serve import page as page_lib
+
+    yield from show(page_lib, actions, gallery, examples)
+
+
+def show(page_lib, actions, gallery, examples):
   page = page_lib.build(actions, gallery, examples, 1 << 20)
   page.queue(max_size=4, default_concurrency_limit=1)
   _, url, _ = page.launch(
@@ -242,6 +263,21 @@ def test_bad_requests_get_messages_and_the_page_stays(page):
   assert "event: complete" in call(page, "match", data_url(png()), "a star")
 
 
+def test_uploads_stay_bytes_in_a_session_that_remakes_them(tmp_path):
+  """As sessions do with what an example has filled in."""
+  pytest.importorskip("gradio", reason="needs the extra [demo]")
+  from blip_jax.serve import widgets
+
+  path = tmp_path / "broken.png"
+  path.write_bytes(b"nothing")
+  image = widgets.upload("Image", 1 << 20)
+  for one in (image, type(image)(**image.constructor_args)):
+    assert one.get_block_name() == "image"
+    assert one.preprocess(types.SimpleNamespace(path=path)) == b"nothing"
+    assert one.preprocess(None) is None
+  assert not [*(ROOT / "blip_jax/serve").glob("*.pyi")]
+
+
 def test_the_page_names_no_other_host_and_says_why_tabs_are_off(page):
   with urllib.request.urlopen(page + "config") as response:
     config = response.read().decode()
@@ -253,10 +289,8 @@ def test_the_page_names_no_other_host_and_says_why_tabs_are_off(page):
 @pytest.mark.slow
 def test_in_a_browser(tmp_path):
   """Trains the quick start, and walks through the page in Chromium."""
-  pytest.importorskip("gradio")
-  pytest.importorskip("playwright")
-  if not shutil.which("chromium"):
-    pytest.skip("needs the program chromium")
+  pytest.importorskip("gradio", reason="needs the extra [demo]")
+  chromium.needed()
   port = ports.free("127.0.0.1")
   server = subprocess.Popen(
     [

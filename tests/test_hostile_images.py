@@ -59,7 +59,10 @@ REFUSED = {
   "tiff 65,535 fields": "too_slow",
   "tiff nested folders": "too_slow",
   "tiff tiles of 2**30 pixels": "too_slow",
-  "webp canvas of 2**48 pixels": "too_large",
+  # Pillow 12 makes no decoder for it, and does not say why.
+  "webp canvas of 2**48 pixels": (
+    "corrupt" if PIL.__version__.startswith("12.") else "too_large"
+  ),
   "jpeg2000 60,000 x 60,000 in a small box": "too_large",
   "jpeg2000 tiles of 1 pixel": "too_slow",
   "jpeg2000 code blocks of 4 x 4": "too_slow",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from blip_jax.configs import quickstart
 
 import blip_jax
 from tests import pointing
@@ -43,7 +44,7 @@ def test_quickstart(seed, tmp_path):
 @pytest.mark.slow
 def test_the_peak_of_a_map_is_on_what_it_is_of(tmp_path):
   """For the seed of the recipe; docs/saliency.md says how others fare."""
-  train(0, tmp_path)
+  train(quickstart.get_config().seed, tmp_path)
   found = pointing.play(blip_jax.load(tmp_path))
   assert found["match"] >= 0.8 and found["caption"] >= 0.8
   assert found["chance"] < 0.25

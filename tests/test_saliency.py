@@ -12,6 +12,8 @@ from tests import helpers, plain_text_tower
 
 TEXT = "a red circle left of a green star"
 STEP = 1e-5
+# Parts of a layer's attention at which the gradient of a match is taken.
+SHARES = (1 / 16, 3 / 16, 5 / 16, 7 / 16, 9 / 16, 11 / 16, 13 / 16, 15 / 16)
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +43,24 @@ def image_tokens(model, image):
   return float64(model.apply(pixels, method="encode_image"))[0]
 
 
-def differences(score, attention, row):
-  """dy/dA of the attention [H, L, N] of one token, by central differences."""
+def differences(score, attention, row, share):
+  """dy/dA of the attention [H, L, N] of one token, by central differences,
+  where all attention is a part of itself."""
   gradient = np.zeros_like(attention[:, row])
   for head, patch in np.ndindex(*gradient.shape):
     ends = []
     for step in (STEP, -STEP):
-      moved = attention.copy()
+      moved = share * attention
       moved[head, row, patch] += step
       ends.append(score(moved))
     gradient[head, patch] = (ends[0] - ends[1]) / (2 * STEP)
   return gradient
 
 
-def expected_map(score, attention, row, heads):
-  """mean over heads of max(0, A * dy/dA), without [CLS]."""
-  product = attention[:, row] * differences(score, attention, row)
+def expected_map(score, attention, row, heads, shares=(1,)):
+  """mean over heads of max(0, A * mean over shares of dy/dA), without [CLS]."""
+  gradients = [differences(score, attention, row, share) for share in shares]
+  product = attention[:, row] * np.mean(gradients, axis=0)
   return np.maximum(product, 0)[heads].mean(axis=0)[1:]
 
 
@@ -79,7 +83,7 @@ def test_maps_of_a_match_are_finite_differences(matcher, images, layer, heads):
   assert found.words == tuple(TEXT.split())
   assert found.maps.shape == (8, 2, 2) and found.whole.shape == (2, 2)
   expected = [
-    expected_map(score, attention[layer], row, heads).reshape(2, 2)
+    expected_map(score, attention[layer], row, heads, SHARES).reshape(2, 2)
     for row in range(9)
   ]
   assert expected[0].max() > 1e-4

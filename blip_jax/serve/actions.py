@@ -20,8 +20,8 @@ from blip_jax.inference.model import Model
 
 Table = list[list[Any]]
 
-CAPTION_COLUMNS = ["number", "caption", "log-probability"]
-WORD_COLUMNS = ["number", "token", "log-probability", "probability"]
+CAPTION_COLUMNS = ["no.", "caption", "log-probability"]
+WORD_COLUMNS = ["no.", "token", "log-probability", "probability"]
 ANSWER_COLUMNS = ["answer", "probability"]
 MATCH_COLUMNS = [
   "text",
@@ -180,6 +180,8 @@ class Actions:
     self, gallery: Gallery, text: str, image: bytes | None, top: int
   ) -> list[tuple[UInt8[np.ndarray, "h w 3"], str]]:
     """Images of a gallery, by an image if there is one, or by a text."""
+    if image is None and not text.strip():
+      raise ValueError("Type a text, or upload an image, first.")
     query = text if image is None else image
     found = search.find(
       self.model("embed"),

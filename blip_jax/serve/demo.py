@@ -1,8 +1,11 @@
 """Job `demo`: a web page to try models on this machine."""
 
+import contextlib
 import logging
 import os
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import PIL.Image
@@ -25,6 +28,8 @@ QUICK_START = "runs/quickstart"
 # Examples to click on, and the side of their images in pixels.
 EXAMPLES = 6
 EXAMPLE_SIDE = 256
+# Where Gradio reads the folder of uploads.
+_UPLOADS = "GRADIO_TEMP_DIR"
 
 
 def demo(config: Config, workdir: str) -> dict[str, float]:
@@ -42,8 +47,13 @@ def demo(config: Config, workdir: str) -> dict[str, float]:
     ValueError: the port is in use, or a model or the images cannot be loaded.
   """
   run_config.at_least(1, config, "max_mb", "queue")
-  page_lib = _import_page()
   ports.check(config.host, config.port)
+  with own_uploads():  # Gradio looks at once
+    _show(_import_page(), config, workdir)
+  return {}
+
+
+def _show(page_lib: Any, config: Config, workdir: str) -> None:
   actions = Actions([*load_models(config).values()])
   gallery = None
   if actions.lacks("embed") is None:
@@ -70,7 +80,24 @@ def demo(config: Config, workdir: str) -> dict[str, float]:
     pass  # as the page says
   finally:
     page.close(verbose=False)
-  return {}
+
+
+@contextlib.contextmanager
+def own_uploads() -> Iterator[None]:
+  """Keeps uploads where only this user can read them, until the page ends.
+
+  Gradio keeps them in one folder of the machine, where they stay, and where the
+  next user may not write. A GRADIO_TEMP_DIR that is set is used instead.
+  """
+  if os.environ.get(_UPLOADS):
+    yield
+    return
+  with tempfile.TemporaryDirectory(prefix="blip_jax_") as folder:
+    os.environ[_UPLOADS] = folder
+    try:
+      yield
+    finally:
+      del os.environ[_UPLOADS]
 
 
 def _import_page() -> Any:

@@ -8,6 +8,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from blip_jax.inference import matching
 from blip_jax.serve import actions as actions_lib
 from blip_jax.serve import widgets
 from blip_jax.serve.actions import Actions, Gallery
@@ -100,12 +101,16 @@ class _Tabs:
         run = gr.Button("Caption", variant="primary")
       with gr.Column():
         table = gr.Dataframe(
-          headers=actions_lib.CAPTION_COLUMNS, label="Captions", wrap=True
+          headers=actions_lib.CAPTION_COLUMNS,
+          label="Captions, by log-probability per token",
+          column_widths=["12%", "58%", "30%"],
+          wrap=True,
         )
         look = widgets.Look(image)
         words = gr.Dataframe(
           headers=actions_lib.WORD_COLUMNS,
           label="Tokens",
+          column_widths=["12%", "28%", "30%", "30%"],
           wrap=True,
           max_height=260,
         )
@@ -167,13 +172,18 @@ class _Tabs:
       with gr.Column():
         image = self._upload()
         texts = gr.Textbox(
-          label="Texts, one on each line", lines=4, max_length=20_000
+          label="Texts, one on each line",
+          info=f"Of each, {matching.MAX_WORDS} words are read at most.",
+          lines=4,
+          max_length=20_000,
         )
         run = gr.Button("Match", variant="primary")
       with gr.Column():
         table = gr.Dataframe(
           headers=actions_lib.MATCH_COLUMNS,
           label="Texts, the best first",
+          column_widths=["43%", "22%", "16%", "19%"],
+          max_chars=200,
           wrap=True,
         )
         text = gr.Dropdown([], label="Text to explain")
@@ -198,6 +208,7 @@ class _Tabs:
       "an image.",
       **AT_ONCE,
     )
+    look.clear_after(matched.failure)
     for event in (matched.success, text.input):
       look.follow(
         event(
@@ -238,7 +249,7 @@ class _Tabs:
       with gr.Column():
         text = gr.Textbox(
           label=f"Text; {len(gallery.index.ids)} images are searched",
-          value=self._examples[0][1] if self._examples else "",
+          value=self._examples[0][1].split("\n")[0] if self._examples else "",
           max_length=500,
         )
         image = self._upload("Or an image")
@@ -278,7 +289,10 @@ class _Tabs:
         run = gr.Button("Compare", variant="primary")
       with gr.Column():
         table = gr.Dataframe(
-          headers=actions_lib.COMPARE_COLUMNS, label="Statements", wrap=True
+          headers=actions_lib.COMPARE_COLUMNS,
+          label="Statements",
+          column_widths=["56%", "14%", "30%"],
+          wrap=True,
         )
     run.click(
       widgets.guarded(self._actions.compare),

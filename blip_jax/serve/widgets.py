@@ -3,6 +3,7 @@
 Importing this module needs Gradio.
 """
 
+import abc
 import functools
 import html
 import logging
@@ -33,16 +34,24 @@ def upload(label: str, max_bytes: int) -> gr.Image:
 
   Gradio would decode it; our own reader does, within its limits.
   """
-  image: Any = gr.Image(
+  return _upload_class(max_bytes)(
     label=label,
     type="filepath",
     image_mode=None,
     sources=["upload", "clipboard"],
     height=300,
   )
-  # Of the object: for a subclass, Gradio writes a file next to this one.
-  image.preprocess = functools.partial(_content, max_bytes)
-  return image
+
+
+@functools.cache
+def _upload_class(max_bytes: int) -> Any:
+  """A class of Gradio's name, for sessions make objects of it again."""
+  members = {
+    "__module__": __name__,
+    "preprocess": lambda self, payload: _content(max_bytes, payload),
+  }
+  # Made by its metaclass, Gradio would write a file next to this one.
+  return abc.ABCMeta.__new__(type(gr.Image), "Image", (gr.Image,), members)
 
 
 def _content(max_bytes: int, payload: Any) -> bytes | None:
@@ -70,7 +79,10 @@ def _check_size(size: int, max_bytes: int) -> None:
 
 
 class Look:
-  """Words to choose from, and the image coloured where they rest on it."""
+  """Words to choose from, and the image coloured where they rest on it.
+
+  They go when the image changes, or what they would be of fails.
+  """
 
   def __init__(self, image: gr.Image):
     self._image = image
@@ -84,6 +96,7 @@ class Look:
       elem_classes="saliency",
       buttons=BUTTONS,
     )
+    self.clear_after(image.change)
     self._word.input(
       guarded(self._draw),
       [image, self.state, self._word],
@@ -94,12 +107,24 @@ class Look:
 
   def follow(self, event: Any) -> None:
     """Shows the words of the explanations once an event has set the state."""
+    self.clear_after(event.failure)
     event.success(
       self._words, self.state, self._word, api_visibility="private"
     ).then(
       guarded(self._draw),
       [self._image, self.state, self._word],
       self._overlay,
+      api_visibility="private",
+      show_progress="hidden",
+    )
+
+  def clear_after(self, listener: Callable[..., Any]) -> None:
+    """Shows nothing once an event happens, such as `image.change`."""
+    listener(
+      lambda: ([], gr.Radio(choices=[], value=None), None),
+      None,
+      [self.state, self._word, self._overlay],
+      queue=False,
       api_visibility="private",
       show_progress="hidden",
     )

@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from blip_jax.data import scenes, tokenizer
 from blip_jax.inference import model as model_lib
+from blip_jax.inference.abilities import base
 from blip_jax.models import blip, card, config
 from blip_jax.runtime import sharding
 from tests import helpers
@@ -228,6 +230,22 @@ def test_damaged_weights_score_nothing(model, images):
   head = jax.tree.map(lambda x: x * np.nan, model.params["itm_head"])
   with pytest.raises(ValueError, match="gives NaN"):
     broken(model.params | {"itm_head": head}).match(images, WORDS)
+
+
+def test_a_method_of_the_module_is_compiled_once(model):
+  """For all arrays of the same shapes."""
+  ids, mask = model.tokenizer.encode(["two red circles", "a star"], 35)
+  one = model.apply(ids, mask, method="encode_text")
+  programs = base._apply._cache_size()
+  other = model.apply(ids[::-1], mask[::-1], method="encode_text")
+  assert base._apply._cache_size() == programs
+  np.testing.assert_allclose(other[::-1], one, atol=1e-5)
+  expected = model.module.apply(
+    {"params": model.params},
+    *map(jnp.asarray, (ids, mask)),
+    method="encode_text",
+  )
+  np.testing.assert_allclose(one, expected, atol=1e-5)
 
 
 def test_models_without_itm_name_models_that_have_it(images):

@@ -28,7 +28,7 @@ from blip_jax.cli import recipes
 from blip_jax.data import datasets, scenes
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import saved_arrays, sharding, snapshot, stopping
-from tests import QUICK_TO_COMPILE, helpers, short_runs
+from tests import QUICK_TO_COMPILE, helpers, preloaded, short_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = [ROOT / "configs" / f"{name}.py" for name in recipes.names()]
@@ -443,13 +443,14 @@ def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):
   assert again["test/r_mean"] == pytest.approx(results["val/r_mean"])
 
 
+STEPS = 24
 QUICK = (
-  "--config.num_steps=60",
+  f"--config.num_steps={STEPS}",
   "--config.batch_size=4",
   "--config.model.image_size=16",
   "--config.optim.warmup_steps=2",
   "--config.log_every_steps=1",
-  "--config.checkpoint.every_steps=25",
+  "--config.checkpoint.every_steps=10",
   "--config.pretrain.queue_size=20",
   "--config.data.augment=True",
   "--config.model.dropout=0.1",
@@ -457,52 +458,60 @@ QUICK = (
 )
 
 
-def command(workdir, *extra, config="quickstart"):
+def command(workdir, *extra):
   return [
     sys.executable,
     "-m",
     "blip_jax.main",
-    f"--config={ROOT}/configs/{config}.py",
+    f"--config={ROOT}/configs/quickstart.py",
     f"--workdir={workdir}",
     *QUICK,
     *extra,
   ]
 
 
-def run(workdir, *extra, check=True, **kwargs):
-  """A run as a user starts it, in a new process with one device."""
+@pytest.fixture(scope="module")
+def commands():
+  """Runs commands on one device, without the import of the package."""
   env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
-  done = subprocess.run(
-    command(workdir, *extra, **kwargs),
-    env=env,
-    cwd=workdir.parent,
-    capture_output=True,
-    text=True,
-  )
-  if check:
-    assert done.returncode == 0, done.stderr[-3000:]
-  return done
-
-
-def digest(workdir):
-  """What `tools/inspect_checkpoint.py --digest` prints, for comparison."""
-  tool = ROOT / "tools" / "inspect_checkpoint.py"
-  return subprocess.run(
-    [sys.executable, tool, workdir, "--digest"],
-    check=True,
-    capture_output=True,
-    text=True,
-  ).stdout
+  with preloaded.started(env) as server:
+    yield server
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def run(commands):
+  """A run as a user starts it."""
+
+  def run(workdir, *extra, check=True):
+    done = commands.run(command(workdir, *extra), workdir.parent)
+    if check:
+      assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def digest(commands):
+  """What `tools/inspect_checkpoint.py --digest` prints, for comparison."""
+
+  def digest(workdir):
+    tool = (sys.executable, "-m", "blip_jax.tools.inspect_checkpoint")
+    done = commands.run([*tool, str(workdir), "--digest"], workdir.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+  return digest
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
   run(workdir)
   return workdir
 
 
-def test_resume_is_bit_exact(uninterrupted):
+def test_resume_is_bit_exact(uninterrupted, run, digest):
   """Stopped by SIGTERM at any step, continued by a new process: same bits.
 
   With dropout, augmentation, a wrapping queue and momentum encoders.
@@ -524,23 +533,23 @@ def test_resume_is_bit_exact(uninterrupted):
   assert process.wait(timeout=60) == 75
   assert "is done and saved; the same command" in process.stderr.read()
   stopped_at = int(snapshot.find(workdir).name)
-  assert 1 < stopped_at < 60
+  assert 1 < stopped_at < STEPS
   # Of another state the digests are others.
   lines = digest(workdir).splitlines(), digest(uninterrupted).splitlines()
   assert not set(lines[0]) & set(lines[1])
   run(workdir)
-  assert snapshot.find(workdir).name == "60"
+  assert snapshot.find(workdir).name == str(STEPS)
   expected = digest(uninterrupted)
   assert digest(workdir) == expected
   names = [line.split()[0] for line in expected.splitlines()]
   assert names == ["params", "momentum", "opt_state", "data"]
   rows = [json.loads(line) for line in metrics.read_text().splitlines()]
   steps = [row["step"] for row in rows if "train/loss" in row]
-  assert steps == list(range(1, 61))
+  assert steps == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow
-def test_another_seed_is_another_run(uninterrupted):
+def test_another_seed_is_another_run(uninterrupted, run, digest):
   """The digests of the test above can differ."""
   workdir = uninterrupted.parent / "other_seed"
   run(workdir, "--config.seed=7")
@@ -552,12 +561,12 @@ def test_another_seed_is_another_run(uninterrupted):
 
 
 def test_a_damaged_step_costs_only_what_came_after_the_one_before(
-  uninterrupted,
+  uninterrupted, run, digest
 ):
   """A flipped bit of the optimiser's state is found while the step compiles."""
   workdir = uninterrupted.parent / "damaged"
   shutil.copytree(uninterrupted, workdir)
-  last = workdir / "checkpoints" / "60"
+  last = workdir / "checkpoints" / str(STEPS)
   (path,) = (last / "opt_state" / "d").iterdir()
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
@@ -568,14 +577,14 @@ def test_a_damaged_step_costs_only_what_came_after_the_one_before(
   assert f"{last} is damaged: opt_state/d/{path.name}: expected" in done.stderr
   assert "The newest sound step is used instead" in done.stderr
   names = sorted(path.name for path in last.parent.iterdir())
-  assert names == ["50", "60", "60.damaged"]
+  assert names == ["20", "24", "24.damaged"]
   assert digest(workdir) == digest(uninterrupted)
   rows = (workdir / "metrics.jsonl").read_text().splitlines()
   steps = [row["step"] for row in map(json.loads, rows) if "train/loss" in row]
-  assert steps == list(range(1, 61))
+  assert steps == list(range(1, STEPS + 1))
 
 
-def test_a_finished_run_only_evaluates(uninterrupted):
+def test_a_finished_run_only_evaluates(uninterrupted, run, digest):
   """The same command again trains nothing and answers the same."""
   before = digest(uninterrupted)
   done = run(

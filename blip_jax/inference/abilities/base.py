@@ -3,11 +3,10 @@
 import dataclasses
 import functools
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -37,6 +36,7 @@ ABILITIES = {
   "retrieval": "match and embed images and texts",
   "vqa": "answer questions about images",
 }
+_ARRAYS = (jax.Array, np.ndarray)
 _LOAD_A_MATCHER = (
   "Load one that can, such as 'model_base_retrieval_coco' or "
   "'Salesforce/blip-itm-base-coco'"
@@ -75,18 +75,19 @@ class Loaded:
   def apply(self, *args, method: str | None = None, **kwargs) -> Any:
     """Calls a method of the Flax module with these parameters, no dropout.
 
+    It is compiled once for all arrays of the same shapes.
+
     Args:
-      args: arguments of the method, as JAX or NumPy arrays.
+      args: arguments of the method, as JAX or NumPy arrays; others, such as
+        flags, are constants of the program.
       method: its name, such as "image_features"; `__call__` by default.
       kwargs: keyword arguments of the method.
     """
-    args, kwargs = jax.tree.map(
-      lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
-      (args, kwargs),
-    )
-    return self.module.apply(
-      {"params": self.params}, *args, method=method, **kwargs
-    )
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    arrays = [x if isinstance(x, _ARRAYS) else None for x in leaves]
+    constants = [None if isinstance(x, _ARRAYS) else x for x in leaves]
+    call = _Call(self.module, method, tree, tuple(constants))
+    return _apply(call, self.params, arrays)
 
   @functools.cached_property
   def matcher(self) -> matching.Matcher:
@@ -152,3 +153,29 @@ class Loaded:
       f"{self.card.family!r}, which {what}; it can "
       f"{ABILITIES[self.card.family]}. {advice}"
     )
+
+
+class _Call(NamedTuple):
+  """What of a call of `Loaded.apply` its program is compiled for.
+
+  Attributes:
+    module: whose method is called.
+    method: its name, or None.
+    tree: the structure of its arguments.
+    constants: their leaves, with None in place of arrays.
+  """
+
+  module: nn.Module
+  method: str | None
+  tree: Any
+  constants: tuple[Any, ...]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(call: _Call, params: med.Params, arrays: list[Any]) -> Any:
+  pairs = zip(arrays, call.constants, strict=True)
+  leaves = [constant if array is None else array for array, constant in pairs]
+  args, kwargs = jax.tree.unflatten(call.tree, leaves)
+  return call.module.apply(
+    {"params": params}, *args, method=call.method, **kwargs
+  )

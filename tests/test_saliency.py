@@ -64,9 +64,20 @@ def expected_map(score, attention, row, heads, shares=(1,)):
   return np.maximum(product, 0)[heads].mean(axis=0)[1:]
 
 
-@pytest.mark.parametrize("layer, heads", [(1, [1]), (2, [0, 1])])
-def test_maps_of_a_match_are_finite_differences(matcher, images, layer, heads):
-  found = matcher.explain(images[0], TEXT, layer=layer, heads=heads)
+@pytest.mark.parametrize(
+  "layer, heads, grad_cam, shares",
+  [
+    (1, [1], False, SHARES),
+    (1, [0, 1], True, (1,)),
+    (2, [0, 1], False, SHARES),
+  ],
+)
+def test_maps_of_a_match_are_finite_differences(
+  matcher, images, layer, heads, grad_cam, shares
+):
+  found = matcher.explain(
+    images[0], TEXT, layer=layer, heads=heads, grad_cam=grad_cam
+  )
   params = float64(matcher.params)
   config = matcher.card.config.med
   ids, mask = matcher.tokenizer.encode([TEXT], 20)
@@ -83,7 +94,7 @@ def test_maps_of_a_match_are_finite_differences(matcher, images, layer, heads):
   assert found.words == tuple(TEXT.split())
   assert found.maps.shape == (8, 2, 2) and found.whole.shape == (2, 2)
   expected = [
-    expected_map(score, attention[layer], row, heads, SHARES).reshape(2, 2)
+    expected_map(score, attention[layer], row, heads, shares).reshape(2, 2)
     for row in range(9)
   ]
   assert expected[0].max() > 1e-4

@@ -13,7 +13,7 @@ needed.
 For a match, dy/dg is the mean over g from 0 to 1 of the whole layer (integrated
 gradients, Sundararajan et al., 2017). Where a text matches, the logit is past
 its steepest: still more attention to what the text names changes little, or
-lowers it, so that the gradient at 1 alone often misses the object.
+lowers it, so that the gradient at 1 alone, Grad-CAM, often misses the object.
 
 The map of a whole text that matches is that of its first token, [ENC], which
 the ITM head reads.
@@ -40,9 +40,10 @@ from blip_jax.models import config as model_config
 from blip_jax.runtime import sharding
 from blip_jax.tasks import base
 
-# Gates at which the gradient of a match is taken: enough, for four give the
-# same peaks on Scenes.
-_SHARES = (np.arange(8, dtype=np.float32) + 0.5) / 8
+# Gates at which the gradient of a match is taken: of Grad-CAM; and enough for
+# integrated gradients, as four give the same peaks on Scenes.
+GRAD_CAM = np.ones(1, np.float32)
+INTEGRATED = (np.arange(8, dtype=np.float32) + 0.5) / 8
 
 
 class Where(NamedTuple):
@@ -112,6 +113,7 @@ class Explainer:
     pixels: UInt8[np.ndarray, "H W 3"],
     tokens: scoring.Texts,
     where: Where,
+    gates: Float[np.ndarray, " S"] = INTEGRATED,
   ) -> Explanation:
     """Explains that a text matches an image.
 
@@ -119,9 +121,10 @@ class Explainer:
       pixels: in the model's image size.
       tokens: of the only text.
       where: whose maps are taken.
+      gates: at which the gradient is taken.
     """
     batch = {"image": pixels[None], **tokens._asdict()}
-    (maps,), (whole,) = self._run(_match_maps, batch, where)
+    (maps,), (whole,) = self._run(_match_maps, batch, where, gates)
     # Without [ENC] and [SEP].
     span = slice(1, int(tokens.lengths[0]) - 1)
     ids = tokens.input_ids[0, span].tolist()
@@ -165,7 +168,7 @@ class Explainer:
     return explanations
 
   def _run(
-    self, program: Any, batch: dict[str, np.ndarray], where: Where
+    self, program: Any, batch: dict[str, np.ndarray], *chosen: Any
   ) -> list[Float[np.ndarray, "I ..."]]:
     num_rows = len(batch["image"])
     size = sharding.padded_batch_size(num_rows, self._mesh)
@@ -176,7 +179,7 @@ class Explainer:
         self._module,
         self._params,
         sharding.put_batch(padded, self._mesh),
-        where,
+        *chosen,
       )
     return [sharding.local_rows(x)[:num_rows] for x in maps]
 
@@ -200,20 +203,24 @@ class Explainer:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _match_maps(
-  module: blip.Blip, params: med.Params, batch: base.Batch, where: Where
+  module: blip.Blip,
+  params: med.Params,
+  batch: base.Batch,
+  where: Where,
+  gates: Float[Array, " S"],
 ) -> tuple[Float[Array, "I L h w"], Float[Array, "I h w"]]:
   """Maps of all tokens, special ones included, and of the whole text."""
   score = _score(module, params, batch, "image_kv", "text_encoder")
   ones = _gates(module, batch)
 
   def maps(layer: Int[Array, ""]) -> Float[Array, "I L h w"]:
-    def logits(gates: Float[Array, "I H L N"]) -> Float[Array, ""]:
-      return score(ones.at[layer].set(gates), "match")[:, 1].sum()
+    def logits(own: Float[Array, "I H L N"]) -> Float[Array, ""]:
+      return score(ones.at[layer].set(own), "match")[:, 1].sum()
 
-    def gradient(share: Float[Array, ""]) -> Float[Array, "I H L N"]:
-      return jax.grad(logits)(share * ones[0])
+    def gradient(gate: Float[Array, ""]) -> Float[Array, "I H L N"]:
+      return jax.grad(logits)(gate * ones[0])
 
-    gradients = jax.lax.map(gradient, jnp.array(_SHARES))
+    gradients = jax.lax.map(gradient, gates)
     return _maps(gradients.mean(axis=0), where.heads, module.config.vit.grid)
 
   # One after the other, by one program.

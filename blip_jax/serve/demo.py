@@ -48,9 +48,10 @@ def demo(config: Config, workdir: str) -> dict[str, float]:
   """
   run_config.at_least(0, config, "port")
   run_config.at_least(1, config, "max_mb", "queue")
-  check_port(config.host, config.port)
-  with own_uploads():  # Gradio looks at once
-    _show(_import_page(), config, workdir)
+  with own_uploads():  # Gradio looks where when it is imported
+    page_lib = _import_page()
+    check_port(config.host, config.port)
+    _show(page_lib, config, workdir)
   return {}
 
 

@@ -47,9 +47,10 @@ def demo(config: Config, workdir: str) -> dict[str, float]:
     ValueError: the port is in use, or a model or the images cannot be loaded.
   """
   run_config.at_least(1, config, "max_mb", "queue")
-  ports.check(config.host, config.port)
-  with own_uploads():  # Gradio looks at once
-    _show(_import_page(), config, workdir)
+  with own_uploads():  # Gradio looks where when it is imported
+    page_lib = _import_page()
+    ports.check(config.host, config.port)
+    _show(page_lib, config, workdir)
   return {}
 
 

@@ -109,11 +109,13 @@ def _batch_size(asked: int | None, format: str, any_batch: bool) -> int:
       f"--batch-size: a file of --format {format} serves batches of any size; "
       "leave it out"
     )
-  if asked < 1:
-    raise ValueError(f"--batch-size: expected 1 or more, found {asked}")
+  if not 1 <= asked <= _MOST_ROWS:
+    raise ValueError(f"--batch-size: expected 1 to {_MOST_ROWS}, found {asked}")
   return asked
 
 
+# So many images are computed to compare the outputs.
+_MOST_ROWS = 4096
 _OPTIONS = ("num_beams", "max_length", "min_length", "num_return_sequences")
 
 

@@ -5,6 +5,7 @@ How it runs from there is in `outside.py`.
 
 import importlib
 import importlib.metadata
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -91,6 +92,11 @@ def openvino() -> Any:
 
 
 def _import(package: str) -> Any:
+  if package == "jax2onnx":
+    # It warns, with a traceback, of each operation of another library that it
+    # cannot load, and of all types that it leaves open.
+    for name in (package, "onnx_ir"):
+      logging.getLogger(name).setLevel(logging.ERROR)
   if package == "openvino":
     # It goes on without, and says nothing to anybody then.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore

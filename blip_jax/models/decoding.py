@@ -126,7 +126,8 @@ def make(
 def _check(d: Decoding, prompt_length: int, max_positions: int) -> None:
   for name in ("repetition_penalty", "temperature", "top_p"):
     value = getattr(d, name)
-    if not isinstance(value, numbers.Real) or not _LEAST <= value <= _MOST:
+    is_number = issubclass(type(value), numbers.Real)
+    if not is_number or not _LEAST <= value <= _MOST:
       raise ValueError(
         f"{name}: expected a positive number, from {_LEAST:g} to {_MOST:g}, "
         f"found {value!r}"

@@ -55,5 +55,6 @@ def _listening(host: str, port: int) -> socket.socket:
 
 def _why(error: OSError) -> str:
   # The text of a resolver is its own; that of a socket repeats the address.
-  of_names = isinstance(error, socket.gaierror) or not error.errno
-  return str(error.strerror or error) if of_names else os.strerror(error.errno)
+  if isinstance(error, socket.gaierror) or error.errno is None:
+    return str(error.strerror or error)
+  return os.strerror(error.errno)

@@ -474,7 +474,8 @@ def command(workdir, *extra):
 def commands():
   """Runs commands on one device, without the import of the package."""
   env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
-  with preloaded.started(env) as server:
+  modules = ("blip_jax.main", "tensorboardX")
+  with preloaded.started(env, modules) as server:
     yield server
 
 

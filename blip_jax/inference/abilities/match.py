@@ -115,8 +115,8 @@ class MatchMethods(base.Loaded):
   ) -> explanation.Explanation:
     """Says on which patches of an image its match with each word rests.
 
-    By integrated gradients of the ITM logit; see `inference.saliency`. What the words of
-    a generated caption rest on is told by `caption(..., explain=True)`.
+    By integrated gradients of the ITM logit; see `inference.saliency`. What the
+    words of a generated caption rest on is told by `caption(..., explain=True)`.
 
     Args:
       image: one, as for `caption`.

@@ -116,7 +116,7 @@ class MatchMethods(base.Loaded):
     """Says on which patches of an image its match with each word rests.
 
     By integrated gradients of the ITM logit; see `inference.saliency`. What the
-    words of a generated caption rest on is told by `caption(..., explain=True)`.
+    words of a generated caption rest on is in `caption(..., explain=True)`.
 
     Args:
       image: one, as for `caption`.

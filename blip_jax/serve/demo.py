@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,8 +92,8 @@ def own_uploads() -> Iterator[None]:
   if os.environ.get(_UPLOADS):
     yield
     return
-  with tempfile.TemporaryDirectory(prefix="blip_jax_") as folder:
-    os.environ[_UPLOADS] = folder
+  with files.temporary_folder() as folder:
+    os.environ[_UPLOADS] = str(folder)
     try:
       yield
     finally:

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--seconds", type=float, default=150.0)
   args, flags = parser.parse_known_args(argv)
   if not any(flag.partition("=")[0] == "--config" for flag in flags):
-    flags = ["--config=quickstart", *flags]
+    # So long that it does not end before it is stopped.
+    flags = ["--config=quickstart", "--config.num_steps=100_000", *flags]
   with files.temporary_folder() as folder:
     first = live(folder, flags, args.seconds)
     again = live(folder, flags, 0.0)

@@ -28,6 +28,15 @@ def test_a_first_process_that_does_not_come_up_is_named(monkeypatch, free_port):
     joining.join(how)
 
 
+@pytest.fixture
+def cluster(monkeypatch):
+  """One that is found without looking; compiler flags are restored."""
+  monkeypatch.setenv("XLA_FLAGS", "")
+  monkeypatch.setattr(joining.jax.distributed, "initialize", lambda **_: None)
+  monkeypatch.setattr(joining.signal, "signal", lambda *_: None)
+
+
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
   "before, after",
   [
@@ -41,21 +50,19 @@ def test_collectives_have_one_order_unless_a_user_wants_another(
 ):
   flag = "--xla_cpu_enable_concurrency_optimized_scheduler"
   monkeypatch.setenv("XLA_FLAGS", before.format(flag))
-  monkeypatch.setattr(joining.jax.distributed, "initialize", lambda **_: None)
-  monkeypatch.setattr(joining.signal, "signal", lambda *_: None)
   joining.join("auto")
   assert joining.os.environ["XLA_FLAGS"] == after.format(flag)
 
 
-def test_processes_on_cpus_keep_no_programs(monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", "")
-  monkeypatch.setattr(joining.jax.distributed, "initialize", lambda **_: None)
-  monkeypatch.setattr(joining.signal, "signal", lambda *_: None)
-  monkeypatch.setattr(joining.processes, "has_peers", lambda: True)
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_on_cpus_keep_no_programs(monkeypatch, count):
+  monkeypatch.setattr(joining.jax, "process_count", lambda: count)
   before = jax.config.jax_enable_compilation_cache
   try:
     joining.join("auto")
-    assert before and not jax.config.jax_enable_compilation_cache
+    assert before
+    assert jax.config.jax_enable_compilation_cache == (count == 1)
   finally:
     jax.config.update("jax_enable_compilation_cache", before)
 

@@ -63,7 +63,7 @@ def join(how: str) -> None:
   # Whatever the detection of a cluster meets in its environment.
   except Exception as error:
     raise UsageError(f"--distributed={how}: {error}") from error
-  if processes.has_peers() and jax.default_backend() == "cpu":
+  if jax.process_count() > 1 and jax.default_backend() == "cpu":
     compilation_cache.turn_off()
   # JAX aborts a process that has lost the others, and says so; the stacks of
   # all threads would hide it.

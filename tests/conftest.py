@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 from tests import QUICK_TO_COMPILE
@@ -223,3 +224,41 @@ def server():
 
   with object_store.started() as started:
     yield started
+
+
+@pytest.fixture(scope="module")
+def commands():
+  """Runs commands on one device, without the import of the package."""
+  from tests import preloaded
+
+  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
+  modules = ("blip_jax.main", "tensorboardX")
+  with preloaded.started(env, modules) as server:
+    yield server
+
+
+@pytest.fixture(scope="module")
+def run(commands):
+  """A training as a user starts it; see `user_runs`."""
+  from tests import user_runs
+
+  def run(workdir, *extra, check=True):
+    done = commands.run(user_runs.command(workdir, *extra), workdir.parent)
+    if check:
+      assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def digest(commands):
+  """What `tools/inspect_checkpoint.py --digest` prints, for comparison."""
+
+  def digest(workdir):
+    tool = (sys.executable, "-m", "blip_jax.tools.inspect_checkpoint")
+    done = commands.run([*tool, str(workdir), "--digest"], workdir.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+  return digest

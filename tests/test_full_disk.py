@@ -13,8 +13,7 @@ import time
 import pytest
 
 from blip_jax.runtime import best, checkpoint, metrics, snapshot
-from tests import QUICK_TO_COMPILE, helpers
-from tests.test_train import command, digest, run
+from tests import QUICK_TO_COMPILE, helpers, user_runs
 
 
 @contextlib.contextmanager
@@ -124,7 +123,7 @@ def test_metrics_wait_until_they_can_be_written(tmp_path, caplog):
 def begin(workdir, *flags):
   """A run of which nothing can be written from its first steps on."""
   process = subprocess.Popen(
-    command(workdir, "--config.checkpoint.every_steps=10", *flags),
+    user_runs.command(workdir, "--config.checkpoint.every_steps=10", *flags),
     env={**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE},
     cwd=workdir.parent,
     stderr=subprocess.PIPE,
@@ -138,14 +137,14 @@ def begin(workdir, *flags):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, run):
   workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
   run(workdir, "--config.num_steps=100")
   return workdir
 
 
 @pytest.mark.slow
-def test_a_run_whose_disk_is_full_for_a_while(undisturbed):
+def test_a_run_whose_disk_is_full_for_a_while(undisturbed, digest):
   workdir = undisturbed.parent / "for_a_while"
   flags = "--config.num_steps=100", "--config.checkpoint.max_unsaved_steps=100"
   process = begin(workdir, *flags)
@@ -167,7 +166,7 @@ def test_a_run_whose_disk_is_full_for_a_while(undisturbed):
 
 
 @pytest.mark.slow
-def test_a_run_whose_disk_stays_full(undisturbed):
+def test_a_run_whose_disk_stays_full(undisturbed, run, digest):
   workdir = undisturbed.parent / "for_good"
   process = begin(
     workdir,

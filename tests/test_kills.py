@@ -12,7 +12,6 @@ import pytest
 from blip_jax.runtime import files, snapshot
 from tests import object_store
 from tests.test_distributed import start, start_together
-from tests.test_train import digest
 
 KILLS, STEPS = 10, 30
 # JAX aborts a process that another one has left alone; a shell says 134.
@@ -100,7 +99,7 @@ def disturbed(start, workdir):
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, digest):
   def begin(name):
     workdir = tmp_path / name
     return start_together("quickstart", workdir, 2, 1, *FLAGS)
@@ -112,7 +111,7 @@ def test_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_workdir_in_an_object_store(tmp_path, monkeypatch):
+def test_a_workdir_in_an_object_store(tmp_path, monkeypatch, digest):
   """One process, as several need a folder."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   finish([start("quickstart", tmp_path / "whole", 1, *FLAGS)])

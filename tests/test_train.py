@@ -28,7 +28,8 @@ from blip_jax.cli import recipes
 from blip_jax.data import datasets, scenes
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import saved_arrays, sharding, snapshot, stopping
-from tests import QUICK_TO_COMPILE, helpers, preloaded, short_runs
+from tests import QUICK_TO_COMPILE, helpers, short_runs, user_runs
+from tests.user_runs import STEPS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = [ROOT / "configs" / f"{name}.py" for name in recipes.names()]
@@ -443,68 +444,6 @@ def test_retrieval_from_pretraining_and_its_files(tmp_path, pretrained):
   assert again["test/r_mean"] == pytest.approx(results["val/r_mean"])
 
 
-STEPS = 24
-QUICK = (
-  f"--config.num_steps={STEPS}",
-  "--config.batch_size=4",
-  "--config.model.image_size=16",
-  "--config.optim.warmup_steps=2",
-  "--config.log_every_steps=1",
-  "--config.checkpoint.every_steps=10",
-  "--config.pretrain.queue_size=20",
-  "--config.data.augment=True",
-  "--config.model.dropout=0.1",
-  "--config.evals.scenes_val.source=",
-)
-
-
-def command(workdir, *extra):
-  return [
-    sys.executable,
-    "-m",
-    "blip_jax.main",
-    f"--config={ROOT}/configs/quickstart.py",
-    f"--workdir={workdir}",
-    *QUICK,
-    *extra,
-  ]
-
-
-@pytest.fixture(scope="module")
-def commands():
-  """Runs commands on one device, without the import of the package."""
-  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
-  modules = ("blip_jax.main", "tensorboardX")
-  with preloaded.started(env, modules) as server:
-    yield server
-
-
-@pytest.fixture(scope="module")
-def run(commands):
-  """A run as a user starts it."""
-
-  def run(workdir, *extra, check=True):
-    done = commands.run(command(workdir, *extra), workdir.parent)
-    if check:
-      assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-  return run
-
-
-@pytest.fixture(scope="module")
-def digest(commands):
-  """What `tools/inspect_checkpoint.py --digest` prints, for comparison."""
-
-  def digest(workdir):
-    tool = (sys.executable, "-m", "blip_jax.tools.inspect_checkpoint")
-    done = commands.run([*tool, str(workdir), "--digest"], workdir.parent)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-  return digest
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(run, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
@@ -520,7 +459,7 @@ def test_resume_is_bit_exact(uninterrupted, run, digest):
   workdir = uninterrupted.parent / "stopped"
   env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
   process = subprocess.Popen(
-    command(workdir),
+    user_runs.command(workdir),
     env=env,
     cwd=workdir.parent,
     stderr=subprocess.PIPE,

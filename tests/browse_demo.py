@@ -1,8 +1,9 @@
 """The demo page in headless Chromium:
-`python -m tests.browse_demo URL IMAGE FOLDER`.
+`python -m tests.browse_demo WALK URL IMAGE FOLDER`.
 
-Walks through the tabs of a page that shows the quick start's model, writes a
-screenshot of each into FOLDER, and fails if a request leaves this machine.
+Walks through tabs of a page, writes a screenshot of each into FOLDER, and fails
+if a request leaves this machine. WALK is `quick_start`, where the page shows the
+quick start's model, or `questions`, where it has models for VQA and for pairs.
 """
 
 import pathlib
@@ -31,12 +32,9 @@ def upload(page, path):
   page.wait_for_timeout(2000)  # until the page has taken it over
 
 
-def walk(page, image, folder):
-  """What a visitor does: caption, look, ask, match, search, compare."""
+def quick_start(page, image, folder, shoot):
+  """What a visitor does: caption, look, match, search; other tabs are off."""
   panel = page.locator("[role=tabpanel]:visible")
-  shoot = lambda name: page.screenshot(
-    path=folder / f"{name}.png", full_page=True
-  )
   click(page, "Caption")
   toast = page.get_by_text("Upload an image first").first
   expect(toast).to_be_visible(timeout=WAIT)
@@ -52,7 +50,6 @@ def walk(page, image, folder):
 
   open_tab(page, "Ask")
   expect(panel.get_by_text("This tab is off.")).to_be_visible()
-  shoot("ask")
 
   open_tab(page, "Match")
   upload(page, image)
@@ -89,7 +86,36 @@ def walk(page, image, folder):
   shoot("broken")
 
 
-def main(url, image, folder):
+def questions(page, image, folder, shoot):
+  """Asks about an image, with and without a list, and compares it to itself."""
+  panel = page.locator("[role=tabpanel]:visible")
+  answers = panel.get_by_role("grid").or_(panel.locator("table")).first
+  open_tab(page, "Ask")
+  upload(page, image)
+  panel.get_by_label("Possible answers").fill("a cube\na ball")
+  click(page, "Ask")
+  expect(answers).to_contain_text("a cube", timeout=WAIT)
+  expect(answers).to_contain_text("a ball")
+  shoot("ask_with_a_list")
+  panel.get_by_label("Possible answers").fill("")
+  click(page, "Ask")
+  expect(answers).not_to_contain_text("a cube", timeout=WAIT)
+  shoot("ask")
+
+  open_tab(page, "Compare")
+  for number in range(2):
+    files = panel.locator("input[type=file]")
+    with page.expect_response(lambda response: "/upload?" in response.url):
+      files.nth(number).set_input_files(image)
+    page.wait_for_timeout(2000)
+  panel.get_by_label("Statements, one on each line").fill("there are two")
+  click(page, "Compare")
+  expect(answers).to_contain_text("there are two", timeout=WAIT)
+  shoot("compare")
+
+
+def main(walk, url, image, folder):
+  walk = {"quick_start": quick_start, "questions": questions}[walk]
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   with sync_playwright() as playwright:
@@ -98,7 +124,12 @@ def main(url, image, folder):
     requests = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(url)
-    walk(page, image, folder)
+    walk(
+      page,
+      image,
+      folder,
+      lambda name: page.screenshot(path=folder / f"{name}.png", full_page=True),
+    )
     browser.close()
   own = urllib.parse.urlsplit(url).netloc
   away = {

@@ -286,6 +286,30 @@ def test_the_page_names_no_other_host_and_says_why_tabs_are_off(page):
   assert "fonts.googleapis" not in config
 
 
+def walk(*arguments):
+  """Walks through a page in Chromium; see `browse_demo`."""
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.browse_demo", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_questions_in_a_browser(actions, gallery, tmp_path):
+  page_lib = pytest.importorskip(
+    "blip_jax.serve.page", reason="needs the extra [demo]"
+  )
+  chromium.needed()
+  (tmp_path / "scene.png").write_bytes(png())
+  examples = demo.write_examples(tmp_path)
+  with demo.own_uploads():
+    for url in show(page_lib, actions, gallery, examples):
+      walk("questions", url, tmp_path / "scene.png", tmp_path / "shots")
+
+
 @pytest.mark.slow
 def test_in_a_browser(tmp_path):
   """Trains the quick start, and walks through the page in Chromium."""
@@ -303,18 +327,8 @@ def test_in_a_browser(tmp_path):
   )
   try:
     assert any("The demo is at" in line for line in server.stdout)
-    walk = subprocess.run(
-      [
-        *(sys.executable, "-m", "tests.browse_demo"),
-        f"http://127.0.0.1:{port}",
-        tmp_path / "runs/demo/examples/scene-1.png",
-        tmp_path / "shots",
-      ],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
-    assert walk.returncode == 0, walk.stderr[-3000:]
+    image = tmp_path / "runs/demo/examples/scene-1.png"
+    walk("quick_start", f"http://127.0.0.1:{port}", image, tmp_path / "shots")
   finally:
     server.terminate()
     assert server.wait(60) == 0

@@ -2,8 +2,8 @@
 `python -m tests.browse_demo WALK URL IMAGE FOLDER`.
 
 Walks through tabs of a page, writes a screenshot of each into FOLDER, and fails
-if a request leaves this machine. WALK is `quick_start`, where the page shows the
-quick start's model, or `questions`, where it has models for VQA and for pairs.
+if a request leaves this machine. WALK is `quick_start`, for a page that shows
+the quick start's model, or `questions`, for one with models for VQA and pairs.
 """
 
 import pathlib

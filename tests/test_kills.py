@@ -66,9 +66,12 @@ class Disturbed:
         raise AssertionError(processes[0].communicate()[1][-3000:])
       time.sleep(0.02)
     time.sleep(self.rng.uniform(0, 0.3))
-    kinds = ["SIGKILL of all", "SIGKILL of one", "SIGTERM"]
+    kinds = "SIGKILL of all", "SIGKILL of one", "SIGTERM"
     # One that is alone when it starts waits five minutes for the others.
-    kind = self.rng.choice(kinds if wanted > before else kinds[:1])
+    kinds = kinds if wanted > before else kinds[:1]
+    # Each kind once, before one comes again.
+    new = [kind for kind in kinds if kind not in self.kinds]
+    kind = self.rng.choice(new or kinds)
     victim = self.rng.choice(processes)
     number = signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL
     for process in processes if kind == "SIGKILL of all" else [victim]:

@@ -15,7 +15,7 @@ import numpy as np
 from flax.linen import spmd
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from blip_jax.models import fused_attention, initial
+from blip_jax.models import float8, fused_attention, initial
 
 # The collection of variables with masks of dropout.
 MASKS = "masks"
@@ -48,6 +48,18 @@ def torch_dense(
   )
 
 
+class Dense(nn.Dense):
+  """A linear layer, whose kernel may be one of `float8.round_weights`."""
+
+  def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... E"]:
+    scale = self.get_variable("params", float8.SCALE)
+    if scale is None:
+      return super().__call__(inputs)
+    kernel, bias = (self.get_variable("params", x) for x in ("kernel", "bias"))
+    x = inputs.astype(self.dtype)
+    return float8.product(x, kernel, scale) + bias.astype(self.dtype)
+
+
 def normal_dense(features: int, config, name: str | None = None) -> nn.Dense:
   """A linear layer whose weights start from a normal distribution.
 
@@ -55,7 +67,7 @@ def normal_dense(features: int, config, name: str | None = None) -> nn.Dense:
   the absolute values +-2, 100 standard deviations, so it is a plain normal;
   BERT does not truncate either.
   """
-  return nn.Dense(
+  return Dense(
     features,
     dtype=config.dtype,
     kernel_init=initial.normal(config.init_std),

@@ -9,12 +9,13 @@ import jax
 
 from blip_jax.convert import opening
 from blip_jax.inference.model import Model
+from blip_jax.models import config as model_config
 from blip_jax.models import families, float8, fused_attention, tying
 from blip_jax.runtime import sharding
 
 log = logging.getLogger(__name__)
 
-DTYPES = ("float32", "bfloat16", float8.NAME)
+DTYPES = (*model_config.DTYPES, float8.NAME)
 
 
 def quick_dtype() -> str:
@@ -94,10 +95,10 @@ def load(
   )
   params = checkpoint.on_mesh("params", mesh)
   assert params is not None, name_or_path
-  if dtype == float8.NAME:
-    params = float8.round_weights(params)
   if card.family == "pretrain":
     params = tying.tie(params)
+  if dtype == float8.NAME:
+    params = float8.round_weights(params)
   return Model(
     dataclasses.replace(card, config=config),
     families.build(card.family, config),

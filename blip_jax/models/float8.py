@@ -72,24 +72,34 @@ product.defvjp(_forward, _backward)
 
 
 def round_weights(params: Any) -> Any:
-  """Parameters with the matrices of all layers in KIND, and with their scales.
+  """Parameters with the matrices of layers in KIND, and with their scales.
+
+  Those of the decoder are not rounded, but for its keys and values of images:
+  it works on single tokens, with no product that is large enough to pay for
+  rounding its input.
 
   Raises:
     ValueError: a matrix cannot be rounded; says which one, and why.
   """
-  return _round(params, (), False)
+  return _round(params, ())
 
 
-def _round(params: Any, path: tuple[str, ...], in_stack: bool) -> Any:
+def _round(params: Any, path: tuple[str, ...]) -> Any:
   if not isinstance(params, dict):
     return params
   rounded = {
-    name: _round(value, (*path, name), in_stack or name in stack.NAMES)
-    for name, value in params.items()
+    name: _round(value, (*path, name)) for name, value in params.items()
   }
-  if in_stack and "kernel" in params:
+  if "kernel" in params and _is_large(path):
     rounded["kernel"], rounded[SCALE] = _checked("/".join(path), rounded)
   return rounded
+
+
+def _is_large(path: tuple[str, ...]) -> bool:
+  """Whether a product is of a layer and computed for many tokens at once."""
+  if "text_decoder" in path:
+    return "crossattention" in path and path[-1] in ("key", "value")
+  return any(name in stack.NAMES for name in path)
 
 
 def _checked(name: str, layer: dict[str, Any]) -> tuple[Array, Array]:
@@ -136,10 +146,10 @@ def check_device(device: Any) -> None:
   version = re.fullmatch(r"(\d+)\.(\d+)", capability)
   if not version or tuple(map(int, version.groups())) < _LEAST_CAPABILITY:
     least = "{}.{}".format(*_LEAST_CAPABILITY)
+    found = device.device_kind + (f" of {capability}" if capability else "")
     raise ValueError(
       f"dtype {NAME!r}: expected an NVIDIA GPU of compute capability {least} "
-      f"or more (Ada, Hopper, Blackwell), found {device.device_kind}"
-      f"{version and f' of {capability}' or ''}; use {ACTIVATIONS!r}"
+      f"or more (Ada, Hopper, Blackwell), found {found}; use {ACTIVATIONS!r}"
     )
 
 

@@ -64,8 +64,8 @@ def plan(config: Config, topology: Topology) -> list[Program]:
   dtype = config.dtype or ("float32" if is_cpu else "bfloat16")
   if dtype == float8.NAME:
     raise ValueError(
-      f"config.dtype: there are no plans for {dtype!r}, whose speed has not been "
-      f"measured; plan for {float8.ACTIVATIONS!r}"
+      f"config.dtype: there are no plans for {dtype!r}, because its speed has "
+      f"not been measured; plan for {float8.ACTIVATIONS!r}"
     )
   each = config.per_device_batch_size or worker.default_batch_size(is_cpu)
   number = each * sharding.num_data_shards(mesh)

@@ -13,9 +13,10 @@ import blip_jax
 from blip_jax.export import programs
 from blip_jax.models import config, families, float8
 from blip_jax.plan import chips, labelling, topology
+from blip_jax.runtime import config as runtime_config
 from blip_jax.runtime import sharding
 from tests import helpers
-from tests.test_build import make_config, make_model
+from tests.test_build import make_config
 from tests.test_float32_products import flops_by_dtype
 
 
@@ -279,12 +280,15 @@ def test_a_cpu_says_once_that_it_emulates(caplog):
   assert "a CPU emulates it" in record.getMessage()
 
 
-def test_it_is_not_for_training():
+@pytest.mark.parametrize("job", ["train", "evaluate"])
+def test_it_is_not_for_training(job):
   run = make_config("pretrain")
-  run.model.dtype = "float8"
-  expected = r"dtype must be one of \('float32', 'bfloat16'\), found 'float8'"
-  with pytest.raises(ValueError, match=f"{expected}.*not for training"):
-    make_model(run)
+  run.job, run.model.dtype = job, "float8"
+  expected = (
+    "model.dtype: 'float8' is neither for training nor for the evaluation"
+  )
+  with pytest.raises(ValueError, match=rf"^config\.{expected}.*config\.dtype"):
+    runtime_config.validate(run)
 
 
 def test_it_is_not_exported_nor_planned(models):

@@ -9,13 +9,12 @@ import jax
 
 from blip_jax.convert import opening
 from blip_jax.inference.model import Model
-from blip_jax.models import config as model_config
 from blip_jax.models import families, float8, fused_attention, tying
 from blip_jax.runtime import sharding
 
 log = logging.getLogger(__name__)
 
-DTYPES = (*model_config.DTYPES, float8.NAME)
+DTYPES = ("float32", "bfloat16", float8.NAME)
 
 
 def quick_dtype() -> str:

@@ -11,9 +11,6 @@ import math
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Of activations. Inference has one more, which is no dtype of arrays; see
-# `float8`.
-DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "dots", "full")
 # By matrix products that XLA compiles, or by one kernel for a GPU or for a TPU.
 ATTENTION = ("xla", "cudnn", "splash")
@@ -252,10 +249,4 @@ def _check_tower(where: str, config: ViTConfig | MedConfig) -> None:
   if config.remat not in REMAT_POLICIES:
     raise ValueError(
       f"{where}: remat must be one of {REMAT_POLICIES}, found {config.remat!r}"
-    )
-  if config.dtype not in DTYPES:
-    raise ValueError(
-      f"{where}: dtype must be one of {DTYPES}, found {config.dtype!r}; "
-      "'float8' is not for training, nor for its evaluations: give it to "
-      "blip_jax.load, or to a job as --config.dtype"
     )

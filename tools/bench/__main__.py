@@ -46,7 +46,7 @@ from blip_jax.runtime import command, devices, json_files
 from . import contest, kinds, results, roofline
 
 DEVICES = ("cpu", "gpu", "tpu")
-DTYPES = (*model_config.DTYPES, float8.NAME)
+DTYPES = ("float32", "bfloat16", float8.NAME)
 
 
 @command.reports_errors

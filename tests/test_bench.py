@@ -73,6 +73,16 @@ def test_there_is_a_ratio_only_of_programs_with_the_same_outputs():
   assert [name for name, peer in found.items() if "ratio" in peer] == ["same"]
 
 
+def test_float8_is_compared_with_bfloat16():
+  options = kinds.Options(batch_sizes=(2,), repeats=3, dtype="float8")
+  row = kinds.measure_row("encode", "tiny", options)
+  assert row["dtype"] == "float8"
+  (peer,) = row["peers"].items()
+  assert peer[0] == "bfloat16" and peer[1]["ratio"] > 0
+  (difference,) = peer[1]["differences"].items()
+  assert difference[0] == "float8" and 0.01 < difference[1] < 0.1
+
+
 def test_ids_must_be_the_same():
   ids = np.arange(8).reshape(2, 4)
   assert contest.difference(ids, ids) == 0
@@ -172,6 +182,9 @@ def test_what_cannot_be_drawn_is_said(fake_kinds, tmp_path):
     (["encode", "--repeats", "0"], ("--repeats", "found 0")),
     (["encode", "--batch-sizes", "-4"], ("--batch-sizes", "found -4")),
     (["--table"], ("--out",)),
+    (["encode", "--dtype", "int8"], ("float32", "float8", "'int8'")),
+    (["pretrain", "--dtype", "float8"], ("KIND of --dtype", "'pretrain'")),
+    (["encode", "--dtype", "float8", "--compare", "hf"], ("leave out",)),
   ],
 )
 def test_unknown_names_are_refused(words, expected, capsys):

@@ -74,7 +74,9 @@ def test_a_loaded_model_has_the_dtype_that_it_computes_in():
   assert model.card.config.vit.dtype == "bfloat16"
   assert model.card.config.med.dtype == "bfloat16"
   for dtype in ("float16", "float64", "bf16", ""):
-    with pytest.raises(ValueError, match=r"dtype: .*'float32', 'bfloat16'\)"):
+    with pytest.raises(
+      ValueError, match=r"dtype: .*'float32', 'bfloat16', 'float8'\)"
+    ):
       blip_jax.load(source, dtype=dtype, **helpers.OPEN_GOLDEN)
 
 

@@ -134,7 +134,7 @@ def _settings(
     "threshold": config.threshold,
     "prompt": prompt,
     "generation": options,
-    "dtype": filter_model.card.config.vit.dtype,
+    "dtype": filter_model.dtype,
     "batch_size": batch_size * sharding.num_data_shards(mesh),
     "mesh": dict(mesh.shape),
     "image_sizes": [list(m.card.config.vit.image_size) for m in models],

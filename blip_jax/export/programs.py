@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from blip_jax.inference import answering, matching, texts
 from blip_jax.inference.model import Model
-from blip_jax.models import blip, decoding, generation
+from blip_jax.models import blip, decoding, float8, generation
 from blip_jax.tasks import answers, base, vqa
 
 # Tokens of texts and questions, padding included.
@@ -74,9 +74,14 @@ def programs_of(
     options: of generation, as for `Model.caption` and `Model.answer`.
 
   Raises:
-    ValueError: the model has no such program, an option is unknown, or no
-      program generates.
+    ValueError: the model has no such program, an option is unknown, no program
+      generates, or the model was loaded in "float8".
   """
+  if model.dtype == float8.NAME:
+    raise ValueError(
+      f"export: expected a model that was loaded in 'float32', found "
+      f"{model.dtype!r}; formats have no products of 8-bit floats with scales"
+    )
   family = model.card.family
   there = _OF_FAMILY.get(family, ())
   if not there:

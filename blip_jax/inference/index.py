@@ -263,7 +263,7 @@ def _begin(
   """Starts an index, or refuses one that was made with other settings."""
   settings = {
     "weights": saved_arrays.digest(model.params),
-    "dtype": model.card.config.vit.dtype,
+    "dtype": model.dtype,
     "image_size": list(model.card.config.vit.image_size),
     "num_frames": num_frames,
     "images": len(source),

@@ -9,12 +9,12 @@ import jax
 
 from blip_jax.convert import opening
 from blip_jax.inference.model import Model
-from blip_jax.models import families, fused_attention, tying
+from blip_jax.models import families, float8, fused_attention, tying
 from blip_jax.runtime import sharding
 
 log = logging.getLogger(__name__)
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", float8.NAME)
 
 
 def quick_dtype() -> str:
@@ -46,6 +46,8 @@ def load(
     image_size: side of the images in pixels, if not that of the checkpoint;
       position embeddings are interpolated.
     dtype: of activations, "float32" or "bfloat16"; parameters stay float32.
+      "float8": products of layers are of 8-bit floats, and the rest is as in
+      "bfloat16"; for newer NVIDIA GPUs, see docs/scale.md.
     mesh: the devices to use; each reads only its own part of the parameters.
       A number of devices, which share the images of a batch, or a
       `jax.sharding.Mesh` with axes among "data", "fsdp" and "tensor", such as
@@ -63,6 +65,10 @@ def load(
   if dtype not in DTYPES:
     raise ValueError(f"dtype: expected one of {DTYPES}, found {dtype!r}")
   mesh = sharding.as_mesh(mesh)
+  activations = dtype
+  if dtype == float8.NAME:
+    float8.check_device(mesh.devices.flat[0])
+    activations = float8.ACTIVATIONS
   checkpoint = opening.open_checkpoint(
     name_or_path,
     task=task,
@@ -79,17 +85,19 @@ def load(
     card.config,
     vit=dataclasses.replace(
       card.config.vit,
-      dtype=dtype,
+      dtype=activations,
       attention=fused_attention.choose(
-        "", mesh.devices.flat[0], dtype, card.config.vit.num_tokens
+        "", mesh.devices.flat[0], activations, card.config.vit.num_tokens
       ),
     ),
-    med=dataclasses.replace(card.config.med, dtype=dtype),
+    med=dataclasses.replace(card.config.med, dtype=activations),
   )
   params = checkpoint.on_mesh("params", mesh)
   assert params is not None, name_or_path
   if card.family == "pretrain":
     params = tying.tie(params)
+  if dtype == float8.NAME:
+    params = float8.round_weights(params)
   return Model(
     dataclasses.replace(card, config=config),
     families.build(card.family, config),

@@ -15,7 +15,7 @@ import numpy as np
 from flax.linen import spmd
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from blip_jax.models import fused_attention, initial
+from blip_jax.models import float8, fused_attention, initial
 
 # The collection of variables with masks of dropout.
 MASKS = "masks"
@@ -48,20 +48,35 @@ def torch_dense(
   )
 
 
-def normal_dense(features: int, config, name: str | None = None) -> nn.Dense:
+class Dense(nn.Module):
+  """A linear layer, whose kernel may be one of `float8.round_weights`."""
+
+  features: int
+  dtype: str
+  init_std: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+    normal = initial.normal(self.init_std)
+    kernel = self.param("kernel", normal, (x.shape[-1], self.features))
+    bias = self.param("bias", initial.zeros, (self.features,))
+    x = x.astype(self.dtype)
+    if self.has_variable("params", float8.SCALE):
+      scale = self.get_variable("params", float8.SCALE)
+      y = float8.product(x, kernel, scale)
+    else:
+      y = x @ kernel.astype(self.dtype)
+    return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def normal_dense(features: int, config, name: str | None = None) -> Dense:
   """A linear layer whose weights start from a normal distribution.
 
   `config` gives `dtype` and `init_std`.  timm's truncated normal truncates at
   the absolute values +-2, 100 standard deviations, so it is a plain normal;
   BERT does not truncate either.
   """
-  return nn.Dense(
-    features,
-    dtype=config.dtype,
-    kernel_init=initial.normal(config.init_std),
-    bias_init=initial.zeros,
-    name=name,
-  )
+  return Dense(features, config.dtype, config.init_std, name=name)
 
 
 def layer_norm(

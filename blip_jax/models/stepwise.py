@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from blip_jax.models import cache as cache_lib
-from blip_jax.models import layers, med, stack
+from blip_jax.models import float8, layers, med, stack
 
 # (next tokens, cache) -> (logits of the token after them, cache).
 Extend = Callable[
@@ -86,10 +86,13 @@ def prepare(model: nn.Module, params: med.Params) -> med.Params:
 
 
 def _cast_dense(params: Any, dtype: str) -> Any:
-  """Parameters with those of linear layers in the dtype of their products."""
+  """Parameters with those of linear layers in the dtype of their products, in
+  which those of `float8` are."""
   if isinstance(params, list):
     return [_cast_dense(x, dtype) for x in params]
   if not isinstance(params, dict):
+    return params
+  if float8.SCALE in params:
     return params
   if "kernel" in params:
     return {name: x.astype(dtype) for name, x in params.items()}

@@ -19,6 +19,7 @@ from blip_jax.models import (
   blip,
   decoding,
   families,
+  float8,
   flops,
   fused_attention,
   stepwise,
@@ -61,6 +62,11 @@ def plan(config: Config, topology: Topology) -> list[Program]:
   mesh = sharding.make_mesh(config.mesh, first)
   is_cpu = topology.chip.platform == "cpu"
   dtype = config.dtype or ("float32" if is_cpu else "bfloat16")
+  if dtype == float8.NAME:
+    raise ValueError(
+      f"config.dtype: there are no plans for {dtype!r}, because its speed has "
+      f"not been measured; plan for {float8.ACTIVATIONS!r}"
+    )
   each = config.per_device_batch_size or worker.default_batch_size(is_cpu)
   number = each * sharding.num_data_shards(mesh)
   found = []

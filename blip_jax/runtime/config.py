@@ -61,6 +61,11 @@ def validate(config: Config) -> None:
   one_of("config.job", config.job, ("train", "evaluate"))
   one_of("config.tracker", config.tracker, ("", *trackers.NAMES))
   one_of("config.scope", config.scope, SCOPES)
+  if config.model.dtype == "float8":
+    raise ValueError(
+      "config.model.dtype: 'float8' is neither for training nor for the "
+      "evaluation of a task; captioning and other jobs take it as config.dtype"
+    )
   one_of("config.model.dtype", config.model.dtype, ("float32", "bfloat16"))
   at_least(
     1,

@@ -17,6 +17,9 @@ Peers have the same weights, run in the same process, in turns, each at its best
 batch size; there is a ratio only if the outputs are the same. What is not
 installed, or fails, costs its row or column only.
 
+`--dtype float8` measures products of 8-bit floats, and compares them with
+bfloat16: what inference has of them, on a GPU that has them.
+
 Each row is added to `--out` as soon as it is known; the file may be there, and
 rows that are measured again are replaced. With `--table` or `--plot` and no
 kind, nothing is measured: the rows of `--out` are printed as Markdown, or drawn
@@ -37,11 +40,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import jax
 
 from blip_jax.models import config as model_config
+from blip_jax.models import float8
 from blip_jax.runtime import command, devices, json_files
 
-from . import kinds, results, roofline
+from . import contest, kinds, results, roofline
 
 DEVICES = ("cpu", "gpu", "tpu")
+DTYPES = ("float32", "bfloat16", float8.NAME)
 
 
 @command.reports_errors
@@ -52,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("kinds", nargs="*", metavar="KIND")
   parser.add_argument("--size", nargs="+", default=["base"])
   parser.add_argument("--compare", nargs="+", default=[])
+  parser.add_argument("--dtype", help="default: bfloat16; on a CPU float32")
   parser.add_argument("--device", help="default: the best that JAX finds")
   parser.add_argument("--batch-sizes", type=int, nargs="+", default=[])
   parser.add_argument("--repeats", type=int, default=5)
@@ -65,9 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   shows = args.table or args.plot
   if not names and not shows:
     names = ["all"]
-  _check("KIND", names, (*kinds.KINDS, "all"))
+  in_float8 = args.dtype == float8.NAME
+  known = kinds.IN_FLOAT8 if in_float8 else [*kinds.KINDS]
+  of_dtype = f" of --dtype {float8.NAME}" if in_float8 else ""
+  _check(f"KIND{of_dtype}", names, (*known, "all"))
   _check("--size", args.size, model_config.VARIANTS)
   _check("--compare", args.compare, kinds.COMPARISONS)
+  if in_float8 and args.compare:
+    raise command.UsageError(
+      f"--dtype {float8.NAME} compares with {contest.UNROUNDED}, and with no "
+      "other peer; leave out --compare"
+    )
+  _check("--dtype", [args.dtype] if args.dtype else [], DTYPES)
   _check("--device", [args.device] if args.device else [], DEVICES)
   _check_positive("--batch-sizes", args.batch_sizes)
   _check_positive("--repeats", [args.repeats])
@@ -76,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if args.out and json_files.is_there(args.out):
     results.read(args.out)  # before anything is measured in vain
   if names:
-    _measure([*kinds.KINDS] if "all" in names else names, args)
+    _measure(known if "all" in names else names, args)
   if args.table:
     print(results.table(results.read(args.out)))
   if args.plot:
@@ -91,7 +106,9 @@ def _measure(names: Sequence[str], args: argparse.Namespace) -> None:
   devices.found()
   # Programs are compiled here and now.
   jax.config.update("jax_enable_compilation_cache", False)
-  options = kinds.Options(args.compare, args.batch_sizes, args.repeats)
+  options = kinds.Options(
+    args.compare, args.batch_sizes, args.repeats, args.dtype or ""
+  )
   above = None
   for size in args.size:
     for name in names:

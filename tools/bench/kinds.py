@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 
-from blip_jax.models import flops
+from blip_jax.models import float8, flops
 
 from . import contest, measure, plain, programs
 from .programs import Setup
 
 COMPARISONS = ("hf", "plain")
+# What can be measured in float8, and is then compared with bfloat16.
+IN_FLOAT8 = ("encode", "caption", "filter", "rerank", "answer", "rank")
 # Names of the columns of peers.
 HF, HF_FUSED, PLAIN = "transformers", "transformers with SDPA", "plain"
 
@@ -26,11 +28,14 @@ class Options:
     compare: some of COMPARISONS.
     batch_sizes: to try; none: those of the kind.
     repeats: calls of each program.
+    dtype: as `blip_jax.load` takes it; empty: the fastest that devices of all
+      ages have, bfloat16, and on a CPU float32.
   """
 
   compare: Sequence[str] = ()
   batch_sizes: Sequence[int] = ()
   repeats: int = 5
+  dtype: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +73,14 @@ def measure_row(kind: str, size: str, options: Options) -> dict[str, Any]:
   setup = Setup(
     size,
     entry.tiny_image_size if tiny else entry.image_size,
-    "float32" if on_cpu else "bfloat16",
+    options.dtype or ("float32" if on_cpu else "bfloat16"),
   )
   row = {"kind": kind, "what": entry.what, **dataclasses.asdict(setup)}
   row["device"] = measure.device_kind()
   batch_sizes = entry.on_cpu if on_cpu else entry.on_accelerator
   try:
+    if setup.dtype == float8.NAME:
+      float8.check_device(jax.devices()[0])
     row["peaks"] = measure.peaks(setup.dtype)
     row["datasheet"] = measure.datasheet(row["device"], setup.dtype)
     row |= entry.measure(
@@ -109,6 +116,8 @@ def _of_models(
   peers."""
   native = getattr(programs, name)
   makes, compared = _peers(name, peers, options.compare), None
+  if setup.dtype == float8.NAME:
+    makes[contest.UNROUNDED] = functools.partial(_unrounded, native)
   if name == "pretrain":
     compared = {
       "native": programs.pretrain_losses,
@@ -143,6 +152,12 @@ def _peers(
     if "plain" in there:
       makes[PLAIN] = getattr(plain, name)
   return makes
+
+
+def _unrounded(
+  native: contest.Make, setup: Setup, batch_size: int
+) -> measure.Program:
+  return native(dataclasses.replace(setup, dtype=contest.UNROUNDED), batch_size)
 
 
 def _hugging_face(

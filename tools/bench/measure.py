@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from blip_jax.models import float8
 from blip_jax.plan import chips
 from blip_jax.runtime import files
 
@@ -167,9 +168,11 @@ def peaks(dtype: str) -> dict[str, float]:
   GB/s of adding two arrays."""
   on_cpu = jax.default_backend() == "cpu"
   side, length = (2048, 1 << 24) if on_cpu else (8192, 1 << 28)
-  x = jnp.ones((side, side), dtype)
+  x = jnp.ones((side, side), float8.KIND if dtype == float8.NAME else dtype)
   y = jnp.ones(length, jnp.float32)
-  product = functools.partial(jax.jit(jnp.matmul), x, x)
+  kind = float8.ACTIVATIONS if dtype == float8.NAME else dtype
+  multiply = functools.partial(jnp.matmul, preferred_element_type=kind)
+  product = functools.partial(jax.jit(multiply), x, x)
   add = functools.partial(jax.jit(jnp.add), y, y)
   return {
     "tflops": 2 * side**3 / _shortest(product) / 1e12,

@@ -21,6 +21,7 @@ from blip_jax.models import config as model_config
 from blip_jax.models import (
   decoding,
   families,
+  float8,
   fused_attention,
   generation,
   med,
@@ -59,7 +60,7 @@ class Setup:
   Attributes:
     size: of the model, one of `model_config.VARIANTS`.
     image_size: side of the images in pixels.
-    dtype: of the activations.
+    dtype: as `blip_jax.load` takes it.
   """
 
   size: str
@@ -68,15 +69,18 @@ class Setup:
 
   @functools.cached_property
   def config(self) -> model_config.BlipConfig:
+    activations = self.dtype
+    if self.dtype == float8.NAME:
+      activations = float8.ACTIVATIONS
     sizes = model_config.variant(
       self.size,
       image_size=self.image_size,
       vocab_size=VOCAB_SIZE,
       tokens=BERT,
-      dtype=self.dtype,
+      dtype=activations,
     )
     attention = fused_attention.choose(
-      "", jax.devices()[0], self.dtype, sizes.vit.num_tokens
+      "", jax.devices()[0], activations, sizes.vit.num_tokens
     )
     vit = dataclasses.replace(sizes.vit, attention=attention)
     return dataclasses.replace(sizes, vit=vit)
@@ -88,8 +92,11 @@ class Setup:
 
 
 def params(family: str, setup: Setup) -> med.Params:
-  """Random weights; the same ones for every dtype."""
-  return _params(family, setup.exact)
+  """Random weights; the same ones for every dtype, if they are not rounded."""
+  weights = _params(family, setup.exact)
+  if setup.dtype == float8.NAME:
+    return float8.round_weights(weights)
+  return weights
 
 
 @functools.lru_cache(1)

@@ -15,7 +15,7 @@ from blip_jax.data import transforms
 from blip_jax.inference import images as images_lib
 from blip_jax.inference import matching, saliency
 from blip_jax.inference import texts as texts_lib
-from blip_jax.models import blip, decoding, med, stepwise
+from blip_jax.models import blip, decoding, float8, med, stepwise, tying
 from blip_jax.models import card as card_lib
 from blip_jax.runtime import devices
 
@@ -59,8 +59,11 @@ class Loaded:
   def __repr__(self) -> str:
     vit, med_config = self.card.config.vit, self.card.config.med
     height, width = vit.image_size
-    # Tied parameters are there twice, and count once.
-    arrays = {id(x): x.size for x in jax.tree.leaves(self.params)}
+    number = sum(
+      x.size
+      for path, x in jax.tree.leaves_with_path(tying.drop_tied(self.params))
+      if path[-1].key != float8.SCALE
+    )
     axes = ", ".join(f"{axis}={n}" for axis, n in self.mesh.shape.items())
     return (
       f"{self.card.family} model from {self.card.source or 'a training run'}\n"
@@ -68,9 +71,15 @@ class Loaded:
       f"{height} x {width} pixels in patches of {vit.patch_size}\n"
       f"  text tower: {med_config.depth} layers of width {med_config.width}; "
       f"{med_config.vocab_size} tokens\n"
-      f"  {sum(arrays.values()):,} parameters; activations {vit.dtype}; mesh "
+      f"  {number:,} parameters; activations {self.dtype}; mesh "
       f"{axes}"
     )
+
+  @functools.cached_property
+  def dtype(self) -> str:
+    """As `blip_jax.load` takes it."""
+    is_float8 = float8.is_used(self.params)
+    return float8.NAME if is_float8 else self.card.config.vit.dtype
 
   def apply(self, *args, method: str | None = None, **kwargs) -> Any:
     """Calls a method of the Flax module with these parameters, no dropout.

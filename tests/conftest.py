@@ -6,7 +6,10 @@ import pathlib
 import shutil
 import tempfile
 
-from tests import QUICK_TO_COMPILE
+from tests import QUICK_TO_COMPILE, type_checks
+
+# Before anything of blip_jax is imported.
+type_checks.install()
 
 # XLA reads these once, when jax is first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -25,6 +25,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 # once.
 _CACHE = tempfile.mkdtemp(prefix="blip_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
+# Most take less than the second from which on JAX keeps a program.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest

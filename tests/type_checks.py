@@ -41,8 +41,7 @@ def names_arrays(function: Any) -> bool:
 
 def _is_array(annotation: Any) -> bool:
   if isinstance(annotation, str):
-    # Not resolved yet: as if all that have brackets were arrays.
-    return "[" in annotation
+    return True  # not resolved yet, and may name anything
   if isinstance(annotation, list | tuple):  # arguments of a callable
     return any(map(_is_array, annotation))
   if isinstance(annotation, type) and not typing.get_args(annotation):

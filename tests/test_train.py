@@ -474,8 +474,7 @@ def command(workdir, *extra):
 def commands():
   """Runs commands on one device, without the import of the package."""
   env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
-  modules = ("blip_jax.main", "tensorboardX")
-  with preloaded.started(env, modules) as server:
+  with preloaded.started(env) as server:
     yield server
 
 

@@ -7,7 +7,10 @@ import shutil
 import sys
 import tempfile
 
-from tests import QUICK_TO_COMPILE
+from tests import QUICK_TO_COMPILE, type_checks
+
+# Before anything of blip_jax is imported.
+type_checks.install()
 
 # XLA reads these once, when jax is first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,6 +26,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 # once.
 _CACHE = tempfile.mkdtemp(prefix="blip_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
+# Most take less than the second from which on JAX keeps a program.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
@@ -232,8 +237,7 @@ def commands():
   from tests import preloaded
 
   env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
-  modules = ("blip_jax.main", "tensorboardX")
-  with preloaded.started(env, modules) as server:
+  with preloaded.started(env) as server:
     yield server
 
 

@@ -18,6 +18,14 @@ import sys
 import tempfile
 import types
 
+# What every training and all models import when they start: tensorboardX takes
+# two seconds, and the tokenizer one.
+MODULES = (
+  "blip_jax.main",
+  "tensorboardX",
+  "transformers.models.bert.tokenization_bert",
+)
+
 
 class Server:
   """Runs commands one after another."""
@@ -54,7 +62,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(env, modules=("blip_jax.main",)):
+def started(env, modules=MODULES):
   """Starts a server that has imported some modules; stops it at the end."""
   server = Server(env, modules)
   yield server

@@ -184,9 +184,7 @@ def user_dir(tmp_path_factory):
 def server():
   """Runs commands, but spares each the import of the package."""
   env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
-  # What a run imports for its event files takes two more seconds.
-  modules = ("blip_jax.main", "tensorboardX")
-  with preloaded.started(env, modules) as server:
+  with preloaded.started(env) as server:
     yield server
 
 

@@ -9,7 +9,7 @@ import jax
 
 from blip_jax.convert import opening
 from blip_jax.inference.model import Model
-from blip_jax.models import families, fused_attention, tying
+from blip_jax.models import families, placement, tying
 from blip_jax.runtime import sharding
 
 log = logging.getLogger(__name__)
@@ -77,12 +77,8 @@ def load(
   card = checkpoint.card
   config = dataclasses.replace(
     card.config,
-    vit=dataclasses.replace(
-      card.config.vit,
-      dtype=dtype,
-      attention=fused_attention.choose(
-        "", mesh.devices.flat[0], dtype, card.config.vit.num_tokens
-      ),
+    vit=placement.place(
+      dataclasses.replace(card.config.vit, dtype=dtype), [*mesh.devices.flat]
     ),
     med=dataclasses.replace(card.config.med, dtype=dtype),
   )

@@ -21,9 +21,9 @@ from blip_jax.models import config as model_config
 from blip_jax.models import (
   decoding,
   families,
-  fused_attention,
   generation,
   med,
+  placement,
   stepwise,
 )
 from blip_jax.runtime import sharding
@@ -75,10 +75,7 @@ class Setup:
       tokens=BERT,
       dtype=self.dtype,
     )
-    attention = fused_attention.choose(
-      "", jax.devices()[0], self.dtype, sizes.vit.num_tokens
-    )
-    vit = dataclasses.replace(sizes.vit, attention=attention)
+    vit = placement.place(sizes.vit, jax.devices()[:1])
     return dataclasses.replace(sizes, vit=vit)
 
   @property

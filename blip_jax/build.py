@@ -18,7 +18,7 @@ from blip_jax import context, task_table
 from blip_jax.convert import companions, opening
 from blip_jax.data import examples, scenes, transforms
 from blip_jax.data import tokenizer as tokenizer_lib
-from blip_jax.models import card, families, fused_attention
+from blip_jax.models import card, families, placement
 from blip_jax.models import config as model_config
 from blip_jax.runtime import config as run_config
 from blip_jax.runtime import optim, sharding, start, train_state
@@ -260,10 +260,7 @@ def make_model(
     },
     med={"dropout": c.dropout, "remat": c.text_remat},
   )
-  attention = fused_attention.choose(
-    c.attention, mesh.devices.flat[0], c.dtype, sizes.vit.num_tokens
-  )
-  vit = dataclasses.replace(sizes.vit, attention=attention)
+  vit = placement.place(sizes.vit, [*mesh.devices.flat], c.attention)
   return families.build(family, dataclasses.replace(sizes, vit=vit))
 
 

@@ -16,6 +16,7 @@ from blip_jax.tools import convert_checkpoint, export
 
 import blip_jax
 from blip_jax.export import artifacts, formats, int8, outside, programs
+from blip_jax.models import placement
 from tests import helpers
 
 NAMES = ("blip_decoder", "blip_vqa", "blip_retrieval", "blip_nlvr")
@@ -193,6 +194,16 @@ def test_the_layout_of_hugging_face(models, tmp_path):
     for folder in folders
   )
   assert one == other and "config.json" in one
+
+
+def test_an_exported_program_suits_any_device(models, monkeypatch):
+  """The loop over images is for the CPU that a model was loaded onto."""
+  monkeypatch.setattr(placement, "_CACHED_BYTES", 0)
+  model = blip_jax.load(models["blip_decoder"])
+  assert model.module.config.vit.images_at_once == 1
+  (program,) = programs.programs_of(model, ["encode"])
+  jaxpr = jax.make_jaxpr(program.function)(*program.specs(4))
+  assert str(jaxpr).count("scan[") == 1  # over the layers
 
 
 def test_what_differs_is_not_written(models, tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ VIT = dict(
   remat="none",
   dtype="float32",
   attention="xla",
+  images_at_once=0,
 )
 
 

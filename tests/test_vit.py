@@ -1,6 +1,7 @@
 """The image tower against the original (golden case `vit`)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,19 @@ def test_other_image_size_interpolates(golden, params):
   """The original resizes the stored weights; here it happens in the model."""
   features = forward(params, helpers.image(golden["image_big"]))
   np.testing.assert_allclose(features, golden["features_big"], atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_images_in_turns(params, number):
+  """The outputs do not depend on how many images a block takes at a time."""
+  images = jax.random.normal(jax.random.key(0), (5, 32, 32, 3))
+  in_turns = dataclasses.replace(helpers.VIT, images_at_once=number)
+  for vit_config, loops in (in_turns, 1), (helpers.VIT, 0):
+    run = functools.partial(forward, params, config=vit_config)
+    assert str(jax.make_jaxpr(run)(images)).count("scan[") == 1 + loops
+  np.testing.assert_allclose(
+    forward(params, images, in_turns), forward(params, images), atol=1e-5
+  )
 
 
 def test_image_size_that_the_patch_size_does_not_divide(params):

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from blip_jax.inference import answering, matching, texts
 from blip_jax.inference.model import Model
-from blip_jax.models import blip, decoding, float8, generation
+from blip_jax.models import blip, decoding, families, float8, generation
 from blip_jax.tasks import answers, base, vqa
 
 # Tokens of texts and questions, padding included.
@@ -96,7 +96,20 @@ def programs_of(
     raise ValueError(
       f"{[*options]}: options of generation, and {[*chosen]} generate nothing"
     )
+  model = _for_any_device(model)
   return [_MAKE[name](model, options) for name in chosen]
+
+
+def _for_any_device(model: Model) -> Model:
+  """The model without what suits only the device that it was loaded onto."""
+  config = model.card.config
+  vit = dataclasses.replace(config.vit, images_at_once=0)
+  config = dataclasses.replace(config, vit=vit)
+  return dataclasses.replace(
+    model,
+    card=dataclasses.replace(model.card, config=config),
+    module=families.build(model.card.family, config),
+  )
 
 
 def _encode(model: Model, _: Any) -> Program:

@@ -9,7 +9,7 @@ import jax
 
 from blip_jax.convert import opening
 from blip_jax.inference.model import Model
-from blip_jax.models import families, float8, fused_attention, tying
+from blip_jax.models import families, float8, placement, tying
 from blip_jax.runtime import sharding
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,9 @@ def load(
   card = checkpoint.card
   config = dataclasses.replace(
     card.config,
-    vit=dataclasses.replace(
-      card.config.vit,
-      dtype=activations,
-      attention=fused_attention.choose(
-        "", mesh.devices.flat[0], activations, card.config.vit.num_tokens
-      ),
+    vit=placement.place(
+      dataclasses.replace(card.config.vit, dtype=activations),
+      [*mesh.devices.flat],
     ),
     med=dataclasses.replace(card.config.med, dtype=activations),
   )

@@ -41,6 +41,8 @@ class ViTConfig:
     remat: what the backward pass recomputes, one of REMAT_POLICIES.
     dtype: dtype of the activations; parameters are always float32.
     attention: how it is computed, one of ATTENTION.
+    images_at_once: how many images a block takes at a time where nothing is
+      dropped; 0: all of them.
 
   Raises:
     ValueError: the numbers do not fit each other.
@@ -58,6 +60,7 @@ class ViTConfig:
   remat: str = "none"
   dtype: str = "float32"
   attention: str = "xla"
+  images_at_once: int = 0
 
   def __post_init__(self):
     _check_tower("model (image tower)", self)

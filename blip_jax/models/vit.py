@@ -5,6 +5,8 @@ first), M tokens of another grid, D width.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -74,8 +76,22 @@ class ViT(nn.Module):
         self.make_rng("dropout"), 1 - rates[:, None, None], shape
       )
       drops = rates, keep
-    x, _ = stack.run(layers.remat(apply, c.remat), x, blocks, drops)
+    apply = layers.remat(apply, c.remat)
+    if deterministic and 0 < c.images_at_once < x.shape[0]:
+      apply = _in_turns(apply, c.images_at_once)
+    x, _ = stack.run(apply, x, blocks, drops)
     return layer_norm(c.dtype, "ln_post")(x[:, :num_tokens])
+
+
+def _in_turns(apply: Callable, number: int) -> Callable:
+  """Applies a block to a number of images after the other."""
+
+  def in_turns(x: Float[Array, "B N D"], layer: Any) -> tuple[Array, None]:
+    one = lambda image: apply(image[None], layer)[0][0]
+    size = None if number == 1 else number
+    return jax.lax.map(one, x, batch_size=size), None
+
+  return in_turns
 
 
 class Block(nn.Module):

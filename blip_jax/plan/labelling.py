@@ -21,7 +21,7 @@ from blip_jax.models import (
   families,
   float8,
   flops,
-  fused_attention,
+  placement,
   stepwise,
 )
 from blip_jax.models import card as card_lib
@@ -96,10 +96,7 @@ def _open(
     med = dataclasses.replace(card.config.med, dtype=dtype)
     vit = dataclasses.replace(card.config.vit, dtype=dtype)
     sizes = dataclasses.replace(card.config, med=med, vit=vit)
-  attention = fused_attention.choose(
-    "", mesh.devices.flat[0], dtype, sizes.vit.num_tokens
-  )
-  vit = dataclasses.replace(sizes.vit, attention=attention)
+  vit = placement.place(sizes.vit, [*mesh.devices.flat])
   sizes = dataclasses.replace(sizes, vit=vit)
   # Not while the mesh is active, on which nothing can run.
   params = sharding.abstract_state(families.abstract(family, sizes), mesh)

@@ -22,9 +22,9 @@ from blip_jax.models import (
   decoding,
   families,
   float8,
-  fused_attention,
   generation,
   med,
+  placement,
   stepwise,
 )
 from blip_jax.runtime import sharding
@@ -79,10 +79,7 @@ class Setup:
       tokens=BERT,
       dtype=activations,
     )
-    attention = fused_attention.choose(
-      "", jax.devices()[0], activations, sizes.vit.num_tokens
-    )
-    vit = dataclasses.replace(sizes.vit, attention=attention)
+    vit = placement.place(sizes.vit, jax.devices()[:1])
     return dataclasses.replace(sizes, vit=vit)
 
   @property

@@ -8,8 +8,8 @@ from blip_jax.models import config as model_config
 from blip_jax.models import fused_attention
 
 # The widest activations that a block should make at once on a CPU: of its MLP,
-# 7.1 MB an image of 577 tokens of a base model. Of four such images each takes a
-# quarter longer; see tools/bench/README.md.
+# 7.1 MB an image of 577 tokens of a base model. Of four such images each takes
+# a quarter longer; see tools/bench/README.md.
 _CACHED_BYTES = 8 << 20
 
 

@@ -1,5 +1,6 @@
 """Model configs from shapes and from config files."""
 
+import dataclasses
 import json
 import shutil
 
@@ -261,3 +262,10 @@ def test_the_tokens_of_blip_are_the_last_two_of_its_vocabulary():
   assert (tokens.pad, tokens.cls, tokens.sep) == (0, 101, 102)
   tokens = model_configs.default_tokens(1000, {"dec": 5, "sep": 3})
   assert (tokens.dec, tokens.enc, tokens.sep) == (5, 999, 3)
+
+
+def test_the_schema_of_a_card_has_every_field_of_a_tower():
+  known = model_configs.CARD["config"]
+  for name, kind in (("vit", config.ViTConfig), ("med", config.MedConfig)):
+    fields = {field.name for field in dataclasses.fields(kind)}
+    assert fields <= known[name].keys(), name

@@ -1,5 +1,6 @@
 """How the image tower is computed on which devices."""
 
+import dataclasses
 import types
 
 import pytest
@@ -30,6 +31,14 @@ def test_a_cpu_takes_as_many_images_at_once_as_its_caches_hold(
 ):
   placed = placement.place(tower(size, side), [CPU])
   assert (placed.images_at_once, placed.attention) == (number, "xla")
+
+
+def test_what_suits_one_device_can_be_taken_back():
+  vit = tower("base", 384)
+  assert placement.place(vit, [CPU]) != vit
+  assert placement.unplaced(placement.place(vit, [CPU])) == vit
+  fused = dataclasses.replace(vit, attention="cudnn")
+  assert placement.unplaced(fused) == vit
 
 
 @pytest.mark.parametrize("devices", [[GPU], [CPU, CPU]])

@@ -57,6 +57,7 @@ _NATIVE_TOWER = {
   "remat": set(model_config.REMAT_POLICIES),
   "dtype": {"float32", "bfloat16", "float16"},
   "attention": set(model_config.ATTENTION),
+  "images_at_once": _COUNT,
   "tokens": {name: _ID for name in ("pad", "cls", "sep", "dec", "enc")},
 }
 GENERATION = {

@@ -16,7 +16,14 @@ from jaxtyping import Array
 
 from blip_jax.inference import answering, matching, texts
 from blip_jax.inference.model import Model
-from blip_jax.models import blip, decoding, families, float8, generation
+from blip_jax.models import (
+  blip,
+  decoding,
+  families,
+  float8,
+  generation,
+  placement,
+)
 from blip_jax.tasks import answers, base, vqa
 
 # Tokens of texts and questions, padding included.
@@ -103,8 +110,7 @@ def programs_of(
 def _for_any_device(model: Model) -> Model:
   """The model without what suits only the device that it was loaded onto."""
   config = model.card.config
-  vit = dataclasses.replace(config.vit, images_at_once=0)
-  config = dataclasses.replace(config, vit=vit)
+  config = dataclasses.replace(config, vit=placement.unplaced(config.vit))
   return dataclasses.replace(
     model,
     card=dataclasses.replace(model.card, config=config),

@@ -65,10 +65,9 @@ def load(
   if dtype not in DTYPES:
     raise ValueError(f"dtype: expected one of {DTYPES}, found {dtype!r}")
   mesh = sharding.as_mesh(mesh)
-  activations = dtype
   if dtype == float8.NAME:
     float8.check_device(mesh.devices.flat[0])
-    activations = float8.ACTIVATIONS
+  activations = float8.activations(dtype)
   checkpoint = opening.open_checkpoint(
     name_or_path,
     task=task,

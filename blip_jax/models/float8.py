@@ -71,6 +71,11 @@ def _backward(residuals, gradient):
 product.defvjp(_forward, _backward)
 
 
+def activations(dtype: str) -> str:
+  """The dtype of activations of a model that was asked for in some dtype."""
+  return ACTIVATIONS if dtype == NAME else dtype
+
+
 def round_weights(params: Any) -> Any:
   """Parameters with the matrices of layers in KIND, and with their scales.
 

@@ -31,3 +31,8 @@ def place(
   if len(devices) == 1 and devices[0].platform == "cpu":
     number = max(1, _CACHED_BYTES // (4 * vit.num_tokens * vit.mlp_dim))
   return dataclasses.replace(vit, attention=kind, images_at_once=number)
+
+
+def unplaced(vit: model_config.ViTConfig) -> model_config.ViTConfig:
+  """The image tower as any device can compute it."""
+  return dataclasses.replace(vit, attention="xla", images_at_once=0)

@@ -170,8 +170,9 @@ def peaks(dtype: str) -> dict[str, float]:
   side, length = (2048, 1 << 24) if on_cpu else (8192, 1 << 28)
   x = jnp.ones((side, side), float8.KIND if dtype == float8.NAME else dtype)
   y = jnp.ones(length, jnp.float32)
-  kind = float8.ACTIVATIONS if dtype == float8.NAME else dtype
-  multiply = functools.partial(jnp.matmul, preferred_element_type=kind)
+  multiply = functools.partial(
+    jnp.matmul, preferred_element_type=float8.activations(dtype)
+  )
   product = functools.partial(jax.jit(multiply), x, x)
   add = functools.partial(jax.jit(jnp.add), y, y)
   return {

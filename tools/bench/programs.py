@@ -69,15 +69,12 @@ class Setup:
 
   @functools.cached_property
   def config(self) -> model_config.BlipConfig:
-    activations = self.dtype
-    if self.dtype == float8.NAME:
-      activations = float8.ACTIVATIONS
     sizes = model_config.variant(
       self.size,
       image_size=self.image_size,
       vocab_size=VOCAB_SIZE,
       tokens=BERT,
-      dtype=activations,
+      dtype=float8.activations(self.dtype),
     )
     vit = placement.place(sizes.vit, jax.devices()[:1])
     return dataclasses.replace(sizes, vit=vit)

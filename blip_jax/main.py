@@ -145,6 +145,7 @@ def prepare_process() -> None:
   sys.unraisablehook = _tell_unraisable
   logging.getLogger("blip_jax").setLevel(logging.INFO)
   host.keep_freed_memory()
+  host.keep_imported()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

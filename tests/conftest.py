@@ -1,5 +1,6 @@
 """Eight fake devices, the order and the selection of tests, common fixtures."""
 
+import gc
 import json
 import os
 import pathlib
@@ -35,6 +36,10 @@ from absl import flags
 
 # Worker processes of grain read absl flags, which pytest does not parse.
 flags.FLAGS.mark_as_parsed()
+
+# Programs are made of many objects that stay. For every 700 new ones Python
+# looks for garbage: a twentieth of the time.
+gc.set_threshold(10_000, 10, 10)
 
 # Silent rank promotion hides broadcasting mistakes.
 jax.config.update("jax_numpy_rank_promotion", "raise")

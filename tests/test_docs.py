@@ -98,11 +98,12 @@ GOLDEN_SIZES = (
   f"--tokenizer={GOLDEN}/tokenizer/tiny",
 )
 
-# Added to every pre-training, so that it takes seconds and no network. What is
-# fine-tuned or evaluated brings its model along, and runs as it is written.
+# Added to every training, so that it takes seconds.
+SHORT = ("--config.num_steps=2", "--config.batch_size=8")
+
+# Added to every pre-training, for the same, and to need no network. What is
+# fine-tuned or evaluated brings its model along.
 SHRINK = (
-  "--config.num_steps=2",
-  "--config.batch_size=8",
   "--config.model.image_size=16",
   "--config.tokenizer=scenes",
   "--config.pretrain.queue_size=16",
@@ -242,8 +243,8 @@ def command_words(text):
   if "blip_jax.main" not in words:
     return words
   config = get_config(words[words.index("--config") + 1])
-  if config.get("task") == "pretrain" and "--config.job=evaluate" not in words:
-    words += SHRINK
+  if config.job == "train" and "--config.job=evaluate" not in words:
+    words += SHORT + (SHRINK if config.task == "pretrain" else ())
   if "--config.job=merge" in words:
     # The models are barely trained, and would keep nothing.
     words.append("--config.merge.threshold=0.0")

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import subprocess
 import sys
 import types
 
@@ -26,6 +27,32 @@ def test_a_library_without_mallopt_is_left_as_it_is(monkeypatch):
   monkeypatch.setattr(sys, "platform", "linux")
   monkeypatch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace())
   host.keep_freed_memory()
+
+
+def test_what_is_imported_is_never_searched_for_garbage():
+  program = """
+import gc
+from blip_jax.runtime import host
+
+class Cycle:
+  def __init__(self, name):
+    self.name, self.itself = name, self
+  def __del__(self):
+    print(self.name)
+
+Cycle("garbage before")
+gc.collect()
+early = Cycle("frozen")
+host.keep_imported()
+del early
+Cycle("garbage after")
+gc.collect()
+late = Cycle("at exit")
+del late
+"""
+  words = [sys.executable, "-c", program]
+  printed = subprocess.run(words, check=True, capture_output=True, text=True)
+  assert printed.stdout.split("\n") == ["garbage before", "garbage after", ""]
 
 
 def test_a_large_file_is_synced_in_portions(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A split of Scenes: the scene and the caption of each item."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -63,6 +64,8 @@ def contents_in(
   return (percent >= start) & (percent < stop), hashes
 
 
+# A job opens its source for each of its parts.
+@functools.lru_cache(maxsize=16)
 def _contents_of(split: str, count: int, seed: int) -> UInt64[np.ndarray, "n"]:
   """Returns the numbers of all contents of a split, shuffled by the seed."""
   numbers = np.arange(num_contents(count), dtype=np.uint64)

@@ -561,8 +561,6 @@ def test_contact_sheet_and_captions(tmp_path, capsys):
 def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
   """The step and its rows are named, and the state stays as it was before."""
   config = short_runs.shrunk_config("quickstart")
-  config.num_steps = 6
-  config.optim.clip = 0.0
   config.checkpoint.every_steps = 1
   make = train.make_train_step
 
@@ -570,7 +568,7 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
     step = make(*args)
 
     def run_step(state, batch, steps_done):
-      if steps_done == 3:
+      if steps_done == 1:
         state = state.replace(
           params={**state.params, "temp": state.params["temp"] * np.nan}
         )
@@ -579,10 +577,10 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
     return run_step
 
   monkeypatch.setattr(train, "make_train_step", poisoned)
-  with pytest.raises(FloatingPointError, match=r"step 4: .*loss"):
+  with pytest.raises(FloatingPointError, match=r"step 2: .*loss"):
     train.train(config, str(tmp_path))
-  assert snapshot.find(tmp_path).name == "3"
-  message = json.loads((tmp_path / "nonfinite_4.json").read_text())
+  assert snapshot.find(tmp_path).name == "1"
+  message = json.loads((tmp_path / "nonfinite_2.json").read_text())
   assert len(message["ids"]) == 16
   assert all(name.startswith("scenes/train:") for name in message["ids"])
 

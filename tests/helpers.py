@@ -452,6 +452,7 @@ def write_questions(folder, num_images):
   (folder / "answers.txt").write_text("\n".join(scenes.ANSWERS) + "\n")
 
 
+@functools.partial(jax.jit, static_argnames="label_smoothing")
 def lm_loss_per_text(logits, labels, label_smoothing):
   """Label-smoothed cross-entropy, summed over the tokens of each text."""
   labels = labels[:, 1:]

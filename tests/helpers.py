@@ -76,8 +76,9 @@ ONE_WIDTH = dataclasses.replace(
 def arrays(case: str) -> dict[str, jax.Array | np.ndarray]:
   """float64 references stay numpy, for JAX would round them."""
   with np.load(GOLDEN / "data" / f"{case}.npz") as data:
+    # `jnp.asarray` would compile a program for each shape.
     return {
-      name: x if x.dtype == np.float64 else jnp.asarray(x)
+      name: x if x.dtype == np.float64 else jax.device_put(x)
       for name, x in data.items()
     }
 
@@ -88,8 +89,7 @@ def state_dict(name: str, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def unflatten(flat: dict[str, np.ndarray]) -> dict:
-  flat = {path: jnp.asarray(x) for path, x in flat.items()}
-  return flax.traverse_util.unflatten_dict(flat, sep="/")
+  return flax.traverse_util.unflatten_dict(jax.device_put(flat), sep="/")
 
 
 def flatten(params: dict) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ def item(leaves: dict, prefix: str) -> dict:
 
 def image(array: jax.Array) -> jax.Array:
   """NCHW to NHWC."""
-  return array.transpose(0, 2, 3, 1)
+  return jax.device_put(np.asarray(array).transpose(0, 2, 3, 1))
 
 
 class StubTask:
@@ -249,9 +249,9 @@ def sharper(params, factor):
     names = [key.key for key in path]
     is_matrix = names[-1] == "kernel" and "patch_embed" not in names
     is_table = names[-1] in ("word_embeddings", "position_embeddings")
-    return factor * x if is_matrix or is_table else x
+    return factor * np.asarray(x) if is_matrix or is_table else x
 
-  return jax.tree_util.tree_map_with_path(scale, params)
+  return jax.device_put(jax.tree_util.tree_map_with_path(scale, params))
 
 
 def make_model(family="caption", mesh=None, **fields):

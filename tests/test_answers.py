@@ -18,7 +18,7 @@ NUM_QUESTIONS = 3
 
 @pytest.fixture(scope="module")
 def params():
-  made = families.init("vqa", helpers.BLIP, jax.random.key(0))
+  made = helpers.init("vqa", helpers.BLIP, jax.random.key(0))
   return helpers.sharper(made, 4)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip_jax.models import blip, decoding, families, generation
+from blip_jax.models import blip, decoding, generation
 from blip_jax.models import cache as cache_lib
 from tests import helpers
 
@@ -194,7 +194,7 @@ MODEL = blip.Blip(helpers.BLIP)
 @functools.lru_cache
 def params_and_states():
   """A captioner with random weights, and image tokens of four images."""
-  params = families.init("caption", helpers.BLIP, jax.random.key(0))
+  params = helpers.init("caption", helpers.BLIP, jax.random.key(0))
   # Texts differ, and end before the maximum length.
   params = helpers.sharper(params, 6)
   return params, jax.random.normal(jax.random.key(1), (4, 17, 48))

@@ -62,7 +62,7 @@ def test_re_ranking_equals_scoring_every_pair(k_test, batch_size):
   task = retrieval_task.Retrieval(
     model, queue_size=4, ema_decay=0.9, alpha=0.4, alpha_ramp_steps=1
   )
-  params = task.init(jax.random.key(0))
+  params = jax.jit(task.init)(jax.random.key(0))
   params = helpers.sharper(params, 3)
   split = colour_split(ColourImages(bad=(2,), captions=2), batch_size)
   ranker = ranking.Ranking(split, task, k_test)

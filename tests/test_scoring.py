@@ -19,7 +19,7 @@ IMAGES, TEXTS, LENGTH = 8, 40, 35
 
 @pytest.fixture(scope="module")
 def params():
-  params = families.init("itm", MODEL.config, jax.random.key(0))
+  params = helpers.init("itm", MODEL.config, jax.random.key(0))
   return helpers.sharper(params, 3)
 
 

@@ -273,7 +273,7 @@ def make_model(family="caption", mesh=None, **fields):
     med=dict(depth=fields.get("text_depth", 1)),
     dtype=fields.get("dtype", "float32"),
   )
-  params = init(family, sizes, jax.random.key(0))
+  params = families.init(family, sizes, jax.random.key(0))
   params = sharper(params, 5)
   generation = dict(num_beams=3, max_length=12, min_length=5)
   return model_lib.Model(

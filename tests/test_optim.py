@@ -191,7 +191,8 @@ def test_adamw_equals_torch():
   }
   conf = config(lr=1e-2, warmup_lr=1e-3, warmup_steps=4, steps_per_epoch=6)
   tx, rate = optim.make(conf, 12)
-  params = jax.tree.map(jnp.asarray, start)
+  update, rate = jax.jit(tx.update), jax.jit(rate)
+  params = jax.device_put(start)
   state = tx.init(params)
   parameters = {
     k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()
@@ -205,7 +206,7 @@ def test_adamw_equals_torch():
       k: np.float32(rng.normal(size=v.shape) * 10.0 ** -rng.integers(0, 5))
       for k, v in start.items()
     }
-    updates, state = tx.update(grads, state, params)
+    updates, state = update(grads, state, params)
     params = optax.apply_updates(params, updates)
     for group in theirs.param_groups:
       group["lr"] = float(rate(step))
@@ -313,9 +314,10 @@ def test_the_first_update_of_adamw_by_hand():
   """Bias-corrected moments are g and g * g: the step is g / (|g| + 1e-8)."""
   conf = config(schedule="cosine", warmup_steps=0, lr=0.5, weight_decay=0.25)
   tx, _ = optim.make(conf, 10)
-  params = {"a": jnp.array([2.0, 2.0, 2.0])}
-  grads = {"a": jnp.array([3.0, -1e-3, 1e-8])}
-  updates, state = tx.update(grads, tx.init(params), params)
+  params = {"a": np.array([2.0, 2.0, 2.0])}
+  grads = {"a": np.array([3.0, -1e-3, 1e-8])}
+  start = jax.jit(tx.init)(params)
+  updates, state = jax.jit(tx.update)(grads, start, params)
   expected = -0.5 * (np.array([1, -1, 0.5]) + 0.25 * 2.0)
   np.testing.assert_allclose(updates["a"], expected, rtol=1e-4)
   mu, nu = (optax.tree_utils.tree_get(state, n) for n in ("mu", "nu"))

@@ -127,7 +127,7 @@ def image(array: jax.Array) -> jax.Array:
   return jax.device_put(np.asarray(array).transpose(0, 2, 3, 1))
 
 
-# All parameters of a family by one program.
+# Initial parameters of (family, sizes, key), by one program.
 init = jax.jit(families.init, static_argnums=(0, 1))
 
 

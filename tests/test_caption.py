@@ -16,7 +16,7 @@ RNG = jax.random.key(0)
 
 def make_caption_loss(prompt_length):
   task = caption.Caption(MODEL, prompt_length)
-  params = jax.jit(task.init)(RNG)
+  params = helpers.init("caption", helpers.BLIP, RNG)
   return jax.jit(
     lambda batch: task.loss(
       params, None, batch, rng=RNG, step=jnp.int32(0), train=False

@@ -19,7 +19,7 @@ TASK = dialog.Dialog(MODEL)
 
 @pytest.fixture(scope="module")
 def params():
-  return helpers.sharper(jax.jit(TASK.init)(RNG), 5)
+  return helpers.sharper(helpers.init("dialog", helpers.ONE_WIDTH, RNG), 5)
 
 
 @pytest.fixture(scope="module")

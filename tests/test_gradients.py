@@ -39,7 +39,7 @@ def rows_of(name):
 def make_state(task, mesh):
   if not isinstance(task, caption.Caption):
     return test_mesh.make_state(task, optax.identity(), mesh)
-  params = jax.jit(task.init)(jax.random.key(0))
+  params = helpers.init("caption", helpers.BLIP, jax.random.key(0))
   return train_state.create(lambda _: (params, None), optax.identity(), mesh)
 
 

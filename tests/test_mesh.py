@@ -134,7 +134,7 @@ def make_state(task, tx, mesh):
   elif isinstance(task, nlvr.Nlvr):
     golden = helpers.params("blip_nlvr")
   elif isinstance(task, dialog.Dialog):
-    golden = jax.jit(task.init)(jax.random.key(0))
+    golden = helpers.init("dialog", helpers.ONE_WIDTH, jax.random.key(0))
   else:
     golden = helpers.params("blip_pretrain")
   if isinstance(task, pretrain.Pretrain):

@@ -56,7 +56,7 @@ def test_the_loss_of_statements_about_two_images():
   compute = functools.partial(
     task.loss, rng=RNG, step=jnp.int32(0), train=False
   )
-  params = jax.jit(task.init)(RNG)
+  params = helpers.init("nlvr", helpers.BLIP, RNG)
   loss, (momentum, metrics) = jax.jit(compute)(params, None, batch)
   assert momentum is None and 0 <= metrics["accuracy"] <= 1
   np.testing.assert_allclose(loss, np.log(2), atol=0.3)

@@ -30,7 +30,7 @@ def make_retrieval(**fields):
 @pytest.fixture(scope="module")
 def retrieval_state():
   task = make_retrieval()
-  params = jax.jit(task.init)(RNG)
+  params = helpers.init("retrieval", helpers.BLIP, RNG)
   return params, jax.jit(task.init_momentum)(params, RNG)
 
 

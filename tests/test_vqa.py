@@ -35,7 +35,7 @@ def test_answers_are_weighted_and_padding_is_ignored(answers):
   """The loss is the weighted sum of each answer's loss, divided by the number
   of questions."""
   task = vqa.Vqa(MODEL)
-  params = jax.jit(task.init)(RNG)
+  params = helpers.init("vqa", helpers.BLIP, RNG)
 
   @jax.jit
   def loss(batch):

@@ -23,8 +23,8 @@ def compiled(module, method=None):
   return jax.jit(apply, static_argnames=("causal", "deterministic"))
 
 
-encode, decode = compiled(ENCODER), compiled(DECODER)
-extend, predict = compiled(DECODER, "extend"), compiled(DECODER, "predict")
+encode, extend = compiled(ENCODER), compiled(DECODER, "extend")
+predict = compiled(DECODER, "predict")
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,9 @@ def test_causal_mode(golden, encoder):
   np.testing.assert_allclose(hidden, expected, atol=1e-5)
 
 
-def predictions(decoder, golden, kv, mask):
-  hidden = decode(
+def decode(decoder, golden, kv, mask):
+  # As one program, with newer versions of JAX, it is at the edge of rtol.
+  hidden = DECODER.apply(
     decoder,
     golden["input_ids"],
     golden["attention_mask"],
@@ -90,7 +91,7 @@ def predictions(decoder, golden, kv, mask):
 
 def test_decoder_logits_and_loss(golden, decoder):
   kv, mask = encoder_kv(DECODER, decoder, golden)
-  predicted = predictions(decoder, golden, kv, mask)
+  predicted = decode(decoder, golden, kv, mask)
   logits = np.asarray(predicted.logits())
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   close(logits, golden["dec.logits"])
@@ -104,7 +105,7 @@ def test_decoder_logits_and_loss(golden, decoder):
 
 
 def test_decoder_without_image(golden, decoder):
-  logits = predictions(decoder, golden, None, None).logits()
+  logits = decode(decoder, golden, None, None).logits()
   np.testing.assert_allclose(
     logits, golden["dec_text.logits"], rtol=1e-5, atol=1e-5
   )

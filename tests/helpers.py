@@ -76,8 +76,9 @@ ONE_WIDTH = dataclasses.replace(
 def arrays(case: str) -> dict[str, jax.Array | np.ndarray]:
   """float64 references stay numpy, for JAX would round them."""
   with np.load(GOLDEN / "data" / f"{case}.npz") as data:
+    # `jnp.asarray` would compile a program for each shape.
     return {
-      name: x if x.dtype == np.float64 else jnp.asarray(x)
+      name: x if x.dtype == np.float64 else jax.device_put(x)
       for name, x in data.items()
     }
 
@@ -88,8 +89,7 @@ def state_dict(name: str, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def unflatten(flat: dict[str, np.ndarray]) -> dict:
-  flat = {path: jnp.asarray(x) for path, x in flat.items()}
-  return flax.traverse_util.unflatten_dict(flat, sep="/")
+  return flax.traverse_util.unflatten_dict(jax.device_put(flat), sep="/")
 
 
 def flatten(params: dict) -> dict[str, np.ndarray]:
@@ -124,7 +124,11 @@ def item(leaves: dict, prefix: str) -> dict:
 
 def image(array: jax.Array) -> jax.Array:
   """NCHW to NHWC."""
-  return array.transpose(0, 2, 3, 1)
+  return jax.device_put(np.asarray(array).transpose(0, 2, 3, 1))
+
+
+# Initial parameters of (family, sizes, key), by one program.
+init = jax.jit(families.init, static_argnums=(0, 1))
 
 
 class StubTask:
@@ -237,6 +241,11 @@ def assert_same(left, right):
     assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
 
 
+def norm(tree):
+  """The norm of all numbers of a tree, without programs for its shapes."""
+  return np.linalg.norm([np.linalg.norm(x) for x in jax.tree.leaves(tree)])
+
+
 @functools.lru_cache
 def scenes_tokenizer():
   return tokenizer.Tokenizer.load(scenes.vocab_dir())
@@ -249,9 +258,9 @@ def sharper(params, factor):
     names = [key.key for key in path]
     is_matrix = names[-1] == "kernel" and "patch_embed" not in names
     is_table = names[-1] in ("word_embeddings", "position_embeddings")
-    return factor * x if is_matrix or is_table else x
+    return factor * np.asarray(x) if is_matrix or is_table else x
 
-  return jax.tree_util.tree_map_with_path(scale, params)
+  return jax.device_put(jax.tree_util.tree_map_with_path(scale, params))
 
 
 def make_model(family="caption", mesh=None, **fields):
@@ -388,14 +397,14 @@ def write_gallery(folder):
 
 def pair_batch(rows=4, **more):
   """A random batch of image-text pairs for the goldens' tiny models."""
-  keys = jax.random.split(jax.random.key(1), 2)
-  ids = jax.random.randint(keys[1], (rows, 6), 4, 400)
-  return {
-    "image": jax.random.normal(keys[0], (rows, 32, 32, 3)),
-    "input_ids": ids,
-    "attention_mask": jnp.ones_like(ids),
+  rng = np.random.default_rng(1)
+  pairs = {
+    "image": rng.standard_normal((rows, 32, 32, 3), dtype=np.float32),
+    "input_ids": rng.integers(4, 400, (rows, 6), dtype=np.int32),
+    "attention_mask": np.ones((rows, 6), np.int32),
     **more,
   }
+  return jax.device_put(pairs)
 
 
 # Names that are no UTF-8 text (latin-1, Shift-JIS), not one line, or as long
@@ -452,6 +461,7 @@ def write_questions(folder, num_images):
   (folder / "answers.txt").write_text("\n".join(scenes.ANSWERS) + "\n")
 
 
+@functools.partial(jax.jit, static_argnames="label_smoothing")
 def lm_loss_per_text(logits, labels, label_smoothing):
   """Label-smoothed cross-entropy, summed over the tokens of each text."""
   labels = labels[:, 1:]

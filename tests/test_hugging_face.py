@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -107,9 +108,8 @@ def dialog(model, image, ids, mask):
     "input_ids": ids[::-1, None, None],
     "attention_mask": mask[::-1, None, None],
   }
-  batch = {name: jnp.asarray(x) for name, x in batch.items()}
-  scores = dialog_task.score(model.module, model.params, batch)
-  return scores[:, 0]
+  score = jax.jit(dialog_task.score, static_argnums=0)
+  return np.asarray(score(model.module, model.params, batch))[:, 0]
 
 
 def hf_dialog(model, image, ids, mask):

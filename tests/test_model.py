@@ -151,7 +151,7 @@ def test_impossible_requests_are_refused(model_of, options, message, images):
 
 
 def test_damaged_weights_generate_nothing(model, images):
-  params = jax.tree.map(lambda x: x * np.nan, model.params)
+  params = jax.tree.map(lambda x: np.full_like(x, np.nan), model.params)
   broken = dataclasses.replace(model, params=params)
   for options in ({}, {"num_beams": 3}, {"sample": True}):
     with pytest.raises(ValueError, match="gives NaN; its weights are damaged"):

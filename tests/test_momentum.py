@@ -11,16 +11,17 @@ from blip_jax.tasks import momentum as momentum_lib
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 7, 12])
 def test_queue_wraps_at_any_batch_size(batch_size):
   """A ring buffer of 5 holds the last 5 features, oldest overwritten first."""
-  queue = jnp.zeros((5, 1))
-  momentum = momentum_lib.Momentum({}, queue, queue, jnp.int32(0))
+  queue, enqueue = np.zeros((5, 1)), jax.jit(momentum_lib.enqueue)
+  momentum = momentum_lib.Momentum({}, queue, queue, np.int32(0))
   expected = np.zeros(5)
   for start in range(0, 4 * batch_size, batch_size):
-    feat = jnp.arange(start, start + batch_size, dtype=jnp.float32)[:, None]
-    momentum = momentum_lib.enqueue(momentum, feat, -feat)
+    feat = np.arange(start, start + batch_size, dtype=np.float32)[:, None]
+    momentum = enqueue(momentum, feat, -feat)
     for value in range(start, start + batch_size):
       expected[value % 5] = value
-    np.testing.assert_array_equal(momentum.image_queue[:, 0], expected)
-    np.testing.assert_array_equal(momentum.text_queue[:, 0], -expected)
+    images, texts = map(np.asarray, (momentum.image_queue, momentum.text_queue))
+    np.testing.assert_array_equal(images[:, 0], expected)
+    np.testing.assert_array_equal(texts[:, 0], -expected)
     assert momentum.queue_ptr == (start + batch_size) % 5
 
 
@@ -59,22 +60,19 @@ def test_the_temperature_stays_between_a_thousandth_and_a_half(temp, clamped):
 
 
 def test_soft_targets_by_hand():
-  targets = momentum_lib.soft_targets(
-    jnp.log(jnp.array([[0.5, 0.3, 0.2]])),
-    jnp.array([[0.0, 1.0, 0.0]]),
-    jnp.float32(0.4),
+  targets = jax.jit(momentum_lib.soft_targets)(
+    np.log([[0.5, 0.3, 0.2]]), np.array([[0.0, 1.0, 0.0]]), 0.4
   )
   np.testing.assert_allclose(targets, [[0.2, 0.72, 0.08]], rtol=1e-6)
 
 
 def test_momentum_starts_with_copies_and_unit_features():
   params = {name: jnp.ones(2) for name in momentum_lib.MOMENTUM_PARTS}
-  state = momentum_lib.init(
-    {**params, "temp": jnp.float32(1)}, 5, 8, jax.random.key(0)
-  )
+  init = jax.jit(momentum_lib.init, static_argnums=(1, 2))
+  state = init({**params, "temp": jnp.float32(1)}, 5, 8, jax.random.key(0))
   assert state.params_m.keys() == params.keys()
   assert state.image_queue.shape == state.text_queue.shape == (5, 8)
   for queue in (state.image_queue, state.text_queue):
-    np.testing.assert_allclose(jnp.linalg.norm(queue, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(queue, axis=1), 1, rtol=1e-5)
   assert (state.image_queue != state.text_queue).all()
   assert state.queue_ptr == 0 and state.idx_queue is None

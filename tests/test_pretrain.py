@@ -61,8 +61,8 @@ def start_state():
   state = helpers.state_dict("blip_pretrain")
   momentum = momentum_lib.Momentum(
     params_m=helpers.momentum_params("blip_pretrain"),
-    image_queue=jnp.asarray(state["image_queue"].T),
-    text_queue=jnp.asarray(state["text_queue"].T),
+    image_queue=jax.device_put(state["image_queue"].T),
+    text_queue=jax.device_put(state["text_queue"].T),
     queue_ptr=jnp.int32(state["queue_ptr"][0]),
   )
   return params, momentum
@@ -90,44 +90,37 @@ def losses_of(metrics):
   return np.array([metrics[name] for name in LOSSES])
 
 
+def negative_weights(golden, **fields):
+  """Those by which a step samples images for texts, then texts for images."""
+
+  @jax.jit
+  def step(params, momentum, batch):
+    weights = []
+
+    def record(key, w):
+      weights.append(w)
+      return jnp.zeros(w.shape[:2], jnp.int32)
+
+    make_task(sample=record, **fields).loss(
+      params, momentum, batch, rng=jax.random.key(0), step=jnp.int32(0)
+    )
+    return weights
+
+  return jax.device_get(step(*start_state(), make_batch(golden, 0)))
+
+
 def test_negative_weights(golden):
-  params, momentum = start_state()
-  weights = []
-
-  def record(key, w):
-    weights.append(w[0])
-    return jnp.zeros(w.shape[:2], jnp.int32)
-
-  make_task(sample=record).loss(
-    params,
-    momentum,
-    make_batch(golden, 0),
-    rng=jax.random.key(0),
-    step=jnp.int32(0),
-  )
+  weights = negative_weights(golden)
   # CPUs differ in the order of sums.
   compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-  compare(weights[0], golden["step0.weights_t2i"])
-  compare(weights[1], golden["step0.weights_i2t"])
+  compare(weights[0][0], golden["step0.weights_t2i"])
+  compare(weights[1][0], golden["step0.weights_i2t"])
 
 
 def test_negatives_of_smaller_groups_have_the_weights_of_their_group(golden):
-  params, momentum = start_state()
-  weights = []
-
-  def record(key, w):
-    weights.append(w)
-    return jnp.zeros(w.shape[:2], jnp.int32)
-
-  make_task(sample=record, negative_group=2).loss(
-    params,
-    momentum,
-    make_batch(golden, 0),
-    rng=jax.random.key(0),
-    step=jnp.int32(0),
-  )
+  weights = negative_weights(golden, negative_group=2)
   for found, name in zip(weights, ("t2i", "i2t"), strict=True):
-    whole = golden[f"step0.weights_{name}"]
+    whole = np.asarray(golden[f"step0.weights_{name}"])
     for example in range(len(whole)):
       # Softmax of the batch, without the constant.
       p = np.where(whole[example] > 0, whole[example] - 1e-4, 0)
@@ -170,8 +163,9 @@ def test_temp_is_clamped_before_the_gradient(golden, temp, clamped):
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_a_group_of_one_example_is_refused(golden, groups):
   params, momentum = start_state()
-  batch = jax.tree.map(lambda x: x[:groups], make_batch(golden, 0))
-  negatives = [jnp.zeros(groups, jnp.int32)] * 2
+  first = lambda x: np.asarray(x)[:groups]
+  batch = jax.tree.map(first, make_batch(golden, 0))
+  negatives = [np.zeros(groups, np.int32)] * 2
   with pytest.raises(ValueError, match=r"batch_size: .* negative"):
     loss_and_grads(params, momentum, batch, negatives, groups=groups)
 

@@ -45,6 +45,11 @@ def test_unreadable_images_are_left_out(captions, bad):
     assert COLOURS[colour_of_row[image]] in ranker.texts[text]["caption"]
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def apply(model, params, *args, method):
+  return model.apply({"params": params}, *args, method=method)
+
+
 @pytest.mark.parametrize("k_test", [3, 100])
 @pytest.mark.parametrize("batch_size", [1, 100])
 def test_re_ranking_equals_scoring_every_pair(k_test, batch_size):
@@ -62,26 +67,25 @@ def test_re_ranking_equals_scoring_every_pair(k_test, batch_size):
   task = retrieval_task.Retrieval(
     model, queue_size=4, ema_decay=0.9, alpha=0.4, alpha_ramp_steps=1
   )
-  params = task.init(jax.random.key(0))
+  params = helpers.init("retrieval", sizes, jax.random.key(0))
   params = helpers.sharper(params, 3)
   split = colour_split(ColourImages(bad=(2,), captions=2), batch_size)
   ranker = ranking.Ranking(split, task, k_test)
   results = evaluate(ranker, params)
 
-  apply = jax.jit(model.apply, static_argnames="method")
-  call = functools.partial(apply, {"params": params})
+  call = functools.partial(apply, model, params)
   rows = [row for n, row in enumerate(split.source) if n != 2]
   texts = [caption for row in rows for caption in row["caption"]]
-  ids, mask = map(jnp.asarray, helpers.scenes_tokenizer().encode(texts, 6))
-  pixels = jnp.stack([jnp.asarray(row["image"]) for row in rows])
+  ids, mask = helpers.scenes_tokenizer().encode(texts, 6)
+  pixels = jnp.asarray(np.stack([row["image"] for row in rows]))
   embeds, image_feat = call(tasks.normalise(pixels), method="image_features")
   sim = np.asarray(image_feat @ call(ids, mask, method="text_feat").T)
   scores = sim.copy()
-  for i, image_embeds in enumerate(embeds):
+  for i, image_embeds in enumerate(np.asarray(embeds)):
     kv = call(image_embeds[None], method="image_kv")
     for j in range(len(texts)):
       logits = call(ids[j : j + 1], mask[j : j + 1], kv, method="match")
-      scores[i, j] += logits[0, 1]
+      scores[i, j] += np.asarray(logits)[0, 1]
   image_of = np.repeat(np.arange(len(rows)), 2)
   lists = []
   for similar, score in ((sim, scores), (sim.T, scores.T)):

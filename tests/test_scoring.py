@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +18,7 @@ IMAGES, TEXTS, LENGTH = 8, 40, 35
 
 @pytest.fixture(scope="module")
 def params():
-  params = families.init("itm", MODEL.config, jax.random.key(0))
+  params = helpers.init("itm", MODEL.config, jax.random.key(0))
   return helpers.sharper(params, 3)
 
 
@@ -36,7 +35,8 @@ def texts():
 @pytest.fixture(scope="module")
 def image_embeds(params):
   image = jax.random.normal(jax.random.key(2), (IMAGES, 32, 32, 3))
-  return MODEL.apply({"params": params}, image, method="encode_image")
+  encode = functools.partial(MODEL.apply, method="encode_image")
+  return jax.jit(encode)({"params": params}, image)
 
 
 @functools.partial(jax.jit, static_argnames="legacy_cls")
@@ -61,7 +61,9 @@ def test_scores_equal_those_of_each_pair_alone(
     rng.choice(TEXTS, n, replace=False) for n in (40, 0, 1, 17, 16, 3, 33, 2)
   ]
   scorer = scoring.Scorer(align.predict_fns(MODEL), mesh)
-  placed = jax.device_put(params, sharding.state_shardings(params, mesh))
+  placed = jax.device_put(
+    jax.device_get(params), sharding.state_shardings(params, mesh)
+  )
   batch = sharding.put_batch({"embeds": np.asarray(image_embeds)}, mesh)
   logits = scorer.itm_logits(
     placed, batch["embeds"], texts, candidates, legacy_cls
@@ -71,9 +73,9 @@ def test_scores_equal_those_of_each_pair_alone(
   rows = np.concatenate(candidates)
   expected = plain(
     params,
-    image_embeds[image],
-    jnp.asarray(texts.input_ids[rows]),
-    jnp.asarray(texts.attention_mask[rows]),
+    np.asarray(image_embeds)[image],
+    texts.input_ids[rows],
+    texts.attention_mask[rows],
     legacy_cls,
   )
   np.testing.assert_allclose(np.concatenate(logits), expected, atol=2e-5)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -59,7 +60,8 @@ class Monitor:
     self._config = config
     self._workdir = workdir
     self._first_step = first_step + 1
-    self._learning_rate = learning_rate
+    # Otherwise each of its operations would be a program of its own.
+    self._learning_rate = jax.jit(learning_rate)
     self._clock = clock
     self._began = clock() if began is None else began
     self._goodput = goodput.Goodput(workdir, first_step, self._began)

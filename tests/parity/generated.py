@@ -76,7 +76,8 @@ def compare_generated(
     sampled = golden.input(f"{name}.drawn") if is_sampled else None
     states_of_images = states(images[: len(expected)])
     result = generate(opened, states_of_images, ids, settings, sampled)
-    generated[name] = match_width(result.ids[:, 0], expected)
+    best = np.asarray(result.ids)[:, 0]
+    generated[name] = match_width(best, expected)
     golden.compare({match[0]: generated[name]}, replay.EXACT)
     texts = opened.checkpoint.tokenizer.decode(generated[name], prompt)
     golden.compare_fact(name, texts)
@@ -90,9 +91,9 @@ def compare_generated(
 
 def _compare_beams(golden, name, result: generation.Generated) -> None:
   beams, scores = f"{name}.beams", f"{name}.beam_scores"
-  flat = result.ids.reshape(-1, result.ids.shape[-1])
+  flat = np.asarray(result.ids).reshape(-1, result.ids.shape[-1])
   golden.compare({beams: match_width(flat, golden.input(beams))}, replay.EXACT)
-  golden.compare({scores: np.ravel(result.scores)}, replay.MODEL)
+  golden.compare({scores: np.asarray(result.scores).ravel()}, replay.MODEL)
 
 
 def _compare_scores(
@@ -175,13 +176,13 @@ def _generate(model_and_length, params, states, prompt, settings, sampled):
   )
 
 
-def match_width(ids: jax.Array, expected: np.ndarray) -> np.ndarray:
+def match_width(ids: np.ndarray, expected: np.ndarray) -> np.ndarray:
   """Trims ids to the width of the goldens, that of their longest text.
 
   Raises:
     ValueError: a text is longer.
   """
-  trimmed, rest = np.split(np.asarray(ids), [expected.shape[1]], axis=1)
+  trimmed, rest = np.split(ids, [expected.shape[1]], axis=1)
   if rest.any():
     raise ValueError(f"a text has more than {expected.shape[1]} tokens")
   return trimmed

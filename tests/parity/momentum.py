@@ -98,8 +98,8 @@ def _take_steps(golden: Golden, kind: type[align.Align]) -> _Start:
   compare_state("before", params, momentum)
   # One flat vector compiles faster.
   tx = optax.flatten(_optimizer(golden))
-  opt_state, update = tx.init(params), replay.jit(tx.update)
-  losses = []
+  opt_state, update = replay.jit(tx.init)(params), replay.jit(tx.update)
+  apply_updates, losses = replay.jit(optax.apply_updates), []
   for step in range(_number_of_steps(golden)):
     params = start.task.clamp(params)
     (_, (momentum, metrics, seen)), grads = _step(
@@ -111,7 +111,7 @@ def _take_steps(golden: Golden, kind: type[align.Align]) -> _Start:
       compare_state("after_forward0", params, momentum)
       replay.compare_gradients(golden, replay.state_of(family, grads))
     updates, opt_state = update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
+    params = apply_updates(params, updates)
     golden.compare({f"step{step}.temp": params["temp"]}, replay.MODEL)
     compare_state(f"after_step{step}", params, momentum, step + 1)
   compare_state("after_last", params, momentum, step + 1)

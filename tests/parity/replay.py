@@ -16,7 +16,7 @@ import numpy as np
 from blip_jax.convert import opening, weights, write
 from blip_jax.models import families, stack
 from blip_jax.runtime import saved_arrays
-from blip_jax.tasks import base
+from blip_jax.tasks import base, losses
 from blip_jax.tasks import momentum as momentum_lib
 from tests import QUICK_COMPILER_OPTIONS
 from tests.parity import verdicts
@@ -36,6 +36,7 @@ FLOAT64 = 1e-9  # formulas
 # compilation.
 jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILER_OPTIONS)
 jit_of_model = functools.partial(jit, static_argnums=0)
+lm_loss = jit(losses.lm_loss, static_argnums=2)
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def tree(leaves: weights.Leaves, prefix: str = "params") -> dict:
   """The arrays below a path, as nested dicts."""
   return saved_arrays.nested(
     {
-      path.removeprefix(f"{prefix}/"): jnp.array(leaf.read())
+      path.removeprefix(f"{prefix}/"): jax.device_put(leaf.read())
       for path, leaf in leaves.items()
       if path.startswith(f"{prefix}/")
     }

@@ -9,7 +9,6 @@ import numpy as np
 from blip_jax.convert import model_configs
 from blip_jax.models import config as model_config
 from blip_jax.models import med, stack, vit
-from blip_jax.tasks import losses
 from tests import helpers
 from tests.parity import replay
 from tests.parity.goldens import Golden
@@ -47,11 +46,10 @@ def image_tower(golden: Golden) -> None:
     golden, {n.removeprefix("visual_encoder."): x for n, x in tower.items()}
   )
 
+  resize = replay.jit(vit.resize_pos_embed, static_argnums=(1, 2))
   for match in golden.matches(r"pos_embed_to_grid\d+"):
     side = math.isqrt(golden.shape(match[0])[1] - 1)
-    actual = vit.resize_pos_embed(
-      params["pos_embed"], config.grid, (side, side)
-    )
+    actual = resize(params["pos_embed"], config.grid, (side, side))
     golden.compare({match[0]: actual}, replay.MODULE)
   if "image_big" in golden:
     features = replay.jit(model.apply)(
@@ -80,8 +78,8 @@ def text_tower(golden: Golden) -> None:
   model = med.Med(config, width, with_lm_head=True)
   predicted, outputs = _decode(model, decoder, *inputs)
   golden.compare(outputs, replay.MODULE)
-  labels = jnp.asarray(golden.input("dec.labels"))
-  mean = losses.lm_loss(predicted, labels, 0.1)
+  labels = golden.input("dec.labels")
+  mean = replay.lm_loss(predicted, labels, 0.1)
   golden.compare({"dec.loss_mean": mean.smoothed}, replay.MODULE)
   by_text = helpers.lm_loss_per_text(outputs["dec.logits"], labels, 0.1)
   golden.compare({"dec.loss_none": by_text}, replay.MODULE)

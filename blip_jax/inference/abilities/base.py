@@ -118,9 +118,8 @@ class Loaded:
   @functools.cached_property
   def _decoding_params(self) -> med.Params:
     """The parameters as decoding uses them, prepared once for all batches."""
-    prepare = jax.jit(functools.partial(stepwise.prepare, self.module))
     decoder = {"text_decoder": self.params["text_decoder"]}
-    return {**self.params, **prepare(decoder)}
+    return {**self.params, **_prepare(self.module, decoder)}
 
   @functools.cached_property
   def image(self) -> transforms.EvalImage:
@@ -162,6 +161,10 @@ class Loaded:
       f"{self.card.family!r}, which {what}; it can "
       f"{ABILITIES[self.card.family]}. {advice}"
     )
+
+
+# Compiled once for all models of the same sizes.
+_prepare = jax.jit(stepwise.prepare, static_argnums=0)
 
 
 class _Call(NamedTuple):

@@ -8,6 +8,11 @@ import shutil
 import sys
 import tempfile
 
+# The workers read it when they import NumPy. Small products gain nothing by
+# threads, which wait for cores that other tests have: some took six times as
+# long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from tests import QUICK_TO_COMPILE, type_checks
 
 # Before anything of blip_jax is imported.

@@ -16,6 +16,8 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from blip_jax.runtime import stopping
+
 ARRAYS = ("params", "momentum", "opt_state")
 
 
@@ -32,7 +34,12 @@ def load(folder: epath.Path, name: str, abstract: Any) -> Any:
 
 
 def damaged(folder: epath.Path, name: str) -> ValueError:
-  """The error of an item that is missing or broken."""
+  """The error of an item that is missing or broken.
+
+  Raises:
+    stopping.Stopped: it could not be read because this process shall stop.
+  """
+  stopping.raise_if_swallowed()
   return ValueError(
     f"{folder} is not a complete checkpoint: cannot read {name}/ (expected are "
     f"{', '.join(ARRAYS)}, data, meta and config). Delete or move this folder "

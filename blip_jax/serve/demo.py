@@ -76,8 +76,8 @@ def _show(page_lib: Any, config: Config, workdir: str) -> None:
   print(f"The demo is at {url} ; Ctrl-C ends it", flush=True)
   try:
     page.block_thread()
-  except stopping.Stopped:
-    pass  # as the page says
+  except stopping.Stopped:  # as the page says
+    stopping.fulfilled()
   finally:
     page.close(verbose=False)
 

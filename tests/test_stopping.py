@@ -1,0 +1,108 @@
+"""Requests to stop, which libraries swallow."""
+
+import contextlib
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from blip_jax.runtime import saved_arrays, saved_items, stopping
+
+
+@pytest.fixture
+def folder(tmp_path):
+  folder = epath.Path(tmp_path / "1")
+  ocp.save_checkpointables(folder, {"params": {"w": np.zeros(2)}})
+  return folder
+
+
+def ask(*_, **__):
+  signal.raise_signal(signal.SIGTERM)
+
+
+def swallow():
+  """What a library does with a request."""
+  with pytest.raises(stopping.Stopped):
+    ask()
+
+
+@pytest.mark.parametrize(
+  "read",
+  [
+    lambda folder: saved_arrays.stored(folder, "params"),
+    lambda folder: saved_items.load(folder, "params", {"w": np.zeros(2)}),
+  ],
+)
+def test_a_checkpoint_is_not_damaged_by_a_request_to_stop(
+  folder, read, monkeypatch
+):
+  """Orbax makes another error of it in the middle of its work, or none."""
+  read(folder)
+  for method in ("metadata", "load"):
+    monkeypatch.setattr(ocp.handlers.PyTreeHandler, method, ask)
+  with pytest.raises(stopping.Stopped, match="SIGTERM was received"):
+    with stopping.handled_by(stopping.at_once):
+      read(folder)
+
+
+def test_an_error_after_a_swallowed_request_is_the_request():
+  with pytest.raises(stopping.Stopped) as raised:
+    with stopping.handled_by(stopping.at_once):
+      swallow()
+      raise ValueError("nothing was read")
+  assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_an_error_in_answer_to_a_request_is_its_own():
+  """Such as a full disk on which the state cannot be saved."""
+  with pytest.raises(OSError, match="disk is full"):
+    with stopping.handled_by(stopping.at_once):
+      try:
+        ask()
+      finally:
+        raise OSError("the disk is full")
+
+
+def test_a_request_is_over_with_what_handled_it():
+  with stopping.handled_by(stopping.at_once):
+    swallow()
+  stopping.raise_if_swallowed()
+  with pytest.raises(ValueError, match="another"):
+    with stopping.handled_by(stopping.at_once):
+      raise ValueError("another")
+
+
+def test_a_request_in_a_finaliser_is_raised_again(monkeypatch):
+  """Where Python itself ignores all exceptions."""
+
+  class Finalised:
+    def __del__(self):
+      ask()
+
+  ignored = []
+  monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+  with pytest.raises(stopping.Stopped):
+    with stopping.handled_by(stopping.at_once):
+      Finalised()
+      assert len(ignored) == 1
+      time.sleep(20)
+
+
+def test_a_request_that_is_handled_is_not_raised_again():
+  """A step that is saved may take long."""
+  handled = []
+  with pytest.raises(stopping.Stopped):
+    with stopping.handled_by(stopping.at_once), contextlib.ExitStack() as stack:
+      stack.callback(lambda: time.sleep(0.3) or handled.append("closed"))
+      try:
+        ask()
+      except stopping.Stopped:
+        time.sleep(0.3)
+        handled.append("saved")
+        raise
+  assert handled == ["saved", "closed"]
+  assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

@@ -193,6 +193,14 @@ def test_unknown_names_are_refused(words, expected, capsys):
   assert all(text in error for text in expected), error
 
 
+def test_nothing_is_measured_that_cannot_be_kept(fake_kinds, tmp_path, capsys):
+  (tmp_path / "file").touch()
+  out = str(tmp_path / "file" / "bench.json")
+  assert bench.main(["works", "--size", "tiny", "--out", out]) == 1
+  shown = capsys.readouterr()
+  assert "file" in shown.err and not shown.out
+
+
 def test_a_file_that_is_no_result_is_left_as_it_is(tmp_path, capsys):
   path = tmp_path / "mine.json"
   path.write_text('{"rows": [1]}')

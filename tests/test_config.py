@@ -49,6 +49,8 @@ def test_possible_configs_are_accepted(changes):
     ({"profile": (0, 2)}, r"config\.profile: .* \(10, 12\), found \(0, 2\)"),
     ({"profile": (3, 2)}, r"config\.profile"),
     ({"profile": (3,)}, r"config\.profile"),
+    ({"profile": ("a", "b")}, r"config\.profile: .*, found \('a', 'b'\)"),
+    ({"profile": (1.5, 2)}, r"config\.profile: .*, found \(1\.5, 2\)"),
     ({"checkpoint__every_steps": 0}, r"config\.checkpoint\.every_steps"),
     ({"evals__batch_size": 0}, r"config\.evals\.batch_size"),
     ({"data__max_words": 0}, r"config\.data\.max_words"),

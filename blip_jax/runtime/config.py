@@ -81,7 +81,9 @@ def validate(config: Config) -> None:
     0, config, "checkpoint.every_seconds", "checkpoint.max_unsaved_steps"
   )
   if config.profile and not (
-    len(config.profile) == 2 and 1 <= config.profile[0] <= config.profile[1]
+    len(config.profile) == 2
+    and all(isinstance(step, int) for step in config.profile)
+    and 1 <= config.profile[0] <= config.profile[1]
   ):
     raise ValueError(
       "config.profile: expected the first and the last step of a trace, such "

@@ -41,7 +41,7 @@ import jax
 
 from blip_jax.models import config as model_config
 from blip_jax.models import float8
-from blip_jax.runtime import command, devices, json_files
+from blip_jax.runtime import command, devices
 
 from . import contest, kinds, results, roofline
 
@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   _check_positive("--repeats", [args.repeats])
   if shows and not args.out:
     raise command.UsageError("--table and --plot show the rows of --out")
-  if args.out and json_files.is_there(args.out):
-    results.read(args.out)  # before anything is measured in vain
   if names:
+    if args.out:
+      results.prepare(args.out)  # before anything is measured in vain
     _measure(known if "all" in names else names, args)
   if args.table:
     print(results.table(results.read(args.out)))

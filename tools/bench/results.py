@@ -33,16 +33,33 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   return json_files.read(path, _TYPES).get("rows", [])
 
 
+def prepare(path: str | os.PathLike) -> None:
+  """Writes the file as it is, or without rows, before anything is measured.
+
+  Raises:
+    ValueError: the file is there, and is no file of results.
+    OSError: it cannot be written.
+  """
+  _write(path, _read_if_there(path))
+
+
 def add(path: str | os.PathLike, row: dict[str, Any]) -> None:
   """Adds a row to a file, in place of one with the same key.
 
   Raises:
     ValueError: the file is there, and is no file of results.
   """
-  rows = read(path) if json_files.is_there(path) else []
   key = lambda row: [row.get(name) for name in KEY]
-  rows = [other for other in rows if key(other) != key(row)]
-  files.write_json(pathlib.Path(path), {"rows": [*rows, row]})
+  rows = [other for other in _read_if_there(path) if key(other) != key(row)]
+  _write(path, [*rows, row])
+
+
+def _read_if_there(path: str | os.PathLike) -> list[dict[str, Any]]:
+  return read(path) if json_files.is_there(path) else []
+
+
+def _write(path: str | os.PathLike, rows: list[dict[str, Any]]) -> None:
+  files.write_json(pathlib.Path(path), {"rows": rows})
 
 
 COLUMNS = (

@@ -9,8 +9,8 @@ import sys
 import tempfile
 
 # The workers read it when they import NumPy. Small products gain nothing by
-# threads, which wait for cores that other tests have: some took six times as
-# long.
+# threads, which wait for cores that other tests have: some products took six
+# times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tests import QUICK_TO_COMPILE, type_checks
@@ -43,7 +43,7 @@ from absl import flags
 flags.FLAGS.mark_as_parsed()
 
 # Programs are made of many objects that stay. For every 700 new ones Python
-# looks for garbage: a twentieth of the time.
+# looks for garbage, which takes a twentieth of the suite's time.
 gc.set_threshold(10_000, 10, 10)
 
 # Silent rank promotion hides broadcasting mistakes.

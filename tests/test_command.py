@@ -121,9 +121,7 @@ def test_a_command_that_is_asked_to_stop_has_a_status_of_its_own(
 ):
   before = signal.getsignal(number)
   at_exit = []
-  monkeypatch.setattr(
-    command.atexit, "register", lambda *call: at_exit.append(call)
-  )
+  monkeypatch.setattr(command, "_leaves_with", at_exit)
   unwound = []
 
   @command.reports_errors
@@ -139,7 +137,7 @@ def test_a_command_that_is_asked_to_stop_has_a_status_of_its_own(
       unwound.append(True)
 
   assert main() == command.AGAIN == 75
-  assert at_exit == [(command._leave, 75)]
+  assert at_exit == [75]
   assert unwound == [True] and signal.getsignal(number) == before
   name = signal.Signals(number).name
   expected = f"stopped: {name} was received; the same command resumes\n"

@@ -231,3 +231,23 @@ def test_steps_are_read_in_their_order(tmp_path, monkeypatch):
   config = defaults.training("caption")
   monitoring.Monitor(config, str(tmp_path), 0, lambda step: 0.1).close()
   assert made == [(1, "metrics")]
+
+
+@pytest.mark.parametrize(
+  "first_step, steps, warns",
+  [
+    (0, (4, 5), True),
+    (3, (1, 3), True),
+    (0, (3, 9), False),
+    (2, (1, 3), False),
+    (3, (), False),
+  ],
+)
+def test_steps_that_are_never_traced_are_told(
+  tmp_path, caplog, first_step, steps, warns
+):
+  config = defaults.training("caption")
+  config.update({"num_steps": 3, "profile": steps})
+  constant = lambda step: 0.1
+  monitoring.Monitor(config, str(tmp_path), first_step, constant).close()
+  assert ("config.profile: nothing is traced" in caplog.text) == warns

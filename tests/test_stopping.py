@@ -1,7 +1,9 @@
 """Requests to stop, which libraries swallow."""
 
 import contextlib
+import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -44,36 +46,63 @@ def test_a_checkpoint_is_not_damaged_by_a_request_to_stop(
   read(folder)
   for method in ("metadata", "load"):
     monkeypatch.setattr(ocp.handlers.PyTreeHandler, method, ask)
-  with pytest.raises(stopping.Stopped, match="SIGTERM was received"):
-    with stopping.handled_by(stopping.at_once):
-      read(folder)
+  with (
+    pytest.raises(stopping.Stopped, match="SIGTERM was received"),
+    stopping.handled_by(stopping.at_once),
+  ):
+    read(folder)
 
 
 def test_an_error_after_a_swallowed_request_is_the_request():
-  with pytest.raises(stopping.Stopped) as raised:
-    with stopping.handled_by(stopping.at_once):
-      swallow()
-      raise ValueError("nothing was read")
+  with (
+    pytest.raises(stopping.Stopped) as raised,
+    stopping.handled_by(stopping.at_once),
+  ):
+    swallow()
+    raise ValueError("nothing was read")
   assert isinstance(raised.value.__cause__, ValueError)
 
 
 def test_an_error_in_answer_to_a_request_is_its_own():
   """Such as a full disk on which the state cannot be saved."""
-  with pytest.raises(OSError, match="disk is full"):
-    with stopping.handled_by(stopping.at_once):
-      try:
-        ask()
-      finally:
-        raise OSError("the disk is full")
+  with (
+    pytest.raises(OSError, match="disk is full"),
+    stopping.handled_by(stopping.at_once),
+  ):
+    try:
+      ask()
+    finally:
+      raise OSError("the disk is full")
+
+
+def test_a_command_that_is_stopped_leaves_no_scratch_folder():
+  program = """
+import signal, sys
+from blip_jax.runtime import command, copies
+
+@command.reports_errors
+def main():
+  print(copies.scratch_folder(), flush=True)
+  signal.raise_signal(signal.SIGTERM)
+
+sys.exit(main())
+"""
+  words = [sys.executable, "-c", program]
+  done = subprocess.run(words, capture_output=True, text=True)
+  assert done.returncode == 75, done.stderr
+  assert done.stderr.startswith("stopped: SIGTERM")
+  assert done.stdout.strip() and not os.path.exists(done.stdout.strip())
 
 
 def test_a_request_is_over_with_what_handled_it():
   with stopping.handled_by(stopping.at_once):
     swallow()
   stopping.raise_if_swallowed()
-  with pytest.raises(ValueError, match="another"):
-    with stopping.handled_by(stopping.at_once):
-      raise ValueError("another")
+  with (
+    pytest.raises(ValueError, match="another"),
+    stopping.handled_by(stopping.at_once),
+  ):
+    raise ValueError("another")
 
 
 def test_a_request_in_a_finaliser_is_raised_again(monkeypatch):
@@ -85,24 +114,26 @@ def test_a_request_in_a_finaliser_is_raised_again(monkeypatch):
 
   ignored = []
   monkeypatch.setattr(sys, "unraisablehook", ignored.append)
-  with pytest.raises(stopping.Stopped):
-    with stopping.handled_by(stopping.at_once):
-      Finalised()
-      assert len(ignored) == 1
-      time.sleep(20)
+  with pytest.raises(stopping.Stopped), stopping.handled_by(stopping.at_once):
+    Finalised()
+    assert len(ignored) == 1
+    time.sleep(20)
 
 
 def test_a_request_that_is_handled_is_not_raised_again():
   """A step that is saved may take long."""
   handled = []
-  with pytest.raises(stopping.Stopped):
-    with stopping.handled_by(stopping.at_once), contextlib.ExitStack() as stack:
-      stack.callback(lambda: time.sleep(0.3) or handled.append("closed"))
-      try:
-        ask()
-      except stopping.Stopped:
-        time.sleep(0.3)
-        handled.append("saved")
-        raise
+  with (
+    pytest.raises(stopping.Stopped),
+    stopping.handled_by(stopping.at_once),
+    contextlib.ExitStack() as stack,
+  ):
+    stack.callback(lambda: time.sleep(0.3) or handled.append("closed"))
+    try:
+      ask()
+    except stopping.Stopped:
+      time.sleep(0.3)
+      handled.append("saved")
+      raise
   assert handled == ["saved", "closed"]
   assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

@@ -54,7 +54,7 @@ def reports_errors(main: Callable[..., int | None]) -> Callable[..., int]:
         return main(*args, **kwargs) or 0
     except stopping.Stopped as stop:
       text, status = f"stopped: {stop}; the same command resumes", AGAIN
-      atexit.register(_leave, AGAIN)
+      _leaves_with.append(status)
     except Exception as error:
       wanted = os.environ.get(TRACEBACK, "0") not in ("", "0")
       status = 2 if isinstance(error, UsageError) else 1
@@ -75,16 +75,24 @@ def reports_errors(main: Callable[..., int | None]) -> Callable[..., int]:
   return command
 
 
-def _leave(status: int) -> None:
+# The status of a command that was stopped.
+_leaves_with: list[int] = []
+
+
+# Registered before a command begins, so that it comes after what the command
+# registers, and before what libraries did when they were imported.
+@atexit.register
+def _leave() -> None:
   """Ends this process where Python would take apart what still is in use.
 
   Threads of XLA and of the input pipeline go on until they find that nobody
   waits for them; a step in the middle of it is a segmentation fault.
   """
-  logging.shutdown()
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)
+  if _leaves_with:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_leaves_with[0])
 
 
 def is_mistake(error: Exception) -> bool:

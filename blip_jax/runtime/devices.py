@@ -39,7 +39,7 @@ def found() -> list[Any]:
   try:
     return jax.devices()
   except (RuntimeError, AssertionError) as error:
-    platforms = jax.config.read("jax_platforms") or ""
+    platforms = jax.config.values["jax_platforms"] or ""
     raise ValueError(
       f"JAX finds no device: JAX_PLATFORMS={platforms}"
       + (f", {error}" if str(error) else "")

@@ -137,3 +137,14 @@ def test_a_request_that_is_handled_is_not_raised_again():
       raise
   assert handled == ["saved", "closed"]
   assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_alarms_of_others_stay_as_they_are():
+  rung = []
+  before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+  signal.setitimer(signal.ITIMER_REAL, 0.1)
+  with stopping.handled_by(stopping.at_once):
+    pass
+  time.sleep(0.2)
+  signal.signal(signal.SIGALRM, before)
+  assert rung

@@ -60,7 +60,8 @@ def _insist(*_: object) -> None:
 def fulfilled() -> None:
   """Says that what was asked for is done: the request is not raised again."""
   global _raised
-  signal.setitimer(signal.ITIMER_REAL, 0)
+  if _raised is not None:  # otherwise the timer is somebody else's
+    signal.setitimer(signal.ITIMER_REAL, 0)
   _raised = None
 
 

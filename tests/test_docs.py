@@ -12,7 +12,6 @@ import dataclasses
 import importlib.util
 import inspect
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -30,7 +29,7 @@ from blip_jax.data import datasets, scenes
 from blip_jax.inference import answering, captioning, choosing, comparing
 from blip_jax.inference import model as model_lib
 from blip_jax.models import decoding
-from tests import QUICK_TO_COMPILE, helpers, preloaded
+from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -181,14 +180,6 @@ def user_dir(tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope="module")
-def server():
-  """Runs commands, but spares each the import of the package."""
-  env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
-  with preloaded.started(env) as server:
-    yield server
-
-
 def runs_in_ci(command):
   """Whether CI runs a command to the letter, or runs the tests with it."""
   return command in CI or command.startswith("python -m pytest")
@@ -207,9 +198,9 @@ def cases():
 
 
 @pytest.mark.parametrize("text", [*cases()])
-def test_commands_and_programs(text, user_dir, server):
+def test_commands_and_programs(text, user_dir, commands):
   words = program_words(text) if text in PROGRAMS else command_words(text)
-  done = server.run(words, user_dir)
+  done = commands.run(words, user_dir)
   assert done.returncode == 0, done.stderr[-3000:]
   for part, patterns in PRINTED.items():
     for pattern, count in patterns.items() if part in text else ():

@@ -90,13 +90,14 @@ class Monitor:
     # Seconds for which the devices had nothing to do meanwhile.
     self._idles: list[float] = []
     self._profile = metrics.Profile(workdir, config.profile)
-    first, last = config.profile or (0, 0)
-    if config.profile and (last < self._first_step or first > config.num_steps):
-      log.warning(
-        "config.profile: nothing is traced, for this run does the steps %d to "
-        "%d, and was asked for %d to %d",
-        *(self._first_step, config.num_steps, first, last),
-      )
+    if config.profile:
+      first, last = config.profile
+      if last < self._first_step or first > config.num_steps:
+        log.warning(
+          "config.profile: nothing is traced, for this run does the steps %d "
+          "to %d, and was asked for %d to %d",
+          *(self._first_step, config.num_steps, first, last),
+        )
     self._pending: _Running | None = None
     self._done: float | None = None  # when the last step was
     self._stalled = alarms.StallAlarm(clock)
